@@ -1,0 +1,34 @@
+"""Base model of the embedded example: scikit-learn's 1,797 handwritten digits, 8x8."""
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import defaults
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.dataset.name = "digits"
+
+    config.model.args.update(
+        ch=32,
+        emb_ch=128,
+        ch_mult=(1, 1),
+        num_res_blocks=0,
+        attn_resolutions=(4,),
+        num_heads=1,
+    )
+    config.model.mean_type = "v"
+    config.model.eval_sampling_num_steps = 256
+
+    config.train.num_steps = 1000
+    config.train.batch_size = 64
+    config.train.learning_rate = 2e-3
+    config.train.learning_rate_warmup_steps = 100
+    config.train.learning_rate_anneal_type = "linear"
+    config.train.ema_decay = 0.995
+    config.train.log_loss_every_steps = 100
+    config.train.checkpoint_every_secs = 30
+    config.train.eval_every_steps = 500
+
+    config.eval.num_samples = 2000
+    return config

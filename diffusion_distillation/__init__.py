@@ -1,0 +1,25 @@
+"""Progressive distillation of diffusion models (Salimans & Ho, ICLR 2022) in JAX and Flax.
+
+The pure functions are in `schedules`, `diffusion`, `sampling`, `losses` and `distillation`, the network in `unet`. They
+need JAX and Flax alone. Training, data, checkpoints and reports are in subpackages, which load what they need.
+"""
+
+from typing import TYPE_CHECKING
+
+from . import diffusion, distillation, losses, model, sampling, schedules, unet
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["diffusion", "distillation", "from_checkpoint", "losses", "model", "sampling", "schedules", "unet"]
+
+
+def from_checkpoint(path, num_steps: int | None = None) -> "Pipeline":
+    """The pipeline of a run's newest checkpoint: `from_checkpoint(path).sample(jax.random.key(0), 64)` draws images.
+
+    See `pipeline.from_checkpoint`; it is loaded, and orbax with it, at the first call.
+    """
+    from .pipeline import from_checkpoint
+
+    return from_checkpoint(path, num_steps)

@@ -1,0 +1,260 @@
+"""The fields of a run's configuration, their defaults, and the check that a config is one we can run.
+
+Field names are those of the published code, so that its config files work here. Our own files start from `defaults`
+and, for a ladder, go on with `distillation_of` the base model's config, so that every field can be set on the command
+line.
+"""
+
+import dataclasses
+import difflib
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from .diffusion import MEAN_TYPES
+from .distillation import halvings
+from .errors import InputError
+from .losses import WEIGHT_TYPES
+from .sampling import SAMPLERS, posterior_variance
+from .schedules import get_logsnr_schedule
+from .unet import LOGSNR_INPUT_TYPES
+
+
+class OneOf(tuple):
+    """The values a field may take, its default first."""
+
+
+class Free(dict):
+    """A section whose fields are not listed here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optional:
+    """A field that may stay None."""
+
+    kind: type
+
+
+def _one_of(default, values):
+    return OneOf(dict.fromkeys((default, *values)))
+
+
+# A line a field: its name and default; or, where every config must give a value, its type; or its allowed values. What
+# is in a Free section is not checked here but by whom it is for.
+FIELDS = {
+    "seed": 0,  # all that is random in a run follows from it
+    "dataset": {
+        "name": str,  # a source of `data.SOURCES`
+        "args": Free(),  # its arguments, see there; and randflip, to mirror half of the training images
+    },
+    "sampler": _one_of("ddim", SAMPLERS),
+    "model": {
+        "name": OneOf(("unet_iddpm",)),
+        "args": {  # see `unet.UNet`; num_classes and out_ch follow from dataset and mean_type
+            "ch": int,
+            "emb_ch": int,
+            "ch_mult": tuple,
+            "num_res_blocks": int,
+            "attn_resolutions": tuple,
+            "num_heads": Optional(int),
+            "head_dim": Optional(int),
+            "dropout": 0.0,
+            "logsnr_input_type": _one_of("inv_cos", LOGSNR_INPUT_TYPES),
+            "logsnr_scale_range": (-10.0, 10.0),
+            "resblock_resample": False,
+        },
+        "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
+        "mean_type": _one_of("x", MEAN_TYPES),
+        "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
+        "mean_loss_weight_type": _one_of("snr_trunc", WEIGHT_TYPES),
+        "train_num_steps": 0,  # base training at the times i / N; 0 for continuous time
+        "eval_sampling_num_steps": 1024,
+        "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
+        "eval_logsnr_schedule": Free(name="cosine"),
+        "eval_clip_denoised": True,
+    },
+    "train": {
+        "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
+        "batch_size": int,  # over all devices
+        "parallel": OneOf(("jit",)),
+        "optimizer": OneOf(("adam", "momentum", "nesterov")),
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "optimizer_beta": 0.9,  # of momentum and nesterov
+        "learning_rate": float,
+        "learning_rate_warmup_steps": 0,
+        "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: to 0
+        "learning_rate_anneal_steps": 0,  # 0 for the whole training
+        "weight_decay": 0.0,  # decoupled, as in AdamW
+        "ema_decay": Optional(
+            float
+        ),  # the average that samples are drawn with: 0.9999, say, or 0 for none; or else give
+        "avg_type": OneOf(("none", "ema", "aa")),  # ema with decay 1 - 1 / avg_steps, or aa, the arithmetic mean since
+        "avg_steps": 0,  # the last multiple of avg_steps
+        "grad_clip": 1.0,  # on the global norm of the averaged gradient
+        "substeps": 10,  # updates that an accelerator does in one call
+        "enable_update_skip": True,  # leave out updates that are not finite
+        "log_loss_every_steps": 100,
+        "checkpoint_every_secs": 900,
+        "retain_checkpoint_every_steps": 0,  # keep these for good; 0 for none
+        "eval_every_steps": 10_000,  # grids of samples
+    },
+    "eval": {  # the report of a ladder
+        "num_samples": 10_000,  # for each Frechet distance
+        "batch_size": 500,
+        "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # DDIM, undistilled
+        "ancestral_num_steps": (16, 64, 256),
+    },
+}
+
+DISTILLATION = {
+    "teacher_checkpoint_path": str,  # the folder of a run
+    "steps_per_iter": 50_000,  # updates a halving
+    "only_finetune_temb": False,  # train nothing but the layers of the embedding
+    "start_num_steps": int,  # sampling steps of the teacher
+    "end_num_steps": 1,  # and of the last student
+    "stages": Free(),  # overrides by the student's number of steps: {"1": {"steps_per_iter": 100_000}}
+}
+
+
+def defaults() -> ConfigDict:
+    """A config with every field at its default, or a placeholder where it has none, to start a config file from."""
+    return ConfigDict(_defaults(FIELDS))
+
+
+def distillation_of(base: ConfigDict) -> ConfigDict:
+    """A ladder's config for the model and the data of a base config, with what the paper's ladders share.
+
+    No dropout, no average, no warm-up, a learning rate that falls linearly to 0 over every halving (appendix B).
+    """
+    config = base.copy_and_resolve_references()
+    config.model.args.dropout = 0.0
+    config.train.ema_decay = 0.0
+    config.train.learning_rate_warmup_steps = 0
+    config.train.learning_rate_anneal_type = "linear"
+    config.distillation = ConfigDict(_defaults(DISTILLATION))
+    return config
+
+
+def load(path: str | Path) -> ConfigDict:
+    """The config of a file: what its `get_config()` returns."""
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with every default filled in, checked.
+
+    Args:
+      config: as a config file gives it; it is left as it is.
+
+    Returns:
+      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one.
+
+    Raises:
+      InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
+    """
+    given = config.to_dict()
+    fields = {**FIELDS, "distillation": DISTILLATION} if "distillation" in given else FIELDS
+    resolved = ConfigDict(_fill(fields, given, ""))
+    for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
+        _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
+    _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
+    if "distillation" in resolved:
+        _check_distillation(resolved.distillation)
+    return resolved.lock()
+
+
+def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
+    """The resolved config of one halving: that of the ladder with the overrides of `distillation.stages`.
+
+    Its train.num_steps is the halving's number of updates, and its seed is moved by num_steps, so that every student
+    sees the data in an order of its own.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        overrides = dict(config.distillation.stages.get(str(num_steps), {}))
+        config.train.num_steps = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
+        if config.train.num_steps != config.distillation.steps_per_iter:
+            config.train.learning_rate_anneal_steps = 0  # over the halving, however long
+        config.train.update(overrides)
+        config.seed += num_steps
+    return config
+
+
+def _defaults(fields: dict) -> dict:
+    return {name: _default(spec) for name, spec in fields.items()}
+
+
+def _default(spec: Any) -> Any:
+    if isinstance(spec, dict):
+        return dict(spec) if isinstance(spec, Free) else _defaults(spec)
+    if isinstance(spec, OneOf):
+        return spec[0]
+    if isinstance(spec, Optional):
+        return placeholder(spec.kind)
+    return placeholder(spec) if isinstance(spec, type) else spec
+
+
+def _fill(fields: dict, given: dict, path: str) -> dict:
+    for name in given:
+        if name not in fields:
+            raise InputError(f"Unknown field config.{path}{name}.{_nearest(name, fields)}")
+    return {name: _value(spec, given.get(name), f"{path}{name}") for name, spec in fields.items()}
+
+
+def _value(spec: Any, value: Any, path: str) -> Any:
+    """The value of a field, or its default, checked against its line in `FIELDS`."""
+    if isinstance(spec, dict):
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            raise InputError(f"config.{path}={value!r} must be a section with fields of its own.")
+        return {**spec, **value} if isinstance(spec, Free) else _fill(spec, value, path + ".")
+    if isinstance(spec, OneOf):
+        value = spec[0] if value is None else value
+        if value not in spec:
+            raise InputError(f"config.{path}={value!r} is not one of {list(spec)}.{_nearest(value, spec)}")
+        return value
+    if value is None and isinstance(spec, type):
+        raise InputError(f"config.{path} is missing: every config must set it ({spec.__name__}).")
+    if value is None:
+        return None if isinstance(spec, Optional) else spec
+    kind = spec.kind if isinstance(spec, Optional) else spec if isinstance(spec, type) else type(spec)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if type(value) is not kind:
+        raise InputError(f"config.{path}={value!r} must be of type {kind.__name__}.")
+    if kind in (int, float) and not value >= 0:
+        raise InputError(f"config.{path}={value!r} must not be negative.")
+    return value
+
+
+def _nearest(name: Any, names: Any) -> str:
+    names = [str(known) for known in names]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(names)}."
+
+
+def _check(path: str, build: Callable[[], Any]) -> None:
+    """Runs what a field is for, and says of a ValueError which field it came from."""
+    try:
+        build()
+    except ValueError as error:
+        raise InputError(f"config.{path}: {error}") from None
+
+
+def _check_distillation(distillation: ConfigDict) -> None:
+    start, end = distillation.start_num_steps, distillation.end_num_steps
+    _check("distillation", lambda: halvings(start, end))
+    for name, overrides in distillation.stages.items():
+        path = f"distillation.stages.{name}"
+        if name not in map(str, halvings(start, end)):
+            raise InputError(f"config.{path}: no student has {name} steps; they have {halvings(start, end)}.")
+        _fill(
+            {"steps_per_iter": 0, **FIELDS["train"]}, {"batch_size": 1, "learning_rate": 0.0, **overrides}, path + "."
+        )

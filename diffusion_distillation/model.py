@@ -1,0 +1,69 @@
+"""From a configuration to a network, its initial parameters and its denoiser.
+
+`config` is any object with the attributes of a config's `model` section (`config.FIELDS['model']`).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .diffusion import Denoiser, make_denoiser
+from .schedules import Schedule, get_logsnr_schedule
+from .shapes import Array, Keys, Params
+from .unet import UNet
+
+
+def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> UNet:
+    """The network for images of this shape.
+
+    Args:
+      config: the `model` section of a config.
+      image_shape: (height, width, channels).
+      num_classes: 1 for an unconditional network.
+
+    Raises:
+      InputError: if the network's options do not fit each other or the images, see `UNet.validate`.
+    """
+    height, width, channels = image_shape
+    options = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in config.args.items()}
+    network = UNet(
+        num_classes=num_classes,
+        out_ch=2 * channels if config.mean_type == "both" else channels,
+        dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
+        **options,
+    )
+    network.validate(height, width)
+    return network
+
+
+def init_params(network: UNet, key: Keys, image_shape: tuple[int, int, int]) -> Params:
+    """Initial parameters, in float32."""
+    x = jnp.zeros((1, *image_shape))
+    return jax.jit(network.init)(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+
+
+def network_denoiser(
+    network: UNet, params: Params, mean_type: str, labels: Array | None = None, *, clip_x: bool = False, **kwargs
+) -> Denoiser:
+    """The denoiser of a network with these parameters; `kwargs` go to the network (train, index, rngs)."""
+
+    def model_fn(z, logsnr):
+        return network.apply({"params": params}, z, logsnr, labels, **kwargs)
+
+    return make_denoiser(model_fn, mean_type, clip_x=clip_x)
+
+
+def train_schedule(config: Any) -> Schedule:
+    """The noise schedule of training."""
+    return get_logsnr_schedule(**config.train_logsnr_schedule)
+
+
+def eval_schedule(config: Any) -> Schedule:
+    """The noise schedule of sampling."""
+    return get_logsnr_schedule(**config.eval_logsnr_schedule)
+
+
+def count_params(params: Params) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

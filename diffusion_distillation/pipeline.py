@@ -1,0 +1,167 @@
+"""From a checkpoint to images."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int, UInt8
+
+from . import sampling
+from .errors import InputError
+from .model import eval_schedule, make_network, network_denoiser
+from .sampling import SAMPLERS
+from .shapes import Array, Keys, Params
+from .training.checkpoints import Metadata, load
+from .training.parallel import data_mesh, replicated
+
+Uint8Images = UInt8[np.ndarray, "*batch height width channels"]
+
+
+class Pipeline:
+    """Draws images with the parameters of a run.
+
+    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices. Two
+    pipelines given one key start from the same noise.
+
+    Attributes:
+      num_steps: sampling steps, unless `sample` is told otherwise.
+      image_shape: (height, width, channels).
+      num_classes: 1 for an unconditional model.
+    """
+
+    def __init__(self, params: Params, metadata: Metadata, num_steps: int | None = None):
+        model = metadata.config.model
+        self.num_steps = metadata.num_steps or model.eval_sampling_num_steps
+        self.num_steps = self._steps(num_steps)
+        self.image_shape = metadata.image_shape
+        self.num_classes = metadata.num_classes
+        self._sampler = metadata.config.sampler
+        self._mesh = data_mesh()
+        self._params = jax.device_put(params, replicated(self._mesh))
+        self._settings = dict(
+            network=make_network(model, metadata.image_shape, metadata.num_classes),
+            mean_type=model.mean_type,
+            schedule=eval_schedule(model),
+            clip_x=model.eval_clip_denoised,
+            logvar_type=model.logvar_type,
+            image_shape=metadata.image_shape,
+        )
+
+    def sample(
+        self,
+        key: Keys,
+        num_samples: int,
+        labels: Int[Array, "num_samples"] | None = None,
+        *,
+        num_steps: int | None = None,
+        sampler: str | None = None,
+        batch_size: int = 256,
+    ) -> Uint8Images:
+        """Draws images.
+
+        Args:
+          key: `jax.random.key(seed)`.
+          num_samples: how many.
+          labels: the class of each, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          num_steps: sampling steps; by default the pipeline's.
+          sampler: 'ddim' or 'noisy'; by default the config's.
+          batch_size: how many to draw at a time, over all devices.
+
+        Returns:
+          uint8 images, `[num_samples, height, width, channels]`.
+
+        Raises:
+          InputError: for an unknown sampler, a num_steps below 1, or labels that do not fit.
+        """
+        sampler = sampler or self._sampler
+        if sampler not in SAMPLERS:
+            raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
+        labels = self._labels(labels, num_samples)
+        num_steps = self._steps(num_steps)
+        batch_size = -(-min(batch_size, num_samples) // self._mesh.size) * self._mesh.size
+        split = NamedSharding(self._mesh, PartitionSpec("data"))
+        batches = []
+        for start in range(0, num_samples, batch_size):
+            index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
+            of_batch = np.resize(labels[start : start + batch_size], batch_size)
+            index, of_batch = jax.device_put((index, of_batch), split)
+            batches.append(
+                np.asarray(_draw(self._params, key, index, of_batch, num_steps, sampler=sampler, **self._settings))
+            )
+        return np.concatenate(batches)[:num_samples]
+
+    def trajectory(
+        self, key: Keys, num_samples: int, labels: Int[Array, "num_samples"] | None = None
+    ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
+        """The x predicted at every step on the way to `sample(key, num_samples, labels)`, noisiest first."""
+        index, labels = np.arange(num_samples, dtype=np.int32), self._labels(labels, num_samples)
+        settings = dict(sampler=self._sampler, trajectory=self.num_steps, **self._settings)
+        return np.asarray(_draw(self._params, key, index, labels, self.num_steps, **settings))
+
+    def _steps(self, num_steps: int | None) -> int:
+        num_steps = self.num_steps if num_steps is None else num_steps
+        if num_steps < 1:
+            raise InputError(f"num_steps={num_steps} must be at least 1.")
+        return num_steps
+
+    def _labels(self, labels: Array | None, num_samples: int) -> np.ndarray:
+        if num_samples < 1:
+            raise InputError(f"num_samples={num_samples} must be at least 1.")
+        if labels is None:
+            return np.arange(num_samples, dtype=np.int32) % self.num_classes
+        labels = np.asarray(labels, np.int32)
+        if self.num_classes == 1:
+            raise InputError("This model is not class-conditional: leave the labels out.")
+        if labels.shape != (num_samples,) or labels.min() < 0 or labels.max() >= self.num_classes:
+            raise InputError(
+                f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {labels.tolist()}."
+            )
+        return labels
+
+
+def from_checkpoint(path: str | Path, num_steps: int | None = None) -> Pipeline:
+    """The pipeline of a run's newest checkpoint.
+
+    Args:
+      path: the run's folder, such as `runs/digits/ladder/steps_0004`.
+      num_steps: sampling steps; by default those the student was distilled for, or the base model's
+        eval_sampling_num_steps.
+
+    Raises:
+      InputError: if there is no checkpoint at the path, or num_steps is below 1.
+    """
+    return Pipeline(*load(path), num_steps)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "network",
+        "mean_type",
+        "schedule",
+        "clip_x",
+        "logvar_type",
+        "image_shape",
+        "sampler",
+        "trajectory",
+    ),
+)
+def _draw(
+    params, key, index, labels, num_steps, *,
+    network, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory=None,
+):  # fmt: skip
+    """One batch of samples; `num_steps` is traced unless a trajectory asks for it as a static number."""
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
+    z = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys[:, 0])
+    denoise = network_denoiser(network, params, mean_type, labels, clip_x=clip_x)
+    options = dict(trajectory=True) if trajectory else {}
+    num_steps = trajectory or num_steps
+    if sampler == "ddim":
+        x = sampling.ddim(denoise, z, schedule, num_steps, **options)
+    else:
+        x = sampling.ancestral(keys[:, 1], denoise, z, schedule, num_steps, logvar_type, **options)
+    x = x[1] if trajectory else x
+    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)

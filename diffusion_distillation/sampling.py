@@ -1,0 +1,204 @@
+"""Samplers: from noise to images in `num_steps` calls of a denoiser.
+
+A sampler starts from standard normal z at t = 1 and steps by dt = 1 / num_steps; the step that ends at t = 0 returns
+the predicted x. `num_steps` may be a traced integer: one compiled program then serves every number of steps. With
+`trajectory=True` the samplers return `(x, xs)`, where `xs[k]`, `[num_steps, batch, height, width, channels]`, is the x
+predicted at step k; this needs `num_steps` to be a Python integer.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from .diffusion import Denoiser, Prediction, per_example, posterior
+from .errors import InputError
+from .schedules import Schedule
+from .shapes import Array, Count, Images, Keys, Times
+
+SAMPLERS = ("ddim", "noisy")
+
+
+def ddim_step(
+    prediction: Prediction,
+    z: Images,
+    schedule: Schedule,
+    t: Times,
+    dt: Times,
+    *,
+    eta: float = 0.0,
+    key: Keys | None = None,
+) -> Images:
+    """One DDIM step from t to t - dt: a rotation of z (Salimans & Ho 2022, appendix D).
+
+    cos(d) z - sin(d) v = alpha_s x + sigma_s eps, with d the angle between the two times. With eta > 0 a part of
+    sigma_s eps is drawn anew (Song et al. 2021, equation 12): eta = 1 is `ancestral_step` with 'fixed_small'.
+
+    Args:
+      prediction: what the denoiser says of z.
+      z: noisy images at time t.
+      schedule: the noise schedule.
+      t: time, in (0, 1].
+      dt: length of the step, at most t.
+      eta: share of fresh noise, from 0 to 1.
+      key: needed when eta is not 0.
+
+    Returns:
+      z at time t - dt; the predicted x where that is 0.
+
+    Raises:
+      InputError: if eta is not 0 and there is no key.
+    """
+    angle = schedule.angle_step(t, dt)
+    turn = per_example(angle, z)
+    z_s = jnp.cos(turn) * z - jnp.sin(turn) * prediction.v
+    if eta != 0:
+        if key is None:
+            raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
+        fresh = per_example(-eta * eta * jnp.expm1(schedule(t) - schedule(t - dt)), z)  # eta^2 (1 - SNR(t) / SNR(s))
+        sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
+        z_s += sigma_s * ((jnp.sqrt(1 - fresh) - 1) * prediction.eps + jnp.sqrt(fresh) * normal(key, z))
+    return z_s.astype(z.dtype)
+
+
+def ancestral_step(
+    key: Keys,
+    prediction: Prediction,
+    z: Images,
+    schedule: Schedule,
+    t: Times,
+    dt: Times,
+    logvar_type: str = "fixed_large",
+) -> Images:
+    """One ancestral (DDPM) step from t to t - dt: a draw from q(z_s | z_t, x) at the predicted x.
+
+    Args:
+      key: for the noise.
+      prediction: what the denoiser says of z.
+      z: noisy images at time t.
+      schedule: the noise schedule.
+      t: time, in (0, 1].
+      dt: length of the step, at most t.
+      logvar_type: 'fixed_small', 'fixed_large' or 'fixed_medium:f'; see `diffusion.posterior`.
+
+    Returns:
+      z at time t - dt; the predicted x where that is 0.
+
+    Raises:
+      InputError: for another `logvar_type`.
+    """
+    mean, logvar = posterior(z, prediction.x, schedule(t), schedule(t - dt), posterior_variance(logvar_type))
+    z_s = mean + jnp.exp(0.5 * logvar) * normal(key, z)
+    return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
+
+
+def ddim(
+    denoise: Denoiser,
+    z: Images,
+    schedule: Schedule,
+    num_steps: Count,
+    *,
+    eta: float = 0.0,
+    key: Keys | None = None,
+    trajectory: bool = False,
+) -> Images | tuple[Images, Images]:
+    """Samples with DDIM, deterministically unless eta > 0.
+
+    Args:
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise.
+      schedule: the noise schedule.
+      num_steps: calls of the denoiser.
+      eta: share of fresh noise at every step, see `ddim_step`.
+      key: needed when eta is not 0. With one key an example, its sample does not depend on the rest of the batch.
+      trajectory: return every predicted x too.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a num_steps below 1, or eta without a key.
+    """
+
+    def step(i, prediction, z, t, dt):
+        step_key = None if key is None else fold_in(key, i)
+        return ddim_step(prediction, z, schedule, t, dt, eta=eta, key=step_key)
+
+    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+
+
+def ancestral(
+    key: Keys,
+    denoise: Denoiser,
+    z: Images,
+    schedule: Schedule,
+    num_steps: Count,
+    logvar_type: str = "fixed_large",
+    *,
+    trajectory: bool = False,
+) -> Images | tuple[Images, Images]:
+    """Samples with the ancestral (DDPM) sampler, which draws fresh noise at every step.
+
+    Args:
+      key: for the noise of the steps. With one key an example, its sample does not depend on the rest of the batch.
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise.
+      schedule: the noise schedule.
+      num_steps: calls of the denoiser.
+      logvar_type: the variance of a step, see `ancestral_step`.
+      trajectory: return every predicted x too.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a num_steps below 1 or an unknown logvar_type.
+    """
+
+    def step(i, prediction, z, t, dt):
+        return ancestral_step(fold_in(key, i), prediction, z, schedule, t, dt, logvar_type)
+
+    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+
+
+def _sample(
+    step: Callable, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, trajectory: bool
+) -> Images | tuple[Images, Images]:
+    if isinstance(num_steps, int) and num_steps < 1:
+        raise InputError(f"num_steps must be at least 1; got {num_steps}.")
+    time_type = jnp.promote_types(z.dtype, jnp.float32)
+    dt = 1 / jnp.asarray(num_steps, time_type)
+
+    def one_step(z, i):
+        t = (i + 1).astype(time_type) * dt
+        prediction = denoise(z, schedule(t))
+        return step(i, prediction, z, t, dt), prediction.x
+
+    if trajectory:
+        return jax.lax.scan(one_step, z, jnp.arange(num_steps)[::-1])
+    return jax.lax.fori_loop(0, num_steps, lambda k, z: one_step(z, jnp.asarray(num_steps - 1 - k))[0], z)
+
+
+def posterior_variance(logvar_type: str) -> str:
+    """The `variance` of `diffusion.posterior` that a config's logvar_type ('fixed_small', ...) stands for."""
+    fixed, _, variance = logvar_type.partition("_")
+    if fixed != "fixed" or variance.partition(":")[0] not in ("small", "large", "medium"):
+        raise InputError(
+            f"Unknown logvar_type {logvar_type!r}; choose 'fixed_small', 'fixed_large', or 'fixed_medium:f' "
+            "with 0 <= f <= 1."
+        )
+    return variance
+
+
+def fold_in(key: Keys, data: int | Array) -> Keys:
+    """`jax.random.fold_in` for one key or one key an example."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return jnp.vectorize(jax.random.fold_in)(key, data) if key.ndim else jax.random.fold_in(key, data)
+
+
+def normal(key: Keys, like: Array) -> Array:
+    """Standard normal noise shaped as `like`, from one key or from one key an example."""
+    if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
+    return jax.random.normal(key, like.shape, like.dtype)

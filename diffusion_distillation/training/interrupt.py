@@ -1,0 +1,30 @@
+"""Stopping a run between two steps when the user or the scheduler asks."""
+
+import signal
+import sys
+from types import FrameType
+
+
+class Interrupt:
+    """While in use, SIGINT and SIGTERM are noted in `received` instead of ending the process; a second one ends it."""
+
+    received: int = 0
+
+    def __enter__(self) -> "Interrupt":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def exit(self, message: str) -> None:
+        """Ends the process with the message and the status that shells give to the signal."""
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(128 + self.received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,57 @@
+"""The optimizer of a config's `train` section, in optax."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..shapes import Params
+
+EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "temb_proj")
+
+
+def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam or momentum, then decoupled weight decay and the learning rate.
+
+    Args:
+      train: the `train` section of a resolved config.
+      only_finetune_temb: update the layers of the embedding alone (`EMBEDDING_LAYERS`).
+    """
+    rule = {
+        "adam": lambda: optax.scale_by_adam(train.adam_beta1, train.adam_beta2),
+        "momentum": lambda: optax.trace(train.optimizer_beta),
+        "nesterov": lambda: optax.trace(train.optimizer_beta, nesterov=True),
+    }[train.optimizer]()
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity(),
+        rule,
+        optax.add_decayed_weights(train.weight_decay) if train.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate(train)),
+    )
+    if only_finetune_temb:
+        optimizer = optax.partition({"embedding": optimizer, "rest": optax.set_to_zero()}, _embedding_or_rest)
+    return optimizer
+
+
+def learning_rate(train: Any) -> optax.Schedule:
+    """The learning rate of each update: a linear warm-up times, if asked for, a linear anneal from the start to 0."""
+    warmup = train.learning_rate_warmup_steps
+    anneal = train.learning_rate_anneal_steps or train.num_steps
+
+    def schedule(step):
+        rate = train.learning_rate
+        if warmup:
+            rate *= jnp.minimum((step + 1) / warmup, 1)
+        if train.learning_rate_anneal_type == "linear":
+            rate *= jnp.maximum(1 - step / anneal, 0)
+        return rate
+
+    return schedule
+
+
+def _embedding_or_rest(params: Params) -> Params:
+    def label(path, _):
+        return "embedding" if any(part.key in EMBEDDING_LAYERS for part in path) else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -1,0 +1,67 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoints/, samples/."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ..errors import InputError
+
+# What may differ when a run is taken up again: it does not shape the result.
+OPERATIONAL = (
+    "eval",
+    "train.parallel",
+    "train.substeps",
+    "train.log_loss_every_steps",
+    "train.checkpoint_every_secs",
+    "train.retain_checkpoint_every_steps",
+    "train.eval_every_steps",
+)
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder of a run and writes its config.json, or checks that the one that is there is of this config.
+
+    Raises:
+      InputError: if the folder holds a run of another config.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        differences = [
+            f"config.{field} is {old!r} there and {new!r} here"
+            for field, old, new in _differences(json.loads(path.read_text()), json.loads(config.to_json()))
+            if not any(field == name or field.startswith(name + ".") for name in OPERATIONAL)
+        ]
+        if differences:
+            raise InputError(
+                f"{str(workdir)!r} holds a run of another config: {'; '.join(differences)}. "
+                "Give another --workdir, or delete this one to start again."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go."""
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+
+
+def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{field}.{name}" if field else name)
+    elif old != new:
+        yield field, old, new

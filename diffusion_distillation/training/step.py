@@ -1,0 +1,164 @@
+"""The training step: a pure function of the state, the teacher and a batch.
+
+Base training and distillation are one step with two targets. All its randomness is drawn for each example from
+(seed, step, position in the global batch), so it does not depend on how the batch is spread over devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..diffusion import q_sample
+from ..distillation import two_step_target
+from ..losses import continuous_times, data_target, discrete_steps, training_loss
+from ..model import network_denoiser, train_schedule
+from ..sampling import normal
+from ..shapes import Array, Params
+from ..unet import UNet
+from .optimizers import make_optimizer
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+      step: updates done, skipped ones included.
+      params: what the optimizer works on.
+      ema_params: their running average, with which samples are drawn; None where nothing is averaged.
+      opt_state: of the optimizer.
+      skipped: updates left out because they were not finite.
+    """
+
+    step: Array
+    params: Params
+    ema_params: Params | None
+    opt_state: optax.OptState
+    skipped: Array
+
+    @property
+    def sampling_params(self) -> Params:
+        """The parameters to sample with and to teach with."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+class Teacher(NamedTuple):
+    """What distillation learns from.
+
+    Attributes:
+      params: the teacher's sampling parameters.
+      num_steps: number of sampling steps of its student, half its own.
+    """
+
+    params: Params
+    num_steps: Array | int
+
+
+def init_state(config: Any, params: Params) -> TrainState:
+    """The state before the first step of training from a copy of these parameters; `config` is resolved."""
+    params = jax.tree.map(jnp.array, params)  # a step uses up its state, and the parameters may be the teacher's too
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.array, params) if averaging_decay(config.train) else None,
+        opt_state=_optimizer(config).init(params),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    config: Any, network: UNet
+) -> Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]:
+    """The training step of a resolved config.
+
+    Returns:
+      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `jax.random.key(seed)`; the teacher
+      is None in base training; the batch holds uint8 `image` and int32 `label`. The metrics are the loss, the norm of
+      the gradient before it is clipped, and the number of updates skipped so far. The config's seed is not read, and
+      the teacher's num_steps may be traced: one compiled step serves every halving.
+    """
+    model, train = config.model, config.train
+    schedule = train_schedule(model)
+    optimizer = _optimizer(config)
+    decay = averaging_decay(train)
+
+    def step(state, key, teacher, batch):
+        data_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        labels = batch["label"]
+        index = jnp.arange(len(labels))
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
+        x = preprocess(keys[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
+        eps = normal(keys[:, 1], x)
+
+        num_steps = model.train_num_steps if teacher is None else teacher.num_steps
+        if teacher is None and num_steps == 0:
+            t = continuous_times(keys[:, 2])
+        else:
+            i = discrete_steps(keys[:, 2], num_steps)
+            t = (i + 1) / num_steps
+        logsnr = schedule(t)
+        z = q_sample(x, eps, logsnr)
+        if teacher is None:
+            target = data_target(x, eps, logsnr)
+        else:
+            teach = network_denoiser(network, teacher.params, model.mean_type, labels)
+            target = two_step_target(teach, z, i, num_steps, schedule)
+
+        def loss_fn(params):
+            student = network_denoiser(
+                network, params, model.mean_type, labels, train=True, index=index, rngs={"dropout": dropout_key}
+            )
+            return jnp.mean(training_loss(student(z, logsnr), target, model.mean_loss_weight_type))
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = (
+            None if decay is None else optax.incremental_update(params, state.ema_params, 1 - decay(state.step))
+        )
+        new = TrainState(state.step + 1, params, ema_params, opt_state, state.skipped)
+        gradient_norm = optax.global_norm(grads)
+        if train.enable_update_skip:
+            kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
+            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+            new = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), new, kept)
+        return new, {"loss": loss, "gradient_norm": gradient_norm, "skipped": new.skipped}
+
+    return step
+
+
+def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
+    """uint8 images as float32 in [-1, 1]; with `flip`, half of them mirrored left to right."""
+    x = image.astype(jnp.float32) / 127.5 - 1
+    if not flip:
+        return x
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+
+
+def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
+    """The decay of the running average at each step; None where the config averages nothing.
+
+    The first step replaces the average by the new parameters, so that the initial ones leave no trace in it.
+    """
+    if train.ema_decay is None and train.avg_type == "aa":
+
+        def arithmetic(step):
+            since = step % train.avg_steps
+            return since / (since + 1)
+
+        return arithmetic
+    decay = train.ema_decay
+    if decay is None:
+        decay = 1 - 1 / train.avg_steps if train.avg_type == "ema" else 0
+    return (lambda step: jnp.where(step == 0, 0.0, decay)) if decay else None
+
+
+def _optimizer(config: Any) -> optax.GradientTransformation:
+    only_finetune_temb = "distillation" in config and config.distillation.only_finetune_temb
+    return make_optimizer(config.train, only_finetune_temb=only_finetune_temb)
