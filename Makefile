@@ -1,4 +1,36 @@
-PYTHON ?= $(shell scripts/find_python.sh)
+# make demo   installs, then trains, distills and reports on the embedded digits
+# make test   installs, then runs every check and test
+#
+# PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
+
 VENV ?= .venv
-BIN := $(VENV)/bin
 RUNS ?= runs/digits
+PYTHON ?= $(shell scripts/find_python.sh)
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test install lint clean
+
+demo: install
+	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
+	$(RUN) scripts/distill.py --config=configs/digits_distill.py \
+		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/ladder
+	$(RUN) scripts/sample.py --checkpoint=$(RUNS)/ladder/steps_0001 --num_samples=64 --out=$(RUNS)/one_step.png
+	@echo "Open $(RUNS)/ladder/report/index.html, and $(RUNS)/one_step.png: digits drawn in one step."
+
+test: install lint
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.py
+	test -n "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(RUNS)

@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
     config.distillation.start_num_steps = 64
     config.distillation.end_num_steps = 1
     config.distillation.steps_per_iter = 150
+    config.distillation.stages = {"2": {"steps_per_iter": 300}, "1": {"steps_per_iter": 300}}
     config.train.learning_rate = 1e-3
+    config.train.log_loss_every_steps = 50
     config.train.eval_every_steps = 150
     return config

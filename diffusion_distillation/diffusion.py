@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .errors import InputError
 from .shapes import Array, Images, Times
@@ -140,7 +141,7 @@ def log1mexp(x: Times) -> Array:
     )
 
 
-def per_example(value: Times, like: Array) -> Array:
+def per_example(value: ArrayLike, like: Array) -> Array:
     """Appends axes to a scalar or `[batch]` value so that it broadcasts against `like`, `[batch, ...]`."""
     value = jnp.asarray(value)
     return value if value.ndim == 0 else value.reshape(value.shape + (1,) * (like.ndim - value.ndim))

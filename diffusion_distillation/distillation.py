@@ -1,4 +1,4 @@
-"""Progressive distillation: the target that makes one step of a student do two of its teacher (section 3)."""
+"""Progressive distillation: one step of a student does two of its teacher (Salimans & Ho 2022, section 3)."""
 
 import jax.numpy as jnp
 
@@ -10,10 +10,10 @@ from .shapes import Count, Images, Steps
 
 
 def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, schedule: Schedule) -> Prediction:
-    """What a student with `num_steps` steps must predict at z_t so that its DDIM step lands where two of the teacher do.
+    """What a student of `num_steps` steps must predict at z_t for its DDIM step to land where two of its teacher's do.
 
-    With d1, d2 the angles of the teacher's half-steps and v1, v2 its predictions at z_t and in the middle, two rotations
-    make one (algorithm 2 of the paper, without the cancellation in its quotient):
+    With d1, d2 the angles of the teacher's half-steps and v1, v2 its predictions at z_t and in the middle, two
+    rotations make one (algorithm 2 of the paper, without the cancellation in its quotient):
 
         v = ( sin(d1) (cos(d2) v1 - sin(d2) z_t) + sin(d2) v2 ) / sin(d1 + d2)
 

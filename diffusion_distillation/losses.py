@@ -1,7 +1,7 @@
 """Training losses: at random times, a prediction against a target, weighted by the signal-to-noise ratio.
 
-After Salimans & Ho (2022), section 4. Base training and distillation differ only in the target: the data itself (`data_target`), or a teacher's two steps
-(`distillation.two_step_target`).
+Base training and distillation differ only in the target: the data itself (`data_target`), or a teacher's two steps
+(`distillation.two_step_target`). The weights are those of Salimans & Ho (2022), section 4.
 """
 
 import jax
@@ -55,5 +55,8 @@ def continuous_times(keys: Key[Array, "batch"]) -> Float[Array, "batch"]:
 
 
 def discrete_steps(keys: Key[Array, "batch"], num_steps: Count) -> Int[Array, "batch"]:
-    """Training times for a sampler of num_steps steps: i uniform in 0 .. num_steps - 1, to train at (i + 1) / num_steps."""
+    """Training times for a sampler of num_steps steps: i uniform below num_steps, for t = (i + 1) / num_steps.
+
+    `num_steps` may be traced.
+    """
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_steps))(keys)

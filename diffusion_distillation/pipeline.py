@@ -17,8 +17,6 @@ from .shapes import Array, Keys, Params
 from .training.checkpoints import Metadata, load
 from .training.parallel import data_mesh, replicated
 
-Uint8Images = UInt8[np.ndarray, "*batch height width channels"]
-
 
 class Pipeline:
     """Draws images with the parameters of a run.
@@ -27,15 +25,15 @@ class Pipeline:
     pipelines given one key start from the same noise.
 
     Attributes:
-      num_steps: sampling steps, unless `sample` is told otherwise.
+      num_steps: sampling steps.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
     """
 
     def __init__(self, params: Params, metadata: Metadata, num_steps: int | None = None):
         model = metadata.config.model
-        self.num_steps = metadata.num_steps or model.eval_sampling_num_steps
-        self.num_steps = self._steps(num_steps)
+        own_num_steps = metadata.num_steps or model.eval_sampling_num_steps
+        self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
         self.image_shape = metadata.image_shape
         self.num_classes = metadata.num_classes
         self._sampler = metadata.config.sampler
@@ -59,7 +57,7 @@ class Pipeline:
         num_steps: int | None = None,
         sampler: str | None = None,
         batch_size: int = 256,
-    ) -> Uint8Images:
+    ) -> UInt8[np.ndarray, "num_samples height width channels"]:
         """Draws images.
 
         Args:
@@ -76,36 +74,38 @@ class Pipeline:
         Raises:
           InputError: for an unknown sampler, a num_steps below 1, or labels that do not fit.
         """
-        sampler = sampler or self._sampler
-        if sampler not in SAMPLERS:
-            raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
         labels = self._labels(labels, num_samples)
-        num_steps = self._steps(num_steps)
-        batch_size = -(-min(batch_size, num_samples) // self._mesh.size) * self._mesh.size
+        batch_size = min(batch_size, num_samples)
+        batch_size += -batch_size % self._mesh.size
         split = NamedSharding(self._mesh, PartitionSpec("data"))
+        draw = functools.partial(_draw, **self._settings, sampler=self._known_sampler(sampler))
+        num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
         batches = []
         for start in range(0, num_samples, batch_size):
             index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
             of_batch = np.resize(labels[start : start + batch_size], batch_size)
-            index, of_batch = jax.device_put((index, of_batch), split)
-            batches.append(
-                np.asarray(_draw(self._params, key, index, of_batch, num_steps, sampler=sampler, **self._settings))
-            )
+            placed = jax.device_put((index, of_batch), split)
+            batches.append(np.asarray(draw(self._params, key, *placed, num_steps)))
         return np.concatenate(batches)[:num_samples]
 
     def trajectory(
-        self, key: Keys, num_samples: int, labels: Int[Array, "num_samples"] | None = None
+        self,
+        key: Keys,
+        num_samples: int,
+        labels: Int[Array, "num_samples"] | None = None,
+        *,
+        sampler: str | None = None,
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
-        """The x predicted at every step on the way to `sample(key, num_samples, labels)`, noisiest first."""
+        """The x predicted at every step on the way to the images that `sample` draws, the noisiest first."""
         index, labels = np.arange(num_samples, dtype=np.int32), self._labels(labels, num_samples)
-        settings = dict(sampler=self._sampler, trajectory=self.num_steps, **self._settings)
-        return np.asarray(_draw(self._params, key, index, labels, self.num_steps, **settings))
+        draw = functools.partial(_draw, **self._settings, sampler=self._known_sampler(sampler))
+        return np.asarray(draw(self._params, key, index, labels, None, trajectory=self.num_steps))
 
-    def _steps(self, num_steps: int | None) -> int:
-        num_steps = self.num_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise InputError(f"num_steps={num_steps} must be at least 1.")
-        return num_steps
+    def _known_sampler(self, sampler: str | None) -> str:
+        sampler = sampler or self._sampler
+        if sampler not in SAMPLERS:
+            raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
+        return sampler
 
     def _labels(self, labels: Array | None, num_samples: int) -> np.ndarray:
         if num_samples < 1:
@@ -136,32 +136,29 @@ def from_checkpoint(path: str | Path, num_steps: int | None = None) -> Pipeline:
     return Pipeline(*load(path), num_steps)
 
 
+def _check_num_steps(num_steps: int) -> int:
+    if num_steps < 1:
+        raise InputError(f"num_steps={num_steps} must be at least 1.")
+    return num_steps
+
+
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "network",
-        "mean_type",
-        "schedule",
-        "clip_x",
-        "logvar_type",
-        "image_shape",
-        "sampler",
-        "trajectory",
+        "network", "mean_type", "schedule", "clip_x", "logvar_type", "image_shape", "sampler", "trajectory",
     ),
-)
+)  # fmt: skip
 def _draw(
     params, key, index, labels, num_steps, *,
     network, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory=None,
 ):  # fmt: skip
-    """One batch of samples; `num_steps` is traced unless a trajectory asks for it as a static number."""
+    """A batch of samples. `num_steps` is traced; for a trajectory its number of steps is given there, as a constant."""
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
     z = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys[:, 0])
     denoise = network_denoiser(network, params, mean_type, labels, clip_x=clip_x)
-    options = dict(trajectory=True) if trajectory else {}
-    num_steps = trajectory or num_steps
     if sampler == "ddim":
-        x = sampling.ddim(denoise, z, schedule, num_steps, **options)
+        draw = functools.partial(sampling.ddim, denoise, z, schedule)
     else:
-        x = sampling.ancestral(keys[:, 1], denoise, z, schedule, num_steps, logvar_type, **options)
-    x = x[1] if trajectory else x
+        draw = functools.partial(sampling.ancestral, keys[:, 1], denoise, z, schedule, logvar_type=logvar_type)
+    x = draw(num_steps=num_steps) if trajectory is None else draw(num_steps=trajectory, trajectory=True)[1]
     return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)

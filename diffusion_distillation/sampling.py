@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .diffusion import Denoiser, Prediction, per_example, posterior
 from .errors import InputError
 from .schedules import Schedule
-from .shapes import Array, Count, Images, Keys, Times
+from .shapes import Array, Count, Images, Keys, Times, Trajectory
 
 SAMPLERS = ("ddim", "noisy")
 
@@ -55,9 +55,11 @@ def ddim_step(
     if eta != 0:
         if key is None:
             raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
-        fresh = per_example(-eta * eta * jnp.expm1(schedule(t) - schedule(t - dt)), z)  # eta^2 (1 - SNR(t) / SNR(s))
+        log_r = per_example(schedule(t) - schedule(t - dt), z)  # r = SNR(t) / SNR(s)
+        kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
+        fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
         sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
-        z_s += sigma_s * ((jnp.sqrt(1 - fresh) - 1) * prediction.eps + jnp.sqrt(fresh) * normal(key, z))
+        z_s += sigma_s * ((kept - 1) * prediction.eps + fresh * normal(key, z))
     return z_s.astype(z.dtype)
 
 
@@ -101,7 +103,7 @@ def ddim(
     eta: float = 0.0,
     key: Keys | None = None,
     trajectory: bool = False,
-) -> Images | tuple[Images, Images]:
+) -> Images | tuple[Images, Trajectory]:
     """Samples with DDIM, deterministically unless eta > 0.
 
     Args:
@@ -136,7 +138,7 @@ def ancestral(
     logvar_type: str = "fixed_large",
     *,
     trajectory: bool = False,
-) -> Images | tuple[Images, Images]:
+) -> Images | tuple[Images, Trajectory]:
     """Samples with the ancestral (DDPM) sampler, which draws fresh noise at every step.
 
     Args:
@@ -163,7 +165,7 @@ def ancestral(
 
 def _sample(
     step: Callable, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, trajectory: bool
-) -> Images | tuple[Images, Images]:
+) -> Images | tuple[Images, Trajectory]:
     if isinstance(num_steps, int) and num_steps < 1:
         raise InputError(f"num_steps must be at least 1; got {num_steps}.")
     time_type = jnp.promote_types(z.dtype, jnp.float32)

@@ -12,7 +12,7 @@ The last is not left to a subtraction: in float32, at 8192 steps, that would kee
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -20,6 +20,7 @@ from .errors import InputError
 from .shapes import Array, Times
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What samplers, losses and distillation ask of a schedule; a class of your own with these three will do."""
 
@@ -59,6 +60,7 @@ class Cosine:
             )
 
     def __call__(self, t: Times) -> Array:
+        """See `Schedule`."""
         t = _as_time(t)
         # A tangent near pi/2 keeps few digits, so past the middle the angle is measured from pi/2 instead.
         from_data = self._slope * jnp.minimum(t, 0.5) + _angle_of(self.logsnr_max)
@@ -66,9 +68,11 @@ class Cosine:
         return 2 * jnp.where(t <= 0.5, -jnp.log(jnp.tan(from_data)), jnp.log(jnp.tan(from_noise)))
 
     def angle(self, t: Times) -> Array:
+        """See `Schedule`."""
         return self._slope * _as_time(t) + _angle_of(self.logsnr_max)
 
     def angle_step(self, t: Times, dt: Times) -> Array:
+        """See `Schedule`: here the slope times dt."""
         return jnp.where(t <= dt, self.angle(t), self._slope * _as_time(dt))
 
     @property
@@ -83,29 +87,33 @@ class NicholDhariwal:
     alpha(t)^2 = cos^2(c) / cos^2(b) with c = a t + b, a = (pi/2) / (1 + s) and b = a s; the attribute `offset` is s.
 
     Over 1000 discrete steps their bound beta <= 0.999 acts on the last step alone and leaves
-    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here c stops where alpha gets there. At t = 0, where no
-    noise is left, the log-SNR is held at 20 (this acts below t = 1e-7).
+    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here alpha stops where it gets there. At t = 0, where no noise
+    is left, the log-SNR is held at 20 (this acts below t = 1e-7).
     """
 
     offset: float = 0.008
 
     def __call__(self, t: Times) -> Array:
-        c = self._c(t)
-        # tan^2(phi) = 1 / alpha^2 - 1 = sin(c - b) sin(c + b) / cos^2(c)
-        log_tan2 = jnp.log(jnp.maximum(jnp.sin(c - self._b) * jnp.sin(c + self._b), 1e-30)) - 2 * jnp.log(jnp.cos(c))
-        return jnp.minimum(-log_tan2, 20.0)
+        """See `Schedule`."""
+        # tan^2(phi) = 1 / alpha^2 - 1 = sin(c - b) sin(c + b) / cos^2(c), and cos(c) = sin(pi/2 - c) = sin(a (1 - t))
+        turned = self._a * jnp.minimum(_as_time(t), self._last)
+        left = self._a * jnp.maximum(1 - _as_time(t), 1 - self._last)
+        tan2 = jnp.sin(turned) * jnp.sin(turned + 2 * self._b) / jnp.sin(left) ** 2
+        return -jnp.log(jnp.maximum(tan2, math.exp(-20)))
 
     def angle(self, t: Times) -> Array:
+        """See `Schedule`."""
         return jnp.arctan(jnp.exp(-0.5 * self(t)))
 
     def angle_step(self, t: Times, dt: Times) -> Array:
+        """See `Schedule`."""
         t, dt = _as_time(t), _as_time(dt)
         phi_t, phi_s = self.angle(t), self.angle(jnp.maximum(t - dt, 0))
         # sin(phi_t - phi_s) = (sin^2 phi_t - sin^2 phi_s) / sin(phi_t + phi_s), and the squares differ by
         # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b
-        c_t = self._c(t)
-        c_step = jnp.minimum(self._a * dt, self._c_max - (self._a * (t - dt) + self._b))
-        squares = jnp.sin(c_step) * jnp.sin(2 * c_t - c_step) / math.cos(self._b) ** 2
+        difference = self._a * jnp.minimum(dt, self._last - (t - dt))
+        total = self._a * (jnp.minimum(t, self._last) + t - dt) + 2 * self._b
+        squares = jnp.sin(difference) * jnp.sin(total) / math.cos(self._b) ** 2
         return jnp.where(t <= dt, phi_t, jnp.arcsin(squares / jnp.sin(phi_t + phi_s)))
 
     @property
@@ -117,11 +125,9 @@ class NicholDhariwal:
         return self._a * self.offset
 
     @property
-    def _c_max(self) -> float:
-        return math.acos(math.sqrt(0.001) * math.cos(0.999 * self._a + self._b))
-
-    def _c(self, t: Times) -> Array:
-        return jnp.minimum(self._a * _as_time(t) + self._b, self._c_max)
+    def _last(self) -> float:
+        """The time at which beta's bound stops alpha: where cos(c)^2 = 0.001 cos(c(0.999))^2."""
+        return 1 - math.asin(math.sqrt(0.001) * math.sin(0.001 * self._a)) / self._a
 
 
 SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal}

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int, Key, UInt32
 
 Array = jax.Array | np.ndarray
 Images = Float[Array, "*batch height width channels"]  # x, z, eps, v; pixels of x in [-1, 1]
-Times = Float[Array, "*#batch"] | float  # t, logsnr, angles: one for each example, or one for all
-Steps = Int[Array, "*#batch"] | int  # the index of a sampling step: time is (i + 1) / num_steps
-Count = Int[Array, ""] | int  # a number of steps; a traced one lets a single program serve them all
+Trajectory = Float[Array, "num_steps *batch height width channels"]
+Times = Float[Array, "*#batch"] | float | np.floating  # t, logsnr, angles: one for each example, or one for all
+Steps = Int[Array, "*#batch"] | int | np.integer  # the index of a sampling step: time is (i + 1) / num_steps
+Count = Int[Array, ""] | int | np.integer  # a number of steps; a traced one lets a single program serve them all
 Keys = Key[Array, "*#batch"] | UInt32[Array, "2"]  # a key for each example, or one for all
 Params = Any  # a tree of arrays

@@ -146,8 +146,8 @@ class UNet(nn.Module):
         downsampling = 2 ** (len(levels) - 1)
         if height != width or height % downsampling:
             raise InputError(
-                f"The images are {height}x{width}; with ch_mult={tuple(self.ch_mult)} they must be square, of a side that "
-                f"{downsampling} divides (one halving between levels)."
+                f"The images are {height}x{width}; with ch_mult={tuple(self.ch_mult)} they must be square, with a side "
+                f"that {downsampling} divides (one halving between levels)."
             )
         for channels in levels:
             if channels % NUM_GROUPS:
@@ -191,6 +191,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, emb, index):
+        """`index` is the examples' positions in the global batch, for dropout; None for none."""
         h = nn.swish(group_norm(self.dtype, "norm1")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -217,6 +218,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Returns x plus what it attends to."""
         batch, height, width, channels = x.shape
         head_dim = self.head_dim or channels // self.num_heads
         heads = (channels // head_dim, head_dim)
@@ -238,10 +240,12 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int) -> Float[Array
 
 
 def group_norm(dtype, name):
+    """Group normalization as everywhere in the network."""
     return nn.GroupNorm(NUM_GROUPS, epsilon=1e-6, dtype=dtype, name=name)
 
 
 def average_pool(x):
+    """Means of 2x2 pixels, half the size."""
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 

@@ -24,7 +24,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
 
 
 def read_batch(source: Source, seed: int, step: int, batch_size: int) -> dict[str, np.ndarray]:
-    """The global batch of a step: uint8 `image`, `[batch_size, height, width, channels]`, int32 `label`, `[batch_size]`."""
+    """The batch of a step: uint8 `image`, `[batch_size, height, width, channels]`, int32 `label`, `[batch_size]`."""
     return source[batch_indices(seed, step, batch_size, len(source))]
 
 

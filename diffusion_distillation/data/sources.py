@@ -1,13 +1,14 @@
 """Where images come from. A source is anything with `Source`'s five members; adding one is one class and one line."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ..errors import InputError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images with random access.
 
@@ -23,7 +24,7 @@ class Source(Protocol):
         """The number of images."""
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The images and labels at these indices: uint8 `image`, `[n, height, width, channels]`, int32 `label`, `[n]`."""
+        """The examples at these indices: uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`."""
 
 
 class ArraySource:

@@ -126,10 +126,11 @@ def _samples_path(folder: Path, model: str, sampler: str, num_steps: int) -> Pat
 def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
     """Writes the report's three pictures."""
 
-    def column(row: Row) -> tuple[str, str, np.ndarray]:
+    def column(row: Row, by_sampler: bool = False) -> tuple[str, str, np.ndarray]:
         images = np.load(_samples_path(folder, row.model, row.sampler, row.num_steps))["arr_0"]
-        heading = row.model if row.sampler == "ddim" else SAMPLERS[row.sampler]
-        return f"{heading}\n{row.num_steps}\n{row.distance:.2f}", TEACHER if row.model == "teacher" else STUDENT, images
+        steps = "1 step" if row.num_steps == 1 else f"{row.num_steps} steps"
+        colour = TEACHER if row.model == "teacher" else STUDENT
+        return f"{SAMPLERS[row.sampler] if by_sampler else row.model}\n{steps}\n{row.distance:.2f}", colour, images
 
     by_ddim = [row for row in rows if (row.model, row.sampler) == ("teacher", "ddim")]
     ancestral = {row.num_steps: row for row in rows if row.sampler == "noisy"}
@@ -137,7 +138,7 @@ def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
     few = [row for row in by_ddim if row.num_steps <= 8]
     save_columns([column(row) for row in [*by_ddim[:1], *few, *students]], folder / "samples.png")
     pairs = [(row, ancestral[row.num_steps]) for row in by_ddim if row.num_steps in ancestral]
-    save_columns([column(row) for pair in pairs for row in pair], folder / "samplers.png")
+    save_columns([column(row, by_sampler=True) for pair in pairs for row in pair], folder / "samplers.png")
     save_distances(
         {row.num_steps: row.distance for row in by_ddim},
         {row.num_steps: row.distance for row in students},

@@ -12,7 +12,7 @@ TEACHER, STUDENT, MUTED = "#4c5c73", "#d1495b", "#8a8f98"
 
 
 def save_columns(columns: Sequence[tuple[str, str, Images]], path: Path, rows: int = 10) -> None:
-    """A column of images under each heading, `(heading, colour, images)`; row j shows the j-th image of every column."""
+    """A column of images for each `(heading, colour, images)`; row j shows the j-th image of every column."""
     figure = Figure(figsize=(0.66 * len(columns), 0.6 * rows + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, (heading, colour, images) in zip(axes, columns, strict=True):
@@ -25,12 +25,12 @@ def save_columns(columns: Sequence[tuple[str, str, Images]], path: Path, rows: i
 
 
 def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], floor: float, path: Path) -> None:
-    """Frechet distance against number of sampling steps, log-log: teacher, students, and the data's halves as a level."""
+    """Frechet distance against sampling steps, log-log: the teacher, its students, and the data's halves as a level."""
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axis = figure.subplots()
     for label, colour, marker, line in (("teacher", TEACHER, "o", teacher), ("students", STUDENT, "s", students)):
         axis.plot(*zip(*sorted(line.items()), strict=True), marker=marker, color=colour, label=label)
-    axis.axhline(floor, color=MUTED, linestyle="--", linewidth=1, label="one half of the data to the other")
+    axis.axhline(floor, color=MUTED, linestyle="--", linewidth=1, label="data, one half to the other")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter("{x:.0f}")

@@ -38,6 +38,7 @@ class Metadata:
     step: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """As it is stored; the step is the name of the checkpoint's folder."""
         return {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -48,10 +49,11 @@ class Metadata:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
+        """The inverse of `to_json`; raises an InputError for a format of a later version."""
         if values["format_version"] > FORMAT_VERSION:
             raise InputError(
-                f"The checkpoint has format {values['format_version']}; this version of diffusion_distillation reads up "
-                f"to {FORMAT_VERSION}. Upgrade the package."
+                f"The checkpoint has format {values['format_version']}; this version of diffusion_distillation reads "
+                f"up to {FORMAT_VERSION}. Upgrade the package."
             )
         return cls(
             config=resolve(ConfigDict(values["config"])),

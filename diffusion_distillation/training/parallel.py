@@ -15,11 +15,10 @@ MIN_EXAMPLES_PER_CPU_DEVICE = 16
 
 
 def use_all_cpu_cores(batch_size: int) -> None:
-    """On a CPU, makes each core a device (as far as the batch divides), before JAX starts.
+    """Where there is no accelerator, makes every core a device; call it before JAX starts.
 
-    Within one CPU device XLA runs part of a program on a single core. On 2 cores a training step of the digits run takes
-    about a fifth less time on two devices (JAX 0.12) and a third less (0.10). JAX_NUM_CPU_DEVICES and XLA_FLAGS, where
-    set, are left to decide.
+    Within one CPU device XLA runs parts of a program on a single core. As many devices as evenly share the batch, with
+    16 examples each at least, are made; JAX_NUM_CPU_DEVICES or XLA_FLAGS, where set, have the last word.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
@@ -55,8 +54,8 @@ def compile_steps(
     Args:
       step: from `make_train_step`.
       mesh: from `data_mesh`.
-      scan: do a sequence of steps in one call of the device. By default on accelerators alone: XLA's CPU backend is many
-        times slower at the gradients of convolutions inside a loop. The result is the same.
+      scan: do a sequence of steps in one call of the device. By default on accelerators alone: XLA's CPU backend is
+        many times slower at the gradients of convolutions inside a loop. The result is the same.
 
     Returns:
       `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, on this host);

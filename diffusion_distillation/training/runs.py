@@ -52,6 +52,7 @@ class MetricsLog:
         self.path.write_text("".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

@@ -1,0 +1,58 @@
+"""Draws images from a checkpoint.
+
+    python scripts/sample.py --checkpoint=runs/digits/ladder/steps_0004 --num_samples=64 --seed=0 --out=samples.png
+
+`--out=samples.npz` writes an array instead of a picture. `--trajectory=steps.png` also draws the image that the model
+predicts at every step, from noise on the left to the sample on the right.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_distillation import cli, from_checkpoint
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.report.grids import save_grid
+from diffusion_distillation.sampling import SAMPLERS
+from diffusion_distillation.training.parallel import use_all_cpu_cores
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.", required=True)
+OUT = flags.DEFINE_string(
+    "out", None, "Where the images go: a .png grid, or a .npz with uint8 'images'.", required=True
+)
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' is ancestral (DDPM) sampling.")
+LABELS = flags.DEFINE_list("labels", None, "Classes, of a class-conditional model, repeated in turn: --labels=3,7.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
+TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
+
+
+def main() -> None:
+    """Runs the script."""
+    out = Path(OUT.value)
+    if out.suffix not in (".png", ".npz"):
+        raise InputError(f"--out={OUT.value} must end in .png or .npz.")
+    use_all_cpu_cores(min(NUM_SAMPLES.value, BATCH_SIZE.value))
+    pipeline = from_checkpoint(CHECKPOINT.value, NUM_STEPS.value)
+    key = jax.random.key(SEED.value)
+    labels = None if LABELS.value is None else np.resize(np.array(LABELS.value, np.int32), NUM_SAMPLES.value)
+    images = pipeline.sample(key, NUM_SAMPLES.value, labels, sampler=SAMPLER.value, batch_size=BATCH_SIZE.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        save_grid(images, out)
+    else:
+        np.savez_compressed(out, images=images)
+    print(f"{out}: {len(images)} images in {pipeline.num_steps} steps each")
+    if TRAJECTORY.value is not None:
+        shown = min(8, NUM_SAMPLES.value)
+        steps = pipeline.trajectory(key, shown, None if labels is None else labels[:shown], sampler=SAMPLER.value)
+        save_grid(steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape), Path(TRAJECTORY.value), columns=len(steps))
+        print(f"{TRAJECTORY.value}: the way of {shown} of them")
+
+
+if __name__ == "__main__":
+    cli.run(main)

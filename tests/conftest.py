@@ -1,0 +1,58 @@
+"""Shapes and types of every signature are checked while the tests run; four CPU devices stand in for accelerators."""
+
+import json
+from pathlib import Path
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_default_matmul_precision", "highest")
+hypothesis.settings.register_profile("exact", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("exact")
+hook = install_import_hook("diffusion_distillation", "beartype.beartype")
+hook.__enter__()
+
+import flax.serialization
+import numpy as np
+import pytest
+
+from diffusion_distillation import diffusion, schedules, unet
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden(name)`: the arrays of a file."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_unet():
+    """The golden architecture, and the parameters of its student and its teacher."""
+    network = unet.UNet(num_classes=1, out_ch=3, **json.loads((GOLDEN / "unet_uncond.json").read_text())["model_args"])
+
+    def params(name):
+        return flax.serialization.msgpack_restore((GOLDEN / f"{name}.msgpack").read_bytes())["ema_params"]
+
+    return network, params("unet_uncond"), params("unet_uncond_teacher")
+
+
+@pytest.fixture(scope="session")
+def golden_denoiser(golden_unet):
+    """`golden_denoiser(mean_type)`: the golden network, its output read as x, v or eps."""
+    network, student, teacher = golden_unet
+    apply = jax.jit(network.apply)
+
+    def make(mean_type, *, of_teacher=False, clip_x=False):
+        params = {"params": teacher if of_teacher else student}
+        return diffusion.make_denoiser(lambda z, logsnr: apply(params, z, logsnr), mean_type, clip_x=clip_x)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cosine():
+    return schedules.get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)

@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_distillation.diffusion import make_denoiser
+from diffusion_distillation.distillation import halvings, two_step_target
+from diffusion_distillation.sampling import ddim_step
+
+SHAPE = (8, 4, 4, 1)
+
+
+@pytest.mark.parametrize("num_steps", [2**k for k in range(14)])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_target_against_float64(cosine, num_steps, seed):
+    """Within 1e-6 relative of algorithm 2 in float64, for any z and predictions, at up to 8192 steps."""
+    rng = np.random.default_rng(seed)
+    z, v1, v2 = rng.standard_normal((3, *SHAPE)).astype(np.float32)
+    i = rng.integers(0, num_steps, SHAPE[0])
+    i[0] = 0
+    predictions = iter((v1, v2))
+    target = two_step_target(make_denoiser(lambda z, logsnr: next(predictions), "v"), z, i, num_steps, cosine)
+
+    t = (i + 1) / num_steps
+    x = oracle.two_step_target_x(*(a.astype(np.float64) for a in (z, v1, v2)), t, num_steps, oracle.cosine_angle)
+    phi = oracle.cosine_angle(t)[:, None, None, None]
+    v = (np.cos(phi) * z - x) / np.sin(phi)
+    for got, expected in ((target.x, x), (target.v, v), (target.eps, np.sin(phi) * z + np.cos(phi) * v)):
+        for of_example, oracle_of_example in zip(got, expected, strict=True):
+            error = np.linalg.norm(of_example - oracle_of_example) / np.linalg.norm(oracle_of_example)
+            assert error < 1e-6
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 64, 1024, 8192])
+def test_progressive_consistency(cosine, num_steps):
+    """A student that hits its target makes in one DDIM step the two of its teacher."""
+    rng = np.random.default_rng(num_steps)
+    z = rng.standard_normal(SHAPE).astype(np.float32)
+    i = rng.integers(0, num_steps, SHAPE[0])
+    i[0] = 0
+    t, half = (i + 1) / np.float32(num_steps), np.float32(0.5 / num_steps)
+    teacher = make_denoiser(lambda z, logsnr: jnp.tanh(2 * z) * 0.7, "x")
+    z_mid = ddim_step(teacher(z, cosine(t)), z, cosine, t, half)
+    z_s = ddim_step(teacher(z_mid, cosine(t - half)), z_mid, cosine, t - half, half)
+    student = two_step_target(teacher, z, i, num_steps, cosine)
+    np.testing.assert_allclose(ddim_step(student, z, cosine, t, 2 * half), z_s, atol=2e-6)
+
+
+def test_last_target_is_the_teachers_x(cosine):
+    z = jnp.ones(SHAPE)
+    outputs = iter((0.3 * z, -0.2 * z))
+    target = two_step_target(make_denoiser(lambda z, logsnr: next(outputs), "x"), z, 0, 4, cosine)
+    np.testing.assert_allclose(target.x, -0.2 * z, atol=1e-6)
+
+
+def test_transformations(cosine):
+    """One compiled program for every number of steps; a gradient through the teacher; one example at a time."""
+    z, i = jnp.linspace(-1, 1, 128).reshape(SHAPE), jnp.arange(8)
+
+    def target(scale, z, i, num_steps):
+        return two_step_target(make_denoiser(lambda z, logsnr: scale * z, "v"), z, i, num_steps, cosine).x
+
+    plain = target(0.5, z, i, 8)
+    np.testing.assert_allclose(jax.jit(target)(0.5, z, i, 8), plain, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(target, (None, 0, 0, None))(0.5, z, i, 8), plain, atol=1e-6)
+    devices = z.reshape(4, 2, *SHAPE[1:]), i.reshape(4, 2)
+    mapped = jax.pmap(target, in_axes=(None, 0, 0, None))(0.5, *devices, 8)
+    np.testing.assert_allclose(mapped.reshape(SHAPE), plain, atol=1e-6)
+    gradient = jax.grad(lambda scale: target(scale, z, i, 8).sum())(0.5)
+    numeric = (target(0.51, z, i, 8).sum() - target(0.49, z, i, 8).sum()) / 0.02
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-2)
+
+
+def test_halvings():
+    assert halvings(64, 1) == [32, 16, 8, 4, 2, 1]
+    assert halvings(96, 24) == [48, 24]
+    for start, end in ((64, 3), (60, 8), (4, 4), (2, 4), (0, 1), (8, 0)):
+        with pytest.raises(
+            ValueError, match=f"start_num_steps={start} must be end_num_steps={end} times a power of two"
+        ):
+            halvings(start, end)

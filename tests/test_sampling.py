@@ -1,0 +1,158 @@
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distillation.diffusion import Prediction, make_denoiser
+from diffusion_distillation.sampling import ancestral, ancestral_step, ddim, ddim_step
+from diffusion_distillation.schedules import get_logsnr_schedule
+
+SHAPE = (8, 4, 4, 1)
+Z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+
+
+def gaussian_denoiser(schedule, std=0.5, mean=0.2):
+    """The exact denoiser of data that is Gaussian in every pixel."""
+
+    def model_fn(z, logsnr):
+        alpha2, sigma2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
+        return mean + jnp.sqrt(alpha2) * std**2 * (z - jnp.sqrt(alpha2) * mean) / (alpha2 * std**2 + sigma2)
+
+    return make_denoiser(model_fn, "x")
+
+
+@pytest.mark.parametrize("clip", ["clip", "noclip"])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("mean_type", ["x", "v", "eps"])
+def test_ddim_golden(golden, golden_denoiser, cosine, mean_type, num_steps, clip):
+    d = golden("sampling_uncond")
+    x = ddim(golden_denoiser(mean_type, clip_x=clip == "clip"), d["init_z"], cosine, num_steps)
+    expected = d[f"ddim_{mean_type}_{num_steps}_{clip}"]
+    # x from eps divides by alpha = 4.5e-5 at t = 1, which the published code has to 5e-4 (see test_schedules).
+    tolerance = 1e-3 if (mean_type, clip) == ("eps", "noclip") else 1e-4
+    assert np.linalg.norm(x - expected) < tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["cosine", "nichol_dhariwal"])
+def test_samplers_reach_the_data(name):
+    """Of Gaussian data the denoiser is known, and both samplers must give its mean and standard deviation."""
+    schedule = get_logsnr_schedule(name)
+    denoise = gaussian_denoiser(schedule)
+    z = jax.random.normal(jax.random.key(0), (4000, 2, 2, 1))
+    for x in (
+        ddim(denoise, z, schedule, 128),
+        ddim(denoise, z, schedule, 128, eta=0.5, key=jax.random.key(1)),
+        ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_small"),
+        ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_medium:0.5"),
+        ancestral(jax.random.key(1), denoise, z, schedule, 512),
+    ):
+        np.testing.assert_allclose(x.mean(), 0.2, atol=0.015)
+        np.testing.assert_allclose(x.std(), 0.5, atol=0.015)
+
+
+def test_rotation_is_the_textbook_step(cosine):
+    """cos(d) z - sin(d) v = alpha_s x + sigma_s eps."""
+    denoise = gaussian_denoiser(cosine)
+    prediction = denoise(Z, cosine(0.75))
+    alpha, sigma = np.cos(cosine.angle(0.5)), np.sin(cosine.angle(0.5))
+    expected = alpha * prediction.x + sigma * prediction.eps
+    np.testing.assert_allclose(ddim_step(prediction, Z, cosine, 0.75, 0.25), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.25, 0.75, 1.0])
+def test_eta_one_is_ancestral_with_small_variance(cosine, t):
+    prediction = gaussian_denoiser(cosine)(Z, cosine(t))
+    key = jax.random.key(0)
+    expected = ancestral_step(key, prediction, Z, cosine, t, 0.25, "fixed_small")
+    np.testing.assert_allclose(ddim_step(prediction, Z, cosine, t, 0.25, eta=1.0, key=key), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("logvar_type", ["fixed_small", "fixed_large"])
+def test_last_step_returns_x(cosine, logvar_type):
+    prediction = Prediction(*jax.random.normal(jax.random.key(0), (3, *SHAPE)))
+    step = ancestral_step(jax.random.key(0), prediction, Z, cosine, 0.25, 0.25, logvar_type)
+    np.testing.assert_array_equal(step, prediction.x)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral"])
+def test_trajectory(cosine, sampler):
+    """Every predicted x, of which the last is the sample."""
+    draw = samplers(cosine)[sampler]
+    x, xs = draw(Z, 5, trajectory=True)
+    assert xs.shape == (5, *SHAPE)
+    np.testing.assert_allclose(x, draw(Z, 5), atol=1e-6)
+    np.testing.assert_allclose(xs[-1], x, atol=1e-6)
+    np.testing.assert_allclose(xs[0], gaussian_denoiser(cosine)(Z, cosine(1.0)).x, atol=1e-6)
+
+
+def samplers(schedule, key=None):
+    denoise, key = gaussian_denoiser(schedule), jax.random.key(3) if key is None else key
+
+    def by_ancestral(z, num_steps, **kwargs):
+        return ancestral(key, denoise, z, schedule, num_steps, **kwargs)
+
+    return {
+        "ddim": lambda z, num_steps, **kwargs: ddim(denoise, z, schedule, num_steps, **kwargs),
+        "eta": lambda z, num_steps, **kwargs: ddim(denoise, z, schedule, num_steps, eta=0.5, key=key, **kwargs),
+        "ancestral": by_ancestral,
+    }
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral"])
+def test_transformations(cosine, sampler):
+    draw = samplers(cosine)[sampler]
+    plain = draw(Z, 6)
+    np.testing.assert_allclose(jax.jit(draw)(Z, 6), plain, atol=1e-6)  # a traced number of steps
+    gradient = jax.grad(lambda z: draw(z, 6).sum())(Z)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+    shards = Z.reshape(4, 2, *SHAPE[1:])
+    whole = samplers(cosine, jax.random.split(jax.random.key(3), 2))[sampler]
+    for shard, mapped in zip(shards, jax.pmap(lambda z: whole(z, 6))(shards), strict=True):
+        np.testing.assert_allclose(mapped, whole(shard, 6), atol=1e-6)
+    exported = jax.export.export(jax.jit(functools.partial(draw, num_steps=6)))(jax.ShapeDtypeStruct(SHAPE, np.float32))
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_allclose(again.call(Z), plain, atol=1e-6)
+
+
+def test_vmap_over_examples(cosine):
+    draw = samplers(cosine)["ddim"]
+    np.testing.assert_allclose(jax.vmap(lambda z: draw(z, 6))(Z), draw(Z, 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["eta", "ancestral"])
+def test_keys_of_examples(cosine, sampler):
+    """With a key for each, an example does not depend on its batch."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    whole = samplers(cosine, keys)[sampler](Z, 4)
+    np.testing.assert_allclose(samplers(cosine, keys[2:5])[sampler](Z[2:5], 4), whole[2:5], atol=1e-6)
+    assert np.abs(whole[0] - samplers(cosine, keys[::-1])[sampler](Z, 4)[0]).max() > 0.01
+
+
+def test_raw_keys(cosine):
+    raw, typed = jax.random.PRNGKey(0), jax.random.key(0)
+    np.testing.assert_array_equal(*(samplers(cosine, key)["ancestral"](Z, 3) for key in (raw, typed)))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.05), (jnp.float64, 1e-5)])
+def test_dtypes(cosine, dtype, tolerance):
+    expected = {name: draw(Z, 16) for name, draw in samplers(cosine).items() if name == "ddim"}
+    with jax.enable_x64(dtype == jnp.float64):
+        for name, draw in samplers(cosine).items():
+            x = draw(jnp.asarray(Z, dtype), 16)
+            assert x.dtype == dtype
+            if name in expected:
+                np.testing.assert_allclose(np.asarray(x, np.float64), expected[name], atol=tolerance)
+
+
+def test_errors(cosine):
+    denoise = gaussian_denoiser(cosine)
+    with pytest.raises(ValueError, match="num_steps must be at least 1; got 0"):
+        ddim(denoise, Z, cosine, 0)
+    with pytest.raises(ValueError, match=r"eta=0.5 draws fresh noise: give it a key"):
+        ddim(denoise, Z, cosine, 2, eta=0.5)
+    for logvar_type in ("large", "fixed_tiny", "fixed_medium:3"):
+        with pytest.raises(ValueError, match="choose"):
+            ancestral(jax.random.key(0), denoise, Z, cosine, 2, logvar_type)

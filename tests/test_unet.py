@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet, dropout
+
+SMALL = dict(
+    num_classes=1,
+    ch=32,
+    emb_ch=64,
+    out_ch=3,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(4,),
+    num_heads=2,
+    dropout=0.0,
+    logsnr_input_type="inv_cos",
+)
+X = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
+LOGSNR = np.array([-9.0, -1.0, 2.0, 8.0], np.float32)
+
+
+def apply(network, params, x=X, logsnr=LOGSNR, y=None, index=None, rngs=None, **static):
+    run = jax.jit(lambda *args: network.apply({"params": args[0]}, *args[1:4], index=args[4], rngs=args[5], **static))
+    return run(params, x, logsnr, y, index, rngs)
+
+
+def random_params(network, x=X, y=None):
+    """Parameters without zero-initialised layers."""
+    params = jax.eval_shape(network.init, jax.random.key(0), x, LOGSNR[: len(x)], y)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    return jax.tree.unflatten(tree, [rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+def test_golden(golden, golden_unet):
+    network, params, _ = golden_unet
+    d = golden("unet_uncond")
+    out = apply(network, params, d["x"], d["logsnr"])
+    assert np.linalg.norm(out - d["out"]) < 1e-5 * np.linalg.norm(d["out"])
+
+
+def test_parameter_tree_is_the_published_one(golden_unet):
+    network, params, _ = golden_unet
+    initial = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.zeros(1))["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial)
+    assert sum(leaf.size for leaf in jax.tree.leaves(initial)) == 747_491
+
+
+def test_names_of_the_options():
+    """Resampling by convolutions and class embeddings, as the published checkpoints name them."""
+    network = UNet(**(SMALL | dict(num_classes=10)))
+    params = random_params(network, y=np.zeros(4, np.int32))
+    assert params["class_emb"]["kernel"].shape == (10, 64)
+    assert params["down_0.downsample"]["kernel"].shape == (3, 3, 32, 32)
+    assert params["up_1.upsample"]["kernel"].shape == (3, 3, 64, 64)
+    assert params["mid.attn_1"]["q"]["kernel"].shape == (64, 2, 32)
+    assert params["mid.attn_1"]["proj_out"]["kernel"].shape == (2, 32, 64)
+
+
+def test_starts_at_zero():
+    network = UNet(**SMALL)
+    params = jax.jit(network.init)(jax.random.key(0), X, LOGSNR)["params"]
+    assert not np.any(apply(network, params))
+
+
+@pytest.mark.parametrize("resblock_resample", [False, True])
+def test_scalar_logsnr_and_independent_examples(resblock_resample):
+    network = UNet(**(SMALL | dict(resblock_resample=resblock_resample)))
+    params = random_params(network)
+    whole = apply(network, params)
+    assert whole.shape == X.shape
+    np.testing.assert_allclose(apply(network, params, X[2:3], 2.0), whole[2:3], atol=1e-4 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("logsnr_input_type", LOGSNR_INPUT_TYPES)
+def test_logsnr_inputs(logsnr_input_type):
+    network = UNet(**(SMALL | dict(logsnr_input_type=logsnr_input_type)))
+    expected = {
+        "inv_cos": np.arctan(np.exp(-LOGSNR / 2)) / (np.pi / 2),
+        "sigmoid": 1 / (1 + np.exp(-LOGSNR)),
+        "linear": (LOGSNR + 10) / 20,
+    }[logsnr_input_type]
+    np.testing.assert_allclose(network._logsnr_input(jnp.asarray(LOGSNR)), expected, rtol=1e-5)
+
+
+def test_classes():
+    network = UNet(**(SMALL | dict(num_classes=10)))
+    params = random_params(network, y=np.zeros(4, np.int32))
+    out = apply(network, params, X[[0, 0]], LOGSNR[[0, 0]], np.array([3, 7], np.int32))
+    assert np.abs(out[0] - out[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="10 classes needs labels y"):
+        apply(network, params)
+
+
+def test_heads_are_head_dim():
+    """Two heads of 32 channels, said either way, are one network."""
+    by_number, by_width = UNet(**SMALL), UNet(**(SMALL | dict(num_heads=None, head_dim=32)))
+    params = random_params(by_number)
+    np.testing.assert_array_equal(apply(by_number, params), apply(by_width, params))
+
+
+def test_mixed_precision():
+    exact, mixed = UNet(**SMALL), UNet(**SMALL, dtype=jnp.bfloat16)
+    initial = jax.eval_shape(mixed.init, jax.random.key(0), X, LOGSNR)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
+    params = random_params(exact)
+    expected, got = apply(exact, params), apply(mixed, params)
+    assert got.dtype == jnp.float32
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert 1e-5 < error < 0.03
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        network = UNet(**SMALL)
+        params = random_params(network)
+        expected = apply(network, params)
+        got = apply(network, params, X.astype(np.float64), LOGSNR.astype(np.float64))
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(expected, got, atol=1e-4 * np.abs(got).max())
+
+
+def test_dropout_depends_on_position_not_on_the_split():
+    network = UNet(**(SMALL | dict(dropout=0.5)))
+    params = random_params(network)
+
+    def dropped(rows, seed=0):
+        rngs = {"dropout": jax.random.key(seed)}
+        return apply(network, params, X[rows], LOGSNR[rows], index=jnp.arange(4)[rows], rngs=rngs, train=True)
+
+    whole = dropped(slice(0, 4))
+    np.testing.assert_allclose(dropped(slice(2, 4)), whole[2:], atol=1e-4 * np.abs(whole).max())
+    assert np.abs(whole - dropped(slice(0, 4), seed=1)).max() > 0.01
+    np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**SMALL), params))
+
+
+def test_dropout_keeps_the_mean():
+    kept = dropout(jnp.ones((64, 8, 8, 4)), jax.random.key(0), jnp.arange(64), 0.25)
+    np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(kept.mean(), 1, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "side", "message"),
+    [
+        (dict(ch=48), 8, "multiple of 32"),
+        (dict(num_heads=5), 8, "num_heads=5 must divide the 64 channels"),
+        (dict(num_heads=None, head_dim=48), 8, "head_dim=48 must divide the 64 channels"),
+        (dict(num_heads=None), 8, "either num_heads or head_dim"),
+        (dict(head_dim=32), 8, "either num_heads or head_dim"),
+        (dict(), 9, "images are 9x9.*a side that 2 divides"),
+        (dict(ch_mult=(1, 1, 1)), 10, "images are 10x10.*a side that 4 divides"),
+        (dict(logsnr_input_type="cos"), 8, "'cos'; choose one of"),
+        (dict(dropout=1.0), 8, "dropout=1.0"),
+    ],
+)
+def test_errors(change, side, message):
+    network = UNet(**(SMALL | change))
+    with pytest.raises(ValueError, match=message):
+        network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1))
