@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.learning_rate_warmup_steps = 100
     config.train.learning_rate_anneal_type = "linear"
+    config.train.adam_eps = 1e-6  # or else gradients that are rounding errors move biases that do nothing
     config.train.ema_decay = 0.995
     config.train.log_loss_every_steps = 100
     config.train.checkpoint_every_secs = 30

@@ -84,6 +84,7 @@ FIELDS = {
         "optimizer": OneOf(("adam", "momentum", "nesterov")),
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
+        "adam_eps": 1e-8,
         "optimizer_beta": 0.9,  # of momentum and nesterov
         "learning_rate": float,
         "learning_rate_warmup_steps": 0,

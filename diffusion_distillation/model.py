@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from .diffusion import Denoiser, make_denoiser
 from .schedules import Schedule, get_logsnr_schedule
@@ -44,9 +45,9 @@ def init_params(network: UNet, key: Keys, image_shape: tuple[int, int, int]) -> 
 
 
 def network_denoiser(
-    network: UNet, params: Params, mean_type: str, labels: Array | None = None, *, clip_x: bool = False, **kwargs
+    network: nn.Module, params: Params, mean_type: str, labels: Array | None = None, *, clip_x: bool = False, **kwargs
 ) -> Denoiser:
-    """The denoiser of a network with these parameters; `kwargs` go to the network (train, index, rngs)."""
+    """The denoiser of a network, called as a `UNet` is, with these parameters; `kwargs` go to it (train, index, rngs)."""
 
     def model_fn(z, logsnr):
         return network.apply({"params": params}, z, logsnr, labels, **kwargs)

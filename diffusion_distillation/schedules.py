@@ -86,9 +86,9 @@ class NicholDhariwal:
 
     alpha(t)^2 = cos^2(c) / cos^2(b) with c = a t + b, a = (pi/2) / (1 + s) and b = a s; the attribute `offset` is s.
 
-    Over 1000 discrete steps their bound beta <= 0.999 acts on the last step alone and leaves
-    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here alpha stops where it gets there. At t = 0, where no noise
-    is left, the log-SNR is held at 20 (this acts below t = 1e-7).
+    Over 1000 discrete steps their bound beta <= 0.999 acts on the last alone and leaves
+    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here alpha stops where it gets there. At t = 0, where no
+    noise is left, the log-SNR is held at 20 (this acts below t = 1e-7).
     """
 
     offset: float = 0.008

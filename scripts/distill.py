@@ -31,7 +31,7 @@ def main() -> None:
     if "distillation" not in config:
         raise InputError("This config has no section config.distillation: run it with scripts/train.py.")
     use_all_cpu_cores(config.train.batch_size)
-    source = load_source(config.dataset.name, config.dataset.args)
+    source = load_source(config.dataset.name, **config.dataset.args)
     workdir = Path(WORKDIR.value)
     run_ladder(config, workdir, source, on_eval=cli.draw_samples)
     write_report(config, workdir, source)

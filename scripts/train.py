@@ -29,7 +29,7 @@ def main() -> None:
     if "distillation" in config:
         raise InputError("This config has a section config.distillation: run it with scripts/distill.py.")
     use_all_cpu_cores(config.train.batch_size)
-    source = load_source(config.dataset.name, config.dataset.args)
+    source = load_source(config.dataset.name, **config.dataset.args)
     train(config, Path(WORKDIR.value), source, on_eval=cli.draw_samples)
 
 

@@ -17,6 +17,7 @@ SMALL = dict(
     dropout=0.0,
     logsnr_input_type="inv_cos",
 )
+TINY = SMALL | dict(ch_mult=(1,), num_res_blocks=0, attn_resolutions=())
 X = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
 LOGSNR = np.array([-9.0, -1.0, 2.0, 8.0], np.float32)
 
@@ -60,7 +61,7 @@ def test_names_of_the_options():
 
 
 def test_starts_at_zero():
-    network = UNet(**SMALL)
+    network = UNet(**TINY)
     params = jax.jit(network.init)(jax.random.key(0), X, LOGSNR)["params"]
     assert not np.any(apply(network, params))
 
@@ -102,7 +103,7 @@ def test_heads_are_head_dim():
 
 
 def test_mixed_precision():
-    exact, mixed = UNet(**SMALL), UNet(**SMALL, dtype=jnp.bfloat16)
+    exact, mixed = UNet(**TINY), UNet(**TINY, dtype=jnp.bfloat16)
     initial = jax.eval_shape(mixed.init, jax.random.key(0), X, LOGSNR)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
     params = random_params(exact)
@@ -114,7 +115,7 @@ def test_mixed_precision():
 
 def test_float64():
     with jax.enable_x64(True):
-        network = UNet(**SMALL)
+        network = UNet(**TINY)
         params = random_params(network)
         expected = apply(network, params)
         got = apply(network, params, X.astype(np.float64), LOGSNR.astype(np.float64))
@@ -123,7 +124,7 @@ def test_float64():
 
 
 def test_dropout_depends_on_position_not_on_the_split():
-    network = UNet(**(SMALL | dict(dropout=0.5)))
+    network = UNet(**(TINY | dict(dropout=0.5)))
     params = random_params(network)
 
     def dropped(rows, seed=0):
@@ -133,7 +134,7 @@ def test_dropout_depends_on_position_not_on_the_split():
     whole = dropped(slice(0, 4))
     np.testing.assert_allclose(dropped(slice(2, 4)), whole[2:], atol=1e-4 * np.abs(whole).max())
     assert np.abs(whole - dropped(slice(0, 4), seed=1)).max() > 0.01
-    np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**SMALL), params))
+    np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**TINY), params))
 
 
 def test_dropout_keeps_the_mean():

@@ -1,7 +1,7 @@
 """Where images come from. A source is anything with `Source`'s five members; adding one is one class and one line."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,19 +55,19 @@ def digits(class_conditional: bool = False) -> ArraySource:
 SOURCES: dict[str, Callable[..., Source]] = {"digits": digits}
 
 
-def load_source(name: str, args: dict) -> Source:
+def load_source(name: str, **args: Any) -> Source:
     """The source that a config's `dataset` section names.
 
     Args:
       name: a key of `SOURCES`.
-      args: keyword arguments of the source. `randflip` is not the source's; the training step reads it.
+      **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
       InputError: for an unknown name or argument.
     """
     if name not in SOURCES:
         raise InputError(f"Unknown dataset config.dataset.name={name!r}; choose one of {sorted(SOURCES)}.")
-    args = {key: value for key, value in args.items() if key != "randflip"}
+    args.pop("randflip", None)
     try:
         return SOURCES[name](**args)
     except TypeError as error:

@@ -16,7 +16,7 @@ class Statistics(NamedTuple):
     covariance: Float64[np.ndarray, "features features"]
 
 
-def statistics(batches: Iterable[Float64[np.ndarray, "n features"]]) -> Statistics:
+def statistics(batches: Iterable[Float64[np.ndarray, "_ features"]]) -> Statistics:
     """Mean and unbiased covariance of features that come in batches, in one pass.
 
     Raises:

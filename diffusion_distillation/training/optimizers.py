@@ -19,7 +19,7 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
       only_finetune_temb: update the layers of the embedding alone (`EMBEDDING_LAYERS`).
     """
     rule = {
-        "adam": lambda: optax.scale_by_adam(train.adam_beta1, train.adam_beta2),
+        "adam": lambda: optax.scale_by_adam(train.adam_beta1, train.adam_beta2, train.adam_eps),
         "momentum": lambda: optax.trace(train.optimizer_beta),
         "nesterov": lambda: optax.trace(train.optimizer_beta, nesterov=True),
     }[train.optimizer]()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from ..diffusion import q_sample
 from ..distillation import two_step_target
@@ -17,7 +18,6 @@ from ..losses import continuous_times, data_target, discrete_steps, training_los
 from ..model import network_denoiser, train_schedule
 from ..sampling import normal
 from ..shapes import Array, Params
-from ..unet import UNet
 from .optimizers import make_optimizer
 
 Batch = dict[str, Array]
@@ -72,7 +72,7 @@ def init_state(config: Any, params: Params) -> TrainState:
 
 
 def make_train_step(
-    config: Any, network: UNet
+    config: Any, network: nn.Module
 ) -> Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]:
     """The training step of a resolved config.
 
@@ -122,7 +122,7 @@ def make_train_step(
             None if decay is None else optax.incremental_update(params, state.ema_params, 1 - decay(state.step))
         )
         new = TrainState(state.step + 1, params, ema_params, opt_state, state.skipped)
-        gradient_norm = optax.global_norm(grads)
+        gradient_norm = optax.tree.norm(grads)
         if train.enable_update_skip:
             kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
             finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)

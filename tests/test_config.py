@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.data import load_source
+from diffusion_distillation.model import make_network
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def base():
+    return cfg.load(CONFIGS[0].with_name("digits_base.py"))
+
+
+def ladder():
+    config = cfg.load(CONFIGS[0].with_name("digits_distill.py"))
+    config.distillation.teacher_checkpoint_path = "runs/digits/base"
+    return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_builds(path):
+    config = cfg.load(path)
+    if "distillation" in config:
+        config.distillation.teacher_checkpoint_path = "somewhere"
+    config = cfg.resolve(config)
+    source = load_source(config.dataset.name, **config.dataset.args)
+    make_network(config.model, source.image_shape, source.num_classes)
+
+
+def test_resolving_twice_changes_nothing():
+    once = cfg.resolve(ladder())
+    assert cfg.resolve(ConfigDict(once.to_dict())).to_json() == once.to_json()
+
+
+def test_a_config_of_the_published_schema_runs():
+    """No fields of ours; lists where we have tuples; the schedules' arguments spelled out."""
+    schedule = dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0)
+    published = ConfigDict(
+        dict(
+            seed=0,
+            dataset=dict(name="digits", args=dict(class_conditional=False, randflip=True)),
+            sampler="ddim",
+            model=dict(
+                name="unet_iddpm",
+                args=dict(
+                    ch=256,
+                    emb_ch=1024,
+                    ch_mult=[1, 1, 1],
+                    num_res_blocks=3,
+                    attn_resolutions=[8, 16],
+                    num_heads=1,
+                    dropout=0.2,
+                    logsnr_input_type="inv_cos",
+                    resblock_resample=True,
+                ),
+                mean_type="x",
+                logvar_type="fixed_large",
+                mean_loss_weight_type="snr_trunc",
+                train_num_steps=0,
+                eval_sampling_num_steps=1024,
+                train_logsnr_schedule=schedule,
+                eval_logsnr_schedule=schedule,
+                eval_clip_denoised=True,
+            ),
+            train=dict(
+                batch_size=128,
+                optimizer="adam",
+                learning_rate=2e-4,
+                learning_rate_warmup_steps=1000,
+                weight_decay=0.001,
+                ema_decay=0.9999,
+                grad_clip=1.0,
+                substeps=10,
+                enable_update_skip=False,
+                log_loss_every_steps=100,
+                checkpoint_every_secs=900,
+                eval_every_steps=10000,
+            ),
+        )
+    )
+    resolved = cfg.resolve(published)
+    assert resolved.model.args.ch_mult == (1, 1, 1)
+    assert resolved.train.learning_rate_anneal_type == "none"
+    assert resolved.train.parallel == "jit"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.learning_rat", 1e-3, r"Unknown field config.train.learning_rat. Did you mean 'learning_rate'\?"),
+        ("modle", {}, r"Unknown field config.modle. Did you mean 'model'\?"),
+        ("model.mean_type", "epsilon", r"config.model.mean_type='epsilon' is not one of \['x', 'eps', 'v', 'both'\]"),
+        ("model.mean_loss_weight_type", "snr_trnc", r"is not one of .* Did you mean 'snr_trunc'\?"),
+        ("sampler", "dim", r"config.sampler='dim' is not one of \['ddim', 'noisy'\]. Did you mean 'ddim'\?"),
+        ("model.train_logsnr_schedule", {"name": "linear"}, r"train_logsnr_schedule: Unknown logsnr schedule 'linear'"),
+        ("model.logvar_type", "learned", "config.model.logvar_type: Unknown logvar_type 'learned'"),
+        ("model.args.ch", None, r"config.model.args.ch is missing: every config must set it \(int\)"),
+        ("train.batch_size", 6.5, "config.train.batch_size=6.5 must be of type int"),
+        ("train.batch_size", -64, "config.train.batch_size=-64 must not be negative"),
+        ("train.grad_clip", float("nan"), "config.train.grad_clip=nan must not be negative"),
+        ("train", 3, "config.train=3 must be a section"),
+        ("distillation.start_num_steps", 48, "config.distillation: start_num_steps=48 must be end_num_steps=1 times a"),
+        ("distillation.teacher_checkpoint_path", None, "teacher_checkpoint_path is missing"),
+        ("distillation.stages", {"3": {}}, r"stages.3: no student has 3 steps; they have \[32, 16, 8, 4, 2, 1\]"),
+        (
+            "distillation.stages",
+            {"2": {"learning_rates": 1.0}},
+            r"2.learning_rates. Did you mean 'learning_rate'",
+        ),
+        ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
+    ],
+)
+def test_errors(field, value, message):
+    given = ladder().to_dict()
+    *sections, name = field.split(".")
+    section = given
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    with pytest.raises(ValueError, match=message):
+        cfg.resolve(ConfigDict(given))
+
+
+def test_stage():
+    config = ladder()
+    config.train.learning_rate_anneal_steps = 150
+    config.distillation.stages = {"1": {"steps_per_iter": 400, "learning_rate": 3e-4}, "4": {"weight_decay": 0.1}}
+    config = cfg.resolve(config)
+    plain, last, decayed = (cfg.stage(config, num_steps) for num_steps in (8, 1, 4))
+    fields = ("num_steps", "learning_rate", "learning_rate_anneal_steps")
+    assert [plain.train[field] for field in fields] == [150, 1e-3, 150]
+    assert [last.train[field] for field in fields] == [400, 3e-4, 0]
+    assert decayed.train.weight_decay == 0.1
+    assert len({config.seed, plain.seed, last.seed, decayed.seed}) == 4
+    assert config.train.weight_decay == 0.0

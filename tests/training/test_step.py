@@ -1,0 +1,228 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.data import load_source, read_batch
+from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
+from diffusion_distillation.training.parallel import check_batch_size, compile_steps, data_mesh, replicated
+from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
+
+SOURCE = load_source("digits")
+
+
+class Affine(nn.Module):
+    """A network that compiles in no time, with a parameter of the embedding, by its name, and one that is not."""
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+        scale = self.param("dense0", nn.initializers.constant(0.3), (8, 8, 1))
+        return z * scale + self.param("bias", nn.initializers.zeros, (1,))
+
+
+AFFINE = {"dense0": np.full((8, 8, 1), 0.3, np.float32), "bias": np.zeros(1, np.float32)}
+
+
+def make_config(*, distillation=None, dropout=0.0, randflip=False, train_num_steps=0, **train):
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.dataset.args.randflip = randflip
+    config.model.args.update(
+        ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1, dropout=dropout
+    )
+    config.model.mean_type = "v"
+    config.model.train_num_steps = train_num_steps
+    config.train.update(dict(batch_size=16, learning_rate=1e-3, num_steps=100, ema_decay=0.9, adam_eps=1e-6) | train)
+    if distillation is not None:
+        config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8) | distillation
+    return cfg.resolve(config)
+
+
+def run(config, num_steps=3, *, network=Affine(), params=AFFINE, teacher=None, devices=1, scan=False):
+    """The states after each step (after all, in a scan), and the metrics of all steps."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    state, teacher = jax.device_put((init_state(config, params), teacher), replicated(mesh))
+    steps = compile_steps(make_train_step(config, network), mesh, scan=scan)
+    batches = [read_batch(SOURCE, 0, k, config.train.batch_size) for k in range(num_steps)]
+    states, losses = [], []
+    for chunk in [batches] if scan else ([batch] for batch in batches):
+        state, metrics = steps(state, jax.random.key(config.seed), teacher, chunk)
+        states.append(jax.device_get(state))
+        losses += list(map(float, metrics["loss"]))
+    return states, losses
+
+
+def assert_close(a, b, atol):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distillation", [None, {}])
+def test_devices_and_scan_change_nothing(distillation):
+    """One device or four, step by step or in one scan: the same parameters, with dropout and flips."""
+    config = make_config(distillation=distillation, dropout=0.3, randflip=True)
+    network = make_network(config.model, SOURCE.image_shape, SOURCE.num_classes)
+    params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape) for seed in (0, 1))
+    teacher = None if distillation is None else Teacher(of_teacher, 4)
+    common = dict(network=network, params=params, teacher=teacher)
+    one, losses = run(config, **common)
+    four, of_four = run(config, devices=4, **common)
+    scanned, of_scan = run(config, devices=4, scan=True, **common)
+    assert_close(one[-1], four[-1], atol=1e-5)
+    assert_close(one[-1], scanned[-1], atol=1e-5)
+    np.testing.assert_allclose(losses, of_four, rtol=1e-5)
+    np.testing.assert_allclose(losses, of_scan, rtol=1e-5)
+    assert one[-1].step == 3 and one[-1].skipped == 0
+
+
+def test_one_program_for_every_halving():
+    """num_steps is traced: it changes the loss, and not the compiled step."""
+    config = make_config(distillation={})
+    step = jax.jit(make_train_step(config, Affine()))
+    state, batch = init_state(config, AFFINE), read_batch(SOURCE, 0, 0, 16)
+    teachers = [Teacher(AFFINE, num_steps) for num_steps in (1, 4, 1024)]
+    losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
+    # As steps shrink two of them become one, and a student that equals its teacher has less and less to learn.
+    assert losses[0] > 10 * losses[1] > 1e4 * losses[2]
+    assert step._cache_size() == 1
+
+
+def test_randomness_is_that_of_the_position():
+    """The loss of a batch is the mean of what each row contributes alone, at its own position."""
+    config = make_config()
+    step = jax.jit(make_train_step(config, Affine()))
+    batch = read_batch(SOURCE, 0, 0, 16)
+
+    def loss(image):
+        return float(step(init_state(config, AFFINE), jax.random.key(0), None, batch | {"image": image})[1]["loss"])
+
+    other = batch["image"].copy()
+    other[5] = 255 - other[5]
+    both = other.copy()
+    both[9] = 255 - both[9]
+    one = batch["image"].copy()
+    one[9] = 255 - one[9]
+    assert loss(other) != loss(batch["image"])
+    np.testing.assert_allclose(loss(both) - loss(other), loss(one) - loss(batch["image"]), rtol=1e-3)
+
+
+def since_multiple(period):
+    return lambda k: [0] * (k - k % period) + [1 / (k % period + 1)] * (k % period + 1)
+
+
+def exponential(decay):
+    return lambda k: [decay**k, *((1 - decay) * decay ** (k - j) for j in range(1, k + 1))]
+
+
+@pytest.mark.parametrize(
+    ("train", "weights"),
+    [
+        (dict(ema_decay=0.9), exponential(0.9)),
+        (dict(ema_decay=None, avg_type="ema", avg_steps=5), exponential(0.8)),
+        (
+            dict(ema_decay=None, avg_type="aa", avg_steps=3),
+            lambda k: [0] * (k - k % 3) + [1 / (k % 3 + 1)] * (k % 3 + 1),
+        ),
+    ],
+)
+def test_averages(train, weights):
+    """The average after step k, as weights on the parameters after steps 0 to k; the initial ones leave no trace."""
+    states, _ = run(make_config(**train), 5)
+    for k, state in enumerate(states):
+        history = [earlier.params for earlier in states[: k + 1]]
+        expected = jax.tree.map(lambda *p, k=k: sum(w * leaf for w, leaf in zip(weights(k), p, strict=True)), *history)
+        assert_close(state.ema_params, expected, atol=1e-6)
+        assert state.sampling_params is state.ema_params
+
+
+@pytest.mark.parametrize("train", [dict(ema_decay=0.0), dict(ema_decay=None, avg_type="none")])
+def test_no_average(train):
+    state = run(make_config(**train))[0][-1]
+    assert state.ema_params is None and state.sampling_params is state.params
+
+
+def test_only_the_embedding_is_trained():
+    config = make_config(distillation=dict(only_finetune_temb=True))
+    teacher = jax.tree.map(lambda leaf: leaf + 0.1, AFFINE)
+    state = run(config, 1, teacher=Teacher(teacher, 4))[0][-1]
+    assert np.all(state.params["dense0"] != AFFINE["dense0"])
+    np.testing.assert_array_equal(state.params["bias"], AFFINE["bias"])
+
+
+def test_updates_that_are_not_finite_are_skipped():
+    broken = {
+        "dense0": {"kernel": np.full((8, 8, 1), np.inf, np.float32)},
+        "conv_in": {"bias": np.zeros(1, np.float32)},
+    }
+    state = run(make_config(), 2, params=broken)[0][-1]
+    assert state.step == 2 and state.skipped == 2
+    assert_close(state.params, broken, atol=0)
+    assert_close(state.ema_params, broken, atol=0)
+    state = run(make_config(enable_update_skip=False), 2, params=broken)[0][-1]
+    assert state.skipped == 0 and not np.isfinite(state.params["bias"][0])
+
+
+@pytest.mark.parametrize(
+    ("train", "rule"),
+    [
+        (dict(optimizer="momentum"), lambda g, g1: g1 + 0.9 * g),
+        (dict(optimizer="nesterov", optimizer_beta=0.5), lambda g, g1: g1 + 0.5 * (g1 + 0.5 * g)),
+    ],
+)
+def test_momentum_clip_and_decoupled_decay(train, rule):
+    """The second of two updates, against the formulas: the clip on the whole gradient, the decay outside of it."""
+    optimizer = make_optimizer(make_config(grad_clip=0.01, weight_decay=0.1, **train).train)
+    params = {"a": jnp.full(3, 2.0), "b": jnp.full(1, -5.0)}
+    state = optimizer.init(params)
+    for gradient in (1.0, -2.0):
+        gradients = jax.tree.map(lambda leaf, g=gradient: jnp.full_like(leaf, g), params)
+        updates, state = optimizer.update(gradients, state, params)
+    step = rule(0.01 / 2, -0.01 / 2)  # four elements: each is its share of the clipped norm
+    assert_close(updates, jax.tree.map(lambda p: -1e-3 * (step + 0.1 * p), params), atol=1e-8)
+
+
+def test_adam_with_decoupled_decay():
+    optimizer = make_optimizer(make_config(grad_clip=0.0, weight_decay=0.1).train)
+    params = {"a": jnp.full(3, 2.0)}
+    updates, _ = optimizer.update({"a": jnp.array([1e3, -1e-2, 0.0])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], -1e-3 * (np.array([1, -1, 0]) + 0.2), rtol=1e-3)
+
+
+def test_learning_rate():
+    train = make_config(
+        learning_rate=1.0, learning_rate_warmup_steps=4, learning_rate_anneal_type="linear", num_steps=10
+    ).train
+    rates = [float(learning_rate(train)(step)) for step in range(11)]
+    np.testing.assert_allclose(rates[:3], [0.25 * 1.0, 0.5 * 0.9, 0.75 * 0.8], rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0], atol=1e-6)
+    assert float(learning_rate(make_config().train)(99)) == pytest.approx(1e-3)
+
+
+def test_preprocessing():
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), dtype=np.uint8)
+    keys = jax.random.split(jax.random.key(0), 400)
+    np.testing.assert_allclose(preprocess(keys, images, flip=False), images / 127.5 - 1, atol=1e-6)
+    flipped = np.asarray(preprocess(keys, images, flip=True))
+    mirrored = np.isclose(flipped, images[:, :, ::-1] / 127.5 - 1, atol=1e-6).all(axis=(1, 2, 3))
+    assert 0.4 < mirrored.mean() < 0.6
+    np.testing.assert_allclose(flipped[~mirrored], images[~mirrored] / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(preprocess(keys[:7], images[:7], flip=True), flipped[:7])
+
+
+def test_discrete_time_base_training():
+    """train_num_steps = 1 trains at t = 1 alone, where z is noise and v is -x."""
+    zero = jax.tree.map(np.zeros_like, AFFINE)
+    _, losses = run(make_config(train_num_steps=1), 1, params=zero)
+    x = read_batch(SOURCE, 0, 0, 16)["image"] / 127.5 - 1
+    np.testing.assert_allclose(losses, [np.mean(x**2)], rtol=1e-3)
+    assert run(make_config(train_num_steps=0), 1, params=zero)[1] != losses
+
+
+def test_batch_size_and_devices():
+    check_batch_size(64, data_mesh())
+    with pytest.raises(ValueError, match="batch_size=66 must be divisible by the number of devices, 4: choose 64 or"):
+        check_batch_size(66, data_mesh())
