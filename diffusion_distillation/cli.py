@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
+from .config import resolve
 from .errors import InputError
 from .pipeline import Pipeline
 from .report.grids import save_grid
@@ -14,6 +16,33 @@ from .shapes import Params
 from .training.checkpoints import Metadata
 
 NUM_SAMPLES_SHOWN = 64
+
+
+class RunFlags:
+    """The flags of a script that trains, --config and --workdir."""
+
+    def __init__(self):
+        self._config = config_flags.DEFINE_config_file(
+            "config",
+            help_string="The config file; --config.<field>=<value> sets a field of it.",
+            lock_config=False,  # fields that the file leaves out can be set too: `resolve` checks their names
+            accept_new_attributes=True,
+        )
+        self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
+        flags.mark_flag_as_required("config")
+
+    def config(self, *, distillation: bool) -> ConfigDict:
+        """The resolved config, which must have a `distillation` section or must not."""
+        config = self._config.value
+        if distillation != ("distillation" in config):
+            has, script = ("no", "train") if distillation else ("a", "distill")
+            raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
+        return resolve(config)
+
+    @property
+    def workdir(self) -> Path:
+        """The run's folder."""
+        return Path(self._workdir.value)
 
 
 def run(main: Callable[[], None]) -> None:

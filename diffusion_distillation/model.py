@@ -47,7 +47,7 @@ def init_params(network: UNet, key: Keys, image_shape: tuple[int, int, int]) -> 
 def network_denoiser(
     network: nn.Module, params: Params, mean_type: str, labels: Array | None = None, *, clip_x: bool = False, **kwargs
 ) -> Denoiser:
-    """The denoiser of a network, called as a `UNet` is, with these parameters; `kwargs` go to it (train, index, rngs)."""
+    """The denoiser of a network that is called as `UNet` is; `kwargs` go to its apply (train, index, rngs)."""
 
     def model_fn(z, logsnr):
         return network.apply({"params": params}, z, logsnr, labels, **kwargs)

@@ -1,0 +1,245 @@
+"""The scripts, as a user runs them, on the digits and a very small network."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_distillation import from_checkpoint
+from diffusion_distillation.training.checkpoints import load
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config.model.args.ch_mult=(1,)",
+    "--config.model.args.attn_resolutions=()",
+    "--config.model.args.emb_ch=32",
+    "--config.model.eval_sampling_num_steps=4",
+    "--config.train.batch_size=32",
+    "--config.train.log_loss_every_steps=10",
+]
+BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_steps=20"]
+LADDER = [
+    "--config=configs/digits_distill.py",
+    *TINY,
+    "--config.distillation.start_num_steps=4",
+    "--config.distillation.stages={}",
+    "--config.distillation.steps_per_iter=40",
+    "--config.eval.num_samples=64",
+    "--config.eval.batch_size=64",
+    "--config.eval.teacher_num_steps=(4,2,1)",
+    "--config.eval.ancestral_num_steps=(2,)",
+]
+
+
+def command(script, *flags):
+    return [sys.executable, f"scripts/{script}.py", *map(str, flags)]
+
+
+def run(script, *flags, devices=1, fails=False):
+    """Runs a script in the repository's root and returns what it printed (on stderr, if it is to fail)."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    done = subprocess.run(command(script, *flags), cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def distill(teacher, workdir, *flags, **kwargs):
+    teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
+    return run("distill", *LADDER, teacher, f"--workdir={workdir}", *flags, **kwargs)
+
+
+def assert_same(one, other, atol=0.0):
+    for a, b in zip(jax.tree.leaves(load(one)[0]), jax.tree.leaves(load(other)[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished base run and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    return workdir, run("train", *BASE, f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def ladder(base):
+    """A finished ladder and what it printed."""
+    workdir = base[0].with_name("ladder")
+    return workdir, distill(base[0], workdir)
+
+
+@pytest.mark.slow
+def test_train(base):
+    workdir, printed = base
+    assert re.search(r"step 20/20  loss [\d.]+  [\d,]+ images/s  0:00:00 left", printed)
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [10, 20]
+    assert metrics[1]["loss"] < metrics[0]["loss"]
+    assert set(metrics[0]) == {"step", "loss", "gradient_norm", "skipped", "learning_rate", "images_per_sec"}
+    assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 20
+    assert Image.open(workdir / "samples" / "step_0000020.png").size[0] > 300
+
+
+@pytest.mark.slow
+def test_four_devices_train_as_one(base):
+    four = base[0].with_name("four")
+    assert "4 cpu device(s)" in run("train", *BASE, f"--workdir={four}", devices=4)
+    assert_same(base[0], four, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_base_run_resumes(base):
+    """Taken up from a checkpoint in its middle, a run ends in the same parameters."""
+    workdir = base[0].with_name("resumed")
+    flags = [*BASE, f"--workdir={workdir}", "--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
+    run("train", *flags)
+    steps = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+    assert steps == [15, 20]
+    (workdir / "checkpoints" / "20").rename(workdir / "20")
+    assert "going on from step 15" in run("train", *flags)
+    assert_same(base[0], workdir)
+    lines = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [10, 20]
+
+
+@pytest.mark.slow
+def test_distill(ladder):
+    workdir, printed = ladder
+    assert re.search(r"steps_0002  step 40/40 .*\n(.*\n)*steps_0001  step 40/40", printed)
+    for num_steps in (2, 1):
+        _, metadata = load(workdir / f"steps_{num_steps:04d}")
+        assert (metadata.num_steps, metadata.step) == (num_steps, 40)
+        assert metadata.config.train.ema_decay == 0
+        assert (workdir / f"steps_{num_steps:04d}" / "samples" / "step_0000040.png").exists()
+    assert "steps_0001: finished, 40 steps" in distill(workdir.with_name("base"), workdir)
+
+
+@pytest.mark.slow
+def test_report(ladder):
+    report = ladder[0] / "report"
+    table = json.loads((report / "figures.json").read_text())
+    rows = [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]]
+    assert rows == [
+        *(("teacher", "ddim", n) for n in (4, 2, 1)),
+        ("teacher", "noisy", 2),
+        *(("student", "ddim", n) for n in (2, 1)),
+    ]
+    assert all(0 < row["distance"] < 1000 and row["images_per_sec"] > 0 for row in table["rows"])
+    page = (report / "index.html").read_text()
+    for name in re.findall(r'img src="(.*?)"', page):
+        assert min(Image.open(report / name).size) > 150
+    assert all(f"{row['distance']:.3f}" in page for row in table["rows"])
+
+
+@pytest.mark.slow
+def test_interrupted_ladder_ends_in_the_same_parameters(base, ladder):
+    """Killed in one halving and asked to stop in the next, and run again each time."""
+    workdir = ladder[0].with_name("interrupted")
+    often = ["--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
+    teacher = f"--config.distillation.teacher_checkpoint_path={base[0]}"
+    for number, student in ((signal.SIGKILL, "steps_0002"), (signal.SIGTERM, "steps_0001")):
+        process = subprocess.Popen(
+            command("distill", *LADDER, teacher, f"--workdir={workdir}", *often),
+            cwd=ROOT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_checkpoint(workdir / student / "checkpoints", process)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+        if number == signal.SIGTERM:
+            assert process.returncode == 128 + number
+            assert "run the same command again to go on" in error
+        assert 0 < load(workdir / student)[1].step < 40
+    assert "going on from step" in distill(base[0], workdir, *often)
+    for student in ("steps_0002", "steps_0001"):
+        assert_same(ladder[0] / student, workdir / student)
+
+
+def wait_for_checkpoint(folder, process):
+    deadline = time.monotonic() + 120
+    while not (folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_sample(ladder, tmp_path):
+    student, out = ladder[0] / "steps_0002", tmp_path / "samples.npz"
+    flags = ["--num_samples=10", "--seed=3", f"--out={out}", f"--trajectory={tmp_path / 'steps.png'}"]
+    assert "10 images in 2 steps each" in run("sample", f"--checkpoint={student}", *flags, devices=4)
+    images = np.load(out)["images"]
+    pipeline = from_checkpoint(student)
+    np.testing.assert_array_equal(images, pipeline.sample(jax.random.key(3), 10))
+    np.testing.assert_array_equal(images, pipeline.sample(jax.random.key(3), 10, batch_size=4))
+    np.testing.assert_array_equal(images[:3], pipeline.sample(jax.random.key(3), 3))
+    np.testing.assert_array_equal(images, pipeline.trajectory(jax.random.key(3), 10)[-1])
+    assert Image.open(tmp_path / "steps.png").size == (2 * 42 - 2, 8 * 42 - 2)
+    run("sample", f"--checkpoint={student}", f"--out={tmp_path / 'grid.png'}", "--sampler=noisy", "--num_steps=3")
+    assert Image.open(tmp_path / "grid.png").size == (8 * 42 - 2, 8 * 42 - 2)
+    with pytest.raises(ValueError, match=r"not class-conditional"):
+        pipeline.sample(jax.random.key(0), 2, np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match=r"'dim'; choose one of \['ddim', 'noisy'\]"):
+        pipeline.sample(jax.random.key(0), 2, sampler="dim")
+
+
+@pytest.mark.slow
+def test_class_conditional(tmp_path):
+    run("train", *BASE, "--config.dataset.args.class_conditional=True", f"--workdir={tmp_path / 'base'}")
+    pipeline = from_checkpoint(tmp_path / "base")
+    assert pipeline.num_classes == 10
+    by_default = pipeline.sample(jax.random.key(0), 12)
+    np.testing.assert_array_equal(by_default, pipeline.sample(jax.random.key(0), 12, np.arange(12) % 10))
+    for labels in ([1, 2], [0, 10, 3], [-1, 0, 0]):
+        with pytest.raises(ValueError, match="labels must be 3 integers from 0 to 9"):
+            pipeline.sample(jax.random.key(0), 3, np.array(labels))
+    flags = [f"--checkpoint={tmp_path / 'base'}", "--num_samples=4", "--labels=3,7"]
+    run("sample", *flags, f"--out={tmp_path / 'out.npz'}")
+    expected = pipeline.sample(jax.random.key(0), 4, np.array([3, 7, 3, 7]))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["images"], expected)
+
+
+@pytest.mark.slow
+def test_errors_of_training(base, tmp_path):
+    workdir = f"--workdir={tmp_path / 'new'}"
+    for flags, message in {
+        (*BASE, workdir, "--config.train.batch_size=30"): "batch_size=30 must be divisible by the number of devices, 4",
+        (*BASE, f"--workdir={base[0]}", "--config.seed=5"): "another config: config.seed is 0 there and 5 here",
+        (*BASE, workdir, "--config.train.learning_rat=1"): "config.train.learning_rat. Did you mean 'learning_rate'?",
+        (*BASE, workdir, "--config.dataset.name=digit"): "config.dataset.name='digit'; choose one of",
+        (*BASE, workdir, "--config.model.args.ch=48"): "ch=48 .* a multiple of 32",
+        (*LADDER, workdir): "This config has a section config.distillation: run it with scripts/distill.py",
+    }.items():
+        error = run("train", *flags, devices=4, fails=True)
+        assert re.search(message, error) and "Traceback" not in error
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_errors_of_distillation(base, ladder, tmp_path):
+    teacher, workdir = base[0], tmp_path / "new"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for arguments, message in {
+        (tmp_path / "nowhere", workdir): "No checkpoint in .*nowhere': there is no such folder",
+        (tmp_path / "empty", workdir): "a run's folder has 'checkpoints' in it, this one has nothing",
+        (tmp_path / "file", workdir): "it is a file",
+        (ladder[0], workdir): "it holds the students of a ladder. Choose one of steps_0001, steps_0002",
+        (teacher, workdir, "--config.model.args.num_res_blocks=1"): "num_res_blocks is 0 in the teacher and 1 here",
+        (teacher, workdir, "--config.model.mean_type=x"): "config.model.mean_type is 'v' in the teacher and 'x' here",
+        (teacher, workdir, "--config.dataset.args.class_conditional=True"): "classes is 1 in the teacher and 10 here",
+        (ladder[0] / "steps_0002", workdir): "trained for 2 sampling steps: set .*start_num_steps=2",
+        (teacher, ladder[0], "--config.seed=1"): "holds a run of another config: config.seed is 0 there and 1 here",
+    }.items():
+        error = distill(*arguments, fails=True)
+        assert re.search(message, error) and "Traceback" not in error
+    assert not workdir.exists()
