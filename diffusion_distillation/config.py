@@ -164,6 +164,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
         _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
     _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
+    _check_ranges(resolved)
     if "distillation" in resolved:
         _check_distillation(resolved.distillation)
     return resolved.lock()
@@ -247,6 +248,26 @@ def _check(path: str, build: Callable[[], Any]) -> None:
         build()
     except ValueError as error:
         raise InputError(f"config.{path}: {error}") from None
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    counts = {
+        "train": ("num_steps", "batch_size", "substeps", "log_loss_every_steps"),
+        "eval": ("num_samples", "batch_size"),
+        "distillation": ("steps_per_iter",) if "distillation" in config else (),
+    }
+    for section, names in counts.items():
+        for name in names:
+            if config[section][name] < 1:
+                raise InputError(f"config.{section}.{name}={config[section][name]} must be at least 1.")
+    train = config.train
+    if train.ema_decay is not None and train.ema_decay >= 1:
+        raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")
+    if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:
+        raise InputError(f"config.train.avg_type={train.avg_type!r} needs config.train.avg_steps, at least 1.")
+    for name in ("teacher_num_steps", "ancestral_num_steps"):
+        if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name]):
+            raise InputError(f"config.eval.{name}={config.eval[name]} must hold numbers of steps, at least 1 each.")
 
 
 def _check_distillation(distillation: ConfigDict) -> None:

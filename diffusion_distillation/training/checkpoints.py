@@ -94,7 +94,10 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()))
         return TrainState(**self._manager.restore(self.latest_step(), args=args)["state"])
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
         """Waits for what is being written."""
         self._manager.close()
 

@@ -22,9 +22,9 @@ from ..unet import UNet
 from .checkpoints import Checkpoints, Metadata
 from .interrupt import Interrupt
 from .optimizers import learning_rate
-from .parallel import check_batch_size, compile_steps, data_mesh, replicated
+from .parallel import RunSteps, check_batch_size, compile_steps, data_mesh, replicated
 from .runs import MetricsLog, open_run
-from .step import Metrics, Teacher, init_state, make_train_step
+from .step import Metrics, Teacher, TrainState, init_state, make_train_step
 
 OnEval = Callable[[Params, Metadata, Path], None]
 
@@ -61,53 +61,65 @@ def train(
 
     params = teacher.params if teacher else init_params(network, jax.random.key(config.seed), source.image_shape)
     state, teacher = jax.device_put((init_state(config, params), teacher), replicated(mesh))
-    checkpoints = Checkpoints(workdir, config.train.retain_checkpoint_every_steps)
-    step, total = checkpoints.latest_step() or 0, config.train.num_steps
-    if step:
-        state = checkpoints.restore(state)
-    if step >= total:
-        print(f"{workdir}: finished, {step:,} steps", flush=True)
-        return state.sampling_params
-    print(
-        f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
-        f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}",
-        flush=True,
-    )
-
-    num_steps = int(teacher.num_steps) if teacher else 0
-    metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
-    log, progress = MetricsLog(workdir, step), Progress(workdir.name, step, total, config.train.batch_size)
+    metadata = Metadata(config, source.image_shape, source.num_classes, int(teacher.num_steps) if teacher else 0)
     run_steps = _compiled_steps(_what_shapes_a_step(config), network, mesh)
-    key = jax.random.key(config.seed)
+    with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
+        step = checkpoints.latest_step() or 0
+        if step:
+            state = checkpoints.restore(state)
+        if step >= config.train.num_steps:
+            print(f"{workdir}: finished, {step:,} steps", flush=True)
+            return state.sampling_params
+        print(
+            f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
+            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}",
+            flush=True,
+        )
+        return _train_on(state, step, teacher, run_steps, source, checkpoints, metadata, workdir, on_eval)
+
+
+def _train_on(
+    state: TrainState,
+    step: int,
+    teacher: Teacher | None,
+    run_steps: RunSteps,
+    source: Source,
+    checkpoints: Checkpoints,
+    metadata: Metadata,
+    workdir: Path,
+    on_eval: OnEval | None,
+) -> Params:
+    """The loop itself: from a step to the last, with all that is to be seen and kept on the way."""
+    seed, train = metadata.config.seed, metadata.config.train
+    log = MetricsLog(workdir, step)
+    progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
     metrics: list[Metrics] = []
     saved_at = time.monotonic()
-
     with Interrupt() as interrupt:
-        while step < total:
-            chunk = range(step, min(step + config.train.substeps, total))
-            batches = [read_batch(source, config.seed, k, config.train.batch_size) for k in chunk]
-            state, chunk_metrics = run_steps(state, key, teacher, batches)
-            metrics.append(chunk_metrics)
+        while step < train.num_steps:
+            chunk = range(step, min(step + train.substeps, train.num_steps))
+            batches = [read_batch(source, seed, k, train.batch_size) for k in chunk]
+            state, of_chunk = run_steps(state, jax.random.key(seed), teacher, batches)
+            metrics.append(of_chunk)
             step = chunk.stop
+            last = step == train.num_steps
 
-            if _due(chunk, config.train.log_loss_every_steps) or step == total:
+            if last or _due(chunk, train.log_loss_every_steps):
                 values = _means(metrics)
-                values["learning_rate"] = float(learning_rate(config.train)(step - 1))
+                values["learning_rate"] = float(learning_rate(train)(step - 1))
                 values["images_per_sec"] = progress.show(step, values["loss"])
                 log.write(step, values)
                 metrics.clear()
             stop = bool(interrupt.received)
-            overdue = time.monotonic() - saved_at > config.train.checkpoint_every_secs
-            if stop or overdue or _due(chunk, config.train.retain_checkpoint_every_steps) or step == total:
+            overdue = time.monotonic() - saved_at > train.checkpoint_every_secs
+            if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
                 checkpoints.save(state, metadata)
                 saved_at = time.monotonic()
             if stop:
-                checkpoints.close()
                 interrupt.exit(f"{workdir}: saved at step {step:,}; run the same command again to go on.")
-            if on_eval and (_due(chunk, config.train.eval_every_steps) or step == total):
+            if on_eval and (last or _due(chunk, train.eval_every_steps)):
                 with progress.paused():
                     on_eval(state.sampling_params, dataclasses.replace(metadata, step=step), workdir)
-    checkpoints.close()
     return state.sampling_params
 
 
@@ -158,5 +170,5 @@ def _what_shapes_a_step(config: ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled_steps(config_json: str, network: UNet, mesh: Mesh):
+def _compiled_steps(config_json: str, network: UNet, mesh: Mesh) -> RunSteps:
     return compile_steps(make_train_step(ConfigDict(json.loads(config_json)), network), mesh)

@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import InputError
-from .step import Batch, Metrics, Teacher, TrainState
+from .step import Batch, Metrics, Teacher, TrainState, TrainStep
 
+RunSteps = Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]
 MIN_EXAMPLES_PER_CPU_DEVICE = 16
 
 
@@ -46,9 +47,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def compile_steps(
-    step: Callable[..., tuple[TrainState, Metrics]], mesh: Mesh, *, scan: bool | None = None
-) -> Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]:
+def compile_steps(step: TrainStep, mesh: Mesh, *, scan: bool | None = None) -> RunSteps:
     """Compiles a training step for a mesh.
 
     Args:

@@ -71,9 +71,10 @@ def init_state(config: Any, params: Params) -> TrainState:
     )
 
 
-def make_train_step(
-    config: Any, network: nn.Module
-) -> Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]:
+TrainStep = Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(config: Any, network: nn.Module) -> TrainStep:
     """The training step of a resolved config.
 
     Returns:
