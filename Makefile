@@ -14,8 +14,7 @@ demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
 	$(RUN) scripts/distill.py --config=configs/digits_distill.py \
 		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/ladder
-	$(RUN) scripts/sample.py --checkpoint=$(RUNS)/ladder/steps_0001 --num_samples=64 --out=$(RUNS)/one_step.png
-	@echo "Open $(RUNS)/ladder/report/index.html, and $(RUNS)/one_step.png: digits drawn in one step."
+	@echo "Open $(RUNS)/ladder/report/index.html; digits drawn in one step are in $(RUNS)/ladder/steps_0001/samples."
 
 test: install lint
 	$(RUN) -m pytest

@@ -143,6 +143,10 @@ class UNet(nn.Module):
     def validate(self, height: int, width: int) -> None:
         """Raises an InputError that names the attribute at fault, if these options or this image size cannot work."""
         levels = [self.ch * mult for mult in self.ch_mult]
+        if not levels or self.num_res_blocks < 0:
+            raise InputError(
+                f"ch_mult={tuple(self.ch_mult)} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
+            )
         downsampling = 2 ** (len(levels) - 1)
         if height != width or height % downsampling:
             raise InputError(
@@ -160,7 +164,8 @@ class UNet(nn.Module):
                 f"Give either num_heads or head_dim; got num_heads={self.num_heads}, head_dim={self.head_dim}."
             )
         sides = [height // 2**level for level in range(len(levels))]
-        attended = [ch for ch, side in zip(levels, sides, strict=True) if side in self.attn_resolutions] + levels[-1:]
+        attended = [ch for ch, side in zip(levels, sides, strict=True) if side in self.attn_resolutions]
+        attended.append(levels[-1] if self.num_res_blocks else self.ch)  # the middle's
         option, value = ("num_heads", self.num_heads) if self.head_dim is None else ("head_dim", self.head_dim)
         for channels in attended:
             if value < 1 or channels % value:

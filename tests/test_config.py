@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source
-from diffusion_distillation.model import make_network
+from diffusion_distillation.model import count_params, init_params, make_network
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -27,7 +28,10 @@ def test_every_config_file_builds(path):
         config.distillation.teacher_checkpoint_path = "somewhere"
     config = cfg.resolve(config)
     source = load_source(config.dataset.name, **config.dataset.args)
-    make_network(config.model, source.image_shape, source.num_classes)
+    network = make_network(config.model, source.image_shape, source.num_classes)
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), source.image_shape))
+    if "distillation" not in config:
+        assert f"{count_params(params):,} parameters" in path.read_text()
 
 
 def test_resolving_twice_changes_nothing():
@@ -139,7 +143,7 @@ def test_stage():
     config = cfg.resolve(config)
     plain, last, decayed = (cfg.stage(config, num_steps) for num_steps in (8, 1, 4))
     fields = ("num_steps", "learning_rate", "learning_rate_anneal_steps")
-    assert [plain.train[field] for field in fields] == [150, 1e-3, 150]
+    assert [plain.train[field] for field in fields] == [120, 1e-3, 150]
     assert [last.train[field] for field in fields] == [400, 3e-4, 0]
     assert decayed.train.weight_decay == 0.1
     assert len({config.seed, plain.seed, last.seed, decayed.seed}) == 4

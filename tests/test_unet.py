@@ -154,6 +154,7 @@ def test_dropout_keeps_the_mean():
         (dict(), 9, "images are 9x9.*a side that 2 divides"),
         (dict(ch_mult=(1, 1, 1)), 10, "images are 10x10.*a side that 4 divides"),
         (dict(logsnr_input_type="cos"), 8, "'cos'; choose one of"),
+        (dict(ch_mult=()), 8, r"ch_mult=\(\) must not be empty"),
         (dict(dropout=1.0), 8, "dropout=1.0"),
     ],
 )

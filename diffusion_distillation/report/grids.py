@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-MIN_TILE = 40  # pixels: smaller images are enlarged, pixel by pixel
-GAP = 2
+MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
+GAP = 6
 
 
 def image_grid(

@@ -7,7 +7,7 @@ from diffusion_distillation.report.grids import GAP, image_grid, save_grid
 def test_every_image_is_in_its_place(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 1), dtype=np.uint8)
     grid = image_grid(images, columns=3)
-    scale, tile = 5, 40 + GAP  # 8 pixels enlarged to 40
+    scale, tile = 8, 64 + GAP  # 8 pixels enlarged to 64
     assert grid.shape == (2 * tile - GAP, 3 * tile - GAP, 3)
     for j, image in enumerate(images):
         row, column = divmod(j, 3)
