@@ -1,7 +1,7 @@
 """Progressive distillation of diffusion models (Salimans & Ho, ICLR 2022) in JAX and Flax.
 
 The pure functions are in `schedules`, `diffusion`, `sampling`, `losses` and `distillation`, the network in `unet`. They
-need JAX and Flax alone. Training, data, checkpoints and reports are in subpackages, which load what they need.
+load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and reports are in subpackages that load more.
 """
 
 from typing import TYPE_CHECKING

@@ -261,6 +261,11 @@ def _check_ranges(config: ConfigDict) -> None:
             if config[section][name] < 1:
                 raise InputError(f"config.{section}.{name}={config[section][name]} must be at least 1.")
     train = config.train
+    if train.retain_checkpoint_every_steps % train.substeps:
+        raise InputError(
+            f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "
+            f"config.train.substeps={train.substeps}, the updates done in one call."
+        )
     if train.ema_decay is not None and train.ema_decay >= 1:
         raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")
     if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:

@@ -106,6 +106,7 @@ def test_a_config_of_the_published_schema_runs():
         ("train.batch_size", -64, "config.train.batch_size=-64 must not be negative"),
         ("train.grad_clip", float("nan"), "config.train.grad_clip=nan must not be negative"),
         ("train.substeps", 0, "config.train.substeps=0 must be at least 1"),
+        ("train.retain_checkpoint_every_steps", 25, "every_steps=25 must be a multiple of config.train.substeps=10"),
         ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 must be below 1"),
         (
             "train",

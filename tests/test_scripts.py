@@ -196,8 +196,9 @@ def test_sample(ladder, tmp_path):
 
 
 @pytest.mark.slow
-def test_class_conditional(tmp_path):
-    run("train", *BASE, "--config.dataset.args.class_conditional=True", f"--workdir={tmp_path / 'base'}")
+def test_class_conditional_in_mixed_precision(tmp_path):
+    flags = ["--config.dataset.args.class_conditional=True", "--config.dataset.args.randflip=True"]
+    run("train", *BASE, *flags, "--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}")
     pipeline = from_checkpoint(tmp_path / "base")
     assert pipeline.num_classes == 10
     by_default = pipeline.sample(jax.random.key(0), 12)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ..data import Source
 from ..distillation import halvings
 from ..evaluation.features import pixels
+from ..evaluation.frechet import Statistics
 from ..evaluation.measure import data_statistics, halves_distance, measure
 from ..pipeline import from_checkpoint
 from ..training.ladder import student_folder
@@ -57,7 +58,6 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
     """
     folder = workdir / "report"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    data = data_statistics(source, pixels)
     table = {
         "features": "pixels",
         "num_samples": config.eval.num_samples,
@@ -65,37 +65,40 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
         "halves_distance": halves_distance(source, pixels),
     }
     known = _read_rows(folder, table)
-    rows = []
+    data = data_statistics(source, pixels)
+    rows: list[Row] = []
     for model, sampler, num_steps in _plan(config):
-        row = known.get((model, sampler, num_steps))
-        if row is None:
-            path = (
-                student_folder(workdir, num_steps)
-                if model == "student"
-                else config.distillation.teacher_checkpoint_path
-            )
-            measured = measure(
-                from_checkpoint(path, num_steps),
-                data,
-                pixels,
-                num_samples=config.eval.num_samples,
-                batch_size=config.eval.batch_size,
-                sampler=sampler,
-            )
-            np.savez_compressed(_samples_path(folder, model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
-            row = Row(model, sampler, num_steps, measured.distance, measured.images_per_sec)
+        row = known.get((model, sampler, num_steps)) or _measure(model, sampler, num_steps, config, workdir, data)
         rows.append(row)
+        figures = {**table, "rows": [row._asdict() for row in rows]}
+        (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         print(
-            f"report  {model}, {SAMPLERS[sampler]}, {num_steps} steps: Frechet distance {row.distance:.3f}, "
+            f"report  {model}, {SAMPLERS[sampler]}, {_steps(num_steps)}: Frechet distance {row.distance:.3f}, "
             f"{row.images_per_sec:,.1f} images/s",
             flush=True,
-        )
-        (folder / "figures.json").write_text(
-            json.dumps({**table, "rows": [r._asdict() for r in rows]}, indent=2) + "\n"
         )
     _draw(rows, table["halves_distance"], folder)
     (folder / "index.html").write_text(_page(rows, table, config), encoding="utf-8")
     print(f"report  {folder / 'index.html'}", flush=True)
+
+
+def _measure(model: str, sampler: str, num_steps: int, config: ConfigDict, workdir: Path, data: Statistics) -> Row:
+    """Measures one row and keeps its first samples."""
+    teacher = config.distillation.teacher_checkpoint_path
+    measured = measure(
+        from_checkpoint(teacher if model == "teacher" else student_folder(workdir, num_steps), num_steps),
+        data,
+        pixels,
+        num_samples=config.eval.num_samples,
+        batch_size=config.eval.batch_size,
+        sampler=sampler,
+    )
+    np.savez_compressed(_samples_path(workdir / "report", model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
+    return Row(model, sampler, num_steps, measured.distance, measured.images_per_sec)
+
+
+def _steps(num_steps: int) -> str:
+    return "1 step" if num_steps == 1 else f"{num_steps} steps"
 
 
 def _plan(config: ConfigDict) -> list[tuple[str, str, int]]:
@@ -128,9 +131,9 @@ def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
 
     def column(row: Row, by_sampler: bool = False) -> tuple[str, str, np.ndarray]:
         images = np.load(_samples_path(folder, row.model, row.sampler, row.num_steps))["arr_0"]
-        steps = "1 step" if row.num_steps == 1 else f"{row.num_steps} steps"
         colour = TEACHER if row.model == "teacher" else STUDENT
-        return f"{SAMPLERS[row.sampler] if by_sampler else row.model}\n{steps}\n{row.distance:.2f}", colour, images
+        name = SAMPLERS[row.sampler] if by_sampler else row.model
+        return f"{name}\n{_steps(row.num_steps)}\n{row.distance:.2f}", colour, images
 
     by_ddim = [row for row in rows if (row.model, row.sampler) == ("teacher", "ddim")]
     ancestral = {row.num_steps: row for row in rows if row.sampler == "noisy"}

@@ -119,6 +119,10 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
         step = manager.latest_step()
         if step is None:
             raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
+        if not (folder / str(step) / "metadata").is_dir():
+            raise InputError(
+                f"{str(folder / str(step))!r} was not saved by diffusion_distillation: it has no metadata."
+            )
         values = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
         metadata = Metadata.from_json(values, step)
         name = "ema_params" if averaging_decay(metadata.config.train) else "params"

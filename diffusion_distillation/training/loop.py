@@ -97,7 +97,7 @@ def _train_on(
     saved_at = time.monotonic()
     with Interrupt() as interrupt:
         while step < train.num_steps:
-            chunk = range(step, min(step + train.substeps, train.num_steps))
+            chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
             batches = [read_batch(source, seed, k, train.batch_size) for k in chunk]
             state, of_chunk = run_steps(state, jax.random.key(seed), teacher, batches)
             metrics.append(of_chunk)
