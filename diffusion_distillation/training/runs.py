@@ -48,7 +48,8 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        # a line without its end was being written when the run was killed
+        kept = [line for line in self._lines() if line.endswith("\n") and json.loads(line)["step"] <= step]
         self.path.write_text("".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
