@@ -27,12 +27,11 @@ def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: in
       InputError: if the network's options do not fit each other or the images, see `UNet.validate`.
     """
     height, width, channels = image_shape
-    options = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in config.args.items()}
     network = UNet(
         num_classes=num_classes,
         out_ch=2 * channels if config.mean_type == "both" else channels,
         dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
-        **options,
+        **dict(config.args.items()),
     )
     network.validate(height, width)
     return network

@@ -53,6 +53,12 @@ class UNet(nn.Module):
     head_dim: int | None = None
     dtype: Any = None
 
+    def __post_init__(self):
+        # Lists, as JSON has them, would keep the network from being a static argument of a jitted function.
+        for name in ("ch_mult", "attn_resolutions", "logsnr_scale_range"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -145,18 +151,18 @@ class UNet(nn.Module):
         levels = [self.ch * mult for mult in self.ch_mult]
         if not levels or self.num_res_blocks < 0:
             raise InputError(
-                f"ch_mult={tuple(self.ch_mult)} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
+                f"ch_mult={self.ch_mult} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
             )
         downsampling = 2 ** (len(levels) - 1)
         if height != width or height % downsampling:
             raise InputError(
-                f"The images are {height}x{width}; with ch_mult={tuple(self.ch_mult)} they must be square, with a side "
+                f"The images are {height}x{width}; with ch_mult={self.ch_mult} they must be square, with a side "
                 f"that {downsampling} divides (one halving between levels)."
             )
         for channels in levels:
             if channels % NUM_GROUPS:
                 raise InputError(
-                    f"ch={self.ch} with ch_mult={tuple(self.ch_mult)} gives a level {channels} channels; group "
+                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level {channels} channels; group "
                     f"normalization needs a multiple of {NUM_GROUPS}. Choose ch as a multiple of {NUM_GROUPS}."
                 )
         if (self.num_heads is None) == (self.head_dim is None):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,9 @@ X = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
 LOGSNR = np.array([-9.0, -1.0, 2.0, 8.0], np.float32)
 
 
-def apply(network, params, x=X, logsnr=LOGSNR, y=None, index=None, rngs=None, **static):
-    run = jax.jit(lambda *args: network.apply({"params": args[0]}, *args[1:4], index=args[4], rngs=args[5], **static))
-    return run(params, x, logsnr, y, index, rngs)
+@functools.partial(jax.jit, static_argnames=("network", "train"))
+def apply(network, params, x=X, logsnr=LOGSNR, y=None, *, index=None, rngs=None, train=False):
+    return network.apply({"params": params}, x, logsnr, y, train=train, index=index, rngs=rngs)
 
 
 def random_params(network, x=X, y=None):
@@ -36,10 +38,11 @@ def random_params(network, x=X, y=None):
 
 
 def test_golden(golden, golden_unet):
-    network, params, _ = golden_unet
-    d = golden("unet_uncond")
-    out = apply(network, params, d["x"], d["logsnr"])
-    assert np.linalg.norm(out - d["out"]) < 1e-5 * np.linalg.norm(d["out"])
+    network, student, teacher = golden_unet
+    for name, params in (("unet_uncond", student), ("unet_uncond_teacher", teacher)):
+        d = golden(name)
+        out = apply(network, params, d["x"], d["logsnr"])
+        assert np.linalg.norm(out - d["out"]) < 1e-5 * np.linalg.norm(d["out"])
 
 
 def test_parameter_tree_is_the_published_one(golden_unet):

@@ -94,7 +94,7 @@ def _train_on(
     log = MetricsLog(workdir, step)
     progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
     metrics: list[Metrics] = []
-    saved_at = time.monotonic()
+    start, saved_at = step, time.monotonic()
     with Interrupt() as interrupt:
         while step < train.num_steps:
             chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
@@ -110,6 +110,9 @@ def _train_on(
                 values["images_per_sec"] = progress.show(step, values["loss"])
                 log.write(step, values)
                 metrics.clear()
+            if chunk.start == start:
+                jax.block_until_ready(of_chunk)
+                progress.restart(step)  # the first call compiles, which says nothing of speed
             stop = bool(interrupt.received)
             overdue = time.monotonic() - saved_at > train.checkpoint_every_secs
             if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
@@ -128,13 +131,17 @@ class Progress:
 
     def __init__(self, name: str, step: int, total: int, batch_size: int):
         self.name, self.total, self.batch_size = name, total, batch_size
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Measures speed from here on."""
         self.step, self.time = step, time.monotonic()
 
     def show(self, step: int, loss: float) -> float:
         """Prints the line and returns the images a second since the last one."""
         now = time.monotonic()
         per_second = (step - self.step) / max(now - self.time, 1e-9)
-        self.step, self.time = step, now
+        self.restart(step)
         left = datetime.timedelta(seconds=round((self.total - step) / per_second))
         line = (
             f"{self.name}  step {step:,}/{self.total:,}  loss {loss:.4g}  "
