@@ -37,7 +37,7 @@ def data_statistics(source: Source, features: Features) -> Statistics:
 
 
 def halves_distance(source: Source, features: Features) -> float:
-    """Frechet distance between two random halves of a dataset: what no sampler can be expected to beat."""
+    """Frechet distance between two random halves of a dataset: a level to hold the distance of samples against."""
     halves = np.array_split(np.random.default_rng(0).permutation(len(source)), 2)
     return frechet_distance(*(statistics([features(source[half]["image"])]) for half in halves))
 
@@ -53,7 +53,7 @@ def measure(
 ) -> Measurement:
     """Draws samples, from the same noise for every pipeline and sampler, and compares them with the data."""
     draw = functools.partial(pipeline.sample, jax.random.key(0), sampler=sampler, batch_size=batch_size)
-    draw(batch_size, num_steps=1)  # compiles the program that serves every number of steps
+    draw(min(batch_size, num_samples), num_steps=1)  # compiles the program that serves every number of steps
     start = time.perf_counter()
     images = draw(num_samples)
     images_per_sec = num_samples / (time.perf_counter() - start)
