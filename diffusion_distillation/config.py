@@ -91,11 +91,11 @@ FIELDS = {
         "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: to 0
         "learning_rate_anneal_steps": 0,  # 0 for the whole training
         "weight_decay": 0.0,  # decoupled, as in AdamW
-        "ema_decay": Optional(
-            float
-        ),  # the average that samples are drawn with: 0.9999, say, or 0 for none; or else give
-        "avg_type": OneOf(("none", "ema", "aa")),  # ema with decay 1 - 1 / avg_steps, or aa, the arithmetic mean since
-        "avg_steps": 0,  # the last multiple of avg_steps
+        # The average that samples are drawn with: ema_decay, 0 for none; or, where that is left out, avg_type: ema,
+        # with decay 1 - 1 / avg_steps, or aa, the arithmetic mean since the last multiple of avg_steps.
+        "ema_decay": Optional(float),
+        "avg_type": OneOf(("none", "ema", "aa")),
+        "avg_steps": 0,
         "grad_clip": 1.0,  # on the global norm of the averaged gradient
         "substeps": 10,  # updates that an accelerator does in one call
         "enable_update_skip": True,  # leave out updates that are not finite

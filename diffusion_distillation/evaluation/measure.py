@@ -49,12 +49,13 @@ def measure(
     *,
     num_samples: int,
     batch_size: int,
+    num_steps: int,
     sampler: str,
 ) -> Measurement:
     """Draws samples, from the same noise for every pipeline and sampler, and compares them with the data."""
     draw = functools.partial(pipeline.sample, jax.random.key(0), sampler=sampler, batch_size=batch_size)
     draw(min(batch_size, num_samples), num_steps=1)  # compiles the program that serves every number of steps
     start = time.perf_counter()
-    images = draw(num_samples)
+    images = draw(num_samples, num_steps=num_steps)
     images_per_sec = num_samples / (time.perf_counter() - start)
     return Measurement(frechet_distance(statistics([features(images)]), data), images_per_sec, images)

@@ -8,6 +8,7 @@ report/figures.json   the table
 report/samples/       the first samples of each of its rows
 """
 
+import functools
 import html
 import json
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from ..distillation import halvings
 from ..evaluation.features import pixels
 from ..evaluation.frechet import Statistics
 from ..evaluation.measure import data_statistics, halves_distance, measure
-from ..pipeline import from_checkpoint
+from ..pipeline import Pipeline, from_checkpoint
 from ..training.ladder import student_folder
 from .plots import STUDENT, TEACHER, save_columns, save_distances
 
@@ -66,9 +67,14 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
     }
     known = _read_rows(folder, table)
     data = data_statistics(source, pixels)
+    teacher = Path(config.distillation.teacher_checkpoint_path)
+    open_pipeline = functools.lru_cache(maxsize=1)(from_checkpoint)  # the teacher's rows follow each other
     rows: list[Row] = []
     for model, sampler, num_steps in _plan(config):
-        row = known.get((model, sampler, num_steps)) or _measure(model, sampler, num_steps, config, workdir, data)
+        row = known.get((model, sampler, num_steps))
+        if row is None:
+            pipeline = open_pipeline(teacher if model == "teacher" else student_folder(workdir, num_steps))
+            row = _measure(model, sampler, num_steps, pipeline, config, data, folder)
         rows.append(row)
         figures = {**table, "rows": [row._asdict() for row in rows]}
         (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -82,18 +88,26 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
     print(f"report  {folder / 'index.html'}", flush=True)
 
 
-def _measure(model: str, sampler: str, num_steps: int, config: ConfigDict, workdir: Path, data: Statistics) -> Row:
+def _measure(
+    model: str,
+    sampler: str,
+    num_steps: int,
+    pipeline: Pipeline,
+    config: ConfigDict,
+    data: Statistics,
+    folder: Path,
+) -> Row:
     """Measures one row and keeps its first samples."""
-    teacher = config.distillation.teacher_checkpoint_path
     measured = measure(
-        from_checkpoint(teacher if model == "teacher" else student_folder(workdir, num_steps), num_steps),
+        pipeline,
         data,
         pixels,
         num_samples=config.eval.num_samples,
         batch_size=config.eval.batch_size,
+        num_steps=num_steps,
         sampler=sampler,
     )
-    np.savez_compressed(_samples_path(workdir / "report", model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
+    np.savez_compressed(_samples_path(folder, model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
     return Row(model, sampler, num_steps, measured.distance, measured.images_per_sec)
 
 
@@ -163,7 +177,7 @@ def _page(rows: Sequence[Row], table: dict, config: ConfigDict) -> str:
         end=config.distillation.end_num_steps,
         most=rows[0].num_steps,
         lines=lines,
-        config=html.escape(json.dumps(json.loads(config.to_json()), indent=2)),
+        config=html.escape(config.to_json(indent=2)),
         **table,
     )
 

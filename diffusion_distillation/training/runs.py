@@ -40,7 +40,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
                 "Give another --workdir, or delete this one to start again."
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    path.write_text(config.to_json(indent=2) + "\n")
 
 
 class MetricsLog:
