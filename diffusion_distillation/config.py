@@ -127,17 +127,37 @@ def defaults() -> ConfigDict:
     return ConfigDict(_defaults(FIELDS))
 
 
+def paper_base() -> ConfigDict:
+    """A config to start that of a base model from, with what the paper's four share (section 5 and appendix B)."""
+    config = defaults()
+    config.model.args.resblock_resample = True
+    config.train.learning_rate_warmup_steps = 1000
+    config.train.ema_decay = 0.9999
+    return config
+
+
 def distillation_of(base: ConfigDict) -> ConfigDict:
     """A ladder's config for the model and the data of a base config, with what the paper's ladders share.
 
-    No dropout, no average, no warm-up, a learning rate that falls linearly to 0 over every halving (appendix B).
+    No dropout, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0 over every halving
+    (appendix B).
     """
     config = base.copy_and_resolve_references()
     config.model.args.dropout = 0.0
+    config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
     config.train.learning_rate_warmup_steps = 0
     config.train.learning_rate_anneal_type = "linear"
     config.distillation = ConfigDict(_defaults(DISTILLATION))
+    return config
+
+
+def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float) -> ConfigDict:
+    """The ladder of one of the paper's base models, down to 1 step (section 5)."""
+    config = distillation_of(base)
+    config.distillation.start_num_steps = start_num_steps
+    config.distillation.stages = {"2": {"steps_per_iter": 100_000}, "1": {"steps_per_iter": 100_000}}
+    config.train.learning_rate = learning_rate
     return config
 
 

@@ -1,46 +1,16 @@
-"""Where images come from. A source is anything with `Source`'s five members; adding one is one class and one line."""
+"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in SOURCES."""
 
+import difflib
+import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Images with random access.
-
-    Attributes:
-      image_shape: (height, width, channels).
-      num_classes: 1 if the labels are not to be used.
-    """
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at these indices: uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`."""
-
-
-class ArraySource:
-    """A source held in memory."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
-        self.images = images
-        self.labels = labels.astype(np.int32)
-        self.image_shape = images.shape[1:]
-        self.num_classes = num_classes
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": self.images[indices], "label": self.labels[indices]}
+from .folder import image_folder
+from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
+from .source import ArraySource, Source
 
 
 def digits(class_conditional: bool = False) -> ArraySource:
@@ -52,23 +22,36 @@ def digits(class_conditional: bool = False) -> ArraySource:
     return ArraySource(images, data.target, 10 if class_conditional else 1)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "CIFAR10": cifar10,
+    "ImageNet": imagenet,
+    "LSUN": lsun,
+    "StanfordCars": stanford_cars,
+    "TFDS": prepared,
+    "ImageFolder": image_folder,
+}
 
 
-def load_source(name: str, **args: Any) -> Source:
+def load_source(dataset: str, /, **args: Any) -> Source:
     """The source that a config's `dataset` section names.
 
     Args:
-      name: a key of `SOURCES`.
+      dataset: a key of `SOURCES`.
       **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
-      InputError: for an unknown name or argument.
+      InputError: for an unknown name or argument, a missing argument, or data that are not there.
     """
-    if name not in SOURCES:
-        raise InputError(f"Unknown dataset config.dataset.name={name!r}; choose one of {sorted(SOURCES)}.")
+    if dataset not in SOURCES:
+        raise InputError(f"Unknown dataset config.dataset.name={dataset!r}; choose one of {sorted(SOURCES)}.")
     args.pop("randflip", None)
-    try:
-        return SOURCES[name](**args)
-    except TypeError as error:
-        raise InputError(f"config.dataset.args={args} do not suit dataset {name!r}: {error}.") from error
+    known = inspect.signature(SOURCES[dataset]).parameters
+    for name in args:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
+            raise InputError(f"Unknown argument config.dataset.args.{name} of {dataset!r}. Did you mean {close[0]}?")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and args.get(name) is None:
+            raise InputError(f"config.dataset.args.{name} is missing: dataset {dataset!r} needs it.")
+    return SOURCES[dataset](**args)

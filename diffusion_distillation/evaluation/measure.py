@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from ..data import Source
+from ..data import Source, read_examples
 from ..pipeline import Pipeline
 from .features import Features
 from .frechet import Statistics, frechet_distance, statistics
 
-CHUNK = 1000  # images whose features are held at a time
+MOST_IMAGES = 50_000  # of a dataset that are looked at; as for published FIDs
 
 
 class Measurement(NamedTuple):
@@ -30,16 +30,19 @@ class Measurement(NamedTuple):
     images: UInt8[np.ndarray, "n height width channels"]
 
 
-def data_statistics(source: Source, features: Features) -> Statistics:
-    """Statistics of a whole dataset."""
-    chunks = np.split(np.arange(len(source)), range(CHUNK, len(source), CHUNK))
-    return statistics(features(source[chunk]["image"]) for chunk in chunks)
+def data_indices(source: Source) -> np.ndarray:
+    """The images of a dataset to measure against: all, or 50,000 of them, in random order."""
+    return np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES]
 
 
-def halves_distance(source: Source, features: Features) -> float:
-    """Frechet distance between two random halves of a dataset: a level to hold the distance of samples against."""
-    halves = np.array_split(np.random.default_rng(0).permutation(len(source)), 2)
-    return frechet_distance(*(statistics([features(source[half]["image"])]) for half in halves))
+def data_statistics(source: Source, features: Features, indices: np.ndarray) -> Statistics:
+    """Statistics of these images of a dataset."""
+    return statistics(features(piece["image"]) for piece in read_examples(source, indices))
+
+
+def halves_distance(source: Source, features: Features, indices: np.ndarray) -> float:
+    """Frechet distance between two halves of these images: a level to hold the distance of samples against."""
+    return frechet_distance(*(data_statistics(source, features, half) for half in np.array_split(indices, 2)))
 
 
 def measure(

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 
 from ..data import Source
 from ..distillation import halvings
-from ..evaluation.features import pixels
+from ..evaluation.features import MOST_PIXELS, pixels
 from ..evaluation.frechet import Statistics
-from ..evaluation.measure import data_statistics, halves_distance, measure
+from ..evaluation.measure import data_indices, data_statistics, halves_distance, measure
 from ..pipeline import Pipeline, from_checkpoint
 from ..training.ladder import student_folder
 from .plots import STUDENT, TEACHER, save_columns, save_distances
@@ -59,14 +59,15 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
     """
     folder = workdir / "report"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
+    indices = data_indices(source)
     table = {
-        "features": "pixels",
+        "features": "pixels" if max(source.image_shape) <= MOST_PIXELS else f"pixels, averaged to {MOST_PIXELS} a side",
         "num_samples": config.eval.num_samples,
-        "num_images": len(source),
-        "halves_distance": halves_distance(source, pixels),
+        "num_images": len(indices),
+        "halves_distance": halves_distance(source, pixels, indices),
     }
     known = _read_rows(folder, table)
-    data = data_statistics(source, pixels)
+    data = data_statistics(source, pixels, indices)
     teacher = Path(config.distillation.teacher_checkpoint_path)
     open_pipeline = functools.lru_cache(maxsize=1)(from_checkpoint)  # the teacher's rows follow each other
     rows: list[Row] = []
@@ -201,8 +202,8 @@ PAGE = """<!doctype html>
 steps, and the students. The last line of a heading is the Fréchet distance.</p>
 <img src="samples.png" alt="Columns of samples of the teacher and of each student">
 <h2>Quality against number of steps</h2>
-<p>Fréchet distance ({features}) of {num_samples:,} samples to all {num_images:,} images; the smaller the better. Random
-halves of the data are {halves_distance:.3f} apart.</p>
+<p>Fréchet distance ({features}) of {num_samples:,} samples to {num_images:,} images of the dataset; the smaller the
+better. Two random halves of these are {halves_distance:.3f} apart.</p>
 <img src="distances.png" alt="Fréchet distance against sampling steps, teacher and students">
 <h2>DDIM against ancestral sampling of the teacher</h2>
 <img src="samplers.png" alt="Samples of the teacher by DDIM and by ancestral sampling">

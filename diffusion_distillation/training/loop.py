@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import sys
 import time
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ..data import Source, read_batch
+from ..data import Source, read_batches
 from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
@@ -95,10 +96,12 @@ def _train_on(
     progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
     metrics: list[Metrics] = []
     start, saved_at = step, time.monotonic()
-    with Interrupt() as interrupt:
+    process = jax.process_index(), jax.process_count()
+    ahead = read_batches(source, seed, range(step, train.num_steps), train.batch_size, process=process)
+    with Interrupt() as interrupt, contextlib.closing(ahead):
         while step < train.num_steps:
             chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
-            batches = [read_batch(source, seed, k, train.batch_size) for k in chunk]
+            batches = list(itertools.islice(ahead, len(chunk)))
             state, of_chunk = run_steps(state, jax.random.key(seed), teacher, batches)
             metrics.append(of_chunk)
             step = chunk.stop

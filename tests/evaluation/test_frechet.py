@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import Statistics, frechet_distance, statistics
-from diffusion_distillation.evaluation.measure import data_statistics, halves_distance
+from diffusion_distillation.evaluation.measure import data_indices, data_statistics, halves_distance
 
 
 @given(seed=st.integers(0, 1000), dim=st.integers(1, 12))
@@ -42,5 +42,7 @@ def test_digits():
     source = load_source("digits")
     everything = pixels(source[np.arange(len(source))]["image"])
     assert everything.min() == -1 and everything.max() == 1
-    np.testing.assert_allclose(data_statistics(source, pixels).mean, everything.mean(axis=0), atol=1e-12)
-    assert 0.2 < halves_distance(source, pixels) < 0.4
+    np.testing.assert_allclose(
+        data_statistics(source, pixels, data_indices(source)).mean, everything.mean(axis=0), atol=1e-12
+    )
+    assert 0.2 < halves_distance(source, pixels, data_indices(source)) < 0.4

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.data import load_source, read_batch
+from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import check_batch_size, compile_steps, data_mesh, replicated
@@ -47,7 +47,7 @@ def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, de
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     state, teacher = jax.device_put((init_state(config, params), teacher), replicated(mesh))
     steps = compile_steps(make_train_step(config, network), mesh, scan=scan)
-    batches = [read_batch(SOURCE, 0, k, config.train.batch_size) for k in range(num_steps)]
+    batches = list(read_batches(SOURCE, 0, range(num_steps), config.train.batch_size))
     states, losses = [], []
     for chunk in [batches] if scan else ([batch] for batch in batches):
         state, metrics = steps(state, jax.random.key(config.seed), teacher, chunk)
@@ -84,7 +84,7 @@ def test_one_program_for_every_halving():
     """num_steps is traced: it changes the loss, and not the compiled step."""
     config = make_config(distillation={})
     step = jax.jit(make_train_step(config, NETWORK))
-    state, batch = init_state(config, AFFINE), read_batch(SOURCE, 0, 0, 16)
+    state, batch = init_state(config, AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
     teachers = [Teacher(AFFINE, num_steps) for num_steps in (1, 4, 1024)]
     losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
     # As steps shrink two of them become one, and a student that equals its teacher has less and less to learn.
@@ -96,7 +96,7 @@ def test_randomness_is_that_of_the_position():
     """The loss of a batch is the mean of what each row contributes alone, at its own position."""
     config = make_config()
     step = jax.jit(make_train_step(config, NETWORK))
-    batch = read_batch(SOURCE, 0, 0, 16)
+    batch = next(read_batches(SOURCE, 0, range(1), 16))
 
     def loss(image):
         return float(step(init_state(config, AFFINE), jax.random.key(0), None, batch | {"image": image})[1]["loss"])
@@ -215,7 +215,7 @@ def test_discrete_time_base_training():
     """train_num_steps = 1 trains at t = 1 alone, where z is noise and v is -x."""
     zero = jax.tree.map(np.zeros_like, AFFINE)
     _, losses = run(make_config(train_num_steps=1), 1, params=zero)
-    x = read_batch(SOURCE, 0, 0, 16)["image"] / 127.5 - 1
+    x = next(read_batches(SOURCE, 0, range(1), 16))["image"] / 127.5 - 1
     np.testing.assert_allclose(losses, [np.mean(x**2)], rtol=1e-3)
     assert run(make_config(train_num_steps=0), 1, params=zero)[1] != losses
 

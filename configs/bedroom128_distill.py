@@ -1,0 +1,20 @@
+"""The paper's ladder for LSUN bedrooms: the model of `bedroom128_base.py`, from 1024 sampling steps to 1.
+
+139,578,502 parameters; 10 halvings of 50,000 updates, 100,000 for 2 steps and for 1. The paper used 64 TPUv4 chips. It
+takes 799 EFLOP: 35 hours on 64 devices that sustain 100 TFLOP/s each (calculated from the program, not timed).
+FID: the paper gives it as a curve against sampling steps (figure 4), not in numbers.
+
+    python scripts/distill.py --config=configs/bedroom128_distill.py \
+        --config.distillation.teacher_checkpoint_path=runs/bedroom128/base --workdir=runs/bedroom128/ladder
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import load, paper_ladder
+
+
+def get_config() -> ConfigDict:
+    base = load(Path(__file__).with_name("bedroom128_base.py"))
+    return paper_ladder(base, start_num_steps=1024, learning_rate=1e-4)

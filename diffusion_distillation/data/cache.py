@@ -1,0 +1,62 @@
+"""Arrays that take long to make, kept on disk under a key of everything that shaped them."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def cache_folder() -> Path:
+    """$DIFFUSION_DISTILLATION_CACHE, or diffusion_distillation in the user's cache. It may be deleted at any time."""
+    own = os.environ.get("DIFFUSION_DISTILLATION_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "diffusion_distillation"
+
+
+def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `make` returns: from disk, where they were made before with the same key, mapped into memory.
+
+    An entry is written whole or not at all, so several processes may ask for it at once. Where it cannot be written,
+    the arrays are made again the next time; a warning says so.
+
+    Args:
+      name: for people who look into the folder.
+      key: anything that JSON can hold.
+      make: makes the arrays.
+    """
+    text = json.dumps(key, indent=2, sort_keys=True)
+    path = cache_folder().expanduser() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if (path / "key.json").is_file():
+        try:
+            return {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
+        except (OSError, ValueError):  # cut off, as after a power failure
+            shutil.rmtree(path, ignore_errors=True)
+    arrays = make()
+    try:
+        _write(path, text, arrays)
+    except OSError as error:
+        logging.warning("%s cannot be kept in %s (%s): it will be decoded again next time.", name, path.parent, error)
+    return arrays
+
+
+def _write(path: Path, key: str, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as made:
+        folder = Path(made) / path.name
+        folder.mkdir()
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        (folder / "key.json").write_text(key)
+        try:
+            folder.rename(path)
+        except OSError:
+            if not path.exists():  # it does where another process was faster
+                raise
