@@ -6,7 +6,6 @@ line.
 """
 
 import dataclasses
-import difflib
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from .diffusion import MEAN_TYPES
 from .distillation import halvings
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .losses import WEIGHT_TYPES
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
@@ -224,7 +223,7 @@ def _default(spec: Any) -> Any:
 def _fill(fields: dict, given: dict, path: str) -> dict:
     for name in given:
         if name not in fields:
-            raise InputError(f"Unknown field config.{path}{name}.{_nearest(name, fields)}")
+            raise InputError(f"Unknown field config.{path}{name}.{did_you_mean(name, fields)}")
     return {name: _value(spec, given.get(name), f"{path}{name}") for name, spec in fields.items()}
 
 
@@ -238,7 +237,7 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if isinstance(spec, OneOf):
         value = spec[0] if value is None else value
         if value not in spec:
-            raise InputError(f"config.{path}={value!r} is not one of {list(spec)}.{_nearest(value, spec)}")
+            raise InputError(f"config.{path}={value!r} is not one of {list(spec)}.{did_you_mean(value, spec)}")
         return value
     if value is None and isinstance(spec, type):
         raise InputError(f"config.{path} is missing: every config must set it ({spec.__name__}).")
@@ -254,12 +253,6 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if kind in (int, float) and not value >= 0:
         raise InputError(f"config.{path}={value!r} must not be negative.")
     return value
-
-
-def _nearest(name: Any, names: Any) -> str:
-    names = [str(known) for known in names]
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(names)}."
 
 
 def _check(path: str, build: Callable[[], Any]) -> None:

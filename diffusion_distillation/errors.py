@@ -1,8 +1,19 @@
 """The one error for what a user gave."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class InputError(ValueError):
     """Something given to us cannot work; the message says what was given, what is allowed and what to do.
 
     Scripts print the message alone; any other error is a bug, and keeps its traceback.
     """
+
+
+def did_you_mean(name: Any, names: Iterable[Any]) -> str:
+    """A sentence for the end of a message: the nearest of the names that would do, or all of them."""
+    names = [str(known) for known in names]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(names)}."

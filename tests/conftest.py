@@ -1,6 +1,8 @@
 """Shapes and types of every signature are checked while the tests run; four CPU devices stand in for accelerators."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -51,6 +53,14 @@ def golden_denoiser(golden_unet):
         return diffusion.make_denoiser(lambda z, logsnr: apply(params, z, logsnr), mean_type, clip_x=clip_x)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory):
+    """A folder of small TFDS datasets in the places of large ones."""
+    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    subprocess.run([sys.executable, Path(__file__).parent / "data" / "stand_ins.py", folder], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.data import load_source
 from diffusion_distillation.model import count_params, init_params, make_network
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -27,11 +26,62 @@ def test_every_config_file_builds(path):
     if "distillation" in config:
         config.distillation.teacher_checkpoint_path = "somewhere"
     config = cfg.resolve(config)
-    source = load_source(config.dataset.name, **config.dataset.args)
-    network = make_network(config.model, source.image_shape, source.num_classes)
-    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), source.image_shape))
-    if "distillation" not in config:
-        assert f"{count_params(params):,} parameters" in path.read_text()
+    size = config.dataset.args.get("image_size", 32 if config.dataset.name == "CIFAR10" else 8)
+    image_shape = (size, size, 1 if config.dataset.name == "digits" else 3)
+    num_classes = 1000 if config.dataset.args.get("class_conditional") else 1
+    network = make_network(config.model, image_shape, num_classes)
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    assert f"\n{count_params(params):,} parameters" in path.read_text()
+
+
+# Design, section 5, and the lengths of training of the paper's section 5.
+PAPER = {
+    "cifar": (256, (1, 1, 1), 1024, (8, 16), 1, None, 0.2, "x", 128, 2e-4, 5e-5, 8192, 800_000, 0.001),
+    "imagenet64": (192, (1, 2, 3, 4), 768, (8, 16, 32), None, 64, 0.1, "both", 2048, 3e-4, 1e-4, 1024, 550_000, 0.0),
+    **dict.fromkeys(
+        ("bedroom128", "church128"),
+        (64, (1, 2, 4, 6, 8), 768, (8, 16, 32), None, 64, 0.1, "both", 2048, 3e-4, 1e-4, 1024, 400_000, 0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_configs(name):
+    ch, mult, emb, attn, heads, head_dim, dropout, mean, batch, rate, distill_rate, start, steps, decay = PAPER[name]
+    base, ladder = (cfg.load(CONFIGS[0].with_name(f"{name}_{kind}.py")) for kind in ("base", "distill"))
+    ladder.distillation.teacher_checkpoint_path = "somewhere"
+    base, ladder = cfg.resolve(base), cfg.resolve(ladder)
+    for config in (base, ladder):
+        args = config.model.args
+        assert (args.ch, args.ch_mult, args.emb_ch, args.attn_resolutions) == (ch, mult, emb, attn)
+        assert (args.num_heads, args.head_dim, args.num_res_blocks, args.resblock_resample) == (
+            heads,
+            head_dim,
+            3,
+            True,
+        )
+        assert (config.model.mean_type, config.model.mean_loss_weight_type) == (mean, "snr_trunc")
+        assert config.model.train_logsnr_schedule.to_dict() == {"name": "cosine"}
+        assert config.model.eval_sampling_num_steps == 1024 and config.model.eval_clip_denoised
+        assert (config.train.batch_size, config.train.grad_clip, config.train.substeps) == (batch, 1.0, 10)
+        assert config.train.optimizer == "adam" and config.dataset.args.randflip
+    assert (base.model.args.dropout, ladder.model.args.dropout) == (dropout, 0)
+    assert (base.train.learning_rate, ladder.train.learning_rate) == (rate, distill_rate)
+    assert (base.train.weight_decay, ladder.train.weight_decay) == (decay, 0)
+    assert (base.train.ema_decay, ladder.train.ema_decay) == (0.9999, 0)
+    assert (base.train.learning_rate_warmup_steps, ladder.train.learning_rate_warmup_steps) == (1000, 0)
+    assert (base.train.learning_rate_anneal_type, ladder.train.learning_rate_anneal_type) == ("none", "linear")
+    assert (base.train.num_steps, ladder.distillation.start_num_steps) == (steps, start)
+    lengths = [cfg.stage(ladder, num_steps).train.num_steps for num_steps in (start // 2, 4, 2, 1)]
+    assert lengths == [50_000, 50_000, 100_000, 100_000]
+
+
+def test_the_seed_projects_config():
+    base, ladder = (cfg.load(CONFIGS[0].with_name(f"cars64_{kind}.py")) for kind in ("base", "distill"))
+    assert base.train.batch_size == ladder.train.batch_size == 32
+    assert base.train.learning_rate == 10 * ladder.train.learning_rate == 1e-3
+    assert (ladder.distillation.start_num_steps, ladder.distillation.end_num_steps) == (256, 2)
+    assert base.model.train_logsnr_schedule.name == base.model.eval_logsnr_schedule.name == "nichol_dhariwal"
 
 
 def test_resolving_twice_changes_nothing():

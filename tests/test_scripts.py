@@ -5,19 +5,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from running import ROOT, command, run
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.training.checkpoints import load
 
-ROOT = Path(__file__).parents[1]
 TINY = [
     "--config.model.args.ch_mult=(1,)",
     "--config.model.args.attn_resolutions=()",
@@ -38,18 +36,6 @@ LADDER = [
     "--config.eval.teacher_num_steps=(4,2,1)",
     "--config.eval.ancestral_num_steps=(2,)",
 ]
-
-
-def command(script, *flags):
-    return [sys.executable, f"scripts/{script}.py", *map(str, flags)]
-
-
-def run(script, *flags, devices=1, fails=False):
-    """Runs a script in the repository's root and returns what it printed (on stderr, if it is to fail)."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    done = subprocess.run(command(script, *flags), cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stderr if fails else done.stdout
 
 
 def distill(teacher, workdir, *flags, **kwargs):

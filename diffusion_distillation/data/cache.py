@@ -18,7 +18,8 @@ Arrays = dict[str, np.ndarray]
 def cache_folder() -> Path:
     """$DIFFUSION_DISTILLATION_CACHE, or diffusion_distillation in the user's cache. It may be deleted at any time."""
     own = os.environ.get("DIFFUSION_DISTILLATION_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "diffusion_distillation"
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
 def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
@@ -33,7 +34,7 @@ def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays
       make: makes the arrays.
     """
     text = json.dumps(key, indent=2, sort_keys=True)
-    path = cache_folder().expanduser() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if (path / "key.json").is_file():
         try:
             return {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL
@@ -18,8 +18,6 @@ from .source import ArraySource, Source
 
 IN_MEMORY = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
 NAMED = 50  # broken images named in a message; the rest are counted
-
-OnError = Literal["skip", "raise"]
 
 
 @runtime_checkable
@@ -48,7 +46,7 @@ class Encoded(Protocol):
         """An image's bytes and its label; raises an OSError if it cannot be read."""
 
 
-def open_encoded(encoded: Encoded, transform: Transform, *, on_error: OnError = "raise") -> Source:
+def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "raise") -> Source:
     """The source of encoded images.
 
     What takes up to 4 GiB once it is decoded is decoded now and kept as uint8 on disk, for the next time. More than
@@ -99,7 +97,7 @@ class DecodedSource:
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, index in enumerate(self._sound[indices]):
+        for row, index in enumerate(self._sound[indices].tolist()):
             try:
                 images[row], labels[row] = _decode(self._encoded, index, self._transform)
             except BrokenImageError as error:
@@ -143,7 +141,7 @@ def _attempts(encoded: Encoded, transform: Transform) -> Iterator[tuple[np.ndarr
     return iter(read_ahead(attempt, range(len(encoded))))
 
 
-def _report_broken(encoded: Encoded, found: Arrays, on_error: OnError) -> None:
+def _report_broken(encoded: Encoded, found: Arrays, on_error: str) -> None:
     broken, sound = found["broken"].tolist(), len(found["sound"])
     if not broken:
         return

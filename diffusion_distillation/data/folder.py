@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .encoded import OnError, open_encoded
+from .encoded import open_encoded
 from .images import Transform
 from .source import Source
 
@@ -25,7 +25,7 @@ def image_folder(
     class_conditional: bool = False,
     crop: bool = True,
     resize: str = "bilinear",
-    on_error: OnError = "skip",
+    on_error: str = "skip",
 ) -> Source:
     """All PNG, JPEG, WebP and BMP images in a folder and its sub-folders, in the order of their paths.
 
@@ -49,12 +49,11 @@ def image_folder(
     return open_encoded(files, Transform(image_size, crop, resize, upright=True), on_error=on_error)
 
 
-def cars_folder(path: str, transform: Transform, on_error: OnError) -> Source:
+def cars_folder(path: str, transform: Transform, on_error: str) -> Source:
     """Stanford Cars as Kaggle and torchvision lay it out: what is in cars_train and cars_test, joined."""
     root = _existing(path)
-    parts = [_outermost(root, name) for name in ("cars_train", "cars_test")]
-    files = ImageFiles(root, [file for part in parts for file in _find(part)])
-    return open_encoded(files, transform, on_error=on_error)
+    files = [*_find_below(root, "cars_train"), *_find_below(root, "cars_test")]
+    return open_encoded(ImageFiles(root, files), transform, on_error=on_error)
 
 
 class ImageFiles:
@@ -148,9 +147,12 @@ def _find(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _outermost(root: Path, name: str) -> Path:
-    """The folder of this name nearest to the root."""
-    found = [Path(folder) for folder, _, _ in os.walk(root) if Path(folder).name == name]
+def _find_below(root: Path, name: str) -> list[Path]:
+    """What `_find` finds in the outermost folder of this name."""
+    folders = [Path(folder) for folder, _, _ in os.walk(root) if Path(folder).name == name]
+    found = _find(min(folders, key=lambda folder: len(folder.parts))) if folders else []
     if not found:
-        raise InputError(f"There is no folder {name!r} in {str(root)!r}: Stanford Cars has cars_train and cars_test.")
-    return min(found, key=lambda folder: len(folder.parts))
+        raise InputError(
+            f"No images in a folder {name!r} in {str(root)!r}: Stanford Cars has cars_train and cars_test."
+        )
+    return found

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -11,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")  # MPO: the JPEG files of phones that hold a second picture
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 class BrokenImageError(ValueError):
@@ -33,7 +32,7 @@ class Transform:
 
     size: int
     crop: bool = True
-    resize: Literal["area", "bilinear"] = "bilinear"
+    resize: str = "bilinear"
     channels: int = 3
     upright: bool = False
 
@@ -70,7 +69,7 @@ def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if getattr(image, "is_animated", False) and image.format != "MPO":
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second picture
             raise BrokenImageError(f"it is an animation of {image.n_frames} frames")
         image.load()
         if upright:

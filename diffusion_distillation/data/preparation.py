@@ -18,7 +18,8 @@ def prepare(name: str, data_dir: Any) -> str:
       The folder that the dataset is in.
 
     Raises:
-      InputError: if TensorFlow is not installed, there is no dataset of this name, or files must be downloaded by hand.
+      InputError: if TensorFlow is not installed, there is no dataset of this name, files must be downloaded by hand, or
+        the download or the disk fails.
     """
     try:
         import tensorflow  # noqa: F401
@@ -32,7 +33,7 @@ def prepare(name: str, data_dir: Any) -> str:
         raise InputError(
             f"TFDS has no dataset {name!r}: see https://www.tensorflow.org/datasets/catalog for their names."
         ) from None
-    except (AssertionError, tfds.download.NonMatchingChecksumError) as error:  # files that must be fetched by hand
+    except (AssertionError, OSError) as error:  # files to be fetched by hand are missing; network, disk
         raise InputError(f"{name} cannot be prepared: {error}") from error
     return str(builder.data_path)
 

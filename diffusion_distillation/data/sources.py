@@ -1,13 +1,12 @@
 """The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in SOURCES."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .folder import image_folder
 from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
 from .source import ArraySource, Source
@@ -49,8 +48,7 @@ def load_source(dataset: str, /, **args: Any) -> Source:
     known = inspect.signature(SOURCES[dataset]).parameters
     for name in args:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-            raise InputError(f"Unknown argument config.dataset.args.{name} of {dataset!r}. Did you mean {close[0]}?")
+            raise InputError(f"Dataset {dataset!r} has no config.dataset.args.{name}.{did_you_mean(name, known)}")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and args.get(name) is None:
             raise InputError(f"config.dataset.args.{name} is missing: dataset {dataset!r} needs it.")

@@ -1,0 +1,185 @@
+"""Pixels against float64 oracles, and every kind of file that a folder may hold."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffusion_distillation.data.images import BrokenImageError, Transform, central_square, decode, resize_area
+
+SIDES = st.integers(1, 70)
+
+
+def encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def random_image(height, width, seed=0, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def area_oracle(image, size):
+    """Each pixel's mean over its own rectangle, summed pixel by pixel in float64."""
+    height, width, channels = image.shape
+    result = np.zeros((size, size, channels))
+    for row in range(size):
+        for column in range(size):
+            top, bottom = row * height / size, (row + 1) * height / size
+            left, right = column * width / size, (column + 1) * width / size
+            for i in range(int(top), min(int(np.ceil(bottom)), height)):
+                for j in range(int(left), min(int(np.ceil(right)), width)):
+                    share = (min(bottom, i + 1) - max(top, i)) * (min(right, j + 1) - max(left, j))
+                    result[row, column] += max(share, 0) * image[i, j]
+    return result * size * size / (height * width)
+
+
+def bilinear_oracle(image, size):
+    """Pillow's definition: a triangle centred on each output pixel, as wide as the scale, and at least two pixels."""
+
+    def weights(length):
+        scale = length / size
+        support = max(scale, 1.0)
+        centers = (np.arange(size) + 0.5) * scale
+        shares = np.maximum(0, 1 - np.abs(np.arange(length) + 0.5 - centers[:, None]) / support)
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    return np.einsum("rh,hwc,sw->rsc", weights(image.shape[0]), image.astype(np.float64), weights(image.shape[1]))
+
+
+@given(SIDES, SIDES, st.integers(1, 24), st.integers(0, 100))
+def test_area_is_the_exact_mean(height, width, size, seed):
+    image = random_image(height, width, seed)
+    assert np.abs(resize_area(image, size) - area_oracle(image, size)).max() <= 0.5 + 1e-3
+
+
+@given(SIDES, SIDES, st.integers(1, 80), st.integers(0, 100))
+def test_bilinear_is_pillows(height, width, size, seed):
+    """Within a level: Pillow rounds to 8 bits between the two directions."""
+    image = random_image(height, width, seed)
+    resized = Transform(size, crop=False)(encode(Image.fromarray(image)))
+    assert np.abs(resized - bilinear_oracle(image, size)).max() <= 1.01
+
+
+@given(SIDES, SIDES)
+def test_central_square(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    square = np.asarray(central_square(Image.fromarray(np.stack([rows, columns, rows], -1).astype(np.uint8))))
+    side = min(height, width)
+    assert square.shape == (side, side, 3)
+    assert tuple(square[0, 0, :2]) == (height // 2 - side // 2, width // 2 - side // 2)
+    assert tuple(square[-1, -1, :2]) == (height // 2 - side // 2 + side - 1, width // 2 - side // 2 + side - 1)
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    image = random_image(32, 32)
+    for resize in ("area", "bilinear"):
+        np.testing.assert_array_equal(Transform(32, resize=resize)(encode(Image.fromarray(image))), image)
+
+
+def test_crop_then_resize():
+    image = random_image(40, 64)
+    encoded = encode(Image.fromarray(image))
+    np.testing.assert_array_equal(Transform(8, resize="area")(encoded), resize_area(image[:, 12:52], 8))
+    np.testing.assert_array_equal(Transform(8, crop=False, resize="area")(encoded), resize_area(image, 8))
+    grey = Transform(8, channels=1)(encoded)
+    assert grey.shape == (8, 8, 1) == Transform(8, channels=1).image_shape
+
+
+# Each of these is the same picture, its left half red (or dark), its right half blue (or bright).
+HALVES = np.zeros((20, 30, 3), np.uint8)
+HALVES[:, :15, 0] = HALVES[:, 15:, 2] = 255
+COLOUR = Image.fromarray(HALVES)
+GREY = Image.fromarray(np.where(HALVES[..., 2] > 0, 200, 40).astype(np.uint8))
+
+
+def with_alpha(image):
+    image = image.copy()
+    image.putalpha(Image.fromarray(np.where(np.arange(20)[:, None] < 10, 255, 0).repeat(30, 1).astype(np.uint8)))
+    return image
+
+
+def rotated(image):
+    """Stored upside down, and marked so."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return encode(image.rotate(180), "JPEG", quality=100, subsampling=0, exif=exif)
+
+
+KINDS = {
+    "png": encode(COLOUR),
+    "bmp": encode(COLOUR, "BMP"),
+    "webp": encode(COLOUR, "WEBP", lossless=True),
+    "jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0),
+    "progressive jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0, progressive=True),
+    "cmyk jpeg": encode(COLOUR.convert("CMYK"), "JPEG", quality=100),
+    "two pictures in a jpeg": encode(COLOUR, "MPO", save_all=True, append_images=[GREY.convert("RGB")], quality=100),
+    "turned jpeg": rotated(COLOUR),
+    "palette": encode(COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)),
+    "palette webp": encode(COLOUR.convert("RGB"), "WEBP", lossless=True),
+    "opaque alpha": encode(COLOUR.convert("RGBA")),
+}
+GREYS = {
+    "grey png": encode(GREY),
+    "grey jpeg": encode(GREY, "JPEG", quality=100),
+    "16 bit": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
+    "grey alpha": encode(GREY.convert("LA")),
+    "grey bmp": encode(GREY, "BMP"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_colour(kind):
+    image = np.asarray(decode(KINDS[kind])).astype(int)
+    assert image.shape == HALVES.shape
+    away_from_the_edge = np.r_[0:12, 18:30]
+    assert np.abs(image - HALVES)[:, away_from_the_edge].max() <= 12
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_grey(kind):
+    image = np.asarray(decode(GREYS[kind])).astype(int)
+    assert np.abs(image - np.asarray(GREY)[..., None]).max() <= 4
+    assert decode(GREYS[kind], grey=True).mode == "L"
+
+
+def test_one_bit():
+    image = np.asarray(decode(encode(GREY.point(lambda level: 255 * (level > 100)).convert("1"))))
+    assert image.shape == (20, 30, 3) and sorted(np.unique(image)) == [0, 255]
+
+
+def test_transparency_is_laid_over_white():
+    palette = COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)
+    red = palette.getpixel((0, 0))
+    image = np.asarray(decode(encode(palette, transparency=red)))
+    np.testing.assert_array_equal(image[:, :15], 255)
+    np.testing.assert_array_equal(image[:, 15:], HALVES[:, 15:])
+    for encoded in (encode(with_alpha(COLOUR)), encode(with_alpha(COLOUR), "WEBP", lossless=True)):
+        image = np.asarray(decode(encoded))
+        np.testing.assert_array_equal(image[:10], HALVES[:10])
+        np.testing.assert_array_equal(image[10:], 255)
+
+
+def test_published_preprocessing_does_not_turn():
+    turned = np.asarray(decode(KINDS["turned jpeg"], upright=False)).astype(int)
+    assert np.abs(turned - HALVES[::-1, ::-1])[:, :10].max() <= 12
+
+
+def test_broken_images_say_why():
+    for encoded, message in {
+        b"": "it is empty",
+        b"<html>not found</html>": "not a PNG, JPEG, WebP or BMP file",
+        KINDS["jpeg"][:-100]: "truncated",
+    }.items():
+        with pytest.raises(BrokenImageError, match=message):
+            decode(encoded)
+
+
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "resize": "lanczos"}])
+def test_transform_errors(options):
+    with pytest.raises(ValueError, match="must be"):
+        Transform(**options)
