@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from .config import resolve
+from .config import add_missing, resolve
 from .errors import InputError
 from .pipeline import Pipeline
 from .report.grids import save_grid
@@ -25,9 +26,10 @@ class RunFlags:
         self._config = config_flags.DEFINE_config_file(
             "config",
             help_string="The config file; --config.<field>=<value> sets a field of it.",
-            lock_config=False,  # fields that the file leaves out can be set too: `resolve` checks their names
-            accept_new_attributes=True,
+            lock_config=False,
+            accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
         )
+        flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
         flags.mark_flag_as_required("config")
 
@@ -45,6 +47,16 @@ class RunFlags:
         return Path(self._workdir.value)
 
 
+class _ConfigParser(ConfigFileFlagParser):
+    def parse(self, path: str) -> ConfigDict:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file; ours are in configs/")
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            add_missing(config)
+        return config
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main function after parsing its flags; a bad input is one line on stderr and exit status 2."""
 
@@ -58,7 +70,15 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
-    app.run(checked)
+    app.run(checked, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except KeyError as error:  # --config.<section>.<field> of a section that is not there
+        print(f"error: Unknown field of --config: {error.args[0]}", file=sys.stderr)
+        sys.exit(2)
 
 
 def draw_samples(params: Params, metadata: Metadata, workdir: Path) -> None:

@@ -5,6 +5,7 @@ and, for a ladder, go on with `distillation_of` the base model's config, so that
 line.
 """
 
+import copy
 import dataclasses
 import runpy
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     No dropout, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0 over every halving
     (appendix B).
     """
-    config = base.copy_and_resolve_references()
+    config = copy.deepcopy(base)  # fields without a value keep their type
     config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
@@ -165,6 +166,11 @@ def load(path: str | Path) -> ConfigDict:
     return runpy.run_path(str(path))["get_config"]()
 
 
+def add_missing(config: ConfigDict) -> None:
+    """Adds the fields that a config file leaves out, so that they can be set on the command line."""
+    _add_missing(config, _fields_of(config))
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config with every default filled in, checked.
 
@@ -178,8 +184,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
     given = config.to_dict()
-    fields = {**FIELDS, "distillation": DISTILLATION} if "distillation" in given else FIELDS
-    resolved = ConfigDict(_fill(fields, given, ""))
+    resolved = ConfigDict(_fill(_fields_of(given), given, ""))
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
         _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
     _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
@@ -204,6 +209,18 @@ def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
         config.train.update(overrides)
         config.seed += num_steps
     return config
+
+
+def _fields_of(config: ConfigDict | dict) -> dict:
+    return {**FIELDS, "distillation": DISTILLATION} if "distillation" in config else FIELDS
+
+
+def _add_missing(config: ConfigDict, fields: dict) -> None:
+    for name, spec in fields.items():
+        if name not in config:
+            config[name] = _default(spec)
+        elif isinstance(spec, dict) and isinstance(config[name], ConfigDict):
+            _add_missing(config[name], spec)
 
 
 def _defaults(fields: dict) -> dict:

@@ -207,6 +207,12 @@ def test_errors_of_training(base, tmp_path):
         (*BASE, workdir, "--config.train.learning_rat=1"): "config.train.learning_rat. Did you mean 'learning_rate'?",
         (*BASE, workdir, "--config.dataset.name=digit"): "config.dataset.name='digit'; choose one of",
         (*BASE, workdir, "--config.model.args.ch=48"): "ch=48 .* a multiple of 32",
+        (
+            *BASE,
+            workdir,
+            "--config.trian.seed=1",
+        ): "Unknown field of --config: 'trian'\nDid you mean \"train\"",
+        ("--config=configs/digit_base.py", workdir): "there is no such file; ours are in configs/",
         (*LADDER, workdir): "This config has a section config.distillation: run it with scripts/distill.py",
     }.items():
         error = run("train", *flags, devices=4, fails=True)

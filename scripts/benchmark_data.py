@@ -1,0 +1,137 @@
+"""Measures how fast images are read, decoded and resized: images a second, a line each.
+
+    python scripts/benchmark_data.py
+
+from memory                32x32x3, as CIFAR-10 and all that is decoded once
+PNG records               32x32x3 in array_record files, decoded as they are read
+JPEG files                a folder of 256x256 JPEG files, resized to 64x64, decoded as they are read
+JPEG files, Pillow alone  the same files and size, by as many threads that do nothing but call Pillow
+
+The images are made up, with the grain of photographs, in a folder that is deleted again.
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tqdm import tqdm
+
+from diffusion_distillation import cli
+from diffusion_distillation.data import ArraySource, Source, read_batches
+from diffusion_distillation.data.batches import THREADS
+from diffusion_distillation.data.encoded import DecodedSource, Encoded
+from diffusion_distillation.data.folder import ImageFiles
+from diffusion_distillation.data.images import Transform
+
+FILES = flags.DEFINE_integer("files", 5000, "How many JPEG files, and how many PNG records.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 10, "How long each line is measured.", lower_bound=0)
+
+
+def main() -> None:
+    """Runs the script."""
+    rng = np.random.default_rng(0)
+    print(f"{THREADS} threads, batches of {BATCH_SIZE.value}")
+    images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+    _show("from memory", _speed(ArraySource(images, np.zeros(len(images)), 1)))
+    with tempfile.TemporaryDirectory() as folder:
+        photos = [_photo(rng, 256) for _ in tqdm(range(FILES.value), "making images", disable=None)]
+        records = Path(folder) / "images.array_record"
+        _write_records(records, [photo.resize((32, 32)) for photo in photos])
+        _show("PNG records", _speed(_decoded(PngRecords(records), Transform(32))))
+        files = [Path(folder) / f"{number:05d}.jpg" for number in range(len(photos))]
+        for file, photo in zip(files, photos, strict=True):
+            photo.save(file, quality=90)
+        ours = _speed(_decoded(ImageFiles(Path(folder), files), Transform(64)))
+        alone = _speed_of_pillow(files, 64)
+        _show("JPEG files", ours, f"{ours / alone:.0%} of Pillow alone")
+        _show("JPEG files, Pillow alone", alone)
+
+
+class PngRecords:
+    """PNG images in an array_record file; `encoded.Encoded` of them."""
+
+    title, num_classes, trusted = "PNG records", 1, True
+
+    def __init__(self, path: Path):
+        self._records = ArrayRecordDataSource(str(path))
+        self.fingerprint = {"path": str(path)}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def name(self, index: int) -> str:
+        """The number of the record."""
+        return f"record {index}"
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The bytes of the image, and no label."""
+        return self._records[index], 0
+
+
+def _decoded(images: Encoded, transform: Transform) -> Source:
+    return DecodedSource(images, transform, np.arange(len(images)))
+
+
+def _photo(rng: np.random.Generator, size: int) -> Image.Image:
+    """Detail at every scale, as in a photograph, which is what a JPEG decoder's time depends on."""
+    image = np.zeros((size, size, 3))
+    for scale in (4, 16, 64, size):
+        detail = Image.fromarray(rng.integers(0, 256, (scale, scale, 3), np.uint8)).resize((size, size))
+        image += np.asarray(detail) / scale**0.5
+    return Image.fromarray(np.uint8(255 * (image - image.min()) / np.ptp(image)))
+
+
+def _write_records(path: Path, images: list[Image.Image]) -> None:
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        writer.write(buffer.getvalue())
+    writer.close()
+
+
+def _speed(source: Source) -> float:
+    """Images a second that training gets from a source."""
+    with contextlib.closing(read_batches(source, 0, range(10**9), BATCH_SIZE.value)) as batches:
+        return _count(lambda: len(next(batches)["image"]))
+
+
+def _speed_of_pillow(files: list[Path], size: int) -> float:
+    """Images a second that threads get from Pillow."""
+
+    def load(file: Path) -> None:
+        with Image.open(file) as image:
+            np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+    def load_batch() -> int:
+        return len(list(threads.map(load, rng.choice(files, BATCH_SIZE.value))))
+
+    rng = np.random.default_rng(0)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return _count(load_batch)
+
+
+def _count(read: Callable[[], int]) -> float:
+    read()
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < SECONDS.value:
+        count += read()
+    return count / elapsed
+
+
+def _show(name: str, images_per_sec: float, note: str = "") -> None:
+    print(f"{name:<26}{images_per_sec:>12,.0f} images/s  {note}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,167 @@
+"""Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
+
+The networks are narrower and shallower, batches smaller; all else is the config's.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import ROOT, run
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.training.checkpoints import load
+
+SHRUNK = [
+    "--config.model.args.ch=32",
+    "--config.model.args.emb_ch=32",
+    "--config.model.args.num_res_blocks=0",
+    "--config.model.eval_sampling_num_steps=1",
+    "--config.train.batch_size=2",
+]
+ONE_HALVING = [
+    "--config.distillation.steps_per_iter=1",
+    "--config.distillation.stages={}",
+    "--config.eval.num_samples=4",
+    "--config.eval.batch_size=4",
+    "--config.eval.teacher_num_steps=(1,)",
+    "--config.eval.ancestral_num_steps=(1,)",
+]
+HEADS = ["--config.model.args.head_dim=32"]
+CONFIGS = {
+    "digits": [],
+    "cifar": [],
+    "imagenet64": HEADS,
+    "bedroom128": HEADS,
+    "church128": HEADS,
+    "cars64": [*HEADS, "--config.dataset.args.path={images}"],
+    "folder": [*HEADS, "--config.dataset.args.path={images}"],
+}
+
+
+def test_no_config_is_left_out():
+    names = {path.stem.rsplit("_", 1)[0] for path in (ROOT / "configs").glob("*.py")}
+    assert names == set(CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Stanford Cars in Kaggle's layout, and a text file that is called an image."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        part = "cars_train" if number % 2 else "cars_test"
+        path = folder / part / part / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(path)
+    (folder / "cars_train" / "cars_train" / "broken.jpg").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def env(stand_ins, tmp_path_factory):
+    return {
+        "TFDS_DATA_DIR": str(stand_ins),
+        "DIFFUSION_DISTILLATION_CACHE": str(tmp_path_factory.mktemp("images")),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is nearly all that these runs do
+    }
+
+
+def train_and_distill(base, ladder, flags, steps, workdir, env):
+    """Two steps of a base model and a halving of one; returns what was printed."""
+    start, end = steps
+    flags = [*SHRUNK, *flags]
+    printed = run("train", f"--config={base}", *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b", env=env)
+    teacher = f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"
+    halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
+    flags = [*flags, *ONE_HALVING, teacher, *halving]
+    return printed + run("distill", f"--config={ladder}", *flags, f"--workdir={workdir}/l", env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_and_distills(name, tmp_path, images, env):
+    flags = [flag.format(images=images) for flag in CONFIGS[name]]
+    end = 2 if name == "cars64" else 1
+    base, ladder = f"configs/{name}_base.py", f"configs/{name}_distill.py"
+    train_and_distill(base, ladder, flags, (2 * end, end), tmp_path, env)
+    student = tmp_path / "l" / f"steps_{end:04d}"
+    for workdir, updates in ((tmp_path / "b", 2), (student, 1)):
+        params, metadata = load(workdir)
+        assert metadata.step == updates
+        assert metadata.num_classes == (1000 if name == "imagenet64" else 1)
+        assert all(np.isfinite(leaf).all() for leaf in params["conv_out"].values())
+        losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert len(losses) == 1 and np.isfinite(losses[0])
+    assert (tmp_path / "l" / "report" / "index.html").exists()
+    shutil.rmtree(tmp_path)
+
+
+PUBLISHED = """
+import ml_collections
+
+def get_config():
+    D = lambda **fields: ml_collections.ConfigDict(initial_dictionary=fields)
+    return D(
+        {distillation}
+        seed=0,
+        dataset=D(name="CIFAR10", args=D(class_conditional=False, randflip=True)),
+        sampler="ddim",
+        model=D(
+            name="unet_iddpm",
+            args=D(ch=256, emb_ch=1024, ch_mult=[1, 1, 1], num_res_blocks=3, attn_resolutions=[8, 16], num_heads=1,
+                   dropout={dropout}, logsnr_input_type="inv_cos", resblock_resample=True),
+            mean_type="x", logvar_type="fixed_large", mean_loss_weight_type="snr_trunc",
+            train_num_steps={num_steps}, eval_sampling_num_steps={num_steps} or 1024,
+            train_logsnr_schedule=D(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
+            eval_logsnr_schedule=D(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
+            eval_clip_denoised=True,
+        ),
+        train=D(
+            batch_size=128, optimizer="adam", learning_rate=2e-4, learning_rate_warmup_steps={warmup},
+            {anneal} weight_decay=0.0, ema_decay={ema}, grad_clip=1.0, substeps=10, enable_update_skip=False,
+            log_loss_every_steps=100, checkpoint_every_secs=900, eval_every_steps=10000,
+        ),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_configs_of_the_published_schema_run(tmp_path, env):
+    """Files as the published code has them, with none of our fields, and its names for data and for the teacher."""
+    base, ladder = tmp_path / "base.py", tmp_path / "ladder.py"
+    base.write_text(PUBLISHED.format(distillation="", dropout=0.2, num_steps=0, warmup=1000, anneal="", ema=0.9999))
+    distillation = (
+        "distillation=D(teacher_checkpoint_path='gs://gresearch/diffusion-distillation/cifar_original', "
+        "steps_per_iter=50000, only_finetune_temb=False, start_num_steps=8192, end_num_steps=1),"
+    )
+    anneal = "learning_rate_anneal_type='linear', learning_rate_anneal_steps=50000,"
+    ladder.write_text(
+        PUBLISHED.format(distillation=distillation, dropout=0.0, num_steps=1, warmup=0, anneal=anneal, ema=0.0)
+    )
+    train_and_distill(base, ladder, [], (2, 1), tmp_path, env)
+    assert load(tmp_path / "l" / "steps_0001")[1].step == 1
+    assert cfg.resolve(cfg.load(ladder)).distillation.start_num_steps == 8192
+
+
+@pytest.mark.slow
+def test_the_log_counts_broken_images(tmp_path, images, env):
+    flags = [*SHRUNK, *HEADS, f"--config.dataset.args.path={images}", "--config.train.num_steps=1"]
+    strict = run(
+        "train", "--config=configs/folder_base.py", *flags, "--config.dataset.args.on_error=raise",
+        f"--workdir={tmp_path}", env=env, fails=True,
+    )  # fmt: skip
+    assert "1 of 13 images cannot be used:\n" in strict and "broken.jpg: it is not a PNG" in strict
+    assert "Traceback" not in strict and not list(tmp_path.iterdir())
+    for flag, message in {
+        "--config.dataset.args.image_size=0": "image_size=0 must be an integer of at least 1",
+        "--config.dataset.args.path=/nowhere": "config.dataset.args.path='/nowhere' is not a folder",
+        "--config.dataset.args.crops=True": "no config.dataset.args.crops. Did you mean 'crop'?",
+    }.items():
+        error = run(
+            "train", "--config=configs/folder_base.py", *flags, flag, f"--workdir={tmp_path}", env=env, fails=True
+        )
+        assert message in error and "Traceback" not in error
