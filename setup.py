@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare datasets; training needs neither
+
 setup(
     name="diffusion_distillation",
     version="0.1.0",
@@ -14,7 +16,10 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "etils[epath]>=1.9.4",
         "flax>=0.11.2",
+        "grain>=0.2.15",
+        "importlib_resources>=6.4.5",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
         "jax>=0.8",
         "jaxlib>=0.8",
         "jaxtyping>=0.3",
@@ -25,8 +30,19 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=10.4",
         "scikit-learn>=1.5.2",
+        "tensorflow-datasets>=4.9.10",
+        "tqdm>=4.66.5",
     ],
     extras_require={
-        "test": ["beartype>=0.20", "flatbuffers>=24", "hypothesis>=6.112", "pytest>=8.3", "ruff>=0.12", "scipy>=1.14"]
+        "prepare": PREPARE,
+        "test": [
+            *PREPARE,
+            "beartype>=0.20",
+            "flatbuffers>=24",
+            "hypothesis>=6.112",
+            "pytest>=8.3",
+            "ruff>=0.12",
+            "scipy>=1.14",
+        ],
     },
 )

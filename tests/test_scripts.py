@@ -239,3 +239,11 @@ def test_errors_of_distillation(base, ladder, tmp_path):
         error = distill(*arguments, fails=True)
         assert re.search(message, error) and "Traceback" not in error
     assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_benchmark_of_data():
+    printed = run("benchmark_data", "--files=30", "--batch_size=16", "--seconds=0.2")
+    speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
+    assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
+    assert all(int(speed.replace(",", "")) > 0 for _, speed in speeds)
