@@ -1,5 +1,6 @@
 """What the scripts share."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,15 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from .config import add_missing, resolve
-from .errors import InputError
+from .errors import InputError, RunError
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
 from .training.checkpoints import Metadata
+from .training.interrupt import exit_on_signals
 
 NUM_SAMPLES_SHOWN = 64
+NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class RunFlags:
@@ -58,17 +61,30 @@ class _ConfigParser(ConfigFileFlagParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main function after parsing its flags; a bad input is one line on stderr and exit status 2."""
+    """Runs a script's main function after parsing its flags.
+
+    The exit status is 0 for success, 2 for bad input and 1 for a run that cannot go on, each of them with one line on
+    stderr; 128 + the number of the signal after SIGINT or SIGTERM; and 1, with a traceback, for a bug.
+    """
 
     def checked(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
         logging.set_verbosity(logging.WARNING)  # orbax tells much of itself
         try:
-            main()
+            with exit_on_signals():
+                main()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except RunError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in NOT_OUR_FAULT:
+                raise
+            print(f"error: {error}. Finished checkpoints are untouched.", file=sys.stderr)
+            sys.exit(1)
 
     app.run(checked, flags_parser=_parse_flags)
 

@@ -66,6 +66,7 @@ FIELDS = {
             "logsnr_input_type": _one_of("inv_cos", LOGSNR_INPUT_TYPES),
             "logsnr_scale_range": (-10.0, 10.0),
             "resblock_resample": False,
+            "remat": False,  # save memory by computing activations twice
         },
         "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
         "mean_type": _one_of("x", MEAN_TYPES),
@@ -80,7 +81,10 @@ FIELDS = {
     "train": {
         "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
         "batch_size": int,  # over all devices
-        "parallel": OneOf(("jit",)),
+        "microbatch_size": 0,  # how much of a batch is worked on at a time, over all devices; 0 for all of it
+        # jit: one program over all devices; pmap: a program for each, gradients averaged between them
+        "parallel": OneOf(("jit", "pmap")),
+        "shard_state": False,  # with jit, divide optimizer state, average and teacher among the devices
         "optimizer": OneOf(("adam", "momentum", "nesterov")),
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
@@ -291,6 +295,13 @@ def _check_ranges(config: ConfigDict) -> None:
             if config[section][name] < 1:
                 raise InputError(f"config.{section}.{name}={config[section][name]} must be at least 1.")
     train = config.train
+    if train.microbatch_size and train.batch_size % train.microbatch_size:
+        raise InputError(
+            f"config.train.batch_size={train.batch_size} must be a multiple of config.train.microbatch_size="
+            f"{train.microbatch_size}."
+        )
+    if train.shard_state and train.parallel == "pmap":
+        raise InputError("config.train.shard_state=True needs config.train.parallel='jit': pmap replicates the state.")
     if train.retain_checkpoint_every_steps % train.substeps:
         raise InputError(
             f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "

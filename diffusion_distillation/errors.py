@@ -1,4 +1,4 @@
-"""The one error for what a user gave."""
+"""The two errors that scripts print without a traceback: for what a user gave, and for what befell a run."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,7 +8,14 @@ from typing import Any
 class InputError(ValueError):
     """Something given to us cannot work; the message says what was given, what is allowed and what to do.
 
-    Scripts print the message alone; any other error is a bug, and keeps its traceback.
+    Scripts print the message alone and exit with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message says why, and what is left of it.
+
+    Scripts print the message alone and exit with status 1. Any other error is a bug, and keeps its traceback.
     """
 
 

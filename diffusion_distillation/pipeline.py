@@ -15,7 +15,7 @@ from .model import eval_schedule, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
 from .training.checkpoints import Metadata, load
-from .training.parallel import data_mesh, replicated
+from .training.parallel import data_mesh, replicate
 
 
 class Pipeline:
@@ -38,7 +38,7 @@ class Pipeline:
         self.num_classes = metadata.num_classes
         self._sampler = metadata.config.sampler
         self._mesh = data_mesh()
-        self._params = jax.device_put(params, replicated(self._mesh))
+        self._params = replicate(params, self._mesh)
         self._settings = dict(
             network=make_network(model, metadata.image_shape, metadata.num_classes),
             mean_type=model.mean_type,

@@ -34,6 +34,8 @@ class UNet(nn.Module):
       logsnr_scale_range: for 'linear'.
       resblock_resample: resample inside a residual block (average pool, nearest neighbour), not by a convolution.
       head_dim: channels of each attention head; give this or num_heads.
+      remat: in the backward pass, compute the activations inside blocks again and do not keep them: less memory, a
+        third more computation.
       dtype: type of the activations (jnp.bfloat16 for mixed precision); parameters and output stay float32. By default
         the type of the input.
     """
@@ -51,6 +53,7 @@ class UNet(nn.Module):
     logsnr_scale_range: tuple[float, float] = (-10.0, 10.0)
     resblock_resample: bool = False
     head_dim: int | None = None
+    remat: bool = False
     dtype: Any = None
 
     def __post_init__(self):
@@ -105,12 +108,16 @@ class UNet(nn.Module):
             emb += nn.Dense(self.emb_ch, dtype=dtype, name="class_emb")(one_hot)
         emb = nn.swish(emb)
 
+        residual_block, attention_block = ResidualBlock, AttentionBlock
+        if self.remat:
+            residual_block, attention_block = nn.remat(ResidualBlock), nn.remat(AttentionBlock)
+
         def residual(h, name, out_ch=None, resample=None):
-            block = ResidualBlock(out_ch or h.shape[-1], self.dropout, resample, dtype, name=name)
+            block = residual_block(out_ch or h.shape[-1], self.dropout, resample, dtype, name=name)
             return block(h, emb, index)
 
         def attention(h, name):
-            return AttentionBlock(self.num_heads, self.head_dim, dtype, name=name)(h)
+            return attention_block(self.num_heads, self.head_dim, dtype, name=name)(h)
 
         def conv(h, name, strides=1):
             return nn.Conv(h.shape[-1], (3, 3), strides=strides, dtype=dtype, name=name)(h)

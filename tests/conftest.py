@@ -1,4 +1,4 @@
-"""Shapes and types of every signature are checked while the tests run; four CPU devices stand in for accelerators."""
+"""Shapes and types of every signature are checked while the tests run; eight CPU devices stand in for accelerators."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 hypothesis.settings.register_profile("exact", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("exact")

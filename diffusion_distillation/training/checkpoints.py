@@ -1,22 +1,34 @@
 """Checkpoints, in orbax: the train state, and JSON metadata that make it usable without the command that wrote it."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from ..config import resolve
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..model import init_params, make_network
 from ..shapes import Params
 from .step import TrainState, averaging_decay
 
 FORMAT_VERSION = 1
 KEEP_LAST = 2
+
+
+class NewerFormatError(InputError):
+    """A checkpoint of a later version of this package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +61,9 @@ class Metadata:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`; raises an InputError for a format of a later version."""
+        """The inverse of `to_json`; raises a NewerFormatError for a format of a later version."""
         if values["format_version"] > FORMAT_VERSION:
-            raise InputError(
+            raise NewerFormatError(
                 f"The checkpoint has format {values['format_version']}; this version of diffusion_distillation reads "
                 f"up to {FORMAT_VERSION}. Upgrade the package."
             )
@@ -67,69 +79,191 @@ class Metadata:
 class Checkpoints:
     """The checkpoints of one run, `<folder>/checkpoints/<step>`; saving goes on in the background.
 
-    The last two are kept, and those at multiples of `keep_every` for good (0 for none).
+    The last two are kept, and those at multiples of `keep_every` for good (0 for none). What an earlier process left
+    half written is removed.
+
+    Each holds fingerprints of its arrays and of its metadata, which are checked when it is read: files that were cut
+    off, lost or changed are found out, and the newest checkpoint before them is used.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0):
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
-        self._manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
+        self._folder = folder / "checkpoints"
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
+        for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
+            shutil.rmtree(path, ignore_errors=True)
+        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
 
     def latest_step(self) -> int | None:
         """The updates done by the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, metadata: Metadata) -> None:
-        """Saves a state, unless its step is saved already."""
+        """Saves a state, unless its step is saved already; raises a RunError if an earlier one could not be written."""
         step = int(state.step)
-        if step != self.latest_step():
+        if step == self.latest_step():
+            return
+        values = _sealed(metadata.to_json() | {"fingerprints": _fingerprints(state._asdict())})
+        with self._writing(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state._asdict()), metadata=ocp.args.JsonSave(metadata.to_json())
+                    state=ocp.args.StandardSave(state._asdict()), metadata=ocp.args.JsonSave(values)
                 ),
             )
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest state, with the types and placement of `like`, which may be abstract."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()))
-        return TrainState(**self._manager.restore(self.latest_step(), args=args)["state"])
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest sound state, with the types and placement of `like`, which may be abstract; None if there is none.
+
+        Newer ones that cannot be used are named in a warning and moved to `broken_checkpoints`.
+
+        Raises:
+          InputError: if there are checkpoints and none can be used; they stay where they are.
+        """
+
+        def read(step: int) -> TrainState:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()), metadata=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=args)
+            metadata = _checked(restored["metadata"])
+            _check_fingerprints(restored["state"], metadata["fingerprints"])
+            return TrainState(**restored["state"])
+
+        found = _newest_sound(self._folder, self._manager.all_steps(), read)
+        if found is None:
+            return None
+        state, broken = found
+        for step in broken:
+            self._move_away(step)
+        return state
+
+    def _move_away(self, step: int) -> None:
+        aside = self._folder.parent / "broken_checkpoints"
+        aside.mkdir(exist_ok=True)
+        (self._folder / str(step)).rename(aside / f"{step}_{time.time_ns()}")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of orbax, tensorstore or the system
+            what = "A checkpoint" if step is None else f"The checkpoint of step {step:,}, or one before it,"
+            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise RunError(
+                f"{what} could not be written to {str(self._folder)!r}: {reason}. Finished checkpoints are untouched; "
+                "make room, or let the folder be written, and run the same command again."
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
         """Waits for what is being written."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
 
 def load(path: str | Path) -> tuple[Params, Metadata]:
-    """The newest sampling parameters of a run, as NumPy arrays, and their metadata.
+    """The newest sound sampling parameters of a run, as NumPy arrays, and their metadata.
 
     Args:
       path: the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`.
 
     Raises:
-      InputError: if there is no such folder, or no checkpoint of ours in it.
+      InputError: if there is no such folder, or no checkpoint of ours that can be used in it.
     """
     path = Path(path)
     folder = path / "checkpoints"
     if not folder.is_dir():
         raise InputError(f"No checkpoint in {str(path)!r}: {_what_is_there(path)}")
     with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
-        if not (folder / str(step) / "metadata").is_dir():
-            raise InputError(
-                f"{str(folder / str(step))!r} was not saved by diffusion_distillation: it has no metadata."
+
+        def read(step: int) -> tuple[Params, Metadata]:
+            values = _checked(
+                manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
             )
-        values = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-        metadata = Metadata.from_json(values, step)
-        name = "ema_params" if averaging_decay(metadata.config.train) else "params"
-        wanted = {name: abstract_params(metadata)}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-        return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][name], metadata
+            metadata = Metadata.from_json(values, step)
+            name = "ema_params" if averaging_decay(metadata.config.train) else "params"
+            wanted = {name: abstract_params(metadata)}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+            params = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+            _check_fingerprints(params, values["fingerprints"])
+            return params[name], metadata
+
+        found = _newest_sound(folder, manager.all_steps(), read)
+    if found is None:
+        raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
+    return found[0]
+
+
+def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[Any, list[int]] | None:
+    """What `read` returns for the newest step that it can read, and the steps it could not; None if there are none."""
+    broken: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        try:
+            found = read(step)
+        except NewerFormatError:
+            raise
+        except Exception as error:  # damaged files make orbax raise almost anything
+            broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            continue
+        for damaged, reason in broken.items():
+            logging.warning(
+                "%s: this checkpoint is damaged (%s); that of step %d is used.", folder / str(damaged), reason, step
+            )
+        return found, list(broken)
+    if broken:
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in broken.items())
+        raise InputError(
+            f"No checkpoint in {str(folder)!r} can be used, and nothing was changed there ({reasons}). Bring a sound "
+            "one back, or give another folder to start again."
+        )
+    return None
+
+
+@jax.jit
+def _fingerprint(array: jax.Array) -> jax.Array:
+    """The sum of an array's words times odd numbers by position, modulo 2^32: any single word that changes changes it.
+
+    Integer arithmetic, so that it is the same however the array is divided among devices.
+    """
+    bits = jax.lax.bitcast_convert_type(array, {2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize])
+    position = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _fingerprints(tree: Any) -> dict[str, int]:
+    """The fingerprint of each array of a tree, by its path."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = jax.device_get({jax.tree_util.keystr(path): _fingerprint(leaf) for path, leaf in paths})
+    return {path: int(value) for path, value in found.items()}
+
+
+def _check_fingerprints(tree: Any, expected: dict[str, int]) -> None:
+    for path, value in _fingerprints(tree).items():
+        if value != expected.get(path):
+            raise ValueError(f"{path} is not as it was saved")
+
+
+def _sealed(values: dict[str, Any]) -> dict[str, Any]:
+    return values | {"seal": _digest(values)}
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without their seal, which must be right."""
+    if not isinstance(values, dict) or "seal" not in values:
+        raise ValueError("it was not saved by diffusion_distillation, or its metadata are lost")
+    values = dict(values)
+    if values.pop("seal") != _digest(values):
+        raise ValueError("its metadata are not as they were saved")
+    return values
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def abstract_params(metadata: Metadata) -> Params:

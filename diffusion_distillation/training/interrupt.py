@@ -1,9 +1,13 @@
-"""Stopping a run between two steps when the user or the scheduler asks."""
+"""Stopping when the user or the scheduler asks: SIGINT (Ctrl-C) and SIGTERM."""
 
+import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -14,7 +18,7 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to handle
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
@@ -31,3 +35,21 @@ class Interrupt:
         print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process with a message and 128 + the signal's number, wherever it is; all is saved."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        print("Stopped; run the same command again to go on.", file=sys.stderr, flush=True)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

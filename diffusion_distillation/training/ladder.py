@@ -10,7 +10,7 @@ from ..distillation import halvings
 from ..errors import InputError
 from .checkpoints import Metadata, load
 from .loop import OnEval, train
-from .runs import open_run
+from .runs import locked, open_run
 from .step import Teacher
 
 
@@ -37,10 +37,11 @@ def run_ladder(config: ConfigDict, workdir: Path, source: Source, *, on_eval: On
     """
     params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, source, metadata)
-    open_run(workdir, config)
-    for num_steps in halvings(config.distillation.start_num_steps, config.distillation.end_num_steps):
-        folder = student_folder(workdir, num_steps)
-        params = train(stage(config, num_steps), folder, source, teacher=Teacher(params, num_steps), on_eval=on_eval)
+    with locked(workdir):
+        open_run(workdir, config)
+        for num_steps in halvings(config.distillation.start_num_steps, config.distillation.end_num_steps):
+            teacher, folder = Teacher(params, num_steps), student_folder(workdir, num_steps)
+            params = train(stage(config, num_steps), folder, source, teacher=teacher, on_eval=on_eval)
 
 
 def check_teacher(config: ConfigDict, source: Source, teacher: Metadata) -> None:
@@ -49,7 +50,7 @@ def check_teacher(config: ConfigDict, source: Source, teacher: Metadata) -> None
     described = {
         f"config.model.args.{name}": (teacher.config.model.args[name], config.model.args[name])
         for name in config.model.args
-        if name != "dropout"  # not in the parameters: a teacher often has it, its students do not
+        if name not in ("dropout", "remat")  # they are not in the parameters, and teachers and students often differ
     }
     described |= {
         "config.model.mean_type": (teacher.config.model.mean_type, config.model.mean_type),

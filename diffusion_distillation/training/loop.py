@@ -17,16 +17,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ..data import Source, read_batches
+from ..errors import RunError
 from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
 from .checkpoints import Checkpoints, Metadata
 from .interrupt import Interrupt
 from .optimizers import learning_rate
-from .parallel import RunSteps, check_batch_size, compile_steps, data_mesh, replicated
-from .runs import MetricsLog, open_run
-from .step import Metrics, Teacher, TrainState, init_state, make_train_step
+from .parallel import Runner, check_batch_size, data_mesh, make_runner, place, state_shardings
+from .runs import MetricsLog, locked, open_run
+from .step import Metrics, Teacher, TrainState, init_state
 
+MOST_BAD_STEPS = 100
 OnEval = Callable[[Params, Metadata, Path], None]
 
 
@@ -56,18 +58,31 @@ def train(
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     mesh = data_mesh()
-    check_batch_size(config.train.batch_size, mesh)
+    check_batch_size(config.train, mesh)
     network = make_network(config.model, source.image_shape, source.num_classes)
-    open_run(workdir, config)
+    with locked(workdir):
+        open_run(workdir, config)
+        return _run(config, workdir, source, teacher, on_eval, network, mesh)
 
+
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    source: Source,
+    teacher: Teacher | None,
+    on_eval: OnEval | None,
+    network: UNet,
+    mesh: Mesh,
+) -> Params:
+    """Trains in a folder that is ours."""
     params = teacher.params if teacher else init_params(network, jax.random.key(config.seed), source.image_shape)
-    state, teacher = jax.device_put((init_state(config, params), teacher), replicated(mesh))
+    state = init_state(config, params)
     metadata = Metadata(config, source.image_shape, source.num_classes, int(teacher.num_steps) if teacher else 0)
-    run_steps = _compiled_steps(_what_shapes_a_step(config), network, mesh)
+    runner = _runner(_what_shapes_a_step(config), network, mesh)
+    state = place(state, state_shardings(state, mesh, shard=config.train.shard_state))
     with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-        step = checkpoints.latest_step() or 0
-        if step:
-            state = checkpoints.restore(state)
+        state = checkpoints.restore(state) or state
+        step = int(state.step)
         if step >= config.train.num_steps:
             print(f"{workdir}: finished, {step:,} steps", flush=True)
             return state.sampling_params
@@ -76,14 +91,15 @@ def train(
             f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}",
             flush=True,
         )
-        return _train_on(state, step, teacher, run_steps, source, checkpoints, metadata, workdir, on_eval)
+        state, teacher = runner.place(state, teacher)
+        return _train_on(state, step, teacher, runner, source, checkpoints, metadata, workdir, on_eval)
 
 
 def _train_on(
     state: TrainState,
     step: int,
     teacher: Teacher | None,
-    run_steps: RunSteps,
+    runner: Runner,
     source: Source,
     checkpoints: Checkpoints,
     metadata: Metadata,
@@ -95,6 +111,7 @@ def _train_on(
     log = MetricsLog(workdir, step)
     progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
     metrics: list[Metrics] = []
+    health = Health(step)
     start, saved_at = step, time.monotonic()
     process = jax.process_index(), jax.process_count()
     ahead = read_batches(source, seed, range(step, train.num_steps), train.batch_size, process=process)
@@ -102,12 +119,14 @@ def _train_on(
         while step < train.num_steps:
             chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
             batches = list(itertools.islice(ahead, len(chunk)))
-            state, of_chunk = run_steps(state, jax.random.key(seed), teacher, batches)
+            state, of_chunk = runner.steps(state, jax.random.key(seed), teacher, batches)
             metrics.append(of_chunk)
+            health.watch(of_chunk)
             step = chunk.stop
             last = step == train.num_steps
 
             if last or _due(chunk, train.log_loss_every_steps):
+                health.check(workdir)
                 values = _means(metrics)
                 values["learning_rate"] = float(learning_rate(train)(step - 1))
                 values["images_per_sec"] = progress.show(step, values["loss"])
@@ -119,14 +138,55 @@ def _train_on(
             stop = bool(interrupt.received)
             overdue = time.monotonic() - saved_at > train.checkpoint_every_secs
             if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
-                checkpoints.save(state, metadata)
+                health.check(workdir)
+                if train.enable_update_skip or health.is_good:  # or else the parameters may have been spoiled
+                    checkpoints.save(runner.collect(state), metadata)
                 saved_at = time.monotonic()
             if stop:
                 interrupt.exit(f"{workdir}: saved at step {step:,}; run the same command again to go on.")
             if on_eval and (last or _due(chunk, train.eval_every_steps)):
                 with progress.paused():
-                    on_eval(state.sampling_params, dataclasses.replace(metadata, step=step), workdir)
-    return state.sampling_params
+                    on_eval(runner.collect(state).sampling_params, dataclasses.replace(metadata, step=step), workdir)
+    return runner.collect(state).sampling_params
+
+
+class Health:
+    """Whether updates are finite. A run is stopped when none was for 100 steps.
+
+    Args:
+      step: updates done before the first that is watched.
+    """
+
+    def __init__(self, step: int):
+        self._checked = step
+        self._bad_since: int | None = None
+        self._unchecked: list[Metrics] = []
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the last update that was checked was finite."""
+        return self._bad_since is None
+
+    def watch(self, metrics: Metrics) -> None:
+        """Takes the metrics of the next steps, to be looked at when they are checked: until then nothing waits."""
+        self._unchecked.append(metrics)
+
+    def check(self, workdir: Path) -> None:
+        """Looks at all that was watched; raises a RunError after `MOST_BAD_STEPS` steps without a finite update."""
+        for part in jax.device_get(self._unchecked):
+            for loss, norm in zip(part["loss"], part["gradient_norm"], strict=True):
+                self._checked += 1
+                if np.isfinite(loss) and np.isfinite(norm):
+                    self._bad_since = None
+                elif self._bad_since is None:
+                    self._bad_since = self._checked
+                if not self.is_good and self._checked - self._bad_since + 1 >= MOST_BAD_STEPS:
+                    raise RunError(
+                        f"{workdir}: no update was finite for {MOST_BAD_STEPS} steps, from step {self._bad_since:,} "
+                        "on. The last checkpoint before it is kept. Try a smaller config.train.learning_rate, in "
+                        "another --workdir."
+                    )
+        self._unchecked.clear()
 
 
 class Progress:
@@ -180,5 +240,5 @@ def _what_shapes_a_step(config: ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled_steps(config_json: str, network: UNet, mesh: Mesh) -> RunSteps:
-    return compile_steps(make_train_step(ConfigDict(json.loads(config_json)), network), mesh)
+def _runner(config_json: str, network: UNet, mesh: Mesh) -> Runner:
+    return make_runner(ConfigDict(json.loads(config_json)), network, mesh)

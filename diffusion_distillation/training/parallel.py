@@ -1,17 +1,19 @@
-"""Spreading work over devices: one jitted program over a mesh of them all, state replicated, batch split."""
+"""Spreading work over devices: one program over a mesh of them all (jit), or one for each of them (pmap)."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import InputError
-from .step import Batch, Metrics, Teacher, TrainState, TrainStep
+from .step import Batch, Metrics, Teacher, TrainState, TrainStep, make_train_step
 
-RunSteps = Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]
+AXIS = "data"
 MIN_EXAMPLES_PER_CPU_DEVICE = 16
 
 
@@ -29,8 +31,9 @@ def use_all_cpu_cores(batch_size: int) -> None:
 
 
 def data_mesh() -> Mesh:
-    """All devices in a row, along the axis 'data'."""
-    return Mesh(np.array(jax.devices()), ("data",))
+    """All devices of all processes in a row, along the axis 'data', those of one process next to each other."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -38,56 +41,159 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises an InputError unless the devices can share a batch evenly."""
-    if batch_size % mesh.size:
-        raise InputError(
-            f"config.train.batch_size={batch_size} must be divisible by the number of devices, {mesh.size}: "
-            f"choose {batch_size // mesh.size * mesh.size or mesh.size} or {(batch_size // mesh.size + 1) * mesh.size}."
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a tree on every device, wherever they were."""
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree, placed: host arrays, equal in all processes, or arrays on any devices of theirs."""
+
+    def move(leaf, sharding):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+        return jax.device_put(
+            leaf if isinstance(leaf, jax.Array) and jax.process_count() == 1 else np.asarray(leaf), sharding
         )
 
+    return jax.tree.map(move, tree, shardings)
 
-def compile_steps(step: TrainStep, mesh: Mesh, *, scan: bool | None = None) -> RunSteps:
-    """Compiles a training step for a mesh.
+
+def check_batch_size(train: Any, mesh: Mesh) -> None:
+    """Raises an InputError unless the devices can share a batch, and a microbatch, evenly."""
+    for name in ("batch_size", "microbatch_size"):
+        size, count = train[name], mesh.size
+        if size % count:
+            raise InputError(
+                f"config.train.{name}={size} must be divisible by the number of devices, {count}: "
+                f"choose {size // count * count or count} or {(size // count + 1) * count}."
+            )
+
+
+class Runner(NamedTuple):
+    """A compiled training step, and how its arguments are placed on the devices.
+
+    Attributes:
+      place: `place(state, teacher)`, as `steps` wants them.
+      steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
+        process's rows); metrics are stacked, `[len(batches)]`. The state passed in is used up.
+      collect: the state as arrays that span all devices, to be saved or sampled with.
+    """
+
+    place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
+    steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]
+    collect: Callable[[TrainState], TrainState]
+
+
+def make_runner(config: Any, network: nn.Module, mesh: Mesh, *, scan: bool | None = None) -> Runner:
+    """Compiles the training step of a config for a mesh, the way config.train.parallel says.
 
     Args:
-      step: from `make_train_step`.
+      config: resolved.
+      network: to train.
       mesh: from `data_mesh`.
-      scan: do a sequence of steps in one call of the device. By default on accelerators alone: XLA's CPU backend is
+      scan: do a sequence of steps in one call of the devices. By default on accelerators alone: XLA's CPU backend is
         many times slower at the gradients of convolutions inside a loop. The result is the same.
-
-    Returns:
-      `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, on this host);
-      metrics are stacked, `[len(batches)]`. The state passed in is used up.
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
-    whole = replicated(mesh)
-    options: dict[str, Any] = {"donate_argnums": 0, "out_shardings": (whole, whole)}
+    make = _pmap_runner if config.train.parallel == "pmap" else _jit_runner
+    return make(config, network, mesh, scan)
 
-    def put(batch, *leading):
-        sharding = NamedSharding(mesh, PartitionSpec(*leading, "data"))
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
-    if scan:
-        compiled = jax.jit(
-            lambda state, key, teacher, batches: jax.lax.scan(
-                lambda state, batch: step(state, key, teacher, batch), state, batches
-            ),
-            **options,
-        )
+def state_shardings(state: TrainState, mesh: Mesh, *, shard: bool) -> TrainState:
+    """Where each array of a state lives: everywhere; or, all but the parameters, divided among the devices."""
+    whole = jax.tree.map(lambda _: replicated(mesh), state)
+    if not shard:
+        return whole
+    divided = functools.partial(jax.tree.map, functools.partial(_divided, mesh=mesh))
+    return whole._replace(ema_params=divided(state.ema_params), opt_state=divided(state.opt_state))
 
-        def steps(state, key, teacher, batches):
+
+def teacher_shardings(teacher: Teacher | None, mesh: Mesh, *, shard: bool) -> Teacher | None:
+    """Where each array of the teacher lives."""
+    return jax.tree.map(lambda leaf: _divided(leaf, mesh=mesh) if shard else replicated(mesh), teacher)
+
+
+def _divided(leaf: Any, *, mesh: Mesh) -> NamedSharding:
+    """Along the longest axis that the devices can share evenly; whole if there is none."""
+    sizes = [size if size % mesh.size == 0 else 0 for size in np.shape(leaf)]
+    if not any(sizes):
+        return replicated(mesh)
+    axis = int(np.argmax(sizes))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
+    """The step; or, with `scan`, a function that does it for every batch of a stack."""
+    if not scan:
+        return step
+    return lambda state, key, teacher, batches: jax.lax.scan(
+        lambda state, batch: step(state, key, teacher, batch), state, batches
+    )
+
+
+def _run(compiled: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: Callable) -> Callable:
+    """`Runner.steps` of a compiled function."""
+
+    def steps(state, key, teacher, batches):
+        if scan:
             stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-            return compiled(state, key, teacher, put(stacked, None))
-
-    else:
-        compiled = jax.jit(step, **options)
-
-        def steps(state, key, teacher, batches):
-            metrics = []
-            for batch in batches:
-                state, of_step = compiled(state, key, teacher, put(batch))
-                metrics.append(of_step)
-            return state, {name: [of_step[name] for of_step in metrics] for name in metrics[0]}
+            state, metrics = compiled(state, key, teacher, put(stacked))
+            return state, jax.tree.map(scalar, metrics)
+        metrics = []
+        for batch in batches:
+            state, of_step = compiled(state, key, teacher, put(batch))
+            metrics.append(jax.tree.map(scalar, of_step))
+        return state, {name: [of_step[name] for of_step in metrics] for name in metrics[0]}
 
     return steps
+
+
+def _jit_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
+    shard = config.train.shard_state
+    step = _over_batches(make_train_step(config, network, num_shards=mesh.size), scan)
+    split = NamedSharding(mesh, PartitionSpec(*[None] * scan, AXIS))
+
+    def constrained(state, key, teacher, batch):
+        new, metrics = step(state, key, teacher, batch)
+        return jax.lax.with_sharding_constraint(
+            (new, metrics), (state_shardings(new, mesh, shard=shard), jax.tree.map(lambda _: replicated(mesh), metrics))
+        )
+
+    def put(batch):
+        return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
+
+    def place_both(state, teacher):
+        return (
+            place(state, state_shardings(state, mesh, shard=shard)),
+            place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
+        )
+
+    compiled = jax.jit(constrained, donate_argnums=0)
+    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric), lambda state: state)
+
+
+def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
+    step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
+    devices = list(mesh.devices.flat)
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    compiled = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
+
+    def put(batch):
+        if scan:
+            return {name: rows.reshape(len(rows), len(local), -1, *rows.shape[2:]) for name, rows in batch.items()}
+        return {name: rows.reshape(len(local), -1, *rows.shape[1:]) for name, rows in batch.items()}
+
+    def place_both(state, teacher):
+        return jax.tree.map(
+            lambda leaf: np.broadcast_to(np.asarray(leaf), (len(local), *np.shape(leaf))), (state, teacher)
+        )
+
+    def collect(state):
+        def whole(leaf):
+            shards = [shard.data.reshape(leaf.shape[1:]) for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape[1:], replicated(mesh), shards)
+
+        return jax.tree.map(whole, state)
+
+    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric.addressable_shards[0].data[0]), collect)

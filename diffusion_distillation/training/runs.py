@@ -1,6 +1,11 @@
 """A run's folder: config.json, metrics.jsonl, checkpoints/, samples/."""
 
+import contextlib
+import fcntl
 import json
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,10 @@ from ..errors import InputError
 # What may differ when a run is taken up again: it does not shape the result.
 OPERATIONAL = (
     "eval",
+    "model.args.remat",
     "train.parallel",
+    "train.microbatch_size",
+    "train.shard_state",
     "train.substeps",
     "train.log_loss_every_steps",
     "train.checkpoint_every_secs",
@@ -41,6 +49,29 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(config.to_json(indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from working in a run's folder; the system lifts the lock when the process ends.
+
+    Raises:
+      InputError: if another process works in it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"Another process works in {str(workdir)!r} ({file.read().strip()}). Wait for it, stop it, or give "
+                "another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
 
 
 class MetricsLog:

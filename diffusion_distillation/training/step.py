@@ -74,8 +74,15 @@ def init_state(config: Any, params: Params) -> TrainState:
 TrainStep = Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: Any, network: nn.Module) -> TrainStep:
+def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = None, num_shards: int = 1) -> TrainStep:
     """The training step of a resolved config.
+
+    Args:
+      config: resolved.
+      network: called as `UNet` is.
+      axis_name: of the pmap that the step runs in; its batch is then this device's part of the global batch.
+      num_shards: among how many devices the batch that the step is given is divided. Each takes its part of every
+        microbatch.
 
     Returns:
       `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `jax.random.key(seed)`; the teacher
@@ -83,40 +90,23 @@ def make_train_step(config: Any, network: nn.Module) -> TrainStep:
       the gradient before it is clipped, and the number of updates skipped so far. The config's seed is not read, and
       the teacher's num_steps may be traced: one compiled step serves every halving.
     """
-    model, train = config.model, config.train
-    schedule = train_schedule(model)
+    train = config.train
+    loss = _make_loss(config, network)
     optimizer = _optimizer(config)
     decay = averaging_decay(train)
+    num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
 
     def step(state, key, teacher, batch):
-        data_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        labels = batch["label"]
-        index = jnp.arange(len(labels))
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
-        x = preprocess(keys[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
-        eps = normal(keys[:, 1], x)
-
-        num_steps = model.train_num_steps if teacher is None else teacher.num_steps
-        if teacher is None and num_steps == 0:
-            t = continuous_times(keys[:, 2])
-        else:
-            i = discrete_steps(keys[:, 2], num_steps)
-            t = (i + 1) / num_steps
-        logsnr = schedule(t)
-        z = q_sample(x, eps, logsnr)
-        if teacher is None:
-            target = data_target(x, eps, logsnr)
-        else:
-            teach = network_denoiser(network, teacher.params, model.mean_type, labels)
-            target = two_step_target(teach, z, i, num_steps, schedule)
-
-        def loss_fn(params):
-            student = network_denoiser(
-                network, params, model.mean_type, labels, train=True, index=index, rngs={"dropout": dropout_key}
-            )
-            return jnp.mean(training_loss(student(z, logsnr), target, model.mean_loss_weight_type))
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        keys = jax.random.split(jax.random.fold_in(key, state.step))
+        rows = len(batch["label"])
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+        batch = {**batch, "index": first + jnp.arange(rows)}
+        value, grads = _mean_over_microbatches(
+            lambda part: jax.value_and_grad(loss)(state.params, teacher, keys, part),
+            _microbatches(batch, num_microbatches, num_shards),
+        )
+        if axis_name is not None:
+            value, grads = jax.lax.pmean((value, grads), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = (
@@ -126,11 +116,71 @@ def make_train_step(config: Any, network: nn.Module) -> TrainStep:
         gradient_norm = optax.tree.norm(grads)
         if train.enable_update_skip:
             kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
-            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+            finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
             new = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), new, kept)
-        return new, {"loss": loss, "gradient_norm": gradient_norm, "skipped": new.skipped}
+        return new, {"loss": value, "gradient_norm": gradient_norm, "skipped": new.skipped}
 
     return step
+
+
+def _make_loss(config: Any, network: nn.Module) -> Callable[..., Array]:
+    """`loss(params, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
+
+    `keys` are those of this step, for data and for dropout; `batch` also has `index`, the position of each example.
+    """
+    model = config.model
+    schedule = train_schedule(model)
+
+    def loss(params, teacher, keys, batch):
+        data_key, dropout_key = keys
+        labels, index = batch["label"], batch["index"]
+        of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
+        x = preprocess(of_example[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
+        eps = normal(of_example[:, 1], x)
+
+        num_steps = model.train_num_steps if teacher is None else teacher.num_steps
+        if teacher is None and num_steps == 0:
+            t = continuous_times(of_example[:, 2])
+        else:
+            i = discrete_steps(of_example[:, 2], num_steps)
+            t = (i + 1) / num_steps
+        logsnr = schedule(t)
+        z = q_sample(x, eps, logsnr)
+        if teacher is None:
+            target = data_target(x, eps, logsnr)
+        else:
+            teach = network_denoiser(network, teacher.params, model.mean_type, labels)
+            target = two_step_target(teach, z, i, num_steps, schedule)
+        student = network_denoiser(
+            network, params, model.mean_type, labels, train=True, index=index, rngs={"dropout": dropout_key}
+        )
+        return jnp.mean(training_loss(student(z, logsnr), target, model.mean_loss_weight_type))
+
+    return loss
+
+
+def _microbatches(batch: Batch, count: int, num_shards: int) -> Batch:
+    """The batch in `count` parts, stacked; each has a share of every shard, so that no row changes its device."""
+
+    def split(leaf):
+        parts = leaf.reshape(num_shards, count, -1, *leaf.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(count, -1, *leaf.shape[1:])
+
+    return jax.tree.map(split, batch)
+
+
+def _mean_over_microbatches(gradients: Callable[[Batch], Any], parts: Batch) -> Any:
+    """The mean of what `gradients` returns for each part, one part at a time."""
+    first, rest = jax.tree.map(lambda leaf: leaf[0], parts), jax.tree.map(lambda leaf: leaf[1:], parts)
+    count = len(parts["label"])
+    if count == 1:
+        return gradients(first)
+    # XLA's CPU backend is many times slower at the gradients of convolutions inside a loop
+    unroll = jax.default_backend() == "cpu"
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, gradients(part)), None), gradients(first), rest, unroll=unroll
+    )
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:

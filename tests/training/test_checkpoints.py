@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.model import init_params, make_network
-from diffusion_distillation.training.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, load
+from diffusion_distillation.training.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, _checked, _sealed, load
 from diffusion_distillation.training.step import init_state
 
 SHAPE = (8, 8, 1)
@@ -56,6 +58,84 @@ def test_the_last_two_and_every_so_many_are_kept(tmp_path):
     assert kept == [4, 8, 12, 14]
 
 
+def at_step(state, step):
+    return jax.tree.map(lambda leaf: leaf + step, state)._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x04
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """A run's folder with checkpoints of steps 3 and 6, and their states."""
+    folder = tmp_path_factory.mktemp("run")
+    metadata, params = make_run(ema_decay=0.9)
+    states = [at_step(init_state(metadata.config, params), step) for step in (3, 6)]
+    with Checkpoints(folder) as checkpoints:
+        for state in states:
+            checkpoints.save(state, metadata)
+    return folder, states
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink])
+def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
+    """Each file of the newest checkpoint in turn: the state is as it was saved, or that of the checkpoint before."""
+    folder, (older, newer) = two_checkpoints
+    files = [path.relative_to(folder) for path in (folder / "checkpoints" / "6").rglob("*") if path.is_file()]
+    fell_back = 0
+    for number, file in enumerate(files):
+        run = tmp_path / str(number)
+        shutil.copytree(folder, run)
+        damage(run / file)
+        caplog.clear()
+        params, metadata = load(run)
+        with Checkpoints(run) as checkpoints:
+            state = checkpoints.restore(jax.eval_shape(lambda: newer))
+        expected = newer if state.step == 6 else older
+        assert_same(state, expected)
+        assert metadata.step >= state.step  # parameters alone need fewer files
+        assert_same(params, (newer if metadata.step == 6 else older).sampling_params)
+        if state.step == 3:
+            fell_back += 1
+            assert "6: this checkpoint is damaged" in caplog.text and "that of step 3 is used" in caplog.text
+            assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3"]
+            assert len(list((run / "broken_checkpoints").iterdir())) == 1
+
+        alone = tmp_path / f"{number} alone"
+        shutil.copytree(folder, alone)
+        shutil.rmtree(alone / "checkpoints" / "3")
+        damage(alone / file)
+        before = sorted(path.relative_to(alone) for path in alone.rglob("*"))
+        reads = {load: metadata.step, lambda run: Checkpoints(run).restore(jax.eval_shape(lambda: newer)): state.step}
+        for read, step in reads.items():
+            if step == 6:
+                read(alone)
+            else:
+                with pytest.raises(ValueError, match="can be used, and nothing was changed there"):
+                    read(alone)
+        assert sorted(path.relative_to(alone) for path in alone.rglob("*")) == before
+    assert fell_back > len(files) // 3
+
+
+def test_unfinished_checkpoints_are_removed(tmp_path, two_checkpoints, caplog):
+    folder, (_, newer) = two_checkpoints
+    shutil.copytree(folder, tmp_path / "run")
+    unfinished = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp-12"
+    shutil.copytree(folder / "checkpoints" / "3", unfinished)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert_same(checkpoints.restore(jax.eval_shape(lambda: newer)), newer)
+    assert f"{unfinished}: a checkpoint that was not finished" in caplog.text
+    assert not unfinished.exists()
+
+
 def test_errors(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"No finished checkpoint in .*; let the run go on"):
@@ -64,10 +144,10 @@ def test_errors(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(init_state(metadata.config, params), metadata)
     path = tmp_path / "checkpoints" / "0" / "metadata" / "metadata"
-    newer = json.loads(path.read_text()) | {"format_version": FORMAT_VERSION + 1}
-    path.write_text(json.dumps(newer))
+    newer = _checked(json.loads(path.read_text())) | {"format_version": FORMAT_VERSION + 1}
+    path.write_text(json.dumps(_sealed(newer)))
     with pytest.raises(ValueError, match=f"has format {FORMAT_VERSION + 1}.* reads up to {FORMAT_VERSION}"):
         load(tmp_path)
     path.parent.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="was not saved by diffusion_distillation"):
+    with pytest.raises(ValueError, match=r"No checkpoint .* can be used"):
         load(tmp_path)

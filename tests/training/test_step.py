@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
-from diffusion_distillation.training.parallel import check_batch_size, compile_steps, data_mesh, replicated
+from diffusion_distillation.training.parallel import check_batch_size, data_mesh, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
 
 SOURCE = load_source("digits")
@@ -45,13 +47,13 @@ def make_config(*, distillation=None, dropout=0.0, randflip=False, train_num_ste
 def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False):
     """The states after each step (after all, in a scan), and the metrics of all steps."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-    state, teacher = jax.device_put((init_state(config, params), teacher), replicated(mesh))
-    steps = compile_steps(make_train_step(config, network), mesh, scan=scan)
+    runner = make_runner(config, network, mesh, scan=scan)
+    state, teacher = runner.place(init_state(config, params), teacher)
     batches = list(read_batches(SOURCE, 0, range(num_steps), config.train.batch_size))
     states, losses = [], []
     for chunk in [batches] if scan else ([batch] for batch in batches):
-        state, metrics = steps(state, jax.random.key(config.seed), teacher, chunk)
-        states.append(jax.device_get(state))
+        state, metrics = runner.steps(state, jax.random.key(config.seed), teacher, chunk)
+        states.append(jax.device_get(runner.collect(state)))
         losses += list(map(float, metrics["loss"]))
     return states, losses
 
@@ -61,23 +63,46 @@ def assert_close(a, b, atol):
         np.testing.assert_allclose(x, y, atol=atol)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("distillation", [None, {}])
-def test_devices_and_scan_change_nothing(distillation):
-    """One device or four, step by step or in one scan: the same parameters, with dropout and flips."""
-    config = make_config(distillation=distillation, dropout=0.3, randflip=True)
+WAYS = {
+    "2 devices": dict(devices=2),
+    "4 devices": dict(devices=4),
+    "8 devices": dict(devices=8),
+    "scan": dict(devices=4, scan=True),
+    "pmap": dict(devices=1, parallel="pmap"),
+    "pmap, 2 devices": dict(devices=2, parallel="pmap"),
+    "pmap, 8 devices": dict(devices=8, parallel="pmap"),
+    "pmap, scan": dict(devices=4, parallel="pmap", scan=True),
+    "accumulation": dict(devices=1, microbatch_size=4),
+    "accumulation, 4 devices": dict(devices=4, microbatch_size=8),
+    "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=4),
+    "remat": dict(devices=2, remat=True),
+    "state sharded": dict(devices=8, shard_state=True),
+    "all at once": dict(devices=4, shard_state=True, microbatch_size=8, remat=True, scan=True),
+}
+
+
+@functools.cache
+def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
+    """Parameters and losses after 20 steps, with dropout and flips."""
+    config = make_config(distillation={} if distilled else None, dropout=0.3, randflip=True, **train)
+    with config.unlocked():
+        config.model.args.remat = remat
     network = make_network(config.model, SOURCE.image_shape, SOURCE.num_classes)
     params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape) for seed in (0, 1))
-    teacher = None if distillation is None else Teacher(of_teacher, 4)
-    common = dict(network=network, params=params, teacher=teacher)
-    one, losses = run(config, **common)
-    four, of_four = run(config, devices=4, **common)
-    scanned, of_scan = run(config, devices=4, scan=True, **common)
-    assert_close(one[-1], four[-1], atol=1e-5)
-    assert_close(one[-1], scanned[-1], atol=1e-5)
-    np.testing.assert_allclose(losses, of_four, rtol=1e-5)
-    np.testing.assert_allclose(losses, of_scan, rtol=1e-5)
-    assert one[-1].step == 3 and one[-1].skipped == 0
+    teacher = Teacher(of_teacher, 4) if distilled else None
+    states, losses = run(config, 20, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
+    assert states[-1].step == 20 and states[-1].skipped == 0
+    return states[-1].params, states[-1].ema_params, losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_training_gives_the_same(way):
+    distilled = way in ("8 devices", "pmap, 2 devices", "accumulation, 4 devices", "all at once")
+    *params, losses = train_in_one_way(distilled=distilled)
+    *others, of_others = train_in_one_way(distilled=distilled, **WAYS[way])
+    assert_close(params, others, atol=1e-5)
+    np.testing.assert_allclose(losses, of_others, rtol=1e-6)
 
 
 def test_one_program_for_every_halving():
@@ -221,6 +246,8 @@ def test_discrete_time_base_training():
 
 
 def test_batch_size_and_devices():
-    check_batch_size(64, data_mesh())
-    with pytest.raises(ValueError, match="batch_size=66 must be divisible by the number of devices, 4: choose 64 or"):
-        check_batch_size(66, data_mesh())
+    check_batch_size(make_config(batch_size=64, microbatch_size=16).train, data_mesh())
+    with pytest.raises(ValueError, match=r"batch_size=68 must be divisible by .* devices, 8: choose 64 or 72"):
+        check_batch_size(make_config(batch_size=68).train, data_mesh())
+    with pytest.raises(ValueError, match=r"microbatch_size=4 must be divisible by .* devices, 8: choose 8 or"):
+        check_batch_size(make_config(batch_size=64, microbatch_size=4).train, data_mesh())
