@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from . import multihost
 from .config import add_missing, resolve
 from .errors import InputError, RunError
 from .pipeline import Pipeline
@@ -17,13 +18,14 @@ from .report.grids import save_grid
 from .shapes import Params
 from .training.checkpoints import Metadata
 from .training.interrupt import exit_on_signals
+from .training.parallel import use_all_cpu_cores
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class RunFlags:
-    """The flags of a script that trains, --config and --workdir."""
+    """The flags of a script that trains: --config, --workdir, and those that connect several processes."""
 
     def __init__(self):
         self._config = config_flags.DEFINE_config_file(
@@ -35,6 +37,13 @@ class RunFlags:
         flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
         flags.mark_flag_as_required("config")
+        self._coordinator = flags.DEFINE_string(
+            "coordinator", None, "host:port of process 0, where several processes work together; not on SLURM and TPUs."
+        )
+        self._num_processes = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+        self._process_id = flags.DEFINE_integer(
+            "process_id", None, "With --coordinator: which of them this is, from 0."
+        )
 
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""
@@ -43,6 +52,18 @@ class RunFlags:
             has, script = ("no", "train") if distillation else ("a", "distill")
             raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
         return resolve(config)
+
+    def start(self, config: ConfigDict) -> None:
+        """Connects the processes of the run and prepares the CPU, where it is to be used; JAX starts after it."""
+        together = self._coordinator.value, self._num_processes.value, self._process_id.value
+        if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
+            raise InputError(
+                "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
+                "to num_processes - 1.".format(*together)
+            )
+        multihost.start(*together)
+        if self._coordinator.value is None:
+            use_all_cpu_cores(config.train.batch_size)
 
     @property
     def workdir(self) -> Path:
@@ -100,4 +121,5 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def draw_samples(params: Params, metadata: Metadata, workdir: Path) -> None:
     """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png` in the workdir."""
     images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)
-    save_grid(images, workdir / "samples" / f"step_{metadata.step:07d}.png")
+    if multihost.is_main():
+        save_grid(images, workdir / "samples" / f"step_{metadata.step:07d}.png")

@@ -15,7 +15,7 @@ from .model import eval_schedule, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
 from .training.checkpoints import Metadata, load
-from .training.parallel import data_mesh, replicate
+from .training.parallel import data_mesh, place, replicate
 
 
 class Pipeline:
@@ -84,8 +84,8 @@ class Pipeline:
         for start in range(0, num_samples, batch_size):
             index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
             of_batch = np.resize(labels[start : start + batch_size], batch_size)
-            placed = jax.device_put((index, of_batch), split)
-            batches.append(np.asarray(draw(self._params, key, *placed, num_steps)))
+            placed = place((index, of_batch), (split, split))
+            batches.append(np.asarray(replicate(draw(self._params, key, *placed, num_steps), self._mesh)))
         return np.concatenate(batches)[:num_samples]
 
     def trajectory(

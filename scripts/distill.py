@@ -11,7 +11,6 @@ from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.report.ladder import write_report
 from diffusion_distillation.training.ladder import run_ladder
-from diffusion_distillation.training.parallel import use_all_cpu_cores
 
 FLAGS = cli.RunFlags()
 
@@ -19,7 +18,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=True)
-    use_all_cpu_cores(config.train.batch_size)
+    FLAGS.start(config)
     source = load_source(config.dataset.name, **config.dataset.args)
     run_ladder(config, FLAGS.workdir, source, on_eval=cli.draw_samples)
     write_report(config, FLAGS.workdir, source)

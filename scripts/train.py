@@ -9,7 +9,6 @@ on where it stopped.
 from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.training.loop import train
-from diffusion_distillation.training.parallel import use_all_cpu_cores
 
 FLAGS = cli.RunFlags()
 
@@ -17,7 +16,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=False)
-    use_all_cpu_cores(config.train.batch_size)
+    FLAGS.start(config)
     source = load_source(config.dataset.name, **config.dataset.args)
     train(config, FLAGS.workdir, source, on_eval=cli.draw_samples)
 

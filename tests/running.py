@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from diffusion_distillation.training.checkpoints import load
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -18,3 +23,9 @@ def run(script, *flags, devices=1, fails=False, env=None):
     done = subprocess.run(command(script, *flags), cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
+
+
+def assert_same(one, other, atol=0.0):
+    """Whether the newest sampling parameters of two runs are equal."""
+    for a, b in zip(jax.tree.leaves(load(one)[0]), jax.tree.leaves(load(other)[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from running import ROOT, command, run
+from running import ROOT, assert_same, command, run
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.training.checkpoints import load
@@ -41,11 +41,6 @@ LADDER = [
 def distill(teacher, workdir, *flags, **kwargs):
     teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
     return run("distill", *LADDER, teacher, f"--workdir={workdir}", *flags, **kwargs)
-
-
-def assert_same(one, other, atol=0.0):
-    for a, b in zip(jax.tree.leaves(load(one)[0]), jax.tree.leaves(load(other)[0]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")

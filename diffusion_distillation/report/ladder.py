@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from .. import multihost
 from ..data import Source
 from ..distillation import halvings
 from ..evaluation.features import MOST_PIXELS, pixels
@@ -71,11 +72,15 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
     teacher = Path(config.distillation.teacher_checkpoint_path)
     open_pipeline = functools.lru_cache(maxsize=1)(from_checkpoint)  # the teacher's rows follow each other
     rows: list[Row] = []
-    for model, sampler, num_steps in _plan(config):
+    plan = _plan(config)
+    to_do = multihost.largest([row not in known for row in plan])  # files may be seen later by other hosts
+    for (model, sampler, num_steps), measured_now in zip(plan, to_do, strict=True):
         row = known.get((model, sampler, num_steps))
-        if row is None:
+        if measured_now:
             pipeline = open_pipeline(teacher if model == "teacher" else student_folder(workdir, num_steps))
             row = _measure(model, sampler, num_steps, pipeline, config, data, folder)
+        if not multihost.is_main():
+            continue
         rows.append(row)
         figures = {**table, "rows": [row._asdict() for row in rows]}
         (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -84,6 +89,8 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
             f"{row.images_per_sec:,.1f} images/s",
             flush=True,
         )
+    if not multihost.is_main():
+        return
     _draw(rows, table["halves_distance"], folder)
     (folder / "index.html").write_text(_page(rows, table, config), encoding="utf-8")
     print(f"report  {folder / 'index.html'}", flush=True)
@@ -108,7 +115,8 @@ def _measure(
         num_steps=num_steps,
         sampler=sampler,
     )
-    np.savez_compressed(_samples_path(folder, model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
+    if multihost.is_main():
+        np.savez_compressed(_samples_path(folder, model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
     return Row(model, sampler, num_steps, measured.distance, measured.images_per_sec)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from .. import multihost
 from ..config import resolve
 from ..errors import InputError, RunError
 from ..model import init_params, make_network
@@ -89,9 +90,11 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_every: int = 0):
         self._folder = folder / "checkpoints"
         self._options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
-        for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
-            logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
-            shutil.rmtree(path, ignore_errors=True)
+        if multihost.is_main():
+            for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+                logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
+                shutil.rmtree(path, ignore_errors=True)
+        multihost.wait_for_all("unfinished checkpoints are removed")
         self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
 
     def latest_step(self) -> int | None:
@@ -137,9 +140,11 @@ class Checkpoints:
         return state
 
     def _move_away(self, step: int) -> None:
-        aside = self._folder.parent / "broken_checkpoints"
-        aside.mkdir(exist_ok=True)
-        (self._folder / str(step)).rename(aside / f"{step}_{time.time_ns()}")
+        if multihost.is_main():
+            aside = self._folder.parent / "broken_checkpoints"
+            aside.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside / f"{step}_{time.time_ns()}")
+        multihost.wait_for_all("a broken checkpoint is moved")
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -153,6 +158,11 @@ class Checkpoints:
                 f"{what} could not be written to {str(self._folder)!r}: {reason}. Finished checkpoints are untouched; "
                 "make room, or let the folder be written, and run the same command again."
             ) from error
+
+    def wait(self) -> None:
+        """Returns once all is written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -25,10 +25,10 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def exit(self, message: str) -> None:
+    def exit(self, number: int, message: str) -> None:
         """Ends the process with the message and the status that shells give to the signal."""
         print(message, file=sys.stderr, flush=True)
-        sys.exit(128 + self.received)
+        sys.exit(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

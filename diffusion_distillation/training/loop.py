@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from .. import multihost
 from ..data import Source, read_batches
 from ..errors import RunError
 from ..model import count_params, init_params, make_network
@@ -84,12 +85,11 @@ def _run(
         state = checkpoints.restore(state) or state
         step = int(state.step)
         if step >= config.train.num_steps:
-            print(f"{workdir}: finished, {step:,} steps", flush=True)
+            _say(f"{workdir}: finished, {step:,} steps")
             return state.sampling_params
-        print(
+        _say(
             f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
-            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}",
-            flush=True,
+            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
         )
         state, teacher = runner.place(state, teacher)
         return _train_on(state, step, teacher, runner, source, checkpoints, metadata, workdir, on_eval)
@@ -135,15 +135,16 @@ def _train_on(
             if chunk.start == start:
                 jax.block_until_ready(of_chunk)
                 progress.restart(step)  # the first call compiles, which says nothing of speed
-            stop = bool(interrupt.received)
             overdue = time.monotonic() - saved_at > train.checkpoint_every_secs
+            stop, overdue = multihost.largest([interrupt.received, overdue])
             if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
                 health.check(workdir)
                 if train.enable_update_skip or health.is_good:  # or else the parameters may have been spoiled
                     checkpoints.save(runner.collect(state), metadata)
                 saved_at = time.monotonic()
             if stop:
-                interrupt.exit(f"{workdir}: saved at step {step:,}; run the same command again to go on.")
+                checkpoints.wait()
+                interrupt.exit(stop, f"{workdir}: saved at step {step:,}; run the same command again to go on.")
             if on_eval and (last or _due(chunk, train.eval_every_steps)):
                 with progress.paused():
                     on_eval(runner.collect(state).sampling_params, dataclasses.replace(metadata, step=step), workdir)
@@ -210,6 +211,8 @@ class Progress:
             f"{self.name}  step {step:,}/{self.total:,}  loss {loss:.4g}  "
             f"{per_second * self.batch_size:,.0f} images/s  {left} left"
         )
+        if not multihost.is_main():
+            return per_second * self.batch_size
         stays = sys.stdout.isatty() and step < self.total
         print(f"\r{line:<100}" if sys.stdout.isatty() else line, end="" if stays else "\n", flush=True)
         return per_second * self.batch_size
@@ -220,6 +223,11 @@ class Progress:
         start = time.monotonic()
         yield
         self.time += time.monotonic() - start
+
+
+def _say(line: str) -> None:
+    if multihost.is_main():
+        print(line, flush=True)
 
 
 def _due(chunk: range, interval: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from .. import multihost
 from ..errors import InputError
 
 # What may differ when a run is taken up again: it does not shape the result.
@@ -47,8 +48,9 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
                 f"{str(workdir)!r} holds a run of another config: {'; '.join(differences)}. "
                 "Give another --workdir, or delete this one to start again."
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_json(indent=2) + "\n")
+    if multihost.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(config.to_json(indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -56,8 +58,11 @@ def locked(workdir: Path) -> Iterator[None]:
     """Keeps other processes from working in a run's folder; the system lifts the lock when the process ends.
 
     Raises:
-      InputError: if another process works in it.
+      InputError: if another process works in it that is not of this run.
     """
+    if not multihost.is_main():
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
         try:
@@ -81,10 +86,13 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         # a line without its end was being written when the run was killed
         kept = [line for line in self._lines() if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept))
+        if multihost.is_main():
+            self.path.write_text("".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
+        if not multihost.is_main():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

@@ -1,0 +1,53 @@
+"""Several processes, of one host or of many, that work as one run."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def start(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Connects the processes of a run; call it before JAX starts. A run of one process goes on alone.
+
+    SLURM jobs of several tasks and TPU VMs and pods, GKE's too, need no arguments.
+
+    Args:
+      coordinator_address: host:port of process 0, which must be free there.
+      num_processes: of all hosts.
+      process_id: 0 to num_processes - 1, another one for each.
+    """
+    if coordinator_address is not None:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    elif _in_a_cluster():
+        jax.distributed.initialize()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes what all have in common."""
+    return jax.process_index() == 0
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """The largest of each value over all processes, so that they decide alike. Every process must call it."""
+    if jax.process_count() == 1:
+        return list(values)
+    return multihost_utils.process_allgather(np.array(values, np.int32)).max(axis=0).tolist()
+
+
+def wait_for_all(where: str) -> None:
+    """Returns once every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _in_a_cluster() -> bool:
+    """Whether JAX finds the other processes by itself: on SLURM by its variables, on a TPU VM by its metadata."""
+    several_slurm_tasks = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    on_a_tpu_vm = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return several_slurm_tasks or (on_a_tpu_vm and importlib.util.find_spec("libtpu") is not None)

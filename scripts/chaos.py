@@ -1,0 +1,130 @@
+"""Kills a run again and again, and checks that it ends where it would have ended undisturbed.
+
+    python scripts/chaos.py --workdir=runs/chaos
+
+A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of which
+some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command is run
+again. In the end the parameters of every stage must be equal to the last bit.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_distillation import cli
+from diffusion_distillation.errors import RunError
+from diffusion_distillation.training.checkpoints import load
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, for both runs.", required=True)
+KILLS = flags.DEFINE_integer("kills", 50, "How often the run is killed.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+
+STUDENTS = (4, 2, 1)
+MOMENTS = ("starting", "at work", "writing a checkpoint")
+
+
+def commands(workdir: Path, kills: int) -> list[list[str]]:
+    """The two commands of a run that saves after every 5 updates and is long enough for so many kills."""
+    saving = [
+        "--config.train.checkpoint_every_secs=0",
+        "--config.train.substeps=5",
+        "--config.train.eval_every_steps=0",
+    ]
+    script = [sys.executable, str(Path(__file__).with_name("train.py")), "--config=configs/digits_base.py", *saving]
+    train = [*script, f"--config.train.num_steps={20 * kills}", f"--workdir={workdir / 'base'}"]
+    distill = [
+        sys.executable,
+        str(Path(__file__).with_name("distill.py")),
+        "--config=configs/digits_distill.py",
+        *saving,
+        f"--config.distillation.teacher_checkpoint_path={workdir / 'base'}",
+        f"--config.distillation.start_num_steps={2 * STUDENTS[0]}",
+        "--config.distillation.stages={}",
+        f"--config.distillation.steps_per_iter={4 * kills}",
+        "--config.eval.num_samples=64",
+        "--config.eval.batch_size=64",
+        "--config.eval.teacher_num_steps=(1,)",
+        "--config.eval.ancestral_num_steps=(1,)",
+        f"--workdir={workdir / 'ladder'}",
+    ]
+    return [train, distill]
+
+
+def main() -> None:
+    """Runs the script."""
+    workdir, start = Path(WORKDIR.value), time.monotonic()
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "programs")}  # so that a killed run is soon at work again
+    env = os.environ | programs
+    workdir.mkdir(parents=True)
+    with (workdir / "log.txt").open("w") as log:
+        for command in commands(workdir / "undisturbed", KILLS.value):
+            subprocess.run(command, env=env, stdout=log, stderr=log, check=True)
+        print(f"undisturbed: {time.monotonic() - start:.0f} s", flush=True)
+        kills = disturb(commands(workdir / "killed", KILLS.value), workdir / "killed", env, log)
+    compare(workdir / "undisturbed", workdir / "killed")
+    counts = ", ".join(f"{kills[moment]} {moment}" for moment in MOMENTS)
+    print(
+        f"{kills.total()} kills ({counts}) in {(time.monotonic() - start) / 60:.0f} minutes: "
+        f"the parameters of the teacher and of {len(STUDENTS)} students are equal to the last bit."
+    )
+
+
+def disturb(todo: list[list[str]], workdir: Path, env: dict[str, str], log) -> Counter:
+    """Runs the commands, killing them as often as asked for, and counts at what moments."""
+    rng, kills = random.Random(SEED.value), Counter()
+    while todo:
+        moment = rng.choice(MOMENTS) if kills.total() < KILLS.value else "never"
+        process = subprocess.Popen(todo[0], env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+        if wait_for(moment, process, workdir, rng):
+            process.kill()
+            process.wait()
+            kills[moment] += 1
+            print(f"kill {kills.total()}, {moment}", file=log, flush=True)
+        elif process.wait() == 0:
+            todo.pop(0)
+        else:
+            raise RunError(f"A run failed after {kills.total()} kills: see {log.name}.")
+    if kills.total() < KILLS.value:
+        raise RunError(f"The run was finished after {kills.total()} kills.")
+    return kills
+
+
+def wait_for(moment: str, process: subprocess.Popen, workdir: Path, rng: random.Random) -> bool:
+    """Waits for a moment; false if the process ended before it."""
+    if moment == "never":
+        process.communicate()
+    elif moment == "starting":
+        time.sleep(rng.uniform(0, 6))
+    else:
+        for line in process.stdout:
+            if "parameters," in line:
+                break
+        until = time.monotonic() + rng.uniform(0, 4)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        while moment == "writing a checkpoint" and process.poll() is None:
+            if next(workdir.glob("**/checkpoints/*.orbax-checkpoint-tmp*"), None):
+                time.sleep(rng.uniform(0, 0.02))
+                break
+    return process.poll() is None
+
+
+def compare(one: Path, other: Path) -> None:
+    """Raises a RunError unless the parameters of every stage are the same in both runs."""
+    for stage in ("base", *(f"ladder/steps_{student:04d}" for student in STUDENTS)):
+        (params, metadata), (others, of_others) = load(one / stage), load(other / stage)
+        equal = jax.tree.map(np.array_equal, params, others)
+        if metadata.step != of_others.step or not all(jax.tree.leaves(equal)):
+            raise RunError(f"{other / stage} differs from {one / stage}.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""Several processes that work as one run, started by hand on this machine, with one CPU device or more each."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from running import ROOT, assert_same, command, run
+
+BASE = [
+    "--config=configs/digits_base.py",
+    "--config.train.num_steps=20",
+    "--config.train.substeps=5",
+    "--config.train.ema_decay=0.0",  # the average would hide a difference
+    "--config.model.eval_sampling_num_steps=4",
+]
+
+
+def start(script, processes, devices, *flags, log):
+    """Starts the processes of a run; what each prints goes to a file of its own."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    return [
+        subprocess.Popen(
+            command(script, *flags, *together, f"--process_id={index}"),
+            cwd=ROOT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            stdout=(log / f"{index}.log").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for index in range(processes)
+    ]
+
+
+def run_together(script, processes, devices, *flags, log):
+    """Runs the processes to their end, and returns what the first printed."""
+    log.mkdir(exist_ok=True)
+    started = start(script, processes, devices, *flags, log=log)
+    for index, process in enumerate(started):
+        assert process.wait(timeout=300) == 0, (log / f"{index}.log").read_text()
+    assert all("step 20/20" not in (log / f"{index}.log").read_text() for index in range(1, processes))
+    return (log / "0.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run("train", *BASE, f"--workdir={workdir}")
+    return workdir
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices", "parallel"), [(2, 1, "jit"), (2, 2, "pmap"), (4, 1, "jit")])
+def test_processes_train_as_one(tmp_path, alone, processes, devices, parallel):
+    flags = [*BASE, f"--config.train.parallel={parallel}", f"--workdir={tmp_path / 'run'}"]
+    printed = run_together("train", processes, devices, *flags, log=tmp_path / "log")
+    assert f"{processes * devices} cpu device(s)" in printed
+    assert_same(alone, tmp_path / "run", atol=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
+    assert (tmp_path / "run" / "samples" / "step_0000020.png").exists()
+
+
+@pytest.mark.slow
+def test_a_ladder_of_two_processes(tmp_path, alone):
+    flags = [
+        "--config=configs/digits_distill.py",
+        f"--config.distillation.teacher_checkpoint_path={alone}",
+        "--config.distillation.start_num_steps=2",
+        "--config.distillation.stages={}",
+        "--config.distillation.steps_per_iter=5",
+        "--config.eval.num_samples=64",
+        "--config.eval.batch_size=64",
+        "--config.eval.teacher_num_steps=(2,1)",
+        "--config.eval.ancestral_num_steps=(2,)",
+    ]
+    run("distill", *flags, f"--workdir={tmp_path / 'one'}")
+    run_together("distill", 2, 1, *flags, f"--workdir={tmp_path / 'two'}", log=tmp_path / "log")
+    assert_same(tmp_path / "one" / "steps_0001", tmp_path / "two" / "steps_0001", atol=1e-5)
+    figures = [json.loads((tmp_path / name / "report" / "figures.json").read_text())["rows"] for name in ("one", "two")]
+    for one, two in zip(*figures, strict=True):
+        assert one["distance"] == pytest.approx(two["distance"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_resumed_by_other_numbers_of_processes(tmp_path, alone):
+    """Saved by 2 processes with 2 devices each, taken up by 1 with 1, and by 4 with 1 each."""
+    workdir = tmp_path / "run"
+    flags = [*BASE, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={workdir}"]
+
+    def go_back_to(step):
+        for folder in (workdir / "checkpoints").iterdir():
+            if int(folder.name) > step:
+                shutil.rmtree(folder)
+
+    run_together("train", 2, 2, *flags, log=tmp_path / "log")
+    go_back_to(5)
+    assert "going on from step 5" in run("train", *flags)
+    go_back_to(10)
+    assert "going on from step 10" in run_together("train", 4, 1, *flags, log=tmp_path / "log")
+    assert_same(alone, workdir, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others(tmp_path):
+    flags = [*BASE, "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path / 'run'}"]
+    (tmp_path / "log").mkdir()
+    first, second = start("train", 2, 1, *flags, "--config.train.num_steps=100000", log=tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "checkpoints").glob("*/commit_success.txt")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    assert first.wait(timeout=120) != 0
+    flags.append("--config.train.num_steps=100000")
+    stopping = start("train", 2, 1, *flags, log=tmp_path / "log")
+    while "going on from step" not in (tmp_path / "log" / "0.log").read_text():
+        assert stopping[0].poll() is None and time.monotonic() < deadline + 200
+        time.sleep(0.1)
+    time.sleep(5)
+    stopping[1].send_signal(signal.SIGTERM)
+    assert {process.wait(timeout=120) for process in stopping} == {128 + signal.SIGTERM}
+
+
+def test_flags_that_do_not_fit(tmp_path):
+    for given in (["--num_processes=2"], ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]):
+        error = run("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
+        assert "give all three or none" in error and "Traceback" not in error
