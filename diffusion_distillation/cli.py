@@ -21,7 +21,9 @@ from .training.interrupt import exit_on_signals
 from .training.parallel import use_all_cpu_cores
 
 NUM_SAMPLES_SHOWN = 64
-NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NOT_OUR_FAULT = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EEXIST")
+}
 
 
 class RunFlags:
@@ -91,7 +93,8 @@ def run(main: Callable[[], None]) -> None:
     def checked(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
-        logging.set_verbosity(logging.WARNING)  # orbax tells much of itself
+        logging.set_verbosity(logging.WARNING)
+        logging.get_absl_handler().addFilter(_is_for_users)
         try:
             with exit_on_signals():
                 main()
@@ -108,6 +111,11 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(1)
 
     app.run(checked, flags_parser=_parse_flags)
+
+
+def _is_for_users(record: logging.logging.LogRecord) -> bool:
+    """Not so what libraries log of errors that they also raise."""
+    return not ("orbax" in record.pathname or record.name == "asyncio")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

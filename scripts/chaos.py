@@ -2,9 +2,9 @@
 
     python scripts/chaos.py --workdir=runs/chaos
 
-A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of which
-some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command is run
-again. In the end the parameters of every stage must be equal to the last bit.
+A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of
+which some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command
+is run again. In the end the parameters of every stage must be equal to the last bit.
 """
 
 import os

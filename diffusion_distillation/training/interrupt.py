@@ -1,55 +1,89 @@
-"""Stopping when the user or the scheduler asks: SIGINT (Ctrl-C) and SIGTERM."""
+"""Stopping when the user or the scheduler asks: SIGINT (Ctrl-C) and SIGTERM.
+
+Python runs its signal handlers between two of its own instructions, which may be minutes away while a program is being
+compiled or samples are drawn. Here a thread of its own reads what came, and acts at once.
+"""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GO_ON = "run the same command again to go on."
+
+_handlers: list[Callable[[int], None]] = []
 
 
 class Interrupt:
-    """While in use, SIGINT and SIGTERM are noted in `received` instead of ending the process; a second one ends it."""
+    """While in use, the first SIGINT or SIGTERM is noted in `received`; a second one ends the process at once."""
 
     received: int = 0
 
     def __enter__(self) -> "Interrupt":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to handle
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_handling(self._note))
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._stack.close()
 
-    def exit(self, number: int, message: str) -> None:
-        """Ends the process with the message and the status that shells give to the signal."""
-        print(message, file=sys.stderr, flush=True)
-        sys.exit(128 + number)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int) -> None:
+        if self.received:
+            _exit_at_once(number)
         self.received = number
         print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM end the process with a message and 128 + the signal's number, wherever it is; all is saved."""
+    """SIGINT and SIGTERM end the process at once, with a message and the status that shells give to the signal."""
+    with _handling(_exit_at_once):
+        yield
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        print("Stopped; run the same command again to go on.", file=sys.stderr, flush=True)
-        sys.exit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+def _exit_at_once(number: int) -> None:
+    print(f"Stopped; {GO_ON}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int], None]) -> Iterator[None]:
+    """Gives signals to this handler, in a thread of its own, until the end of the context."""
+    if threading.current_thread() is not threading.main_thread():  # where signals are not ours to handle
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        _handlers.append(handler)
+        stack.callback(_handlers.pop)
+        if len(_handlers) == 1:
+            stack.enter_context(_reading_signals())
+        yield
+
+
+@contextlib.contextmanager
+def _reading_signals() -> Iterator[None]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def read() -> None:
+        while number := os.read(reader, 1)[0]:
+            _handlers[-1](number)
+
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    fd_before = signal.set_wakeup_fd(writer)
+    thread = threading.Thread(target=read, name="signals", daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)

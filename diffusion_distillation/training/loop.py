@@ -23,7 +23,7 @@ from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
 from .checkpoints import Checkpoints, Metadata
-from .interrupt import Interrupt
+from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
 from .parallel import Runner, check_batch_size, data_mesh, make_runner, place, state_shardings
 from .runs import MetricsLog, locked, open_run
@@ -87,12 +87,13 @@ def _run(
         if step >= config.train.num_steps:
             _say(f"{workdir}: finished, {step:,} steps")
             return state.sampling_params
-        _say(
-            f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
-            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
-        )
-        state, teacher = runner.place(state, teacher)
-        return _train_on(state, step, teacher, runner, source, checkpoints, metadata, workdir, on_eval)
+        with Interrupt() as interrupt:
+            _say(
+                f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
+                f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
+            )
+            state, teacher = runner.place(state, teacher)
+            return _train_on(state, step, teacher, runner, source, checkpoints, metadata, workdir, on_eval, interrupt)
 
 
 def _train_on(
@@ -105,6 +106,7 @@ def _train_on(
     metadata: Metadata,
     workdir: Path,
     on_eval: OnEval | None,
+    interrupt: Interrupt,
 ) -> Params:
     """The loop itself: from a step to the last, with all that is to be seen and kept on the way."""
     seed, train = metadata.config.seed, metadata.config.train
@@ -115,7 +117,7 @@ def _train_on(
     start, saved_at = step, time.monotonic()
     process = jax.process_index(), jax.process_count()
     ahead = read_batches(source, seed, range(step, train.num_steps), train.batch_size, process=process)
-    with Interrupt() as interrupt, contextlib.closing(ahead):
+    with contextlib.closing(ahead):
         while step < train.num_steps:
             chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
             batches = list(itertools.islice(ahead, len(chunk)))
@@ -142,12 +144,14 @@ def _train_on(
                 if train.enable_update_skip or health.is_good:  # or else the parameters may have been spoiled
                     checkpoints.save(runner.collect(state), metadata)
                 saved_at = time.monotonic()
-            if stop:
-                checkpoints.wait()
-                interrupt.exit(stop, f"{workdir}: saved at step {step:,}; run the same command again to go on.")
-            if on_eval and (last or _due(chunk, train.eval_every_steps)):
+            if on_eval and (last or _due(chunk, train.eval_every_steps)) and not stop:
                 with progress.paused():
                     on_eval(runner.collect(state).sampling_params, dataclasses.replace(metadata, step=step), workdir)
+                stop = last and multihost.largest([interrupt.received])[0]  # while sampling; or else after a step
+            if stop:
+                checkpoints.wait()
+                print(f"{workdir}: saved at step {step:,}; {GO_ON}", file=sys.stderr, flush=True)
+                sys.exit(128 + stop)
     return runner.collect(state).sampling_params
 
 

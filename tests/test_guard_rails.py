@@ -1,0 +1,192 @@
+"""What may befall a run: signals at every moment, a full disk, a folder that cannot be written, a second process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import pytest
+from running import ROOT, assert_same, command, run
+
+from diffusion_distillation.training.checkpoints import load
+
+BASE = [
+    "--config=configs/digits_base.py",
+    "--config.model.args.ch_mult=(1,)",
+    "--config.model.args.attn_resolutions=()",
+    "--config.model.eval_sampling_num_steps=4",
+    "--config.train.batch_size=32",
+    "--config.train.substeps=5",
+]
+ENV = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+
+
+def start(script, *flags, prefix=(), env=None):
+    return subprocess.Popen(
+        [*prefix, *command(script, *flags)],
+        cwd=ROOT, env=ENV | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """The flags of a run that no test waits for the end of."""
+    return [*BASE, "--config.train.num_steps=100000", "--config.train.eval_every_steps=0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["start", "compile", "step", "save"])
+def test_signals_save_and_stop(tmp_path, long_run, moment, number):
+    workdir = tmp_path / "run"
+    often = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
+    process = start("train", *long_run, *often, f"--workdir={workdir}")
+    if moment == "start":
+        wait_for(process, lambda: (workdir / "config.json").exists())
+    else:
+        assert "parameters" in process.stdout.readline()  # the step is compiled next
+    if moment == "step":
+        assert "step 100/" in process.stdout.readline()
+    if moment == "save":
+        wait_for(process, lambda: list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")))
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "run the same command again to go on" in error and "Traceback" not in error
+    if moment != "start":
+        assert load(workdir)[1].step > 0
+        assert not list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+        assert f"saved at step {load(workdir)[1].step:,}" in error
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path, long_run):
+    process = start("train", *long_run, f"--workdir={tmp_path / 'run'}")
+    assert "parameters" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert "once more to stop at once" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_a_signal_while_sampling(tmp_path):
+    flags = [*BASE, "--config.train.num_steps=20", "--config.model.eval_sampling_num_steps=100000"]
+    process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
+    wait_for(process, lambda: steps_saved(tmp_path / "run") == [20])
+    process.send_signal(signal.SIGTERM)
+    assert "once more to stop at once" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert load(tmp_path / "run")[1].step == 20
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_workdir(tmp_path, long_run):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    first = start("train", *long_run, workdir)
+    assert "parameters" in first.stdout.readline()
+    error = run("train", *long_run, workdir, fails=True)
+    assert f"Another process works in '{tmp_path / 'run'}' (process {first.pid} on " in error
+    assert "Traceback" not in error and first.poll() is None
+    first.kill()
+    first.communicate()
+    process = start("train", *long_run, workdir)  # the lock goes with its process
+    assert "parameters" in process.stdout.readline()
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 MB."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path, small_disk):
+    """The run stops with an error, what was saved before stays, and with room again it goes on to the same end."""
+    flags = [*BASE, "--config.train.num_steps=20", "--config.train.retain_checkpoint_every_steps=5"]
+    run("train", *flags, f"--workdir={tmp_path / 'undisturbed'}")
+    size = (
+        sum(file.stat().st_size for file in (tmp_path / "undisturbed" / "checkpoints").rglob("*") if file.is_file()) / 4
+    )
+    room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "other").write_bytes(bytes(int(room - 2.5 * size)))
+    error = run("train", *flags, f"--workdir={small_disk / 'run'}", fails=True)
+    assert re.search(r"^error: .*(could not be written|No space left).*Finished checkpoints are untouched", error, re.M)
+    kept = steps_saved(small_disk / "run")
+    assert kept and load(small_disk / "run")[1].step == kept[-1]
+    (small_disk / "other").unlink()
+    assert f"going on from step {kept[-1]}" in run("train", *flags, f"--workdir={small_disk / 'run'}")
+    assert_same(tmp_path / "undisturbed", small_disk / "run")
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    error = run("train", *BASE, f"--workdir={tmp_path / 'file' / 'run'}", fails=True)
+    assert "file" in error and "Traceback" not in error
+    read_only = tmp_path / "read only"
+    read_only.mkdir(mode=0o555)
+    prefix = ()
+    if os.geteuid() == 0:
+        drop = "-dac_override,-dac_read_search"
+        prefix = ("setpriv", f"--inh-caps={drop}", f"--bounding-set={drop}")
+    process = start("train", *BASE, f"--workdir={read_only / 'run'}", prefix=prefix)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert re.search(r"error: .*Permission denied: .*read only.*run", error) and "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [True, False])
+def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
+    """From a sound checkpoint on, a learning rate that is far too large; the checkpoint stays as it is."""
+    workdir = tmp_path / "run"
+    flags = [*BASE, f"--config.train.enable_update_skip={skip}", "--config.train.eval_every_steps=0"]
+    run("train", *flags, "--config.train.num_steps=10", f"--workdir={workdir}")
+    before = load(workdir)[0]
+    config = json.loads((workdir / "config.json").read_text())
+    config["train"] |= {"num_steps": 400, "learning_rate": 1e38}
+    (workdir / "config.json").write_text(json.dumps(config))
+    more = [
+        "--config.train.num_steps=400",
+        "--config.train.learning_rate=1e38",
+        "--config.train.log_loss_every_steps=50",
+    ]
+    process = start("train", *flags, *more, f"--workdir={workdir}")
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, error
+    began = int(re.search(r"no update was finite for 100 steps, from step (\d+) on", error)[1])
+    assert 10 < began <= 15 and "Traceback" not in error
+    params, metadata = load(workdir)
+    assert metadata.step == 10
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True):
+        assert (one == other).all()
