@@ -105,6 +105,21 @@ def test_every_way_of_training_gives_the_same(way):
     np.testing.assert_allclose(losses, of_others, rtol=1e-6)
 
 
+def test_a_sharded_state_takes_less_on_each_device():
+    config = make_config(shard_state=True)
+    runner = make_runner(config, NETWORK, data_mesh())
+    state, _ = runner.place(init_state(config, AFFINE), None)
+    state, _ = runner.steps(state, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
+
+    def share(leaf):
+        return leaf.addressable_shards[0].data.size / leaf.size
+
+    assert share(state.params["dense0"]) == 1
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (8, 8, 1)]
+    assert len(moments) == 2
+    assert {share(leaf) for leaf in [*moments, state.ema_params["dense0"]]} == {1 / 8}
+
+
 def test_one_program_for_every_halving():
     """num_steps is traced: it changes the loss, and not the compiled step."""
     config = make_config(distillation={})

@@ -1,0 +1,57 @@
+"""How much memory the training state takes on each device: a table, in gigabytes (1e9 bytes).
+
+    python scripts/count_bytes.py
+
+For the paper's configs on 1, 8 and 64 devices with config.train.shard_state=True, which divides the optimizer's state,
+the average and the teacher; without it every device holds what 1 device holds. Counted are parameters, gradients,
+Adam's two moments, and the average (base) or the teacher (distill). Activations come on top: fewer with a smaller
+config.train.microbatch_size, and with config.model.args.remat=True. Nothing is allocated.
+"""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from diffusion_distillation import cli
+from diffusion_distillation.config import load, resolve
+from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.training.parallel import AXIS, replicated, state_shardings, teacher_shardings
+from diffusion_distillation.training.step import Teacher, init_state
+
+CONFIGS = {"cifar": (32, 1), "imagenet64": (64, 1000), "bedroom128": (128, 1), "church128": (128, 1)}
+DEVICES = (1, 8, 64)
+
+
+def main() -> None:
+    """Runs the script."""
+    print(f"| config | {' | '.join(f'{count} devices' for count in DEVICES).replace('1 devices', '1 device')} |")
+    print(f"|{'---|' * (1 + len(DEVICES))}")
+    for name, (size, num_classes) in CONFIGS.items():
+        for kind in ("base", "distill"):
+            config = load(Path(__file__).parents[1] / "configs" / f"{name}_{kind}.py")
+            if kind == "distill":
+                config.distillation.teacher_checkpoint_path = "not read"
+            counts = [bytes_per_device(resolve(config), (size, size, 3), num_classes, count) for count in DEVICES]
+            print(f"| `{name}_{kind}` | {' | '.join(f'{count / 1e9:.2f} GB' for count in counts)} |")
+
+
+def bytes_per_device(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, num_devices: int) -> int:
+    """Bytes that training holds on each of so many devices, besides activations and the batch."""
+    network = make_network(config.model, image_shape, num_classes)
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    state = jax.eval_shape(lambda params: init_state(config, params), params)
+    teacher = Teacher(params, jax.ShapeDtypeStruct((), int)) if "distillation" in config else None
+    mesh = AbstractMesh((num_devices,), (AXIS,))
+    held = (state, teacher, params)  # the last for the gradients
+    gradients = jax.tree.map(lambda _: replicated(mesh), params)
+    placed = (state_shardings(state, mesh, shard=True), teacher_shardings(teacher, mesh, shard=True), gradients)
+    sizes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype), held, placed
+    )
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
+
+
+if __name__ == "__main__":
+    cli.run(main)
