@@ -141,8 +141,10 @@ def _train_on(
             stop, overdue = multihost.largest([interrupt.received, overdue])
             if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
                 health.check(workdir)
-                if train.enable_update_skip or health.is_good:  # or else the parameters may have been spoiled
+                if train.enable_update_skip or health.is_good:
                     checkpoints.save(runner.collect(state), metadata)
+                elif last:  # the parameters are spoiled
+                    raise RunError(f"{workdir}: the last updates were not finite; the checkpoint before them is kept.")
                 saved_at = time.monotonic()
             if on_eval and (last or _due(chunk, train.eval_every_steps)) and not stop:
                 with progress.paused():

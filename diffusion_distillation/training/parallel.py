@@ -184,10 +184,13 @@ def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Run
             return {name: rows.reshape(len(rows), len(local), -1, *rows.shape[2:]) for name, rows in batch.items()}
         return {name: rows.reshape(len(local), -1, *rows.shape[1:]) for name, rows in batch.items()}
 
+    to_devices = jax.pmap(lambda trees: trees, devices=devices)
+
     def place_both(state, teacher):
-        return jax.tree.map(
-            lambda leaf: np.broadcast_to(np.asarray(leaf), (len(local), *np.shape(leaf))), (state, teacher)
-        )
+        def copies(leaf):
+            return np.broadcast_to(np.asarray(leaf), (len(local), *np.shape(leaf)))
+
+        return to_devices(jax.tree.map(copies, (state, teacher)))
 
     def collect(state):
         def whole(leaf):
