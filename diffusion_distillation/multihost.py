@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of is taken for dead, and the others stop
+
 
 def start(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
@@ -23,9 +25,11 @@ def start(
       process_id: 0 to num_processes - 1, another one for each.
     """
     if coordinator_address is not None:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
     elif _in_a_cluster():
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
 
 
 def is_main() -> bool:
