@@ -61,6 +61,8 @@ def _handling(handler: Callable[[int], None]) -> Iterator[None]:
         stack.callback(_handlers.pop)
         if len(_handlers) == 1:
             stack.enter_context(_reading_signals())
+        for number in SIGNALS:  # again each time: jax.distributed takes SIGTERM for itself
+            signal.signal(number, lambda *_: None)
         yield
 
 
@@ -73,7 +75,7 @@ def _reading_signals() -> Iterator[None]:
         while number := os.read(reader, 1)[0]:
             _handlers[-1](number)
 
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     fd_before = signal.set_wakeup_fd(writer)
     thread = threading.Thread(target=read, name="signals", daemon=True)
     thread.start()
