@@ -1,6 +1,7 @@
 """Running the scripts as a user does."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,13 @@ def assert_same(one, other, atol=0.0):
     """Whether the newest sampling parameters of two runs are equal."""
     for a, b in zip(jax.tree.leaves(load(one)[0]), jax.tree.leaves(load(other)[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def without_privileges(*command):
+    """root may read everything; not so without these capabilities."""
+    if os.geteuid() != 0:
+        return command
+    setpriv = shutil.which("setpriv")
+    assert setpriv, "these tests, run as root, need setpriv of util-linux"
+    drop = "-dac_override,-dac_read_search"
+    return setpriv, f"--inh-caps={drop}", f"--bounding-set={drop}", *command

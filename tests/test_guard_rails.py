@@ -10,7 +10,7 @@ import time
 
 import jax
 import pytest
-from running import ROOT, assert_same, command, run
+from running import ROOT, assert_same, command, run, without_privileges
 
 from diffusion_distillation.training.checkpoints import load
 
@@ -155,11 +155,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "file" in error and "Traceback" not in error
     read_only = tmp_path / "read only"
     read_only.mkdir(mode=0o555)
-    prefix = ()
-    if os.geteuid() == 0:
-        drop = "-dac_override,-dac_read_search"
-        prefix = ("setpriv", f"--inh-caps={drop}", f"--bounding-set={drop}")
-    process = start("train", *BASE, f"--workdir={read_only / 'run'}", prefix=prefix)
+    process = start("train", *BASE, f"--workdir={read_only / 'run'}", prefix=without_privileges())
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert re.search(r"error: .*Permission denied: .*read only.*run", error) and "Traceback" not in error

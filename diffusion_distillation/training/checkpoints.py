@@ -89,13 +89,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep_every: int = 0):
         self._folder = folder / "checkpoints"
-        self._options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
             for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
                 shutil.rmtree(path, ignore_errors=True)
         multihost.wait_for_all("unfinished checkpoints are removed")
-        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
+        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
 
     def latest_step(self) -> int | None:
         """The updates done by the newest checkpoint; None if there is none."""
@@ -153,9 +153,9 @@ class Checkpoints:
             yield
         except Exception as error:  # of orbax, tensorstore or the system
             what = "A checkpoint" if step is None else f"The checkpoint of step {step:,}, or one before it,"
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             raise RunError(
-                f"{what} could not be written to {str(self._folder)!r}: {reason}. Finished checkpoints are untouched; "
+                f"{what} could not be written to {str(self._folder)!r}: {_first_line(error)[:300]}. "
+                "Finished checkpoints are untouched; "
                 "make room, or let the folder be written, and run the same command again."
             ) from error
 
@@ -216,7 +216,7 @@ def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]
         except NewerFormatError:
             raise
         except Exception as error:  # damaged files make orbax raise almost anything
-            broken[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            broken[step] = _first_line(error)[:200]
             continue
         for damaged, reason in broken.items():
             logging.warning(
@@ -230,6 +230,10 @@ def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]
             "one back, or give another folder to start again."
         )
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @jax.jit

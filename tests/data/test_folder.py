@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from running import without_privileges
 
 from diffusion_distillation.data import encoded, load_source, read_batches
 
@@ -94,16 +95,6 @@ def make_bad_files(folder):
         *written, *animated, "scan.tiff", "directory.jpg", "dangling.jpg", "itself.png", "pipe.png", "socket.png",
         "unreadable.png",
     }  # fmt: skip
-
-
-def without_privileges(*command):
-    """root may read everything; not so without these capabilities."""
-    if os.geteuid() != 0:
-        return command
-    setpriv = shutil.which("setpriv")
-    assert setpriv, "these tests, run as root, need setpriv of util-linux"
-    drop = "-dac_override,-dac_read_search"
-    return setpriv, f"--inh-caps={drop}", f"--bounding-set={drop}", *command
 
 
 READ = """
