@@ -63,8 +63,7 @@ class RunFlags:
                 "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
                 "to num_processes - 1.".format(*together)
             )
-        multihost.start(*together)
-        if self._coordinator.value is None:
+        if not multihost.start(*together):
             use_all_cpu_cores(config.train.batch_size)
 
     @property

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of is taken for dead, and the others stop
 
 
 def start(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+) -> bool:
     """Connects the processes of a run; call it before JAX starts. A run of one process goes on alone.
 
     SLURM jobs of several tasks and TPU VMs and pods, GKE's too, need no arguments.
@@ -23,13 +25,17 @@ def start(
       coordinator_address: host:port of process 0, which must be free there.
       num_processes: of all hosts.
       process_id: 0 to num_processes - 1, another one for each.
+
+    Returns:
+      Whether there was something to connect; JAX has started then.
     """
-    if coordinator_address is not None:
-        jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
-        )
-    elif _in_a_cluster():
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+    if coordinator_address is None and not _in_a_cluster():
+        return False
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+    )
+    _meet()
+    return True
 
 
 def is_main() -> bool:
@@ -48,6 +54,18 @@ def wait_for_all(where: str) -> None:
     """Returns once every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
+
+
+def _meet() -> None:
+    """Lets all devices communicate once, and one of each process.
+
+    On CPU the first time must find every process within 30 seconds; later on they wait for each other for minutes. Now
+    they are together, which they will not be when some have read their data and compiled sooner than others.
+    """
+    wait_for_all("start")
+    split = NamedSharding(Mesh(np.array(jax.devices()), ("devices",)), PartitionSpec("devices"))
+    ones = jax.make_array_from_callback((jax.device_count(),), split, lambda _: np.ones(1))
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
 
 
 def _in_a_cluster() -> bool:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -20,12 +21,15 @@ BASE = [
 ]
 
 
-def start(script, processes, devices, *flags, log):
-    """Starts the processes of a run; what each prints goes to a file of its own."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+        return probe.getsockname()[1]
+
+
+def start(script, processes, devices, *flags, log):
+    """Starts the processes of a run; what each prints goes to a file of its own."""
+    together = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
     return [
         subprocess.Popen(
             command(script, *flags, *together, f"--process_id={index}"),
@@ -69,6 +73,32 @@ def test_processes_train_as_one(tmp_path, alone, processes, devices, parallel):
     assert_same(alone, tmp_path / "run", atol=1e-5)
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
     assert (tmp_path / "run" / "samples" / "step_0000020.png").exists()
+
+
+DRIFT = """
+import sys, time, numpy as np
+from diffusion_distillation import multihost
+from diffusion_distillation.training.parallel import AXIS, data_mesh, replicated
+port, index = sys.argv[1], int(sys.argv[2])
+assert multihost.start(f"localhost:{port}", 2, index)
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+time.sleep(33 * index)
+mesh = data_mesh()
+parts = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), np.full(2, index + 1.0))
+assert jax.jit(sum, out_shardings=replicated(mesh))(parts) == 6
+assert multihost.largest([index, 1 - index]) == [1, 1]
+"""
+
+
+@pytest.mark.slow
+def test_processes_may_drift_apart():
+    """By more than the 30 seconds in which processes on CPU must find each other when they first communicate."""
+    env, port = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, str(free_port())
+    started = [
+        subprocess.Popen([sys.executable, "-c", DRIFT, port, str(index)], cwd=ROOT, env=env) for index in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
 
 
 @pytest.mark.slow

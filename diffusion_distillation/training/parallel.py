@@ -52,9 +52,10 @@ def place(tree: Any, shardings: Any) -> Any:
     def move(leaf, sharding):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
-        return jax.device_put(
-            leaf if isinstance(leaf, jax.Array) and jax.process_count() == 1 else np.asarray(leaf), sharding
-        )
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(move, tree, shardings)
 
