@@ -83,6 +83,7 @@ port, index = sys.argv[1], int(sys.argv[2])
 assert multihost.start(f"localhost:{port}", 2, index)
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+assert jax.device_count() == 4
 time.sleep(33 * index)
 mesh = data_mesh()
 parts = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), np.full(2, index + 1.0))
