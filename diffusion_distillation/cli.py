@@ -26,10 +26,35 @@ NOT_OUR_FAULT = {
 }
 
 
-class RunFlags:
+class ProcessFlags:
+    """The flags that connect several processes to one run."""
+
+    def __init__(self):
+        self._coordinator = flags.DEFINE_string(
+            "coordinator", None, "host:port of process 0, where several processes work together; not on SLURM and TPUs."
+        )
+        self._num_processes = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+        self._process_id = flags.DEFINE_integer(
+            "process_id", None, "With --coordinator: which of them this is, from 0."
+        )
+
+    def start(self, batch_size: int) -> None:
+        """Connects the processes of the run and prepares the CPU, where it is to be used; JAX starts after it."""
+        together = self._coordinator.value, self._num_processes.value, self._process_id.value
+        if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
+            raise InputError(
+                "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
+                "to num_processes - 1.".format(*together)
+            )
+        if not multihost.start(*together):
+            use_all_cpu_cores(batch_size)
+
+
+class RunFlags(ProcessFlags):
     """The flags of a script that trains: --config, --workdir, and those that connect several processes."""
 
     def __init__(self):
+        super().__init__()
         self._config = config_flags.DEFINE_config_file(
             "config",
             help_string="The config file; --config.<field>=<value> sets a field of it.",
@@ -39,13 +64,6 @@ class RunFlags:
         flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
         flags.mark_flag_as_required("config")
-        self._coordinator = flags.DEFINE_string(
-            "coordinator", None, "host:port of process 0, where several processes work together; not on SLURM and TPUs."
-        )
-        self._num_processes = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
-        self._process_id = flags.DEFINE_integer(
-            "process_id", None, "With --coordinator: which of them this is, from 0."
-        )
 
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""
@@ -54,17 +72,6 @@ class RunFlags:
             has, script = ("no", "train") if distillation else ("a", "distill")
             raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
         return resolve(config)
-
-    def start(self, config: ConfigDict) -> None:
-        """Connects the processes of the run and prepares the CPU, where it is to be used; JAX starts after it."""
-        together = self._coordinator.value, self._num_processes.value, self._process_id.value
-        if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
-            raise InputError(
-                "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
-                "to num_processes - 1.".format(*together)
-            )
-        if not multihost.start(*together):
-            use_all_cpu_cores(config.train.batch_size)
 
     @property
     def workdir(self) -> Path:

@@ -1,12 +1,13 @@
 """From a checkpoint to images."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
 from . import sampling
@@ -15,14 +16,15 @@ from .model import eval_schedule, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
 from .training.checkpoints import Metadata, load
-from .training.parallel import data_mesh, place, replicate
+from .training.parallel import data_mesh, hold, spread
 
 
 class Pipeline:
     """Draws images with the parameters of a run.
 
     Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices. Two
-    pipelines given one key start from the same noise.
+    pipelines given one key start from the same noise. Devices share the work the way the run was trained, by
+    config.train.parallel; where several processes work together, all must draw, and each gets all images.
 
     Attributes:
       num_steps: sampling steps.
@@ -37,8 +39,8 @@ class Pipeline:
         self.image_shape = metadata.image_shape
         self.num_classes = metadata.num_classes
         self._sampler = metadata.config.sampler
-        self._mesh = data_mesh()
-        self._params = replicate(params, self._mesh)
+        self._mesh, self._parallel = data_mesh(), metadata.config.train.parallel
+        self._params = hold(params, self._mesh, self._parallel)
         self._settings = dict(
             network=make_network(model, metadata.image_shape, metadata.num_classes),
             mean_type=model.mean_type,
@@ -74,19 +76,8 @@ class Pipeline:
         Raises:
           InputError: for an unknown sampler, a num_steps below 1, or labels that do not fit.
         """
-        labels = self._labels(labels, num_samples)
-        batch_size = min(batch_size, num_samples)
-        batch_size += -batch_size % self._mesh.size
-        split = NamedSharding(self._mesh, PartitionSpec("data"))
-        draw = functools.partial(_draw, **self._settings, sampler=self._known_sampler(sampler))
         num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
-        batches = []
-        for start in range(0, num_samples, batch_size):
-            index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
-            of_batch = np.resize(labels[start : start + batch_size], batch_size)
-            placed = place((index, of_batch), (split, split))
-            batches.append(np.asarray(replicate(draw(self._params, key, *placed, num_steps), self._mesh)))
-        return np.concatenate(batches)[:num_samples]
+        return self._draw(key, num_samples, labels, sampler, batch_size, num_steps=num_steps)
 
     def trajectory(
         self,
@@ -97,9 +88,32 @@ class Pipeline:
         sampler: str | None = None,
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
         """The x predicted at every step on the way to the images that `sample` draws, the noisiest first."""
-        index, labels = np.arange(num_samples, dtype=np.int32), self._labels(labels, num_samples)
-        draw = functools.partial(_draw, **self._settings, sampler=self._known_sampler(sampler))
-        return np.asarray(draw(self._params, key, index, labels, None, trajectory=self.num_steps))
+        steps = self._draw(key, num_samples, labels, sampler, num_samples, trajectory=self.num_steps)
+        return steps.swapaxes(0, 1)
+
+    def _draw(
+        self,
+        key: Keys,
+        num_samples: int,
+        labels: Array | None,
+        sampler: str | None,
+        batch_size: int,
+        *,
+        num_steps: int | None = None,
+        trajectory: int | None = None,
+    ) -> np.ndarray:
+        """Draws batch after batch; the arguments that follow are those of `_draw_rows`."""
+        labels = self._labels(labels, num_samples)
+        settings = {**self._settings, "sampler": self._known_sampler(sampler), "trajectory": trajectory}
+        draw = _compiled(self._mesh, self._parallel, **settings)
+        batch_size = min(batch_size, num_samples)
+        batch_size += -batch_size % self._mesh.size
+        batches = []
+        for start in range(0, num_samples, batch_size):
+            index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
+            of_batch = np.resize(labels[start : start + batch_size], batch_size)
+            batches.append(draw(self._params, (key, num_steps), (index, of_batch)))
+        return np.concatenate(batches)[:num_samples]
 
     def _known_sampler(self, sampler: str | None) -> str:
         sampler = sampler or self._sampler
@@ -142,17 +156,17 @@ def _check_num_steps(num_steps: int) -> int:
     return num_steps
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "network", "mean_type", "schedule", "clip_x", "logvar_type", "image_shape", "sampler", "trajectory",
-    ),
-)  # fmt: skip
-def _draw(
-    params, key, index, labels, num_steps, *,
-    network, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory=None,
+@functools.lru_cache(maxsize=16)
+def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray]:
+    """One program for all pipelines of a kind, such as those of a ladder."""
+    return spread(functools.partial(_draw_rows, **settings), mesh, parallel)
+
+
+def _draw_rows(
+    params, shared, rows, *, network, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory
 ):  # fmt: skip
-    """A batch of samples. `num_steps` is traced; for a trajectory its number of steps is given there, as a constant."""
+    """A batch of samples. The number of steps is traced; for a trajectory it is given there, as a constant."""
+    (key, num_steps), (index, labels) = shared, rows
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
     z = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys[:, 0])
     denoise = network_denoiser(network, params, mean_type, labels, clip_x=clip_x)
@@ -160,5 +174,8 @@ def _draw(
         draw = functools.partial(sampling.ddim, denoise, z, schedule)
     else:
         draw = functools.partial(sampling.ancestral, keys[:, 1], denoise, z, schedule, logvar_type=logvar_type)
-    x = draw(num_steps=num_steps) if trajectory is None else draw(num_steps=trajectory, trajectory=True)[1]
+    if trajectory is None:
+        x = draw(num_steps=num_steps)
+    else:
+        x = draw(num_steps=trajectory, trajectory=True)[1].swapaxes(0, 1)
     return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)

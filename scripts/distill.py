@@ -18,7 +18,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=True)
-    FLAGS.start(config)
+    FLAGS.start(config.train.batch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
     run_ladder(config, FLAGS.workdir, source, on_eval=cli.draw_samples)
     write_report(config, FLAGS.workdir, source)

@@ -16,7 +16,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=False)
-    FLAGS.start(config)
+    FLAGS.start(config.train.batch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
     train(config, FLAGS.workdir, source, on_eval=cli.draw_samples)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from running import ROOT, assert_same, command, run
 
@@ -73,6 +74,11 @@ def test_processes_train_as_one(tmp_path, alone, processes, devices, parallel):
     assert_same(alone, tmp_path / "run", atol=1e-5)
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
     assert (tmp_path / "run" / "samples" / "step_0000020.png").exists()
+    drawn = [f"--checkpoint={tmp_path / 'run'}", "--num_samples=5", "--num_steps=2"]
+    run("sample", *drawn, f"--out={tmp_path / 'alone.npz'}")
+    run_together("sample", processes, devices, *drawn, f"--out={tmp_path / 'together.npz'}", log=tmp_path / "log")
+    images = [np.load(tmp_path / f"{name}.npz")["images"] for name in ("alone", "together")]
+    np.testing.assert_array_equal(*images)
 
 
 DRIFT = """

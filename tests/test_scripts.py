@@ -14,6 +14,7 @@ from PIL import Image
 from running import ROOT, assert_same, command, run
 
 from diffusion_distillation import from_checkpoint
+from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.training.checkpoints import load
 
 TINY = [
@@ -167,6 +168,13 @@ def test_sample(ladder, tmp_path):
     np.testing.assert_array_equal(images, pipeline.sample(jax.random.key(3), 10, batch_size=4))
     np.testing.assert_array_equal(images[:3], pipeline.sample(jax.random.key(3), 3))
     np.testing.assert_array_equal(images, pipeline.trajectory(jax.random.key(3), 10)[-1])
+    params, metadata = load(student)
+    metadata.config.train.parallel = "pmap"
+    with_pmap = Pipeline(params, metadata)
+    np.testing.assert_array_equal(images, with_pmap.sample(jax.random.key(3), 10))
+    np.testing.assert_array_equal(
+        pipeline.trajectory(jax.random.key(3), 10), with_pmap.trajectory(jax.random.key(3), 10)
+    )
     assert Image.open(tmp_path / "steps.png").size == (2 * 70 - 6, 8 * 70 - 6)
     run("sample", f"--checkpoint={student}", f"--out={tmp_path / 'grid.png'}", "--sampler=noisy", "--num_steps=3")
     assert Image.open(tmp_path / "grid.png").size == (8 * 70 - 6, 8 * 70 - 6)
@@ -188,6 +196,7 @@ def test_class_conditional_in_mixed_precision(tmp_path):
         with pytest.raises(ValueError, match="labels must be 3 integers from 0 to 9"):
             pipeline.sample(jax.random.key(0), 3, np.array(labels))
     flags = [f"--checkpoint={tmp_path / 'base'}", "--num_samples=4", "--labels=3,7"]
+    assert "--labels=3,x must be integers" in run("sample", *flags, "--labels=3,x", "--out=no.npz", fails=True)
     run("sample", *flags, f"--out={tmp_path / 'out.npz'}")
     expected = pipeline.sample(jax.random.key(0), 4, np.array([3, 7, 3, 7]))
     np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["images"], expected)

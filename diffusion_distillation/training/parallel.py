@@ -60,6 +60,48 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(move, tree, shardings)
 
 
+def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
+    """The arrays of a tree, equal in all processes, whole on every device, as programs of 'jit' or 'pmap' want them."""
+    if parallel == "jit":
+        return replicate(tree, mesh)
+    copies = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (_num_local(mesh), *np.shape(leaf))), tree)
+    return jax.pmap(lambda copies: copies, devices=list(mesh.devices.flat))(copies)
+
+
+def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[..., np.ndarray]:
+    """Compiles a function of independent rows, which the devices share.
+
+    Args:
+      fn: `fn(held, shared, rows)`: a tree from `hold`, a small tree that all rows use, and a tree of arrays whose
+        first axis is that of rows. Returns an array of as many rows.
+      mesh: from `data_mesh`.
+      parallel: 'jit' or 'pmap'.
+
+    Returns:
+      A function of the same arguments. Rows are NumPy arrays, all of them in every process; their number must be
+      divisible by the number of devices. So is what it returns.
+    """
+    if parallel == "jit":
+        split, compiled = NamedSharding(mesh, PartitionSpec(AXIS)), jax.jit(fn, out_shardings=replicated(mesh))
+
+        def with_jit(held, shared, rows):
+            return np.asarray(compiled(held, shared, place(rows, jax.tree.map(lambda _: split, rows))))
+
+        return with_jit
+
+    def gathered(held, shared, rows):
+        return jax.lax.all_gather(fn(held, shared, rows), AXIS, tiled=True)
+
+    compiled = jax.pmap(gathered, AXIS, in_axes=(0, None, 0), devices=list(mesh.devices.flat))
+    ours = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+
+    def with_pmap(held, shared, rows):
+        local = jax.tree.map(lambda row: row.reshape(mesh.size, -1, *row.shape[1:])[ours], rows)
+        return np.asarray(_of_first(compiled(held, shared, local)))
+
+    return with_pmap
+
+
 def check_batch_size(train: Any, mesh: Mesh) -> None:
     """Raises an InputError unless the devices can share a batch, and a microbatch, evenly."""
     for name in ("batch_size", "microbatch_size"):
@@ -124,6 +166,15 @@ def _divided(leaf: Any, *, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
+def _num_local(mesh: Mesh) -> int:
+    return sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+
+def _of_first(array: jax.Array) -> jax.Array:
+    """What the first device of this process holds of an array of pmap."""
+    return array.addressable_shards[0].data[0]
+
+
 def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
     """The step; or, with `scan`, a function that does it for every batch of a stack."""
     if not scan:
@@ -176,22 +227,16 @@ def _jit_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runn
 
 def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
-    devices = list(mesh.devices.flat)
-    local = [device for device in devices if device.process_index == jax.process_index()]
+    devices, num_local = list(mesh.devices.flat), _num_local(mesh)
     compiled = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
 
     def put(batch):
         if scan:
-            return {name: rows.reshape(len(rows), len(local), -1, *rows.shape[2:]) for name, rows in batch.items()}
-        return {name: rows.reshape(len(local), -1, *rows.shape[1:]) for name, rows in batch.items()}
-
-    to_devices = jax.pmap(lambda trees: trees, devices=devices)
+            return {name: rows.reshape(len(rows), num_local, -1, *rows.shape[2:]) for name, rows in batch.items()}
+        return {name: rows.reshape(num_local, -1, *rows.shape[1:]) for name, rows in batch.items()}
 
     def place_both(state, teacher):
-        def copies(leaf):
-            return np.broadcast_to(np.asarray(leaf), (len(local), *np.shape(leaf)))
-
-        return to_devices(jax.tree.map(copies, (state, teacher)))
+        return hold((state, teacher), mesh, "pmap")
 
     def collect(state):
         def whole(leaf):
@@ -200,4 +245,4 @@ def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Run
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric.addressable_shards[0].data[0]), collect)
+    return Runner(place_both, _run(compiled, put, scan, _of_first), collect)
