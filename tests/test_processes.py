@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from running import ROOT, assert_same, command, run
+from running import ROOT, assert_same, command, free_port, run
 
 BASE = [
     "--config=configs/digits_base.py",
@@ -20,12 +19,6 @@ BASE = [
     "--config.train.ema_decay=0.0",  # the average would hide a difference
     "--config.model.eval_sampling_num_steps=4",
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def start(script, processes, devices, *flags, log):

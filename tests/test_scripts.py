@@ -251,3 +251,11 @@ def test_benchmark_of_data():
     speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
     assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
     assert all(int(speed.replace(",", "")) > 0 for _, speed in speeds)
+
+
+@pytest.mark.slow
+def test_benchmark_of_checkpoints(tmp_path):
+    flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--batch_size=2"]
+    printed = run("benchmark_checkpoints", *flags)
+    seconds = r"[\d.]+ s"
+    assert re.search(rf"^A state of 12 MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)

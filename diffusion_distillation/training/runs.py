@@ -1,8 +1,10 @@
 """A run's folder: config.json, metrics.jsonl, checkpoints/, samples/."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -28,6 +30,8 @@ OPERATIONAL = (
     "train.retain_checkpoint_every_steps",
     "train.eval_every_steps",
 )
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without them, and of some FUSE systems
 
 
 def open_run(workdir: Path, config: ConfigDict) -> None:
@@ -73,6 +77,10 @@ def locked(workdir: Path) -> Iterator[None]:
                 f"Another process works in {str(workdir)!r} ({file.read().strip()}). Wait for it, stop it, or give "
                 "another --workdir."
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()

@@ -1,9 +1,12 @@
+import errno
 import json
+import logging
+import os
 
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_distillation.training.runs import MetricsLog, open_run
+from diffusion_distillation.training.runs import MetricsLog, locked, open_run
 
 
 def test_a_workdir_is_of_one_config(tmp_path):
@@ -30,3 +33,13 @@ def test_metrics_of_steps_that_are_done_again_go(tmp_path):
     MetricsLog(tmp_path, 20).write(30, {"loss": 0.25})
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert lines == [{"step": step, "loss": loss} for step, loss in ((10, 0.5), (20, 0.5), (30, 0.25))]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with caplog.at_level(logging.WARNING), locked(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert "its file system has no locks" in caplog.text
