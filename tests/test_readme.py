@@ -1,11 +1,15 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from running import run
+from ml_collections import ConfigDict
+from running import ROOT, run
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from diffusion_distillation import config
+
+README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "from_one_gpu_to_a_pod.md").read_text()
+LAUNCH = "".join(path.read_text() for path in sorted((ROOT / "scripts" / "launch").iterdir()))
 
 
 def test_the_functions_work_as_shown():
@@ -17,8 +21,28 @@ def test_the_functions_work_as_shown():
 
 
 def test_the_paths_are_there():
-    for path in re.findall(r"(?:scripts|configs|tests|docs)/[\w./]+\w", README):
-        assert (Path(__file__).parents[1] / path).exists(), path
+    for path in re.findall(r"(?:scripts|configs|tests|docs)/[\w./]+\w", PAGES + LAUNCH):
+        assert (ROOT / path).exists(), path
+
+
+def names(fields, prefix=""):
+    """The dotted names of the fields of a config."""
+    for name, value in fields.items():
+        yield prefix + name
+        if isinstance(value, ConfigDict):
+            yield from names(value, f"{prefix}{name}.")
+
+
+def test_the_fields_are_there():
+    commands = re.findall(r"--config=(\S+)((?:.*\\\n)*.*)", PAGES)
+    assert len(commands) > 5
+    for path, flags in commands:
+        fields = config.load(ROOT / path)
+        config.add_missing(fields)
+        for name in re.findall(r"--config\.([\w.]+)=", flags):
+            assert name in names(fields) or name.startswith("dataset.args."), name
+    for name in re.findall(r"`((?:train|model)\.[\w.]+)", PAGES):
+        assert name in names(config.defaults()), name
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from .. import multihost
@@ -22,7 +23,7 @@ from ..errors import RunError
 from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
-from .checkpoints import Checkpoints, Metadata
+from .checkpoints import Checkpoints, Metadata, abstract_params
 from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
 from .parallel import Runner, check_batch_size, data_mesh, make_runner, place, state_shardings
@@ -63,52 +64,54 @@ def train(
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
         open_run(workdir, config)
-        return _run(config, workdir, source, teacher, on_eval, network, mesh)
+        metadata = Metadata(config, source.image_shape, source.num_classes, int(teacher.num_steps) if teacher else 0)
+        runner = _runner(_what_shapes_a_step(config), network, mesh)
+        with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
+            return _resume(_Run(metadata, workdir, source, teacher, on_eval, runner, checkpoints), network, mesh)
 
 
-def _run(
-    config: ConfigDict,
-    workdir: Path,
-    source: Source,
-    teacher: Teacher | None,
-    on_eval: OnEval | None,
-    network: UNet,
-    mesh: Mesh,
-) -> Params:
-    """Trains in a folder that is ours."""
-    params = teacher.params if teacher else init_params(network, jax.random.key(config.seed), source.image_shape)
-    state = init_state(config, params)
-    metadata = Metadata(config, source.image_shape, source.num_classes, int(teacher.num_steps) if teacher else 0)
-    runner = _runner(_what_shapes_a_step(config), network, mesh)
-    state = place(state, state_shardings(state, mesh, shard=config.train.shard_state))
-    with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-        state = checkpoints.restore(state) or state
-        step = int(state.step)
-        if step >= config.train.num_steps:
-            _say(f"{workdir}: finished, {step:,} steps")
-            return state.sampling_params
-        with Interrupt() as interrupt:
-            _say(
-                f"{workdir}: {count_params(params):,} parameters, {len(source):,} images, "
-                f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
-            )
-            state, teacher = runner.place(state, teacher)
-            return _train_on(state, step, teacher, runner, source, checkpoints, metadata, workdir, on_eval, interrupt)
+class _Run(NamedTuple):
+    """What a run consists of, from its first step to its last."""
+
+    metadata: Metadata
+    workdir: Path
+    source: Source
+    teacher: Teacher | None
+    on_eval: OnEval | None
+    runner: Runner
+    checkpoints: Checkpoints
 
 
-def _train_on(
-    state: TrainState,
-    step: int,
-    teacher: Teacher | None,
-    runner: Runner,
-    source: Source,
-    checkpoints: Checkpoints,
-    metadata: Metadata,
-    workdir: Path,
-    on_eval: OnEval | None,
-    interrupt: Interrupt,
-) -> Params:
+def _resume(run: _Run, network: UNet, mesh: Mesh) -> Params:
+    """Takes the run up where it stopped, or begins it, and goes on to the end."""
+    config = run.metadata.config
+    like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
+    shardings = state_shardings(like, mesh, shard=config.train.shard_state)
+    state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
+    if state is None:
+        teacher, key = run.teacher, jax.random.key(config.seed)
+        params = teacher.params if teacher else init_params(network, key, run.source.image_shape)
+        state = place(init_state(config, params), shardings)
+    step = int(state.step)
+    if step >= config.train.num_steps:
+        _say(f"{run.workdir}: finished, {step:,} steps")
+        return state.sampling_params
+    with Interrupt() as interrupt:
+        _say(
+            f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, "
+            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
+        )
+        state, teacher = run.runner.place(state, run.teacher)
+        return _go_on(run._replace(teacher=teacher), state, step, interrupt)
+
+
+def _abstract(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Params:
     """The loop itself: from a step to the last, with all that is to be seen and kept on the way."""
+    metadata, workdir, source, teacher, on_eval, runner, checkpoints = run
     seed, train = metadata.config.seed, metadata.config.train
     log = MetricsLog(workdir, step)
     progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
