@@ -188,7 +188,9 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
     arrays = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=SHARED_BYTES, enable_write_sharding_file=False
     )
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
