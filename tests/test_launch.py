@@ -148,7 +148,21 @@ JOBSET = {  # what the fields we use must be, after jobset.x-k8s.io/v1alpha2; th
                 "failurePolicy": {
                     "type": "object",
                     "additionalProperties": False,
-                    "properties": {"maxRestarts": {"type": "integer", "minimum": 0}},
+                    "properties": {
+                        "maxRestarts": {"type": "integer", "minimum": 0},
+                        "rules": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["action"],
+                                "additionalProperties": False,
+                                "properties": {
+                                    "action": {"enum": ["FailJobSet", "RestartJobSet"]},
+                                    "onJobFailureReasons": {"items": {"const": "PodFailurePolicy"}},
+                                },
+                            },
+                        },
+                    },
                 },
                 "replicatedJobs": {
                     "type": "array",
@@ -182,6 +196,8 @@ def test_jobset_fits_its_schema():
     kubernetes_validate.validate(whole, "1.31", strict=True)
     pod = job["template"]["spec"]
     [container] = pod["containers"]
+    [rule] = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     address = next(variable["value"] for variable in container["env"] if variable["name"] == "COORDINATOR")
     name = jobset["metadata"]["name"]
