@@ -40,6 +40,7 @@ setup(
             "beartype>=0.20",
             "flatbuffers>=24",
             "hypothesis>=6.112",
+            "jsonschema>=4.23",
             "kubernetes-validate>=1.31",
             "pytest>=8.3",
             "pyyaml>=6.0.2",

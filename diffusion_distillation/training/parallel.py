@@ -51,7 +51,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
     def move(leaf, sharding):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+            return jax.jit(_same, out_shardings=sharding)(leaf)
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
@@ -65,7 +65,7 @@ def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
     if parallel == "jit":
         return replicate(tree, mesh)
     copies = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (_num_local(mesh), *np.shape(leaf))), tree)
-    return jax.pmap(lambda copies: copies, devices=list(mesh.devices.flat))(copies)
+    return jax.pmap(_same, devices=list(mesh.devices.flat))(copies)
 
 
 def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[..., np.ndarray]:
@@ -78,8 +78,8 @@ def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[
       parallel: 'jit' or 'pmap'.
 
     Returns:
-      A function of the same arguments. Rows are NumPy arrays, all of them in every process; their number must be
-      divisible by the number of devices. So is what it returns.
+      A function of the same arguments. Its rows are NumPy arrays, all of them in every process, and as many as the
+      devices can share evenly; what it returns is a NumPy array of all rows, in every process.
     """
     if parallel == "jit":
         split, compiled = NamedSharding(mesh, PartitionSpec(AXIS)), jax.jit(fn, out_shardings=replicated(mesh))
@@ -164,6 +164,10 @@ def _divided(leaf: Any, *, mesh: Mesh) -> NamedSharding:
         return replicated(mesh)
     axis = int(np.argmax(sizes))
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def _num_local(mesh: Mesh) -> int:
