@@ -2,8 +2,10 @@
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -101,6 +103,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_handler().addFilter(_is_for_users)
+        sys.unraisablehook = _show_what_is_ours
         try:
             with exit_on_signals():
                 main()
@@ -122,6 +125,13 @@ def run(main: Callable[[], None]) -> None:
 def _is_for_users(record: logging.logging.LogRecord) -> bool:
     """Not so what libraries log of errors that they also raise."""
     return not ("orbax" in record.pathname or record.name == "asyncio")
+
+
+def _show_what_is_ours(unraisable: Any) -> None:
+    """For what nobody could catch. Reading a damaged file leaves such exceptions behind, beside the one it raises."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
+    if not any("orbax" in file or "asyncio" in file for file in files):
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

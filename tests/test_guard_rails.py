@@ -50,6 +50,21 @@ def long_run(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
+    """And the state is taken up before it; what libraries print when they cannot read a file is kept from the user."""
+    flags = [*BASE, "--config.train.num_steps=10", "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path}"]
+    run("train", *flags)
+    assert steps_saved(tmp_path) == [5, 10]
+    files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
+    again = start("train", *flags)
+    printed, error = again.communicate(timeout=120)
+    assert again.returncode == 0 and "going on from step 5" in printed
+    assert "checkpoints/10: this checkpoint is damaged" in error and "that of step 5 is used" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["start", "compile", "step", "save"])
 def test_signals_save_and_stop(tmp_path, long_run, moment, number):
