@@ -3,6 +3,7 @@
 import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,7 @@ def run(main: Callable[[], None]) -> None:
     def checked(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
-        logging.set_verbosity(logging.WARNING)
-        logging.get_absl_handler().addFilter(_is_for_users)
-        sys.unraisablehook = _show_what_is_ours
+        _quieten_libraries()
         try:
             with exit_on_signals():
                 main()
@@ -122,13 +121,16 @@ def run(main: Callable[[], None]) -> None:
     app.run(checked, flags_parser=_parse_flags)
 
 
-def _is_for_users(record: logging.logging.LogRecord) -> bool:
-    """Not so what libraries log of errors that they also raise."""
-    return not ("orbax" in record.pathname or record.name == "asyncio")
+def _quieten_libraries() -> None:
+    """Keeps from the user what libraries print of errors besides raising them, as when they read a damaged file."""
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _show_what_is_ours
 
 
 def _show_what_is_ours(unraisable: Any) -> None:
-    """For what nobody could catch. Reading a damaged file leaves such exceptions behind, beside the one it raises."""
+    """For exceptions that nobody could catch."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
     if not any("orbax" in file or "asyncio" in file for file in files):
         sys.__unraisablehook__(unraisable)

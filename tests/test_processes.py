@@ -59,11 +59,16 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices", "parallel"), [(2, 1, "jit"), (2, 2, "pmap"), (4, 1, "jit")])
-def test_processes_train_as_one(tmp_path, alone, processes, devices, parallel):
-    flags = [*BASE, f"--config.train.parallel={parallel}", f"--workdir={tmp_path / 'run'}"]
+@pytest.mark.parametrize(
+    ("processes", "devices", "how"),
+    [(2, 1, "shard_state=True"), (2, 2, "parallel=pmap"), (4, 1, "parallel=jit"), (4, 1, "parallel=pmap")],
+)
+def test_processes_train_as_one(tmp_path, alone, processes, devices, how):
+    flags = [*BASE, f"--config.train.{how}", f"--workdir={tmp_path / 'run'}"]
     printed = run_together("train", processes, devices, *flags, log=tmp_path / "log")
     assert f"{processes * devices} cpu device(s)" in printed
+    if how == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
+        assert len(list((tmp_path / "run" / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
     assert_same(alone, tmp_path / "run", atol=1e-5)
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
     assert (tmp_path / "run" / "samples" / "step_0000020.png").exists()
