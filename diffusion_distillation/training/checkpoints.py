@@ -116,7 +116,7 @@ class Checkpoints:
             )
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest sound state, with the types and placement of `like`, which may be abstract; None if there is none.
+        """The newest sound state; None if there is none. `like` is abstract, and has shapes, types and shardings.
 
         Newer ones that cannot be used are named in a warning and moved to `broken_checkpoints`.
 

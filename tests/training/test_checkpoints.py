@@ -41,7 +41,7 @@ def test_what_is_saved_is_restored(tmp_path, train, averages):
         checkpoints.save(state, metadata)  # a second time does nothing
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 7
-        assert_same(checkpoints.restore(jax.eval_shape(lambda: state)), state)
+        assert_same(checkpoints.restore(abstract(state)), state)
     loaded, of_loaded = load(tmp_path)
     assert_same(loaded, state.sampling_params)
     assert (of_loaded.step, of_loaded.num_steps, of_loaded.image_shape) == (7, 4, SHAPE)
@@ -60,6 +60,12 @@ def test_the_last_two_and_every_so_many_are_kept(tmp_path):
 
 def at_step(state, step):
     return jax.tree.map(lambda leaf: leaf + step, state)._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def abstract(state):
+    """What the loop asks for: shapes and types, and where the arrays are to be."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
 
 
 def cut_off(path):
@@ -98,7 +104,7 @@ def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
         caplog.clear()
         params, metadata = load(run)
         with Checkpoints(run) as checkpoints:
-            state = checkpoints.restore(jax.eval_shape(lambda: newer))
+            state = checkpoints.restore(abstract(newer))
         expected = newer if state.step == 6 else older
         assert_same(state, expected)
         assert metadata.step >= state.step  # parameters alone need fewer files
@@ -114,7 +120,7 @@ def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
         shutil.rmtree(alone / "checkpoints" / "3")
         damage(alone / file)
         before = sorted(path.relative_to(alone) for path in alone.rglob("*"))
-        reads = {load: metadata.step, lambda run: Checkpoints(run).restore(jax.eval_shape(lambda: newer)): state.step}
+        reads = {load: metadata.step, lambda run: Checkpoints(run).restore(abstract(newer)): state.step}
         for read, step in reads.items():
             if step == 6:
                 read(alone)
@@ -131,7 +137,7 @@ def test_unfinished_checkpoints_are_removed(tmp_path, two_checkpoints, caplog):
     unfinished = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp-12"
     shutil.copytree(folder / "checkpoints" / "3", unfinished)
     with Checkpoints(tmp_path / "run") as checkpoints:
-        assert_same(checkpoints.restore(jax.eval_shape(lambda: newer)), newer)
+        assert_same(checkpoints.restore(abstract(newer)), newer)
     assert f"{unfinished}: a checkpoint that was not finished" in caplog.text
     assert not unfinished.exists()
 
