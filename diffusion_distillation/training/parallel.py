@@ -41,11 +41,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a tree on every device, wherever they were."""
-    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
-
-
 def place(tree: Any, shardings: Any) -> Any:
     """The arrays of a tree, placed: host arrays, equal in all processes, or arrays on any devices of theirs."""
 
@@ -63,7 +58,7 @@ def place(tree: Any, shardings: Any) -> Any:
 def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
     """The arrays of a tree, equal in all processes, whole on every device, as programs of 'jit' or 'pmap' want them."""
     if parallel == "jit":
-        return replicate(tree, mesh)
+        return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
     copies = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (_num_local(mesh), *np.shape(leaf))), tree)
     return jax.pmap(_same, devices=list(mesh.devices.flat))(copies)
 

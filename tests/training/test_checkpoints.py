@@ -128,7 +128,7 @@ def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
                 with pytest.raises(ValueError, match="can be used, and nothing was changed there"):
                     read(alone)
         assert sorted(path.relative_to(alone) for path in alone.rglob("*")) == before
-    assert fell_back >= 5
+    assert fell_back > len(files) // 3
 
 
 def test_unfinished_checkpoints_are_removed(tmp_path, two_checkpoints, caplog):
