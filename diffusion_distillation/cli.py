@@ -1,6 +1,7 @@
 """What the scripts share."""
 
 import errno
+import os
 import sys
 import traceback
 import warnings
@@ -14,14 +15,14 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from . import multihost
+from .checkpoints import Metadata
 from .config import add_missing, resolve
+from .devices import use_all_cpu_cores
 from .errors import InputError, RunError
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
-from .training.checkpoints import Metadata
 from .training.interrupt import exit_on_signals
-from .training.parallel import use_all_cpu_cores
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = {
@@ -103,6 +104,7 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
         _quieten_libraries()
+        sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
             with exit_on_signals():
                 main()

@@ -33,7 +33,7 @@ class Free(dict):
 
 
 @dataclasses.dataclass(frozen=True)
-class Optional:
+class OrNone:
     """A field that may stay None."""
 
     kind: type
@@ -60,8 +60,8 @@ FIELDS = {
             "ch_mult": tuple,
             "num_res_blocks": int,
             "attn_resolutions": tuple,
-            "num_heads": Optional(int),
-            "head_dim": Optional(int),
+            "num_heads": OrNone(int),
+            "head_dim": OrNone(int),
             "dropout": 0.0,
             "logsnr_input_type": _one_of("inv_cos", LOGSNR_INPUT_TYPES),
             "logsnr_scale_range": (-10.0, 10.0),
@@ -97,7 +97,7 @@ FIELDS = {
         "weight_decay": 0.0,  # decoupled, as in AdamW
         # The average that samples are drawn with: ema_decay, 0 for none; or, where that is left out, avg_type: ema,
         # with decay 1 - 1 / avg_steps, or aa, the arithmetic mean since the last multiple of avg_steps.
-        "ema_decay": Optional(float),
+        "ema_decay": OrNone(float),
         "avg_type": OneOf(("none", "ema", "aa")),
         "avg_steps": 0,
         "grad_clip": 1.0,  # on the global norm of the averaged gradient
@@ -236,7 +236,7 @@ def _default(spec: Any) -> Any:
         return dict(spec) if isinstance(spec, Free) else _defaults(spec)
     if isinstance(spec, OneOf):
         return spec[0]
-    if isinstance(spec, Optional):
+    if isinstance(spec, OrNone):
         return placeholder(spec.kind)
     return placeholder(spec) if isinstance(spec, type) else spec
 
@@ -263,8 +263,8 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if value is None and isinstance(spec, type):
         raise InputError(f"config.{path} is missing: every config must set it ({spec.__name__}).")
     if value is None:
-        return None if isinstance(spec, Optional) else spec
-    kind = spec.kind if isinstance(spec, Optional) else spec if isinstance(spec, type) else type(spec)
+        return None if isinstance(spec, OrNone) else spec
+    kind = spec.kind if isinstance(spec, OrNone) else spec if isinstance(spec, type) else type(spec)
     if kind is float and type(value) is int:
         value = float(value)
     if kind is tuple and isinstance(value, list):

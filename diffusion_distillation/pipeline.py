@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
 from . import sampling
+from .checkpoints import Metadata, load
+from .devices import data_mesh, hold, spread
 from .errors import InputError
 from .model import eval_schedule, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
-from .training.checkpoints import Metadata, load
-from .training.parallel import data_mesh, hold, spread
 
 
 class Pipeline:

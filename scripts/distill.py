@@ -9,7 +9,7 @@ field of the config can be set on the command line. Run again, the command goes 
 
 from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
-from diffusion_distillation.report.ladder import write_report
+from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder
 
 FLAGS = cli.RunFlags()

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_distillation.training.checkpoints import load
+from diffusion_distillation.checkpoints import load
 
 ROOT = Path(__file__).parents[1]
 

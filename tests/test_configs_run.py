@@ -12,7 +12,7 @@ from PIL import Image
 from running import ROOT, run
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.training.checkpoints import load
+from diffusion_distillation.checkpoints import load
 
 SHRUNK = [
     "--config.model.args.ch=32",

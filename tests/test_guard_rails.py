@@ -12,7 +12,7 @@ import jax
 import pytest
 from running import ROOT, assert_same, command, run, without_privileges
 
-from diffusion_distillation.training.checkpoints import load
+from diffusion_distillation.checkpoints import load
 
 BASE = [
     "--config=configs/digits_base.py",

@@ -82,7 +82,7 @@ def test_processes_train_as_one(tmp_path, alone, processes, devices, how):
 DRIFT = """
 import sys, time, numpy as np
 from diffusion_distillation import multihost
-from diffusion_distillation.training.parallel import AXIS, data_mesh, replicated
+from diffusion_distillation.devices import AXIS, data_mesh, replicated
 port, index = sys.argv[1], int(sys.argv[2])
 assert multihost.start(f"localhost:{port}", 2, index)
 import jax

@@ -47,4 +47,4 @@ def test_the_fields_are_there():
 
 @pytest.mark.slow
 def test_the_table_of_bytes_is_what_the_script_prints():
-    assert run("count_bytes") in README
+    assert run("benchmarks/memory") in README

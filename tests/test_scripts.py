@@ -14,8 +14,8 @@ from PIL import Image
 from running import ROOT, assert_same, command, run
 
 from diffusion_distillation import from_checkpoint
+from diffusion_distillation.checkpoints import load
 from diffusion_distillation.pipeline import Pipeline
-from diffusion_distillation.training.checkpoints import load
 
 TINY = [
     "--config.model.args.ch_mult=(1,)",
@@ -247,7 +247,7 @@ def test_errors_of_distillation(base, ladder, tmp_path):
 
 @pytest.mark.slow
 def test_benchmark_of_data():
-    printed = run("benchmark_data", "--files=30", "--batch_size=16", "--seconds=0.2")
+    printed = run("benchmarks/data", "--files=30", "--batch_size=16", "--seconds=0.2")
     speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
     assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
     assert all(int(speed.replace(",", "")) > 0 for _, speed in speeds)
@@ -256,6 +256,6 @@ def test_benchmark_of_data():
 @pytest.mark.slow
 def test_benchmark_of_checkpoints(tmp_path):
     flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--batch_size=2"]
-    printed = run("benchmark_checkpoints", *flags)
+    printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
     assert re.search(rf"^A state of 12 MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ..checkpoints import Metadata, load
 from ..config import stage
 from ..data import Source
 from ..distillation import halvings
 from ..errors import InputError
-from .checkpoints import Metadata, load
 from .loop import OnEval, train
 from .runs import locked, open_run
 from .step import Teacher

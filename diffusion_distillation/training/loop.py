@@ -18,15 +18,16 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from .. import multihost
+from ..checkpoints import Checkpoints, Metadata, abstract_params
 from ..data import Source, read_batches
+from ..devices import data_mesh, place
 from ..errors import RunError
 from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
-from .checkpoints import Checkpoints, Metadata, abstract_params
 from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
-from .parallel import Runner, check_batch_size, data_mesh, make_runner, place, state_shardings
+from .parallel import Runner, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, locked, open_run
 from .step import Metrics, Teacher, TrainState, init_state
 

@@ -1,7 +1,6 @@
-"""Spreading work over devices: one program over a mesh of them all (jit), or one for each of them (pmap)."""
+"""The training step on many devices: one program over a mesh of them all (jit), or one for each of them (pmap)."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,91 +9,9 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..devices import AXIS, hold, num_local, of_first, place, replicated
 from ..errors import InputError
 from .step import Batch, Metrics, Teacher, TrainState, TrainStep, make_train_step
-
-AXIS = "data"
-MIN_EXAMPLES_PER_CPU_DEVICE = 16
-
-
-def use_all_cpu_cores(batch_size: int) -> None:
-    """Where there is no accelerator, makes every core a device; call it before JAX starts.
-
-    Within one CPU device XLA runs parts of a program on a single core. As many devices as evenly share the batch, with
-    16 examples each at least, are made; JAX_NUM_CPU_DEVICES or XLA_FLAGS, where set, have the last word.
-    """
-    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(1, min(cores, batch_size // MIN_EXAMPLES_PER_CPU_DEVICE))
-    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
-
-
-def data_mesh() -> Mesh:
-    """All devices of all processes in a row, along the axis 'data', those of one process next to each other."""
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), (AXIS,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def place(tree: Any, shardings: Any) -> Any:
-    """The arrays of a tree, placed: host arrays, equal in all processes, or arrays on any devices of theirs."""
-
-    def move(leaf, sharding):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.jit(_same, out_shardings=sharding)(leaf)
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-    return jax.tree.map(move, tree, shardings)
-
-
-def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
-    """The arrays of a tree, equal in all processes, whole on every device, as programs of 'jit' or 'pmap' want them."""
-    if parallel == "jit":
-        return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
-    copies = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (_num_local(mesh), *np.shape(leaf))), tree)
-    return jax.pmap(_same, devices=list(mesh.devices.flat))(copies)
-
-
-def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[..., np.ndarray]:
-    """Compiles a function of independent rows, which the devices share.
-
-    Args:
-      fn: `fn(held, shared, rows)`: a tree from `hold`, a small tree that all rows use, and a tree of arrays whose
-        first axis is that of rows. Returns an array of as many rows.
-      mesh: from `data_mesh`.
-      parallel: 'jit' or 'pmap'.
-
-    Returns:
-      A function of the same arguments. Its rows are NumPy arrays, all of them in every process, and as many as the
-      devices can share evenly; what it returns is a NumPy array of all rows, in every process.
-    """
-    if parallel == "jit":
-        split, compiled = NamedSharding(mesh, PartitionSpec(AXIS)), jax.jit(fn, out_shardings=replicated(mesh))
-
-        def with_jit(held, shared, rows):
-            return np.asarray(compiled(held, shared, place(rows, jax.tree.map(lambda _: split, rows))))
-
-        return with_jit
-
-    def gathered(held, shared, rows):
-        return jax.lax.all_gather(fn(held, shared, rows), AXIS, tiled=True)
-
-    compiled = jax.pmap(gathered, AXIS, in_axes=(0, None, 0), devices=list(mesh.devices.flat))
-    ours = [device.process_index == jax.process_index() for device in mesh.devices.flat]
-
-    def with_pmap(held, shared, rows):
-        local = jax.tree.map(lambda row: row.reshape(mesh.size, -1, *row.shape[1:])[ours], rows)
-        return np.asarray(_of_first(compiled(held, shared, local)))
-
-    return with_pmap
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -161,19 +78,6 @@ def _divided(leaf: Any, *, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def _same(tree: Any) -> Any:
-    return tree
-
-
-def _num_local(mesh: Mesh) -> int:
-    return sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
-
-
-def _of_first(array: jax.Array) -> jax.Array:
-    """What the first device of this process holds of an array of pmap."""
-    return array.addressable_shards[0].data[0]
-
-
 def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
     """The step; or, with `scan`, a function that does it for every batch of a stack."""
     if not scan:
@@ -226,13 +130,13 @@ def _jit_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runn
 
 def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
-    devices, num_local = list(mesh.devices.flat), _num_local(mesh)
+    devices, count = list(mesh.devices.flat), num_local(mesh)
     compiled = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
 
     def put(batch):
         if scan:
-            return {name: rows.reshape(len(rows), num_local, -1, *rows.shape[2:]) for name, rows in batch.items()}
-        return {name: rows.reshape(num_local, -1, *rows.shape[1:]) for name, rows in batch.items()}
+            return {name: rows.reshape(len(rows), count, -1, *rows.shape[2:]) for name, rows in batch.items()}
+        return {name: rows.reshape(count, -1, *rows.shape[1:]) for name, rows in batch.items()}
 
     def place_both(state, teacher):
         return hold((state, teacher), mesh, "pmap")
@@ -244,4 +148,4 @@ def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Run
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, _run(compiled, put, scan, _of_first), collect)
+    return Runner(place_both, _run(compiled, put, scan, of_first), collect)

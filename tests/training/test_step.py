@@ -8,9 +8,10 @@ from flax import linen as nn
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
+from diffusion_distillation.devices import data_mesh
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
-from diffusion_distillation.training.parallel import check_batch_size, data_mesh, make_runner
+from diffusion_distillation.training.parallel import check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
 
 SOURCE = load_source("digits")

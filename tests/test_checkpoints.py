@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_distillation import config as cfg
+from diffusion_distillation.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, _checked, _sealed, load
 from diffusion_distillation.model import init_params, make_network
-from diffusion_distillation.training.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, _checked, _sealed, load
 from diffusion_distillation.training.step import init_state
 
 SHAPE = (8, 8, 1)

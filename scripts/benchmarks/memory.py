@@ -1,6 +1,6 @@
 """How much memory the training state takes on each device: a table, in gigabytes (1e9 bytes).
 
-    python scripts/count_bytes.py
+    python scripts/benchmarks/memory.py
 
 For the paper's configs on 1, 8 and 64 devices with config.train.shard_state=True, which divides the optimizer's state,
 the average and the teacher; without it every device holds what 1 device holds. Counted are parameters, gradients,
@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
+from diffusion_distillation.devices import AXIS, replicated
 from diffusion_distillation.model import init_params, make_network
-from diffusion_distillation.training.parallel import AXIS, replicated, state_shardings, teacher_shardings
+from diffusion_distillation.training.parallel import state_shardings, teacher_shardings
 from diffusion_distillation.training.step import Teacher, init_state
 
 CONFIGS = {"cifar": (32, 1), "imagenet64": (64, 1000), "bedroom128": (128, 1), "church128": (128, 1)}
@@ -30,7 +31,7 @@ def main() -> None:
     print(f"|{'---|' * (1 + len(DEVICES))}")
     for name, (size, num_classes) in CONFIGS.items():
         for kind in ("base", "distill"):
-            config = load(Path(__file__).parents[1] / "configs" / f"{name}_{kind}.py")
+            config = load(Path(__file__).parents[2] / "configs" / f"{name}_{kind}.py")
             if kind == "distill":
                 config.distillation.teacher_checkpoint_path = "not read"
             counts = [bytes_per_device(resolve(config), (size, size, 3), num_classes, count) for count in DEVICES]

@@ -17,13 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from .. import multihost
-from ..config import resolve
-from ..errors import InputError, RunError
-from ..model import init_params, make_network
-from ..shapes import Params
-from .step import TrainState, averaging_decay
+from . import multihost
+from .config import resolve
+from .errors import InputError, RunError
+from .model import init_params, make_network
+from .shapes import Params
 
+State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
@@ -103,7 +103,7 @@ class Checkpoints:
         """The updates done by the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, metadata: Metadata) -> None:
+    def save(self, state: State, metadata: Metadata) -> None:
         """Saves a state, unless its step is saved already; raises a RunError if an earlier one could not be written."""
         step = int(state.step)
         if step == self.latest_step():
@@ -115,7 +115,7 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()), metadata=ocp.args.JsonSave(values)),
             )
 
-    def restore(self, like: TrainState) -> TrainState | None:
+    def restore(self, like: State) -> State | None:
         """The newest sound state; None if there is none. `like` is abstract, and has shapes, types and shardings.
 
         Newer ones that cannot be used are named in a warning and moved to `broken_checkpoints`.
@@ -124,7 +124,7 @@ class Checkpoints:
           InputError: if there are checkpoints and none can be used; they stay where they are.
         """
 
-        def read(step: int) -> TrainState:
+        def read(step: int) -> State:
             wanted = like._asdict()
             as_like = ocp.checkpoint_utils.construct_restore_args(wanted)
             restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_like)
@@ -132,7 +132,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
             metadata = _checked(restored["metadata"])
             _check_fingerprints(restored["state"], metadata["fingerprints"])
-            return TrainState(**restored["state"])
+            return type(like)(**restored["state"])
 
         found = _newest_sound(self._folder, self._manager.all_steps(), read)
         if found is None:
@@ -214,7 +214,8 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
                 manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
             )
             metadata = Metadata.from_json(values, step)
-            name = "ema_params" if averaging_decay(metadata.config.train) else "params"
+            averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
+            name = "ema_params" if averaged else "params"
             wanted = {name: abstract_params(metadata)}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)

@@ -1,6 +1,6 @@
 """Kills a run again and again, and checks that it ends where it would have ended undisturbed.
 
-    python scripts/chaos.py --workdir=runs/chaos
+    python scripts/checks/chaos.py --workdir=runs/chaos
 
 A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of
 which some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command
@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from diffusion_distillation import cli
+from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import RunError
-from diffusion_distillation.training.checkpoints import load
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 50, "How often the run is killed.", lower_bound=1)
@@ -38,11 +38,11 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
         "--config.train.substeps=5",
         "--config.train.eval_every_steps=0",
     ]
-    script = [sys.executable, str(Path(__file__).with_name("train.py")), "--config=configs/digits_base.py", *saving]
+    script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), "--config=configs/digits_base.py", *saving]
     train = [*script, f"--config.train.num_steps={20 * kills}", f"--workdir={workdir / 'base'}"]
     distill = [
         sys.executable,
-        str(Path(__file__).with_name("distill.py")),
+        str(Path(__file__).parents[1] / "distill.py"),
         "--config=configs/digits_distill.py",
         *saving,
         f"--config.distillation.teacher_checkpoint_path={workdir / 'base'}",

@@ -1,6 +1,6 @@
 """Measures what saving in the background costs: the time of a training step, and of one while a checkpoint is written.
 
-    python scripts/benchmark_checkpoints.py --workdir=/tmp/benchmark_checkpoints
+    python scripts/benchmarks/checkpoints.py --workdir=/tmp/benchmark_checkpoints
 
 The model is that of configs/cifar_base.py with fewer channels: its state (parameters, average, Adam's moments) takes
 about 100 MB in 1,820 arrays. Steps and checkpoints are those of scripts/train.py, on made-up images; what a save costs
@@ -16,11 +16,12 @@ import numpy as np
 from absl import flags
 
 from diffusion_distillation import cli
+from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.data import ArraySource, read_batches
+from diffusion_distillation.devices import data_mesh, use_all_cpu_cores
 from diffusion_distillation.model import init_params, make_network
-from diffusion_distillation.training.checkpoints import Checkpoints, Metadata
-from diffusion_distillation.training.parallel import data_mesh, make_runner, use_all_cpu_cores
+from diffusion_distillation.training.parallel import make_runner
 from diffusion_distillation.training.step import init_state
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, on the disk that is to be measured.", required=True)
@@ -31,7 +32,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", 
 
 def main() -> None:
     """Runs the script."""
-    config = load(Path(__file__).parents[1] / "configs" / "cifar_base.py")
+    config = load(Path(__file__).parents[2] / "configs" / "cifar_base.py")
     config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value)
     config.train.batch_size = BATCH_SIZE.value
     config = resolve(config)

@@ -29,7 +29,7 @@ from ..training.ladder import student_folder
 from .plots import STUDENT, TEACHER, save_columns, save_distances
 
 SAMPLES_KEPT = 64
-SAMPLERS = {"ddim": "DDIM", "noisy": "ancestral"}
+SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral"}
 
 
 class Row(NamedTuple):
@@ -85,7 +85,7 @@ def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
         figures = {**table, "rows": [row._asdict() for row in rows]}
         (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         print(
-            f"report  {model}, {SAMPLERS[sampler]}, {_steps(num_steps)}: Frechet distance {row.distance:.3f}, "
+            f"report  {model}, {SAMPLER_TITLES[sampler]}, {_steps(num_steps)}: Frechet distance {row.distance:.3f}, "
             f"{row.images_per_sec:,.1f} images/s",
             flush=True,
         )
@@ -155,7 +155,7 @@ def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
     def column(row: Row, by_sampler: bool = False) -> tuple[str, str, np.ndarray]:
         images = np.load(_samples_path(folder, row.model, row.sampler, row.num_steps))["arr_0"]
         colour = TEACHER if row.model == "teacher" else STUDENT
-        name = SAMPLERS[row.sampler] if by_sampler else row.model
+        name = SAMPLER_TITLES[row.sampler] if by_sampler else row.model
         return f"{name}\n{_steps(row.num_steps)}\n{row.distance:.2f}", colour, images
 
     by_ddim = [row for row in rows if (row.model, row.sampler) == ("teacher", "ddim")]
@@ -176,7 +176,7 @@ def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
 def _page(rows: Sequence[Row], table: dict, config: ConfigDict) -> str:
     """index.html: the pictures, the table, and what they were measured from."""
     lines = "\n".join(
-        f"<tr><td>{row.model}</td><td>{SAMPLERS[row.sampler]}</td><td>{row.num_steps}</td>"
+        f"<tr><td>{row.model}</td><td>{SAMPLER_TITLES[row.sampler]}</td><td>{row.num_steps}</td>"
         f"<td>{row.distance:.3f}</td><td>{row.images_per_sec:,.1f}</td></tr>"
         for row in rows
     )

@@ -1,6 +1,6 @@
 """Measures how fast images are read, decoded and resized: images a second, a line each.
 
-    python scripts/benchmark_data.py
+    python scripts/benchmarks/data.py
 
 from memory                32x32x3, as CIFAR-10 and all that is decoded once
 PNG records               32x32x3 in array_record files, decoded as they are read
