@@ -305,7 +305,8 @@ def _digest(values: dict[str, Any]) -> str:
 def abstract_params(metadata: Metadata) -> Params:
     """Shapes and types of the parameters that go with the metadata."""
     network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
-    return jax.eval_shape(lambda: init_params(network, jax.random.key(0), metadata.image_shape))
+    image_shape, num_classes = metadata.image_shape, metadata.num_classes
+    return jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
 
 
 def _what_is_there(path: Path) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Int
 
 from .diffusion import Denoiser, make_denoiser
 from .schedules import Schedule, get_logsnr_schedule
-from .shapes import Array, Keys, Params
+from .shapes import Array, Condition, Keys, Params
 from .unet import UNet
 
 
@@ -37,19 +38,34 @@ def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: in
     return network
 
 
-def init_params(network: UNet, key: Keys, image_shape: tuple[int, int, int]) -> Params:
+def init_params(network: nn.Module, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
     """Initial parameters, in float32."""
     x = jnp.zeros((1, *image_shape))
-    return jax.jit(network.init)(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+    condition = label_condition(jnp.zeros(1, jnp.int32), num_classes)
+    return jax.jit(network.init)(key, x, jnp.zeros(1), **condition)["params"]
+
+
+def label_condition(labels: Int[Array, "batch"], num_classes: int) -> Condition:
+    """The condition that labels are; none for an unconditional network."""
+    return {"y": labels} if num_classes > 1 else {}
 
 
 def network_denoiser(
-    network: nn.Module, params: Params, mean_type: str, labels: Array | None = None, *, clip_x: bool = False, **kwargs
+    network: nn.Module, params: Params, mean_type: str, condition: Condition, *, clip_x: bool = False, **kwargs
 ) -> Denoiser:
-    """The denoiser of a network that is called as `UNet` is; `kwargs` go to its apply (train, index, rngs)."""
+    """The denoiser of a network that is called as `UNet` is, under a condition.
+
+    Args:
+      network: its `apply` is called as `UNet.apply`.
+      params: its parameters.
+      mean_type: what its output is, see `diffusion.make_denoiser`.
+      condition: for each example; empty for an unconditional network.
+      clip_x: see `diffusion.make_denoiser`.
+      **kwargs: go to its apply (train, index, rngs).
+    """
 
     def model_fn(z, logsnr):
-        return network.apply({"params": params}, z, logsnr, labels, **kwargs)
+        return network.apply({"params": params}, z, logsnr, **condition, **kwargs)
 
     return make_denoiser(model_fn, mean_type, clip_x=clip_x)
 

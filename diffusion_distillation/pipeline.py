@@ -14,7 +14,7 @@ from . import sampling
 from .checkpoints import Metadata, load
 from .devices import data_mesh, hold, spread
 from .errors import InputError
-from .model import eval_schedule, make_network, network_denoiser
+from .model import eval_schedule, label_condition, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
 
@@ -43,6 +43,7 @@ class Pipeline:
         self._params = hold(params, self._mesh, self._parallel)
         self._settings = dict(
             network=make_network(model, metadata.image_shape, metadata.num_classes),
+            num_classes=metadata.num_classes,
             mean_type=model.mean_type,
             schedule=eval_schedule(model),
             clip_x=model.eval_clip_denoised,
@@ -163,13 +164,14 @@ def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray
 
 
 def _draw_rows(
-    params, shared, rows, *, network, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory
+    params, shared, rows, *,
+    network, num_classes, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory,
 ):  # fmt: skip
     """A batch of samples. The number of steps is traced; for a trajectory it is given there, as a constant."""
     (key, num_steps), (index, labels) = shared, rows
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
     z = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys[:, 0])
-    denoise = network_denoiser(network, params, mean_type, labels, clip_x=clip_x)
+    denoise = network_denoiser(network, params, mean_type, label_condition(labels, num_classes), clip_x=clip_x)
     if sampler == "ddim":
         draw = functools.partial(sampling.ddim, denoise, z, schedule)
     else:

@@ -4,6 +4,7 @@
 `jax.vmap`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,3 +19,4 @@ Steps = Int[Array, "*#batch"] | int | np.integer  # the index of a sampling step
 Count = Int[Array, ""] | int | np.integer  # a number of steps; a traced one lets a single program serve them all
 Keys = Key[Array, "*#batch"] | UInt32[Array, "2"]  # a key for each example, or one for all
 Params = Any  # a tree of arrays
+Condition = Mapping[str, Array]  # what a network is told besides z and logsnr, by its arguments' names: {'y': labels}

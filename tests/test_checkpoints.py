@@ -22,7 +22,7 @@ def make_run(**train):
     config.train.update(dict(batch_size=16, learning_rate=1e-3) | train)
     config = cfg.resolve(config)
     network = make_network(config.model, SHAPE, 1)
-    return Metadata(config, SHAPE, 1, num_steps=4), init_params(network, jax.random.key(0), SHAPE)
+    return Metadata(config, SHAPE, 1, num_steps=4), init_params(network, jax.random.key(0), SHAPE, 1)
 
 
 def assert_same(a, b):

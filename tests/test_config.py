@@ -30,7 +30,7 @@ def test_every_config_file_builds(path):
     image_shape = (size, size, 1 if config.dataset.name == "digits" else 3)
     num_classes = 1000 if config.dataset.args.get("class_conditional") else 1
     network = make_network(config.model, image_shape, num_classes)
-    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     assert f"\n{count_params(params):,} parameters" in path.read_text()
 
 

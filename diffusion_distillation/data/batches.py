@@ -35,7 +35,9 @@ def stream_indices(seed: int, positions: np.ndarray, num_examples: int) -> np.nd
 def read_batches(
     source: Source, seed: int, steps: range, batch_size: int, *, process: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """The batches of consecutive steps: uint8 `image`, `[rows, height, width, channels]`, int32 `label`, `[rows]`.
+    """The batches of consecutive steps: uint8 `image`, `[rows, height, width, channels]`, and int32 `label`, `[rows]`.
+
+    Labels are left out where the source has no classes.
 
     Threads read at least two batches ahead of what is asked for, and no more than that or two pieces a thread.
 
@@ -54,7 +56,8 @@ def read_batches(
         step, piece = divmod(number, pieces)
         first = step * batch_size + index * rows
         positions = np.arange(first + piece * PIECE, first + min((piece + 1) * PIECE, rows))
-        return source[stream_indices(seed, positions, len(source))]
+        examples = source[stream_indices(seed, positions, len(source))]
+        return examples if source.num_classes > 1 else {"image": examples["image"]}
 
     numbers = range(steps.start * pieces, steps.stop * pieces)
     return iter(read_ahead(read, numbers, 2 * pieces).batch(pieces, batch_fn=_joined))

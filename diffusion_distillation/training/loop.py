@@ -91,7 +91,9 @@ def _resume(run: _Run, network: UNet, mesh: Mesh) -> Params:
     state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
     if state is None:
         teacher, key = run.teacher, jax.random.key(config.seed)
-        params = teacher.params if teacher else init_params(network, key, run.source.image_shape)
+        params = (
+            teacher.params if teacher else init_params(network, key, run.source.image_shape, run.source.num_classes)
+        )
         state = place(init_state(config, params), shardings)
     step = int(state.step)
     if step >= config.train.num_steps:

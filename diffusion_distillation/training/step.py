@@ -86,9 +86,9 @@ def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = 
 
     Returns:
       `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `jax.random.key(seed)`; the teacher
-      is None in base training; the batch holds uint8 `image` and int32 `label`. The metrics are the loss, the norm of
-      the gradient before it is clipped, and the number of updates skipped so far. The config's seed is not read, and
-      the teacher's num_steps may be traced: one compiled step serves every halving.
+      is None in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics
+      are the loss, the norm of the gradient before it is clipped, and the number of updates skipped so far. The
+      config's seed is not read, and the teacher's num_steps may be traced: one compiled step serves every halving.
     """
     train = config.train
     loss = _make_loss(config, network)
@@ -98,7 +98,7 @@ def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = 
 
     def step(state, key, teacher, batch):
         keys = jax.random.split(jax.random.fold_in(key, state.step))
-        rows = len(batch["label"])
+        rows = len(batch["image"])
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows)}
         value, grads = _mean_over_microbatches(
@@ -133,7 +133,7 @@ def _make_loss(config: Any, network: nn.Module) -> Callable[..., Array]:
 
     def loss(params, teacher, keys, batch):
         data_key, dropout_key = keys
-        labels, index = batch["label"], batch["index"]
+        condition, index = {"y": batch["label"]} if "label" in batch else {}, batch["index"]
         of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
         x = preprocess(of_example[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
         eps = normal(of_example[:, 1], x)
@@ -149,10 +149,10 @@ def _make_loss(config: Any, network: nn.Module) -> Callable[..., Array]:
         if teacher is None:
             target = data_target(x, eps, logsnr)
         else:
-            teach = network_denoiser(network, teacher.params, model.mean_type, labels)
+            teach = network_denoiser(network, teacher.params, model.mean_type, condition)
             target = two_step_target(teach, z, i, num_steps, schedule)
         student = network_denoiser(
-            network, params, model.mean_type, labels, train=True, index=index, rngs={"dropout": dropout_key}
+            network, params, model.mean_type, condition, train=True, index=index, rngs={"dropout": dropout_key}
         )
         return jnp.mean(training_loss(student(z, logsnr), target, model.mean_loss_weight_type))
 
@@ -172,7 +172,7 @@ def _microbatches(batch: Batch, count: int, num_shards: int) -> Batch:
 def _mean_over_microbatches(gradients: Callable[[Batch], Any], parts: Batch) -> Any:
     """The mean of what `gradients` returns for each part, one part at a time."""
     first, rest = jax.tree.map(lambda leaf: leaf[0], parts), jax.tree.map(lambda leaf: leaf[1:], parts)
-    count = len(parts["label"])
+    count = len(parts["image"])
     if count == 1:
         return gradients(first)
     # XLA's CPU backend is many times slower at the gradients of convolutions inside a loop

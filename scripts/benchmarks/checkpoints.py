@@ -41,7 +41,7 @@ def main() -> None:
     source = ArraySource(images, np.zeros(len(images)), 1)
     network = make_network(config.model, source.image_shape, source.num_classes)
     runner = make_runner(config, network, data_mesh())
-    state = init_state(config, init_params(network, jax.random.key(0), source.image_shape))
+    state = init_state(config, init_params(network, jax.random.key(0), source.image_shape, source.num_classes))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     state, _ = runner.place(state, None)
     metadata = Metadata(config, source.image_shape, source.num_classes, 0)

@@ -41,7 +41,7 @@ def main() -> None:
 def bytes_per_device(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, num_devices: int) -> int:
     """Bytes that training holds on each of so many devices, besides activations and the batch."""
     network = make_network(config.model, image_shape, num_classes)
-    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     state = jax.eval_shape(lambda params: init_state(config, params), params)
     teacher = Teacher(params, jax.ShapeDtypeStruct((), int)) if "distillation" in config else None
     mesh = AbstractMesh((num_devices,), (AXIS,))

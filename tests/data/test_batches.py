@@ -36,6 +36,8 @@ def test_digits():
     assert (len(source), source.image_shape, source.num_classes) == (1797, (8, 8, 1), 1)
     batch = next(read_batches(source, 0, range(3, 4), 64))
     assert batch["image"].shape == (64, 8, 8, 1) and batch["image"].dtype == np.uint8
+    assert set(batch) == {"image"}
+    batch = next(read_batches(load_source("digits", class_conditional=True), 0, range(3, 4), 64))
     assert batch["label"].shape == (64,) and batch["label"].dtype == np.int32
     everything = source[np.arange(len(source))]
     assert everything["image"].min() == 0 and everything["image"].max() == 255
@@ -53,7 +55,7 @@ def test_digits_errors():
 class Counting:
     """A source whose images say which they are, and that says how many were asked for at a time."""
 
-    image_shape, num_classes = (1, 1, 2), 1
+    image_shape, num_classes = (1, 1, 2), 1000
 
     def __init__(self, length):
         self.length, self.asked = length, []
@@ -92,7 +94,7 @@ def test_hosts_share_each_batch(hosts, batch_size, length, start):
 def test_a_fresh_process_reads_the_same_batch():
     code = (
         "from diffusion_distillation.data import load_source, read_batches\n"
-        "batch = next(read_batches(load_source('digits'), 5, range(1000, 1001), 32))\n"
+        "batch = next(read_batches(load_source('digits', class_conditional=True), 5, range(1000, 1001), 32))\n"
         "print(hash(batch['image'].tobytes()), *batch['label'])"
     )
     env = os.environ | {"PYTHONHASHSEED": "0"}
@@ -101,7 +103,7 @@ def test_a_fresh_process_reads_the_same_batch():
         for _ in range(2)
     ]
     assert printed[0] == printed[1]
-    batch = next(read_batches(load_source("digits"), 5, range(1000, 1001), 32))
+    batch = next(read_batches(load_source("digits", class_conditional=True), 5, range(1000, 1001), 32))
     assert printed[0].split()[1:] == [str(label) for label in batch["label"]]
 
 

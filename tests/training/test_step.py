@@ -89,7 +89,7 @@ def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
     with config.unlocked():
         config.model.args.remat = remat
     network = make_network(config.model, SOURCE.image_shape, SOURCE.num_classes)
-    params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape) for seed in (0, 1))
+    params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape, 1) for seed in (0, 1))
     teacher = Teacher(of_teacher, 4) if distilled else None
     states, losses = run(config, 20, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
     assert states[-1].step == 20 and states[-1].skipped == 0
