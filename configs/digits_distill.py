@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.distillation.start_num_steps = 64
     config.distillation.end_num_steps = 1
     config.distillation.steps_per_iter = 120
-    config.distillation.stages = {"2": {"steps_per_iter": 240}, "1": {"steps_per_iter": 240}}
+    config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = 1e-3
     config.train.log_loss_every_steps = 40
     return config

@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
     config.distillation.start_num_steps = 256
     config.distillation.end_num_steps = 1
     config.distillation.steps_per_iter = 10_000
-    config.distillation.stages = {"2": {"steps_per_iter": 20_000}, "1": {"steps_per_iter": 20_000}}
+    config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = 1e-4
     return config

@@ -147,7 +147,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def draw_samples(params: Params, metadata: Metadata, workdir: Path) -> None:
-    """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png` in the workdir."""
+    """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png`, unless it is there."""
+    path = workdir / "samples" / f"step_{metadata.step:07d}.png"
+    if multihost.of_main("drawn" if path.exists() else "to be drawn") == "drawn":
+        return
     images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)
     if multihost.is_main():
-        save_grid(images, workdir / "samples" / f"step_{metadata.step:07d}.png")
+        save_grid(images, path)

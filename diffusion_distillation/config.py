@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from .diffusion import MEAN_TYPES
-from .distillation import halvings
 from .errors import InputError, did_you_mean
 from .losses import WEIGHT_TYPES
+from .methods import make_method
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 from .unet import LOGSNR_INPUT_TYPES
@@ -48,13 +48,13 @@ def _one_of(default, values):
 FIELDS = {
     "seed": 0,  # all that is random in a run follows from it
     "dataset": {
-        "name": str,  # a source of `data.SOURCES`
+        "name": str,  # a source of `data.SOURCES`, or 'package.module:function'
         "args": Free(),  # its arguments, see there; and randflip, to mirror half of the training images
     },
     "sampler": _one_of("ddim", SAMPLERS),
     "model": {
-        "name": OneOf(("unet_iddpm",)),
-        "args": {  # see `unet.UNet`; num_classes and out_ch follow from dataset and mean_type
+        "name": "unet_iddpm",  # a network of `model.NETWORKS`, or 'package.module:function' with args of its own
+        "args": {  # of unet_iddpm: see `unet.UNet`; num_classes and out_ch follow from dataset and mean_type
             "ch": int,
             "emb_ch": int,
             "ch_mult": tuple,
@@ -117,12 +117,15 @@ FIELDS = {
 }
 
 DISTILLATION = {
+    "method": "progressive",  # what students learn: one of `methods.METHODS`, or 'package.module:function'
     "teacher_checkpoint_path": str,  # the folder of a run
     "steps_per_iter": 50_000,  # updates a halving
     "only_finetune_temb": False,  # train nothing but the layers of the embedding
     "start_num_steps": int,  # sampling steps of the teacher
     "end_num_steps": 1,  # and of the last student
-    "stages": Free(),  # overrides by the student's number of steps: {"1": {"steps_per_iter": 100_000}}
+    # Overrides by the student's number of steps, of fields of `train`, steps_per_iter, or updates_factor, which is in
+    # multiples of the ladder's steps_per_iter: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}
+    "stages": Free(),
 }
 
 
@@ -147,6 +150,7 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     (appendix B).
     """
     config = copy.deepcopy(base)  # fields without a value keep their type
+    config.sampler = "ddim"  # the only one that students are made for
     config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
@@ -160,7 +164,7 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
     """The ladder of one of the paper's base models, down to 1 step (section 5)."""
     config = distillation_of(base)
     config.distillation.start_num_steps = start_num_steps
-    config.distillation.stages = {"2": {"steps_per_iter": 100_000}, "1": {"steps_per_iter": 100_000}}
+    config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = learning_rate
     return config
 
@@ -194,14 +198,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
     _check_ranges(resolved)
     if "distillation" in resolved:
-        _check_distillation(resolved.distillation)
+        _resolve_distillation(resolved)
     return resolved.lock()
 
 
 def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
-    """The resolved config of one halving: that of the ladder with the overrides of `distillation.stages`.
+    """The resolved config of one student: that of the ladder with the overrides of `distillation.stages`.
 
-    Its train.num_steps is the halving's number of updates, and its seed is moved by num_steps, so that every student
+    Its train.num_steps is the student's number of updates, and its seed is moved by num_steps, so that every student
     sees the data in an order of its own.
     """
     config = config.copy_and_resolve_references()
@@ -209,14 +213,18 @@ def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
         overrides = dict(config.distillation.stages.get(str(num_steps), {}))
         config.train.num_steps = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
         if config.train.num_steps != config.distillation.steps_per_iter:
-            config.train.learning_rate_anneal_steps = 0  # over the halving, however long
+            config.train.learning_rate_anneal_steps = 0  # over all of them, however many
         config.train.update(overrides)
         config.seed += num_steps
     return config
 
 
 def _fields_of(config: ConfigDict | dict) -> dict:
-    return {**FIELDS, "distillation": DISTILLATION} if "distillation" in config else FIELDS
+    fields = {**FIELDS, "distillation": DISTILLATION} if "distillation" in config else FIELDS
+    model = config.get("model")
+    if isinstance(model, dict | ConfigDict) and ":" in (model.get("name") or ""):  # a network with args of its own
+        fields = {**fields, "model": {**FIELDS["model"], "args": Free()}}
+    return fields
 
 
 def _add_missing(config: ConfigDict, fields: dict) -> None:
@@ -316,13 +324,26 @@ def _check_ranges(config: ConfigDict) -> None:
             raise InputError(f"config.eval.{name}={config.eval[name]} must hold numbers of steps, at least 1 each.")
 
 
-def _check_distillation(distillation: ConfigDict) -> None:
-    start, end = distillation.start_num_steps, distillation.end_num_steps
-    _check("distillation", lambda: halvings(start, end))
-    for name, overrides in distillation.stages.items():
-        path = f"distillation.stages.{name}"
-        if name not in map(str, halvings(start, end)):
-            raise InputError(f"config.{path}: no student has {name} steps; they have {halvings(start, end)}.")
-        _fill(
-            {"steps_per_iter": 0, **FIELDS["train"]}, {"batch_size": 1, "learning_rate": 0.0, **overrides}, path + "."
+def _resolve_distillation(config: ConfigDict) -> None:
+    """Checks the ladder, and turns each updates_factor into the steps_per_iter that it stands for."""
+    distillation = config.distillation
+    if config.sampler != "ddim":
+        raise InputError(
+            f"config.sampler={config.sampler!r}: students are made for steps of DDIM; set config.sampler='ddim'. "
+            "Another one can be chosen when samples are drawn."
         )
+    try:
+        students = [rung.num_steps for rung in make_method(config).rungs]
+    except InputError as error:
+        raise InputError(f"config.distillation: {error}") from None
+    fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
+    stages = {}
+    for name, given in distillation.stages.to_dict().items():
+        path = f"distillation.stages.{name}"
+        if name not in map(str, students):
+            raise InputError(f"config.{path}: no student has {name} steps; they have {students}.")
+        checked = _fill(fields, {"batch_size": 1, "learning_rate": 0.0, **given}, path + ".")
+        stages[name] = {field: checked[field] for field in given if field != "updates_factor"}
+        if checked["updates_factor"] and not checked["steps_per_iter"]:
+            stages[name]["steps_per_iter"] = max(1, round(checked["updates_factor"] * distillation.steps_per_iter))
+    distillation.stages = ConfigDict(stages)

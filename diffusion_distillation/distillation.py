@@ -1,21 +1,76 @@
-"""Progressive distillation: one step of a student does two of its teacher (Salimans & Ho 2022, section 3)."""
+"""The targets of distillation: one step of a student does what two stages do (Salimans & Ho 2022, section 3)."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from .diffusion import Denoiser, Prediction, per_example, predict
-from .errors import InputError
-from .sampling import ddim_step
 from .schedules import Schedule
-from .shapes import Count, Images, Steps
+from .shapes import Array, Count, Images, Steps, Times
+
+Displacement = Callable[[Prediction, Times, Times], Array]
+
+
+def two_stage_target(
+    first: Denoiser,
+    second: Denoiser,
+    z_t: Images,
+    t: Times,
+    dt1: Times,
+    dt2: Times,
+    schedule: Schedule,
+    *,
+    displacement: Displacement | None = None,
+) -> Prediction:
+    """What a student must predict at z_t for one DDIM step of it to land where two stages do.
+
+    From time t a step of dt1 with the `first` denoiser, from there a step of dt2 with the `second`. With d1, d2 the
+    angles of the two and v1, v2 the predictions at z_t and in between, two rotations make one:
+
+        v = ( sin(d1) (cos(d2) v1 - sin(d2) z_t) + sin(d2) v2 ) / sin(d1 + d2)
+
+    This is the paper's algorithm 2 without the cancellation in its quotient. The methods of the family differ in who
+    gives v1 and v2 (a teacher, the data, the student itself or its average) and in the length of the stages.
+
+    Args:
+      first: denoiser of the first stage.
+      second: denoiser of the second stage.
+      z_t: noisy images at times t.
+      t: time of each.
+      dt1: length of the first stage, above 0 and at most t.
+      dt2: length of the second; 0 where there is none, and the target is then v1.
+      schedule: the noise schedule.
+      displacement: k(prediction, phi, d), how far along the predicted eps a step of angle d from angle phi ends beside
+        the DDIM step, `[batch]`; as the adjusted sampler does (Heek et al. 2024, algorithm 3). The terms
+        cos(d2) k1 eps1 and k2 eps2 are then subtracted above.
+
+    Returns:
+      The target, stacked as a denoiser's prediction. Where the stages end at t = 0, its x is the second's predicted x.
+    """
+    t, between = jnp.asarray(t), jnp.asarray(t) - dt1
+    d1 = schedule.angle_step(t, dt1)
+    d2 = jnp.where(jnp.asarray(dt2) > 0, schedule.angle_step(between, dt2), 0)  # at time 0 the schedule turns to 0
+    turn1, turn2 = per_example(d1, z_t), per_example(d2, z_t)
+
+    one = first(z_t, schedule(t))
+    z_mid = jnp.cos(turn1) * z_t - jnp.sin(turn1) * one.v
+    if displacement is not None:
+        beside1 = per_example(displacement(one, schedule.angle(t), d1), z_t) * one.eps
+        z_mid += beside1
+    two = second(z_mid.astype(z_t.dtype), schedule(between))
+
+    sines = jnp.sin(turn1) * (jnp.cos(turn2) * one.v - jnp.sin(turn2) * z_t) + jnp.sin(turn2) * two.v
+    if displacement is not None:
+        beside2 = per_example(displacement(two, schedule.angle(between), d2), z_t) * two.eps
+        sines -= jnp.cos(turn2) * beside1 + beside2
+    target = predict(z_t, per_example(schedule(t), z_t), v=sines / jnp.sin(turn1 + turn2))
+    return Prediction(*(part.astype(z_t.dtype) for part in target))
 
 
 def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, schedule: Schedule) -> Prediction:
     """What a student of `num_steps` steps must predict at z_t for its DDIM step to land where two of its teacher's do.
 
-    With d1, d2 the angles of the teacher's half-steps and v1, v2 its predictions at z_t and in the middle, two
-    rotations make one (algorithm 2 of the paper, without the cancellation in its quotient):
-
-        v = ( sin(d1) (cos(d2) v1 - sin(d2) z_t) + sin(d2) v2 ) / sin(d1 + d2)
+    `two_stage_target` with two stages of the teacher, half a step of the student each.
 
     Args:
       teacher: the teacher's denoiser, without dropout and without clipping.
@@ -28,35 +83,6 @@ def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, 
       The target, stacked as a denoiser's prediction. Where i = 0 the student's step ends at t = 0 and its target x is
       the teacher's second predicted x.
     """
-    time_type = jnp.promote_types(z_t.dtype, jnp.float32)
-    half = 0.5 / jnp.asarray(num_steps, time_type)
+    half = 0.5 / jnp.asarray(num_steps, jnp.promote_types(z_t.dtype, jnp.float32))
     t = (jnp.asarray(i) + 1) * (2 * half)
-
-    first = teacher(z_t, schedule(t))
-    z_mid = ddim_step(first, z_t, schedule, t, half)
-    second = teacher(z_mid, schedule(t - half))
-
-    d1 = per_example(schedule.angle_step(t, half), z_t)
-    d2 = per_example(schedule.angle_step(t - half, half), z_t)
-    v = (jnp.sin(d1) * (jnp.cos(d2) * first.v - jnp.sin(d2) * z_t) + jnp.sin(d2) * second.v) / jnp.sin(d1 + d2)
-    target = predict(z_t, per_example(schedule(t), z_t), v=v)
-    return Prediction(*(part.astype(z_t.dtype) for part in target))
-
-
-def halvings(start_num_steps: int, end_num_steps: int) -> list[int]:
-    """The students' numbers of steps, from start_num_steps / 2 down to end_num_steps.
-
-    Raises:
-      InputError: if start_num_steps is not end_num_steps times a power of two, two at least.
-    """
-    students = []
-    num_steps = start_num_steps
-    while num_steps > end_num_steps >= 1 and num_steps % 2 == 0:
-        num_steps //= 2
-        students.append(num_steps)
-    if not students or students[-1] != end_num_steps:
-        raise InputError(
-            f"start_num_steps={start_num_steps} must be end_num_steps={end_num_steps} times a power of "
-            f"two (2, 4, 8, ...), so that every student takes half the steps of its teacher."
-        )
-    return students
+    return two_stage_target(teacher, teacher, z_t, t, half, half, schedule)

@@ -3,34 +3,41 @@
 `config` is any object with the attributes of a config's `model` section (`config.FIELDS['model']`).
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Int
 
 from .diffusion import Denoiser, make_denoiser
+from .errors import InputError
+from .registry import look_up
 from .schedules import Schedule, get_logsnr_schedule
 from .shapes import Array, Condition, Keys, Params
 from .unet import UNet
 
 
-def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> UNet:
-    """The network for images of this shape.
+@runtime_checkable
+class Network(Protocol):
+    """What is asked of a network: a Flax module that is called as `UNet` is has it. It must be hashable."""
 
-    Args:
-      config: the `model` section of a config.
-      image_shape: (height, width, channels).
-      num_classes: 1 for an unconditional network.
+    def init(self, rngs: Keys, x: Array, logsnr: Array, **condition: Array) -> Any:
+        """Variables of which 'params' are the parameters."""
 
-    Raises:
-      InputError: if the network's options do not fit each other or the images, see `UNet.validate`.
-    """
+    def apply(self, variables: Any, x: Array, logsnr: Array, **kwargs: Any) -> Array:
+        """The raw output.
+
+        Keyword arguments are the condition (y, the labels, where there are classes) and, in training, train=True,
+        index, the position of each example in the global batch, and rngs={'dropout': key}.
+        """
+
+
+def unet_iddpm(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> UNet:
+    """The U-Net of the `model` section of a config; raises an InputError if its options do not fit, see `UNet`."""
     height, width, channels = image_shape
     network = UNet(
         num_classes=num_classes,
-        out_ch=2 * channels if config.mean_type == "both" else channels,
+        out_ch=_output_channels(config, channels),
         dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
         **dict(config.args.items()),
     )
@@ -38,7 +45,61 @@ def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: in
     return network
 
 
-def init_params(network: nn.Module, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
+NETWORKS = {"unet_iddpm": unet_iddpm}
+
+
+def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> Network:
+    """The network that config.name names, for images of this shape.
+
+    Args:
+      config: the `model` section of a config. Its name is a key of `NETWORKS`, or 'package.module:function' of a
+        function that takes the arguments of this one, and may have what it likes in config.args.
+      image_shape: (height, width, channels).
+      num_classes: 1 for an unconditional network.
+
+    Raises:
+      InputError: if the name is not known or what it names is no network for these images, or if the network's options
+        do not fit each other or the images.
+    """
+    make = look_up(config.name, NETWORKS, "model.name")
+    network = make(config, image_shape, num_classes)
+    if config.name not in NETWORKS:
+        _check_network(network, config, image_shape, num_classes)
+    return network
+
+
+def _check_network(network: Any, config: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Calls the network as training does, without computing anything."""
+    field = f"config.model.name={config.name!r}"
+    if not isinstance(network, Network):
+        raise InputError(f"{field} must return a Flax module, or what has its init and apply; it returned {network!r}.")
+
+    def call(key):
+        x, index = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
+        condition = label_condition(index, num_classes)
+        params = {"params": network.init(key, x, jnp.zeros(1), **condition)["params"]}
+        return network.apply(params, x, jnp.zeros(1), train=True, index=index, rngs={"dropout": key}, **condition)
+
+    try:
+        output = jax.eval_shape(call, jax.random.key(0))
+    except Exception as error:  # whatever another's code may raise
+        raise InputError(
+            f"{field} cannot be called as network(x, logsnr, y, train=True, index=index) is, on images of shape "
+            f"{image_shape} ({type(error).__name__}: {error})"
+        ) from error
+    expected = (1, *image_shape[:2], _output_channels(config, image_shape[2]))
+    if output.shape != expected:
+        raise InputError(
+            f"{field} gives output of shape {output.shape} for x of {(1, *image_shape)}; with mean_type="
+            f"{config.mean_type!r} it must be {expected}."
+        )
+
+
+def _output_channels(config: Any, channels: int) -> int:
+    return 2 * channels if config.mean_type == "both" else channels
+
+
+def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
     """Initial parameters, in float32."""
     x = jnp.zeros((1, *image_shape))
     condition = label_condition(jnp.zeros(1, jnp.int32), num_classes)
@@ -51,7 +112,7 @@ def label_condition(labels: Int[Array, "batch"], num_classes: int) -> Condition:
 
 
 def network_denoiser(
-    network: nn.Module, params: Params, mean_type: str, condition: Condition, *, clip_x: bool = False, **kwargs
+    network: Network, params: Params, mean_type: str, condition: Condition, *, clip_x: bool = False, **kwargs
 ) -> Denoiser:
     """The denoiser of a network that is called as `UNet` is, under a condition.
 

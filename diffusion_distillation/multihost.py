@@ -1,17 +1,24 @@
 """Several processes, of one host or of many, that work as one run."""
 
 import importlib.util
+import json
 import os
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax._src.distributed import global_state  # its client is how processes speak to each other without their devices
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .devices import AXIS, data_mesh, replicated
 
 HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of is taken for dead, and the others stop
+TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
 
 
 def start(
@@ -39,6 +46,7 @@ def start(
         cluster_detection_method=None if detect else "deactivate",
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
+    threading.Thread(target=_listen, name="other processes", daemon=True).start()
     _meet()
     return True
 
@@ -50,15 +58,82 @@ def is_main() -> bool:
 
 def largest(values: Sequence[int]) -> list[int]:
     """The largest of each value over all processes, so that they decide alike. Every process must call it."""
+    return ask_largest(values)()
+
+
+def ask_largest(values: Sequence[int]) -> Callable[[], list[int]]:
+    """Begins what `largest` does and does not wait: the function that is returned does.
+
+    The devices find the answer once they are done with what they were given before. Every process must call it, and
+    in the same place between the programs that it gives to its devices.
+    """
     if jax.process_count() == 1:
-        return list(values)
-    return multihost_utils.process_allgather(np.array(values, np.int32)).max(axis=0).tolist()
+        return lambda: list(values)
+    mesh = data_mesh()
+    rows = np.tile(np.array(values, np.int32), (jax.local_device_count(), 1))
+    of_all = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
+    answer = jax.jit(_maximum, out_shardings=replicated(mesh))(of_all)
+    return lambda: np.asarray(answer).tolist()
+
+
+def gather(values: Sequence[int]) -> list[list[int]]:
+    """The values of every process, in their order. Every process must call it."""
+    if jax.process_count() == 1:
+        return [list(values)]
+    return multihost_utils.process_allgather(np.array(values, np.int32)).tolist()
+
+
+def of_main(text: str) -> str:
+    """The text that the main process has. Every process must call it."""
+    if jax.process_count() == 1:
+        return text
+    [length] = largest([len(text.encode()) if is_main() else 0])
+    own = np.frombuffer(text.encode()[:length].ljust(length), np.uint8)
+    return multihost_utils.broadcast_one_to_all(own).astype(np.uint8).tobytes().decode()
 
 
 def wait_for_all(where: str) -> None:
     """Returns once every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
+
+
+def tell_others(message: str, status: int) -> None:
+    """Lets the other processes end with this status too, and say why; or else they would wait for this one.
+
+    Returns once they know, or after some seconds.
+    """
+    client = global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    try:
+        client.key_value_set(TOLD, json.dumps({"process": jax.process_index(), "message": message, "status": status}))
+    except Exception:  # another one failed first
+        return
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and len(client.key_value_dir_get(TOLD + "/heard/")) < jax.process_count() - 1:
+        time.sleep(0.1)
+
+
+def _listen() -> None:
+    """Ends this process when another one tells that it failed."""
+    client = global_state.client
+    while True:
+        time.sleep(0.5)
+        try:
+            told = json.loads(client.key_value_try_get(TOLD))
+        except Exception:  # nothing was told, or nobody is there any more: then the heartbeat ends the process
+            continue
+        if told["process"] == jax.process_index():
+            return
+        client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
+        print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(told["status"])
+
+
+def _maximum(rows: jax.Array) -> jax.Array:
+    return rows.max(axis=0)
 
 
 def _meet() -> None:
@@ -68,9 +143,7 @@ def _meet() -> None:
     they are together, which they will not be when some have read their data and compiled sooner than others.
     """
     wait_for_all("start")
-    split = NamedSharding(Mesh(np.array(jax.devices()), ("devices",)), PartitionSpec("devices"))
-    ones = jax.make_array_from_callback((jax.device_count(),), split, lambda _: np.ones(1))
-    jax.block_until_ready(jax.jit(jnp.sum)(ones))
+    largest([0])
 
 
 def _in_a_cluster() -> bool:

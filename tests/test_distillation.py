@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.distillation import halvings, two_step_target
+from diffusion_distillation.distillation import two_step_target
 from diffusion_distillation.sampling import ddim_step
 
 SHAPE = (8, 4, 4, 1)
@@ -86,13 +86,3 @@ def test_transformations(cosine):
     gradient = jax.grad(lambda scale: target(scale, z, i, 8).sum())(0.5)
     numeric = (target(0.51, z, i, 8).sum() - target(0.49, z, i, 8).sum()) / 0.02
     np.testing.assert_allclose(gradient, numeric, rtol=1e-2)
-
-
-def test_halvings():
-    assert halvings(64, 1) == [32, 16, 8, 4, 2, 1]
-    assert halvings(96, 24) == [48, 24]
-    for start, end in ((64, 3), (60, 8), (4, 4), (2, 4), (0, 1), (8, 0)):
-        with pytest.raises(
-            ValueError, match=f"start_num_steps={start} must be end_num_steps={end} times a power of two"
-        ):
-            halvings(start, end)

@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 
 from .. import multihost
 from ..data import Source
-from ..distillation import halvings
 from ..evaluation.features import MOST_PIXELS, pixels
 from ..evaluation.frechet import Statistics
 from ..evaluation.measure import data_indices, data_statistics, halves_distance, measure
+from ..methods import make_method
 from ..pipeline import Pipeline, from_checkpoint
 from ..training.ladder import student_folder
 from .plots import STUDENT, TEACHER, save_columns, save_distances
@@ -126,12 +126,12 @@ def _steps(num_steps: int) -> str:
 
 def _plan(config: ConfigDict) -> list[tuple[str, str, int]]:
     """(model, sampler, num_steps) of every row."""
-    evaluation, distillation = config.eval, config.distillation
+    evaluation = config.eval
     by_ddim = sorted({*evaluation.teacher_num_steps, *evaluation.ancestral_num_steps}, reverse=True)
     return [
         *(("teacher", "ddim", num_steps) for num_steps in by_ddim),
         *(("teacher", "noisy", num_steps) for num_steps in sorted(evaluation.ancestral_num_steps, reverse=True)),
-        *(("student", "ddim", n) for n in halvings(distillation.start_num_steps, distillation.end_num_steps)),
+        *(("student", "ddim", rung.num_steps) for rung in make_method(config).rungs),
     ]
 
 

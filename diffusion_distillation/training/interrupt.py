@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from .. import multihost
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "run the same command again to go on."
 
@@ -18,9 +20,17 @@ _handlers: list[Callable[[int], None]] = []
 
 
 class Interrupt:
-    """While in use, the first SIGINT or SIGTERM is noted in `received`; a second one ends the process at once."""
+    """While in use, the first SIGINT or SIGTERM is noted in `received`; a second one ends the process at once.
+
+    So does the first, where nothing would be lost by it.
+
+    Attributes:
+      received: the number of the signal; 0 before there was one.
+      nothing_to_save: whether all that was done is saved.
+    """
 
     received: int = 0
+    nothing_to_save: bool = True
 
     def __enter__(self) -> "Interrupt":
         self._stack = contextlib.ExitStack()
@@ -30,8 +40,14 @@ class Interrupt:
     def __exit__(self, *_) -> None:
         self._stack.close()
 
-    def _note(self, number: int) -> None:
+    def all_is_saved(self) -> None:
+        """From now on signals end the process at once, as does one that was received before."""
+        self.nothing_to_save = True
         if self.received:
+            _exit_at_once(self.received)
+
+    def _note(self, number: int) -> None:
+        if self.received or self.nothing_to_save:
             _exit_at_once(number)
         self.received = number
         print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
@@ -46,6 +62,7 @@ def exit_on_signals() -> Iterator[None]:
 
 def _exit_at_once(number: int) -> None:
     print(f"Stopped; {GO_ON}", file=sys.stderr, flush=True)
+    multihost.tell_others(f"signal {number}", 128 + number)
     sys.stdout.flush()
     os._exit(128 + number)
 

@@ -1,5 +1,8 @@
-"""The ladder: halving after halving, each student the teacher of the next."""
+"""The ladder: student after student, each the teacher of the next."""
 
+import datetime
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -7,9 +10,10 @@ from ml_collections import ConfigDict
 from ..checkpoints import Metadata, load
 from ..config import stage
 from ..data import Source
-from ..distillation import halvings
 from ..errors import InputError
-from .loop import OnEval, train
+from ..methods import Rung, make_method
+from ..model import train_schedule
+from .loop import OnEval, OnMetrics, say, train
 from .runs import locked, open_run
 from .step import Teacher
 
@@ -19,10 +23,17 @@ def student_folder(workdir: Path, num_steps: int) -> Path:
     return workdir / f"steps_{num_steps:04d}"
 
 
-def run_ladder(config: ConfigDict, workdir: Path, source: Source, *, on_eval: OnEval | None = None) -> None:
-    """Runs every halving from start_num_steps to end_num_steps (Salimans & Ho 2022, algorithm 2).
+def run_ladder(
+    config: ConfigDict,
+    workdir: Path,
+    source: Source,
+    *,
+    on_eval: OnEval | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> None:
+    """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
-    A student starts from its teacher's parameters, with a fresh optimizer. Halvings that are done are kept and one that
+    A student starts from its teacher's parameters, with a fresh optimizer. Those that are done are kept and one that
     was interrupted goes on.
 
     Args:
@@ -30,43 +41,83 @@ def run_ladder(config: ConfigDict, workdir: Path, source: Source, *, on_eval: On
       workdir: the ladder's folder; each student gets `steps_<number of steps>` in it.
       source: the images.
       on_eval: see `loop.train`.
+      on_metrics: see `loop.train`; the values also have the student's `num_steps`.
 
     Raises:
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
-    params, metadata = load(config.distillation.teacher_checkpoint_path)
-    check_teacher(config, source, metadata)
+    rungs = make_method(config).rungs
+    taught_by = Path(config.distillation.teacher_checkpoint_path)
+    params, metadata = load(taught_by)
+    check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
         open_run(workdir, config)
-        for num_steps in halvings(config.distillation.start_num_steps, config.distillation.end_num_steps):
-            teacher, folder = Teacher(params, num_steps), student_folder(workdir, num_steps)
-            params = train(stage(config, num_steps), folder, source, teacher=teacher, on_eval=on_eval)
+        plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
+        for rung in rungs:
+            folder, of_rung = student_folder(workdir, rung.num_steps), plan.stages[rung.num_steps]
+            hook = functools.partial(plan.watch, rung.num_steps)
+            train(of_rung, folder, source, teacher=Teacher(params, rung), on_eval=on_eval, on_metrics=hook)
+            params, _ = load(folder)  # not what the devices hold: their memory is free again
 
 
-def check_teacher(config: ConfigDict, source: Source, teacher: Metadata) -> None:
-    """Raises an InputError that names the difference, if students of this config cannot start from the teacher."""
-    path = config.distillation.teacher_checkpoint_path
+class Plan:
+    """What a ladder is going to do, said before it begins; and the time that it takes, once its speed is known.
+
+    Attributes:
+      stages: the config of each student, by its number of sampling steps.
+    """
+
+    def __init__(self, workdir: Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
+        self.stages, self._name, self._on_metrics, self._timed = stages, workdir.name, on_metrics, set()
+        self._images = {n: config.train.num_steps * config.train.batch_size for n, config in stages.items()}
+        updates = sum(config.train.num_steps for config in stages.values())
+        say(f"{workdir}: {len(stages)} student(s), {updates:,} updates, {sum(self._images.values()):,} examples")
+        for num_steps, config in stages.items():
+            say(
+                f"  {student_folder(workdir, num_steps).name}  {config.train.num_steps:>9,} updates"
+                f"  {self._images[num_steps]:>13,} examples"
+            )
+
+    def watch(self, num_steps: int, step: int, values: Mapping[str, float]) -> None:
+        """Passes a student's metrics on; with its first ones it says how long all that is left takes."""
+        if num_steps not in self._timed:
+            self._timed.add(num_steps)
+            later = sum(images for student, images in self._images.items() if student < num_steps)
+            left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
+            seconds = round(left / values["images_per_sec"])
+            say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, with all students")
+        if self._on_metrics:
+            self._on_metrics(step, {**values, "num_steps": num_steps})
+
+
+def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Metadata) -> None:
+    """Raises an InputError that names the difference, if students of this config cannot start from the teacher.
+
+    Args:
+      config: of the ladder, resolved.
+      first: its first student's rung.
+      source: the images.
+      teacher: what is known of the teacher.
+    """
+    path, of_teacher, ours = config.distillation.teacher_checkpoint_path, teacher.config.model, config.model
     described = {
-        f"config.model.args.{name}": (teacher.config.model.args[name], config.model.args[name])
-        for name in config.model.args
+        f"config.model.args.{name}": (of_teacher.args.get(name), ours.args.get(name))
+        for name in {**of_teacher.args, **ours.args}
         if name not in ("dropout", "remat")  # they are not in the parameters, and teachers and students often differ
     }
+    described |= {f"config.model.{name}": (of_teacher[name], ours[name]) for name in ("name", "mean_type")}
     described |= {
-        "config.model.mean_type": (teacher.config.model.mean_type, config.model.mean_type),
+        "the noise schedule (config.model.train_logsnr_schedule)": (train_schedule(of_teacher), train_schedule(ours)),
         "the image shape": (teacher.image_shape, tuple(source.image_shape)),
         "the number of classes": (teacher.num_classes, source.num_classes),
     }
-    differences = [
-        f"{name} is {of_teacher!r} in the teacher and {of_student!r} here"
-        for name, (of_teacher, of_student) in described.items()
-        if of_teacher != of_student
-    ]
+    differences = [f"{name} is {a!r} in the teacher and {b!r} here" for name, (a, b) in described.items() if a != b]
     if differences:
         raise InputError(f"No student can start from the teacher {path!r}: {'; '.join(differences)}.")
-    trained_for = teacher.num_steps or teacher.config.model.train_num_steps
-    if trained_for not in (0, config.distillation.start_num_steps):
+    trained_for = teacher.num_steps or of_teacher.train_num_steps
+    if trained_for not in (0, first.teacher_num_steps):
         raise InputError(
             f"The teacher {path!r} was trained for {trained_for} sampling steps: set "
-            f"config.distillation.start_num_steps={trained_for} (it is {config.distillation.start_num_steps})."
+            f"config.distillation.start_num_steps={trained_for} (it is {first.teacher_num_steps})."
         )

@@ -8,9 +8,10 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,19 +21,20 @@ from ml_collections import ConfigDict
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params
 from ..data import Source, read_batches
-from ..devices import data_mesh, place
-from ..errors import RunError
-from ..model import count_params, init_params, make_network
+from ..devices import data_mesh
+from ..errors import InputError, RunError
+from ..model import Network, count_params, init_params, make_network
 from ..shapes import Params
-from ..unet import UNet
 from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
-from .parallel import Runner, check_batch_size, make_runner, state_shardings
+from .parallel import Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, locked, open_run
-from .step import Metrics, Teacher, TrainState, init_state
+from .step import Metrics, Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
+SLOW = 1.0  # seconds that a call of the devices takes from which on none is queued behind it
 OnEval = Callable[[Params, Metadata, Path], None]
+OnMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 def train(
@@ -42,18 +44,18 @@ def train(
     *,
     teacher: Teacher | None = None,
     on_eval: OnEval | None = None,
-) -> Params:
+    on_metrics: OnMetrics | None = None,
+) -> None:
     """Trains for config.train.num_steps updates, from the newest checkpoint in the workdir if there is one.
 
     Args:
-      config: resolved; for a student, that of its halving (`config.stage`).
+      config: resolved; for a student, that of its rung (`config.stage`).
       workdir: the run's folder.
       source: the images.
       teacher: for a student, which starts from the teacher's parameters.
-      on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end.
-
-    Returns:
-      The sampling parameters.
+      on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
+        and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
+      on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
 
     Raises:
       InputError: for a workdir of another config, or a batch or a network that does not fit the devices or the images;
@@ -62,13 +64,16 @@ def train(
     """
     mesh = data_mesh()
     check_batch_size(config.train, mesh)
+    check_processes(config, source)
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
         open_run(workdir, config)
-        metadata = Metadata(config, source.image_shape, source.num_classes, int(teacher.num_steps) if teacher else 0)
+        num_steps = int(teacher.rung.num_steps) if teacher else 0
+        metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
         runner = _runner(_what_shapes_a_step(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-            return _resume(_Run(metadata, workdir, source, teacher, on_eval, runner, checkpoints), network, mesh)
+            run = _Run(metadata, workdir, source, teacher, on_eval, on_metrics, runner, checkpoints)
+            _resume(run, network, mesh)
 
 
 class _Run(NamedTuple):
@@ -79,88 +84,204 @@ class _Run(NamedTuple):
     source: Source
     teacher: Teacher | None
     on_eval: OnEval | None
+    on_metrics: OnMetrics | None
     runner: Runner
     checkpoints: Checkpoints
 
+    def evaluate(self, state: TrainState, step: int) -> None:
+        """Shows what the model has learned, to whom asked for it."""
+        if self.on_eval:
+            params = self.runner.collect(state).sampling_params
+            self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
-def _resume(run: _Run, network: UNet, mesh: Mesh) -> Params:
+
+def check_processes(config: ConfigDict, source: Source) -> None:
+    """Raises an InputError that names the difference, if processes have another config or other data than the first."""
+    theirs, ours = json.loads(multihost.of_main(config.to_json())), json.loads(config.to_json())
+    fields = [name for name in ours if ours[name] != theirs.get(name)]
+    shapes = multihost.gather([len(source), *source.image_shape, source.num_classes])
+    other = next((process for process, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        of_first, of_other = (
+            f"{length:,} images of {height}x{width}x{channels} in {classes} class(es)"
+            for length, height, width, channels, classes in (shapes[0], shapes[other])
+        )
+        raise InputError(
+            f"Process 0 reads {of_first}, process {other} reads {of_other}: give all of them the same data."
+        )
+    if multihost.largest([len(fields)])[0]:
+        sections = ", ".join(f"config.{name}" for name in fields)
+        raise InputError(
+            f"Process {jax.process_index()} has another {sections} than process 0: give all of them the same command."
+            if fields
+            else "The processes have different configs: give all of them the same command."
+        )
+
+
+def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
     """Takes the run up where it stopped, or begins it, and goes on to the end."""
     config = run.metadata.config
     like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
     shardings = state_shardings(like, mesh, shard=config.train.shard_state)
-    state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
-    if state is None:
-        teacher, key = run.teacher, jax.random.key(config.seed)
-        params = (
-            teacher.params if teacher else init_params(network, key, run.source.image_shape, run.source.num_classes)
-        )
-        state = place(init_state(config, params), shardings)
-    step = int(state.step)
-    if step >= config.train.num_steps:
-        _say(f"{run.workdir}: finished, {step:,} steps")
-        return state.sampling_params
     with Interrupt() as interrupt:
-        _say(
+        say(
             f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, "
-            f"{mesh.size} {jax.default_backend()} device(s){f', going on from step {step:,}' if step else ''}"
+            f"{mesh.size} {jax.default_backend()} device(s)"
         )
-        state, teacher = run.runner.place(state, run.teacher)
-        return _go_on(run._replace(teacher=teacher), state, step, interrupt)
+        state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
+        if state is None:
+            state = begin(config, _initial_params(run, network), mesh)
+        step = int(state.step)
+        finished = step >= config.train.num_steps
+        state, teacher = run.runner.place(state, None if finished else run.teacher)
+        if step:
+            say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
+        if finished or (step and step % (config.train.eval_every_steps or step + 1) == 0):
+            run.evaluate(state, step)  # unless that is done; the run may have been stopped before it was
+        if not finished:
+            _go_on(run._replace(teacher=teacher), state, step, interrupt)
+
+
+def _initial_params(run: _Run, network: Network) -> Params:
+    if run.teacher:
+        return run.teacher.params
+    key = run_key(run.metadata.config.seed)
+    return init_params(network, key, run.source.image_shape, run.source.num_classes)
 
 
 def _abstract(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Params:
-    """The loop itself: from a step to the last, with all that is to be seen and kept on the way."""
-    metadata, workdir, source, teacher, on_eval, runner, checkpoints = run
-    seed, train = metadata.config.seed, metadata.config.train
-    log = MetricsLog(workdir, step)
-    progress = Progress(workdir.name, step, train.num_steps, train.batch_size)
-    metrics: list[Metrics] = []
-    health = Health(step)
-    start, saved_at = step, time.monotonic()
+def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> None:
+    """The loop itself: from a step to the last, with all that is to be seen and kept on the way.
+
+    Each round gives the devices one call more, and then looks at what the call before it brought; so the devices always
+    have work, and are never far ahead of what is known of them.
+    """
+    metadata, workdir, source, teacher, _, _, runner, checkpoints = run
+    train, key = metadata.config.train, run_key(metadata.config.seed)
+    length = train.substeps if runner.in_one_call else 1
+    monitor, decisions = Monitor(run, step), Decisions()
     process = jax.process_index(), jax.process_count()
-    ahead = read_batches(source, seed, range(step, train.num_steps), train.batch_size, process=process)
+    ahead = read_batches(source, metadata.config.seed, range(step, train.num_steps), train.batch_size, process=process)
+    start, saved_at, save_when_due = step, time.monotonic(), False
+    say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead):
         while step < train.num_steps:
-            chunk = range(step, min((step // train.substeps + 1) * train.substeps, train.num_steps))
-            batches = list(itertools.islice(ahead, len(chunk)))
-            state, of_chunk = runner.steps(state, jax.random.key(seed), teacher, batches)
-            metrics.append(of_chunk)
-            health.watch(of_chunk)
-            step = chunk.stop
-            last = step == train.num_steps
+            began = time.monotonic()
+            call = range(step, min((step // length + 1) * length, train.num_steps))
+            batches = list(itertools.islice(ahead, len(call)))
+            state, metrics = runner.steps(state, key, teacher, batches)
+            interrupt.nothing_to_save = False
+            monitor.sent(call, metrics)
+            step, last = call.stop, call.stop == train.num_steps
+            if call.start == start:
+                monitor.compiled()
+            monitor.look(unseen=0 if decisions.slow else 1)
 
-            if last or _due(chunk, train.log_loss_every_steps):
-                health.check(workdir)
-                values = _means(metrics)
-                values["learning_rate"] = float(learning_rate(train)(step - 1))
-                values["images_per_sec"] = progress.show(step, values["loss"])
-                log.write(step, values)
-                metrics.clear()
-            if chunk.start == start:
-                jax.block_until_ready(of_chunk)
-                progress.restart(step)  # the first call compiles, which says nothing of speed
-            overdue = time.monotonic() - saved_at > train.checkpoint_every_secs
-            stop, overdue = multihost.largest([interrupt.received, overdue])
-            if last or stop or overdue or _due(chunk, train.retain_checkpoint_every_steps):
-                health.check(workdir)
-                if train.enable_update_skip or health.is_good:
+            overdue = multihost.is_main() and time.monotonic() - saved_at > train.checkpoint_every_secs
+            slow = call.start > start and time.monotonic() - began > SLOW
+            stop, overdue = decisions.take(interrupt.received, overdue, slow)
+            save_when_due |= overdue
+            to_evaluate = run.on_eval and (last or _due(call, train.eval_every_steps))
+            to_save = _due(call, train.retain_checkpoint_every_steps) or (save_when_due and step % train.substeps == 0)
+            if last or stop or to_evaluate or to_save:
+                monitor.look(unseen=0)
+                if train.enable_update_skip or monitor.health.is_good:
                     checkpoints.save(runner.collect(state), metadata)
                 elif last:  # the parameters are spoiled
                     raise RunError(f"{workdir}: the last updates were not finite; the checkpoint before them is kept.")
-                saved_at = time.monotonic()
-            if on_eval and (last or _due(chunk, train.eval_every_steps)) and not stop:
-                with progress.paused():
-                    on_eval(runner.collect(state).sampling_params, dataclasses.replace(metadata, step=step), workdir)
-                stop = last and multihost.largest([interrupt.received])[0]  # while sampling; or else after a step
+                saved_at, save_when_due = time.monotonic(), False
+                decisions.forget()
             if stop:
                 checkpoints.wait()
-                print(f"{workdir}: saved at step {step:,}; {GO_ON}", file=sys.stderr, flush=True)
+                print(f"{workdir}: saved at step {checkpoints.latest_step():,}; {GO_ON}", file=sys.stderr, flush=True)
                 sys.exit(128 + stop)
-    return runner.collect(state).sampling_params
+            if to_evaluate:
+                checkpoints.wait()
+                interrupt.all_is_saved()
+                with monitor.progress.paused():
+                    run.evaluate(state, step)
+
+
+class Decisions:
+    """What all processes do together, by what each of them wishes.
+
+    Where they are several, the answer to what they wished a call ago is taken, which is there by now, so that nothing
+    waits for the devices; unless a call takes long anyway.
+
+    Attributes:
+      slow: whether the devices should be waited for after every call.
+    """
+
+    def __init__(self):
+        self.slow = False
+        self._asked: deque[Callable[[], list[int]]] = deque()
+
+    def take(self, stop: int, save: bool, slow: bool) -> tuple[int, bool]:
+        """The number of the signal to stop for, or 0, and whether to save; the arguments are this process's wishes."""
+        self._asked.append(multihost.ask_largest([stop, save, slow]))
+        to_wait = 0 if self.slow or jax.process_count() == 1 else 1
+        answers = [self._asked.popleft()() for _ in range(len(self._asked) - to_wait)]
+        if not answers:
+            return 0, False
+        stop, save, slow = map(max, zip(*answers, strict=True))
+        self.slow = bool(slow)
+        return stop, bool(save)
+
+    def forget(self) -> None:
+        """Leaves out what was asked and not answered yet: it is done."""
+        self._asked.clear()
+
+
+class Monitor:
+    """What is seen of a run: its metrics, whether it is well, and how fast it is.
+
+    Metrics stay on the devices until they are looked at; looking waits for the devices.
+    """
+
+    def __init__(self, run: _Run, step: int):
+        self._run, self._train, self._began = run, run.metadata.config.train, time.monotonic()
+        self._log = MetricsLog(run.workdir, step)
+        self._sent: deque[tuple[range, Metrics]] = deque()
+        self._seen: list[Metrics] = []
+        self.health = Health(step)
+        self.progress = Progress(run.workdir.name, step, self._train.num_steps, self._train.batch_size)
+
+    def sent(self, call: range, metrics: Metrics) -> None:
+        """Takes the metrics of steps that the devices have been given."""
+        self._sent.append((call, metrics))
+
+    def compiled(self) -> None:
+        """Says that the first steps are done; their time says nothing of speed."""
+        call, metrics = self._sent[0]
+        jax.block_until_ready(metrics)
+        seconds = time.monotonic() - self._began
+        say(f"{self._run.workdir}: compiled; the first {len(call)} step(s) done after {seconds:.0f} s")
+        self.progress.restart(call.stop)
+
+    def look(self, *, unseen: int) -> None:
+        """Looks at all metrics but those of the last `unseen` calls, and shows and writes them where it is time to.
+
+        Raises:
+          RunError: if no update was finite for 100 steps.
+        """
+        while len(self._sent) > unseen:
+            call, metrics = self._sent.popleft()
+            self._seen.append(jax.device_get(metrics))
+            self.health.check(self._seen[-1], self._run.workdir)
+            if call.stop == self._train.num_steps or _due(call, self._train.log_loss_every_steps):
+                self._write(call.stop)
+
+    def _write(self, step: int) -> None:
+        values = _means(self._seen)
+        values["learning_rate"] = float(learning_rate(self._train)(step - 1))
+        values["images_per_sec"] = self.progress.show(step, values["loss"])
+        self._seen.clear()
+        self._log.write(step, values)
+        if self._run.on_metrics and multihost.is_main():
+            self._run.on_metrics(step, values)
 
 
 class Health:
@@ -173,33 +294,26 @@ class Health:
     def __init__(self, step: int):
         self._checked = step
         self._bad_since: int | None = None
-        self._unchecked: list[Metrics] = []
 
     @property
     def is_good(self) -> bool:
         """Whether the last update that was checked was finite."""
         return self._bad_since is None
 
-    def watch(self, metrics: Metrics) -> None:
-        """Takes the metrics of the next steps, to be looked at when they are checked: until then nothing waits."""
-        self._unchecked.append(metrics)
-
-    def check(self, workdir: Path) -> None:
-        """Looks at all that was watched; raises a RunError after `MOST_BAD_STEPS` steps without a finite update."""
-        for part in jax.device_get(self._unchecked):
-            for loss, norm in zip(part["loss"], part["gradient_norm"], strict=True):
-                self._checked += 1
-                if np.isfinite(loss) and np.isfinite(norm):
-                    self._bad_since = None
-                elif self._bad_since is None:
-                    self._bad_since = self._checked
-                if not self.is_good and self._checked - self._bad_since + 1 >= MOST_BAD_STEPS:
-                    raise RunError(
-                        f"{workdir}: no update was finite for {MOST_BAD_STEPS} steps, from step {self._bad_since:,} "
-                        "on. The last checkpoint before it is kept. Try a smaller config.train.learning_rate, in "
-                        "another --workdir."
-                    )
-        self._unchecked.clear()
+    def check(self, metrics: Metrics, workdir: Path) -> None:
+        """Looks at the metrics of the next steps; raises a RunError after 100 without a finite update."""
+        for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
+            self._checked += 1
+            if np.isfinite(loss) and np.isfinite(norm):
+                self._bad_since = None
+            elif self._bad_since is None:
+                self._bad_since = self._checked
+            if not self.is_good and self._checked - self._bad_since + 1 >= MOST_BAD_STEPS:
+                raise RunError(
+                    f"{workdir}: no update was finite for {MOST_BAD_STEPS} steps, from step {self._bad_since:,} "
+                    "on. The last checkpoint before it is kept. Try a smaller config.train.learning_rate, in "
+                    "another --workdir."
+                )
 
 
 class Progress:
@@ -221,7 +335,7 @@ class Progress:
         left = datetime.timedelta(seconds=round((self.total - step) / per_second))
         line = (
             f"{self.name}  step {step:,}/{self.total:,}  loss {loss:.4g}  "
-            f"{per_second * self.batch_size:,.0f} images/s  {left} left"
+            f"{per_second * self.batch_size:,.0f} images/s  {left} left{memory_of(jax.local_devices()[0])}"
         )
         if not multihost.is_main():
             return per_second * self.batch_size
@@ -237,7 +351,17 @@ class Progress:
         self.time += time.monotonic() - start
 
 
-def _say(line: str) -> None:
+def memory_of(device: Any) -> str:
+    """The most memory of a device that has been in use, as the progress line has it; nothing where it does not tell."""
+    stats = device.memory_stats() or {}
+    if "peak_bytes_in_use" not in stats:
+        return ""
+    limit = f" of {stats['bytes_limit'] / 1e9:.1f}" if "bytes_limit" in stats else ""
+    return f"  {stats['peak_bytes_in_use'] / 1e9:.1f}{limit} GB"
+
+
+def say(line: str) -> None:
+    """Prints a line, in the main process."""
     if multihost.is_main():
         print(line, flush=True)
 
@@ -249,7 +373,6 @@ def _due(chunk: range, interval: int) -> bool:
 
 def _means(metrics: Sequence[Metrics]) -> dict[str, float]:
     """Means of the collected metrics; of counts, the last."""
-    metrics = jax.device_get(metrics)
     values = {name: np.concatenate([np.asarray(part[name]) for part in metrics]) for name in metrics[0]}
     return {name: value[-1].item() if name == "skipped" else value.mean().item() for name, value in values.items()}
 
@@ -260,5 +383,5 @@ def _what_shapes_a_step(config: ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _runner(config_json: str, network: UNet, mesh: Mesh) -> Runner:
+def _runner(config_json: str, network: Network, mesh: Mesh) -> Runner:
     return make_runner(ConfigDict(json.loads(config_json)), network, mesh)

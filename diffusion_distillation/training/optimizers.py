@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..shapes import Params
+from ..shapes import Array, Params
 
 EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "temb_proj")
 
@@ -48,6 +48,18 @@ def learning_rate(train: Any) -> optax.Schedule:
         return rate
 
     return schedule
+
+
+def at_step(opt_state: optax.OptState, step: Array) -> optax.OptState:
+    """The optimizer's state with the learning rate at this step, and all else as it is.
+
+    A step that is skipped leaves the moments and their count alone, but the learning rate goes on.
+    """
+
+    def of_learning_rate(path, _):
+        return getattr(path[-1], "tuple_name", None) == optax.ScaleByScheduleState.__name__
+
+    return optax.tree.set(opt_state, of_learning_rate, count=step)
 
 
 def _embedding_or_rest(params: Params) -> Params:

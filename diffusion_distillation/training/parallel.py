@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..devices import AXIS, hold, num_local, of_first, place, replicated
 from ..errors import InputError
-from .step import Batch, Metrics, Teacher, TrainState, TrainStep, make_train_step
+from ..model import Network
+from ..shapes import Params
+from .step import Batch, Metrics, Teacher, TrainState, TrainStep, init_state, make_train_step
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -33,14 +34,16 @@ class Runner(NamedTuple):
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics are stacked, `[len(batches)]`. The state passed in is used up.
       collect: the state as arrays that span all devices, to be saved or sampled with.
+      in_one_call: whether the devices do the steps of a call without the host, which then is as long as they take.
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
     steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]
     collect: Callable[[TrainState], TrainState]
+    in_one_call: bool
 
 
-def make_runner(config: Any, network: nn.Module, mesh: Mesh, *, scan: bool | None = None) -> Runner:
+def make_runner(config: Any, network: Network, mesh: Mesh, *, scan: bool | None = None) -> Runner:
     """Compiles the training step of a config for a mesh, the way config.train.parallel says.
 
     Args:
@@ -55,13 +58,23 @@ def make_runner(config: Any, network: nn.Module, mesh: Mesh, *, scan: bool | Non
     return make(config, network, mesh, scan)
 
 
+def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
+    """The state before the first step, made where its arrays live: no device holds more of it than its share."""
+    make = functools.partial(init_state, config)
+    shardings = state_shardings(jax.eval_shape(make, params), mesh, shard=config.train.shard_state)
+    params = place(params, jax.tree.map(lambda _: replicated(mesh), params))
+    return jax.jit(make, out_shardings=shardings)(params)
+
+
 def state_shardings(state: TrainState, mesh: Mesh, *, shard: bool) -> TrainState:
     """Where each array of a state lives: everywhere; or, all but the parameters, divided among the devices."""
     whole = jax.tree.map(lambda _: replicated(mesh), state)
     if not shard:
         return whole
     divided = functools.partial(jax.tree.map, functools.partial(_divided, mesh=mesh))
-    return whole._replace(ema_params=divided(state.ema_params), opt_state=divided(state.opt_state))
+    return whole._replace(
+        ema_params=divided(state.ema_params), opt_state=divided(state.opt_state), average=divided(state.average)
+    )
 
 
 def teacher_shardings(teacher: Teacher | None, mesh: Mesh, *, shard: bool) -> Teacher | None:
@@ -104,12 +117,12 @@ def _run(compiled: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: 
     return steps
 
 
-def _jit_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
+def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     shard = config.train.shard_state
-    step = _over_batches(make_train_step(config, network, num_shards=mesh.size), scan)
+    step = make_train_step(config, network, num_shards=mesh.size)
     split = NamedSharding(mesh, PartitionSpec(*[None] * scan, AXIS))
 
-    def constrained(state, key, teacher, batch):
+    def constrained(state, key, teacher, batch):  # in a scan this holds from step to step, not at its end alone
         new, metrics = step(state, key, teacher, batch)
         return jax.lax.with_sharding_constraint(
             (new, metrics), (state_shardings(new, mesh, shard=shard), jax.tree.map(lambda _: replicated(mesh), metrics))
@@ -124,11 +137,11 @@ def _jit_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runn
             place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
-    compiled = jax.jit(constrained, donate_argnums=0)
-    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric), lambda state: state)
+    compiled = jax.jit(_over_batches(constrained, scan), donate_argnums=0)
+    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric), lambda state: state, scan)
 
 
-def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Runner:
+def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
     devices, count = list(mesh.devices.flat), num_local(mesh)
     compiled = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
@@ -148,4 +161,4 @@ def _pmap_runner(config: Any, network: nn.Module, mesh: Mesh, scan: bool) -> Run
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, _run(compiled, put, scan, of_first), collect)
+    return Runner(place_both, _run(compiled, put, scan, of_first), collect, scan)

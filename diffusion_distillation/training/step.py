@@ -1,6 +1,6 @@
 """The training step: a pure function of the state, the teacher and a batch.
 
-Base training and distillation are one step with two targets. All its randomness is drawn for each example from
+What is learned is the method's business (`methods`). All randomness of a step is drawn for each example from
 (seed, step, position in the global batch), so it does not depend on how the batch is spread over devices.
 """
 
@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from ..diffusion import q_sample
-from ..distillation import two_step_target
-from ..losses import continuous_times, data_target, discrete_steps, training_loss
-from ..model import network_denoiser, train_schedule
+from ..methods import Denoisers, Method, Rung, make_method
+from ..model import Network, network_denoiser, train_schedule
 from ..sampling import normal
-from ..shapes import Array, Params
-from .optimizers import make_optimizer
+from ..shapes import Array, Condition, Keys, Params
+from .optimizers import at_step, make_optimizer
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -33,6 +31,7 @@ class TrainState(NamedTuple):
       ema_params: their running average, with which samples are drawn; None where nothing is averaged.
       opt_state: of the optimizer.
       skipped: updates left out because they were not finite.
+      average: the average that the method's target reads; None where it reads none.
     """
 
     step: Array
@@ -40,6 +39,7 @@ class TrainState(NamedTuple):
     ema_params: Params | None
     opt_state: optax.OptState
     skipped: Array
+    average: Params | None = None
 
     @property
     def sampling_params(self) -> Params:
@@ -52,29 +52,38 @@ class Teacher(NamedTuple):
 
     Attributes:
       params: the teacher's sampling parameters.
-      num_steps: number of sampling steps of its student, half its own.
+      rung: its student's place in the ladder.
     """
 
     params: Params
-    num_steps: Array | int
+    rung: Rung
+
+
+def run_key(seed: int) -> Keys:
+    """The key of a run, of one kind of generator whatever JAX's default is: a run may be taken up under another."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 def init_state(config: Any, params: Params) -> TrainState:
     """The state before the first step of training from a copy of these parameters; `config` is resolved."""
-    params = jax.tree.map(jnp.array, params)  # a step uses up its state, and the parameters may be the teacher's too
+
+    def copy():  # a step uses up its state, and the parameters may be the teacher's too
+        return jax.tree.map(jnp.array, params)
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.array, params) if averaging_decay(config.train) else None,
+        params=copy(),
+        ema_params=copy() if averaging_decay(config.train) else None,
         opt_state=_optimizer(config).init(params),
         skipped=jnp.zeros((), jnp.int32),
+        average=copy() if make_method(config).average_decay is not None else None,
     )
 
 
 TrainStep = Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = None, num_shards: int = 1) -> TrainStep:
+def make_train_step(config: Any, network: Network, *, axis_name: str | None = None, num_shards: int = 1) -> TrainStep:
     """The training step of a resolved config.
 
     Args:
@@ -85,13 +94,13 @@ def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = 
         microbatch.
 
     Returns:
-      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `jax.random.key(seed)`; the teacher
-      is None in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics
-      are the loss, the norm of the gradient before it is clipped, and the number of updates skipped so far. The
-      config's seed is not read, and the teacher's num_steps may be traced: one compiled step serves every halving.
+      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `run_key(seed)`; the teacher is None
+      in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics are the
+      loss, the norm of the gradient before it is clipped, and the number of updates skipped so far. The config's seed
+      is not read, and the teacher's rung may be traced: one compiled step serves every student.
     """
-    train = config.train
-    loss = _make_loss(config, network)
+    train, method = config.train, make_method(config)
+    loss = _make_loss(config, network, method)
     optimizer = _optimizer(config)
     decay = averaging_decay(train)
     num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
@@ -102,17 +111,26 @@ def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = 
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows)}
         value, grads = _mean_over_microbatches(
-            lambda part: jax.value_and_grad(loss)(state.params, teacher, keys, part),
+            lambda part: jax.value_and_grad(loss)(state.params, state, teacher, keys, part),
             _microbatches(batch, num_microbatches, num_shards),
         )
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state = at_step(state.opt_state, state.step)
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = (
-            None if decay is None else optax.incremental_update(params, state.ema_params, 1 - decay(state.step))
+        new = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=None if decay is None else _averaged(state.ema_params, params, decay(state.step)),
+            opt_state=opt_state,
+            skipped=state.skipped,
+            average=(
+                None
+                if method.average_decay is None
+                else _averaged(state.average, params, corrected_decay(method.average_decay, state.step))
+            ),
         )
-        new = TrainState(state.step + 1, params, ema_params, opt_state, state.skipped)
         gradient_norm = optax.tree.norm(grads)
         if train.enable_update_skip:
             kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
@@ -123,38 +141,40 @@ def make_train_step(config: Any, network: nn.Module, *, axis_name: str | None = 
     return step
 
 
-def _make_loss(config: Any, network: nn.Module) -> Callable[..., Array]:
-    """`loss(params, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
+def _make_loss(config: Any, network: Network, method: Method) -> Callable[..., Array]:
+    """`loss(params, state, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
 
     `keys` are those of this step, for data and for dropout; `batch` also has `index`, the position of each example.
     """
     model = config.model
     schedule = train_schedule(model)
 
-    def loss(params, teacher, keys, batch):
+    def denoiser(params: Params, condition: Condition, **kwargs):
+        def denoise(z, logsnr, **changed):
+            return network_denoiser(network, params, model.mean_type, {**condition, **changed}, **kwargs)(z, logsnr)
+
+        return denoise
+
+    def loss(params, state, teacher, keys, batch):
         data_key, dropout_key = keys
-        condition, index = {"y": batch["label"]} if "label" in batch else {}, batch["index"]
+        labels, index = {"y": batch["label"]} if "label" in batch else {}, batch["index"]
         of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
         x = preprocess(of_example[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
         eps = normal(of_example[:, 1], x)
-
-        num_steps = model.train_num_steps if teacher is None else teacher.num_steps
-        if teacher is None and num_steps == 0:
-            t = continuous_times(of_example[:, 2])
-        else:
-            i = discrete_steps(of_example[:, 2], num_steps)
-            t = (i + 1) / num_steps
-        logsnr = schedule(t)
+        times = method.times(of_example[:, 2], state.step, None if teacher is None else teacher.rung)
+        logsnr = schedule(times.t)
         z = q_sample(x, eps, logsnr)
-        if teacher is None:
-            target = data_target(x, eps, logsnr)
-        else:
-            teach = network_denoiser(network, teacher.params, model.mean_type, condition)
-            target = two_step_target(teach, z, i, num_steps, schedule)
-        student = network_denoiser(
-            network, params, model.mean_type, condition, train=True, index=index, rngs={"dropout": dropout_key}
+
+        told = method.condition(labels, times)
+        in_training = dict(train=True, index=index, rngs={"dropout": dropout_key})
+        student = denoiser(params, told, **in_training)
+        denoisers = Denoisers(
+            teacher=None if teacher is None else denoiser(teacher.params, labels),
+            student=denoiser(jax.lax.stop_gradient(params), told, **in_training),
+            average=None if state.average is None else denoiser(state.average, told),
         )
-        return jnp.mean(training_loss(student(z, logsnr), target, model.mean_loss_weight_type))
+        target = method.target(denoisers, x, eps, z, times)
+        return jnp.mean(method.loss(student(z, logsnr), target, times))
 
     return loss
 
@@ -190,6 +210,18 @@ def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
         return x
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+
+
+def _averaged(average: Params, params: Params, decay: Array) -> Params:
+    return optax.incremental_update(params, average, 1 - decay)
+
+
+def corrected_decay(decay: float, step: Array) -> Array:
+    """The decay of a running average at each step that weighs n parameters as decay^(n-1), ..., decay, 1 do.
+
+    So the weights sum to one from the first step on, which replaces the initial parameters.
+    """
+    return decay * (1 - decay**step) / (1 - decay ** (step + 1))
 
 
 def averaging_decay(train: Any) -> Callable[[Array], Array] | None:

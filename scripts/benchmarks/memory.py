@@ -11,12 +11,14 @@ config.train.microbatch_size, and with config.model.args.remat=True. Nothing is 
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.devices import AXIS, replicated
+from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.parallel import state_shardings, teacher_shardings
 from diffusion_distillation.training.step import Teacher, init_state
@@ -43,7 +45,7 @@ def bytes_per_device(config: ConfigDict, image_shape: tuple[int, int, int], num_
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     state = jax.eval_shape(lambda params: init_state(config, params), params)
-    teacher = Teacher(params, jax.ShapeDtypeStruct((), int)) if "distillation" in config else None
+    teacher = Teacher(params, Rung(np.int32(2), np.int32(1))) if "distillation" in config else None
     mesh = AbstractMesh((num_devices,), (AXIS,))
     held = (state, teacher, params)  # the last for the gradients
     gradients = jax.tree.map(lambda _: replicated(mesh), params)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.devices import data_mesh
+from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import check_batch_size, make_runner
@@ -90,7 +91,7 @@ def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
         config.model.args.remat = remat
     network = make_network(config.model, SOURCE.image_shape, SOURCE.num_classes)
     params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape, 1) for seed in (0, 1))
-    teacher = Teacher(of_teacher, 4) if distilled else None
+    teacher = Teacher(of_teacher, Rung(8, 4)) if distilled else None
     states, losses = run(config, 20, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
     assert states[-1].step == 20 and states[-1].skipped == 0
     return states[-1].params, states[-1].ema_params, losses
@@ -126,7 +127,7 @@ def test_one_program_for_every_halving():
     config = make_config(distillation={})
     step = jax.jit(make_train_step(config, NETWORK))
     state, batch = init_state(config, AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
-    teachers = [Teacher(AFFINE, num_steps) for num_steps in (1, 4, 1024)]
+    teachers = [Teacher(AFFINE, Rung(2 * num_steps, num_steps)) for num_steps in (1, 4, 1024)]
     losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
     # As steps shrink two of them become one, and a student that equals its teacher has less and less to learn.
     assert losses[0] > 10 * losses[1] > 1e4 * losses[2]
@@ -190,7 +191,7 @@ def test_no_average(train):
 def test_only_the_embedding_is_trained():
     config = make_config(distillation=dict(only_finetune_temb=True))
     teacher = jax.tree.map(lambda leaf: leaf + 0.1, AFFINE)
-    state = run(config, 1, teacher=Teacher(teacher, 4))[0][-1]
+    state = run(config, 1, teacher=Teacher(teacher, Rung(8, 4)))[0][-1]
     assert np.all(state.params["dense0"] != AFFINE["dense0"])
     np.testing.assert_array_equal(state.params["bias"], AFFINE["bias"])
 

@@ -1,0 +1,41 @@
+"""Methods: what a student (or a base model) learns, each in a file of its own.
+
+Adding one is such a file and a line in `METHODS`; one of your own needs no line, only its 'package.module:function' in
+config.distillation.method.
+"""
+
+from typing import Any
+
+from ..errors import InputError
+from ..registry import look_up
+from ..schedules import get_logsnr_schedule
+from . import diffusion, progressive
+from .method import Denoisers as Denoisers
+from .method import Method as Method
+from .method import Rung as Rung
+from .method import Times as Times
+
+METHODS = {"progressive": progressive.make}
+
+
+def make_method(config: Any) -> Method:
+    """The method of a config: base training, or for a ladder what config.distillation.method names.
+
+    Args:
+      config: resolved, or on its way there: `model` and `distillation` are read.
+
+    Raises:
+      InputError: for a method that is unknown, cannot be imported, does not return a `Method` with rungs, or has other
+        wishes about the config.
+    """
+    schedule = get_logsnr_schedule(**config.model.train_logsnr_schedule)
+    if "distillation" not in config:
+        return diffusion.make(config, schedule)
+    name = config.distillation.method
+    method = look_up(name, METHODS, "distillation.method")(config, schedule)
+    if not isinstance(method, Method) or not method.rungs:
+        raise InputError(
+            f"config.distillation.method={name!r} must be a function that returns a diffusion_distillation.methods."
+            f"Method with one rung or more; it returned {method!r:.200}."
+        )
+    return method

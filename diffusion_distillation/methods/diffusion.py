@@ -1,0 +1,23 @@
+"""Base training: the network learns to tell the data from the noise (Salimans & Ho 2022, algorithm 1)."""
+
+from typing import Any
+
+from ..losses import continuous_times, data_target, discrete_steps, training_loss
+from ..schedules import Schedule
+from .method import Method, Times
+
+
+def make(config: Any, schedule: Schedule) -> Method:
+    """Base training at uniform times, or at those of a sampler of model.train_num_steps steps."""
+    num_steps = config.model.train_num_steps
+
+    def times(keys, update, rung):
+        return Times((discrete_steps(keys, num_steps) + 1) / num_steps if num_steps else continuous_times(keys))
+
+    def target(denoisers, x, eps, z, times):
+        return data_target(x, eps, schedule(times.t))
+
+    def loss(prediction, target, times):
+        return training_loss(prediction, target, config.model.mean_loss_weight_type)
+
+    return Method(times, target, loss)
