@@ -31,6 +31,7 @@ setup(
         "pillow>=10.4",
         "scikit-learn>=1.5.2",
         "tensorflow-datasets>=4.9.10",
+        "tensorboardX>=2.6.2",
         "tqdm>=4.66.5",
     ],
     extras_require={

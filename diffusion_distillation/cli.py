@@ -1,13 +1,15 @@
 """What the scripts share."""
 
 import errno
+import hashlib
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -23,6 +25,7 @@ from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
 from .training.interrupt import exit_on_signals
+from .training.loop import OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = {
@@ -67,6 +70,7 @@ class RunFlags(ProcessFlags):
         )
         flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
+        self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
 
     def config(self, *, distillation: bool) -> ConfigDict:
@@ -82,6 +86,33 @@ class RunFlags(ProcessFlags):
         """The run's folder."""
         return Path(self._workdir.value)
 
+    def on_metrics(self, config: ConfigDict) -> OnMetrics | None:
+        """What else is done with metrics, in the main process; call it once JAX has started."""
+        if self._wandb.value is None or not multihost.is_main():
+            return None
+        return _to_wandb(self._wandb.value, self.workdir, config)
+
+
+def _to_wandb(project: str, workdir: Path, config: ConfigDict) -> OnMetrics:
+    """Sends metrics to Weights & Biases. A run that is taken up goes on there; a ladder's students are side by side."""
+    try:
+        import wandb
+    except ImportError:
+        raise InputError('--wandb_project needs wandb: pip install -e ".[wandb]"') from None
+    identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    run = wandb.init(project=project, name=str(workdir), id=identity, resume="allow", config=config.to_dict())
+    for student in ("", "steps_*/"):
+        run.define_metric(f"{student}*", step_metric=f"{student}step")
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        student = f"steps_{values['num_steps']:04d}/" if "num_steps" in values else ""
+        run.log({f"{student}{name}": value for name, value in {**values, "step": step}.items()})
+
+    return log
+
+
+RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
+
 
 class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
@@ -90,6 +121,9 @@ class _ConfigParser(ConfigFileFlagParser):
         config = super().parse(path)
         if isinstance(config, ConfigDict):
             add_missing(config)
+            for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
+                if "distillation" in config and rung not in config.distillation.stages:
+                    config.distillation.stages[rung] = ConfigDict()
         return config
 
 
@@ -109,18 +143,26 @@ def run(main: Callable[[], None]) -> None:
             with exit_on_signals():
                 main()
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(str(error), 2)
         except RunError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            _fail(str(error), 1)
         except OSError as error:
             if error.errno not in NOT_OUR_FAULT:
+                multihost.tell_others(repr(error), 1)
                 raise
-            print(f"error: {error}. Finished checkpoints are untouched.", file=sys.stderr)
-            sys.exit(1)
+            _fail(f"{error}. Finished checkpoints are untouched.", 1)
+        except Exception as error:
+            multihost.tell_others(repr(error), 1)
+            raise
 
+    sys.argv[1:] = [RUNG.sub(r'["\1"]', argument) for argument in sys.argv[1:]]  # as ml_collections spells such fields
     app.run(checked, flags_parser=_parse_flags)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    multihost.tell_others(message, status)
+    sys.exit(status)
 
 
 def _quieten_libraries() -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
-    run_ladder(config, FLAGS.workdir, source, on_eval=cli.draw_samples)
+    run_ladder(config, FLAGS.workdir, source, on_eval=cli.draw_samples, on_metrics=FLAGS.on_metrics(config))
     write_report(config, FLAGS.workdir, source)
 
 

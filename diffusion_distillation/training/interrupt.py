@@ -40,12 +40,6 @@ class Interrupt:
     def __exit__(self, *_) -> None:
         self._stack.close()
 
-    def all_is_saved(self) -> None:
-        """From now on signals end the process at once, as does one that was received before."""
-        self.nothing_to_save = True
-        if self.received:
-            _exit_at_once(self.received)
-
     def _note(self, number: int) -> None:
         if self.received or self.nothing_to_save:
             _exit_at_once(number)

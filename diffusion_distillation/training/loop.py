@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
 
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params
@@ -27,9 +28,9 @@ from ..model import Network, count_params, init_params, make_network
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
-from .parallel import Runner, begin, check_batch_size, make_runner, state_shardings
+from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, locked, open_run
-from .step import Metrics, Teacher, TrainState, init_state, run_key
+from .step import Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
 SLOW = 1.0  # seconds that a call of the devices takes from which on none is queued behind it
@@ -90,7 +91,7 @@ class _Run(NamedTuple):
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Shows what the model has learned, to whom asked for it."""
-        if self.on_eval:
+        if self.on_eval is not None:
             params = self.runner.collect(state).sampling_params
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
@@ -167,7 +168,7 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     ahead = read_batches(source, metadata.config.seed, range(step, train.num_steps), train.batch_size, process=process)
     start, saved_at, save_when_due = step, time.monotonic(), False
     say(f"{workdir}: compiling the training step")
-    with contextlib.closing(ahead):
+    with contextlib.closing(ahead), contextlib.closing(monitor):
         while step < train.num_steps:
             began = time.monotonic()
             call = range(step, min((step // length + 1) * length, train.num_steps))
@@ -184,7 +185,7 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
             slow = call.start > start and time.monotonic() - began > SLOW
             stop, overdue = decisions.take(interrupt.received, overdue, slow)
             save_when_due |= overdue
-            to_evaluate = run.on_eval and (last or _due(call, train.eval_every_steps))
+            to_evaluate = run.on_eval is not None and (last or _due(call, train.eval_every_steps))
             to_save = _due(call, train.retain_checkpoint_every_steps) or (save_when_due and step % train.substeps == 0)
             if last or stop or to_evaluate or to_save:
                 monitor.look(unseen=0)
@@ -194,13 +195,15 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                     raise RunError(f"{workdir}: the last updates were not finite; the checkpoint before them is kept.")
                 saved_at, save_when_due = time.monotonic(), False
                 decisions.forget()
+            if to_evaluate:
+                [stop] = multihost.largest([interrupt.received])
             if stop:
                 checkpoints.wait()
                 print(f"{workdir}: saved at step {checkpoints.latest_step():,}; {GO_ON}", file=sys.stderr, flush=True)
                 sys.exit(128 + stop)
             if to_evaluate:
                 checkpoints.wait()
-                interrupt.all_is_saved()
+                interrupt.nothing_to_save = True
                 with monitor.progress.paused():
                     run.evaluate(state, step)
 
@@ -244,12 +247,13 @@ class Monitor:
     def __init__(self, run: _Run, step: int):
         self._run, self._train, self._began = run, run.metadata.config.train, time.monotonic()
         self._log = MetricsLog(run.workdir, step)
-        self._sent: deque[tuple[range, Metrics]] = deque()
-        self._seen: list[Metrics] = []
+        self._events = SummaryWriter(str(run.workdir), purge_step=step + 1) if multihost.is_main() else None
+        self._sent: deque[tuple[range, CallMetrics]] = deque()
+        self._seen: list[CallMetrics] = []
         self.health = Health(step)
         self.progress = Progress(run.workdir.name, step, self._train.num_steps, self._train.batch_size)
 
-    def sent(self, call: range, metrics: Metrics) -> None:
+    def sent(self, call: range, metrics: CallMetrics) -> None:
         """Takes the metrics of steps that the devices have been given."""
         self._sent.append((call, metrics))
 
@@ -258,7 +262,7 @@ class Monitor:
         call, metrics = self._sent[0]
         jax.block_until_ready(metrics)
         seconds = time.monotonic() - self._began
-        say(f"{self._run.workdir}: compiled; the first {len(call)} step(s) done after {seconds:.0f} s")
+        say(f"{self._run.workdir}: compiled and begun in {seconds:.0f} s")
         self.progress.restart(call.stop)
 
     def look(self, *, unseen: int) -> None:
@@ -274,13 +278,22 @@ class Monitor:
             if call.stop == self._train.num_steps or _due(call, self._train.log_loss_every_steps):
                 self._write(call.stop)
 
+    def close(self) -> None:
+        """Writes what is left to write."""
+        if self._events is not None:
+            self._events.close()
+
     def _write(self, step: int) -> None:
         values = _means(self._seen)
         values["learning_rate"] = float(learning_rate(self._train)(step - 1))
         values["images_per_sec"] = self.progress.show(step, values["loss"])
         self._seen.clear()
+        if not multihost.is_main():
+            return
         self._log.write(step, values)
-        if self._run.on_metrics and multihost.is_main():
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        if self._run.on_metrics is not None:
             self._run.on_metrics(step, values)
 
 
@@ -300,7 +313,7 @@ class Health:
         """Whether the last update that was checked was finite."""
         return self._bad_since is None
 
-    def check(self, metrics: Metrics, workdir: Path) -> None:
+    def check(self, metrics: CallMetrics, workdir: Path) -> None:
         """Looks at the metrics of the next steps; raises a RunError after 100 without a finite update."""
         for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
             self._checked += 1
@@ -371,7 +384,7 @@ def _due(chunk: range, interval: int) -> bool:
     return bool(interval) and chunk.stop // interval > chunk.start // interval
 
 
-def _means(metrics: Sequence[Metrics]) -> dict[str, float]:
+def _means(metrics: Sequence[CallMetrics]) -> dict[str, float]:
     """Means of the collected metrics; of counts, the last."""
     values = {name: np.concatenate([np.asarray(part[name]) for part in metrics]) for name in metrics[0]}
     return {name: value[-1].item() if name == "skipped" else value.mean().item() for name, value in values.items()}

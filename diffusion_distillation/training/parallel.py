@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..devices import AXIS, hold, num_local, of_first, place, replicated
 from ..errors import InputError
 from ..model import Network
-from ..shapes import Params
-from .step import Batch, Metrics, Teacher, TrainState, TrainStep, init_state, make_train_step
+from ..shapes import Array, Params
+from .step import Batch, Teacher, TrainState, TrainStep, init_state, make_train_step
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -26,19 +26,22 @@ def check_batch_size(train: Any, mesh: Mesh) -> None:
             )
 
 
+CallMetrics = dict[str, Array | list[Array]]  # of the steps of a call: stacked by the devices, or one by one
+
+
 class Runner(NamedTuple):
     """A compiled training step, and how its arguments are placed on the devices.
 
     Attributes:
       place: `place(state, teacher)`, as `steps` wants them.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
-        process's rows); metrics are stacked, `[len(batches)]`. The state passed in is used up.
+        process's rows); metrics have an entry for each. The state passed in is used up.
       collect: the state as arrays that span all devices, to be saved or sampled with.
       in_one_call: whether the devices do the steps of a call without the host, which then is as long as they take.
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
-    steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, Metrics]]
+    steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, CallMetrics]]
     collect: Callable[[TrainState], TrainState]
     in_one_call: bool
 

@@ -1,0 +1,136 @@
+"""What the training step gives to a method, and takes from it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from training.test_step import AFFINE, SOURCE, make_config, run
+
+from diffusion_distillation import methods
+from diffusion_distillation.data import read_batches
+from diffusion_distillation.losses import data_target, training_loss
+from diffusion_distillation.methods import Method, Rung, make_method
+from diffusion_distillation.training.step import Teacher
+from diffusion_distillation.unet import dropout
+
+BATCH = next(read_batches(SOURCE, 0, range(1), 16))
+
+
+class Told(nn.Module):
+    """A network that adds what it is told to its output, and drops out most of it in training."""
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, guidance=None, train=False, index=None):
+        out = z * self.param("scale", nn.initializers.ones, ())
+        if guidance is not None:
+            out += guidance[:, None, None, None]
+        return dropout(out, self.make_rng("dropout"), index, 0.9) if train else out
+
+
+class Times(NamedTuple):
+    t: Any
+    guidance: Any
+
+
+def use(monkeypatch, method):
+    """The config of a ladder that learns by this method."""
+    monkeypatch.setitem(methods.METHODS, "progressive", lambda config, schedule: method)
+    return make_config(distillation={})
+
+
+def method_of(target, *, loss=None, **kwargs):
+    def times(keys, update, rung):
+        return Times(jnp.full(len(keys), 0.5), jnp.full(len(keys), 3.0))
+
+    def v_mse(prediction, target, times):
+        return training_loss(prediction, target, "v_mse")
+
+    return Method(times, target, loss or v_mse, rungs=(Rung(2, 1),), **kwargs)
+
+
+def loss_of(config, params, teacher=None):
+    teacher = Teacher(teacher or params, Rung(2, 1))
+    return run(config, 1, network=Told(), params=params, teacher=teacher)[1][0]
+
+
+def test_the_student_itself_has_the_mask_of_the_prediction(monkeypatch):
+    """So that a target which is its own prediction is met exactly, whatever is dropped."""
+
+    def own(denoisers, x, eps, z, times):
+        return denoisers.student(z, jnp.zeros(len(z)))
+
+    def from_teacher(denoisers, x, eps, z, times):
+        return denoisers.teacher(z, jnp.zeros(len(z)))
+
+    params = {"scale": np.float32(1)}
+    assert loss_of(use(monkeypatch, method_of(own)), params) == 0
+    assert loss_of(use(monkeypatch, method_of(from_teacher)), params) > 1  # which drops nothing
+
+
+def test_no_gradient_flows_through_the_student_itself(monkeypatch):
+    def twice_its_own(denoisers, x, eps, z, times):
+        return jax.tree.map(lambda leaf: 2 * leaf, denoisers.student(z, jnp.zeros(len(z))))
+
+    def loss(prediction, target, times):
+        return jnp.mean(target.v - prediction.v, axis=(1, 2, 3)) * jnp.sign(jnp.mean(prediction.v, axis=(1, 2, 3)))
+
+    config = use(monkeypatch, method_of(twice_its_own, loss=loss))
+    params = {"scale": np.float32(1)}
+    state = run(config, 1, network=Told(), params=params, teacher=Teacher(params, Rung(2, 1)))[0][0]
+    assert state.params["scale"] > 1  # or else the gradient would have the other sign
+
+
+def test_conditions(monkeypatch):
+    """The method tells the student more than the teacher, which is told it by name."""
+
+    def guided(denoisers, x, eps, z, times):
+        plain, told = denoisers.teacher(z, 0.0), denoisers.teacher(z, 0.0, guidance=times.guidance)
+        np.testing.assert_array_equal(plain.v.shape, told.v.shape)
+        return told if want_told else plain
+
+    def tell(condition, times):
+        return {**condition, "guidance": times.guidance}
+
+    def loss(prediction, target, times):  # what was not dropped is ten times as large
+        kept = prediction.v != 0
+        return jnp.sum(jnp.where(kept, jnp.abs(prediction.v / 10 - target.v), 0), axis=(1, 2, 3))
+
+    params = {"scale": np.float32(0)}
+    for want_told in (True, False):
+        found = loss_of(use(monkeypatch, method_of(guided, loss=loss, condition=tell)), params)
+        assert found == pytest.approx(0, abs=1e-3) if want_told else found > 1
+
+
+def test_the_methods_own_average(monkeypatch):
+    """Its weights are those of an average of decay 0.5 over the parameters so far, which sum to one."""
+
+    def target(denoisers, x, eps, z, times):
+        assert denoisers.average is not None
+        return data_target(x, eps, jnp.zeros(len(x)))
+
+    config = use(monkeypatch, method_of(target, average_decay=0.5))
+    states, _ = run(config, 4, params=AFFINE, teacher=Teacher(AFFINE, Rung(2, 1)))
+    for n, state in enumerate(states, 1):
+        weights = 0.5 ** np.arange(n)[::-1]
+        history = [earlier.params["dense0"] for earlier in states[:n]]
+        expected = np.average(history, axis=0, weights=weights)
+        np.testing.assert_allclose(state.average["dense0"], expected, atol=1e-6)
+    assert run(make_config(), 1)[0][0].average is None
+
+
+def test_one_is_chosen_by_its_name():
+    assert make_method(make_config()).rungs == ()
+    assert make_method(make_config(distillation={})).rungs == (Rung(8, 4), Rung(4, 2), Rung(2, 1))
+    own = make_method(make_config(distillation=dict(method="own_parts:tract")))
+    assert own.rungs == (Rung(8, 2), Rung(2, 1))
+    for name, message in {
+        "progresive": r"Unknown config.distillation.method='progresive'. Did you mean 'progressive'\?",
+        "no_such_module:make": "'no_such_module' cannot be imported .ModuleNotFoundError.*PYTHONPATH",
+        "own_parts:trakt": r"'own_parts' has no function 'trakt'. Did you mean 'tract'\?",
+        "own_parts:nothing": "must be a function that returns a diffusion_distillation.methods.Method .* returned None",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            make_config(distillation=dict(method=name))

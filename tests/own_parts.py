@@ -1,0 +1,68 @@
+"""A method, a network and a source as a user writes them; the scripts are given their names."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from diffusion_distillation.data import ArraySource
+from diffusion_distillation.distillation import two_stage_target
+from diffusion_distillation.losses import training_loss
+from diffusion_distillation.methods import Method, Rung
+
+
+class GroupTimes(NamedTuple):
+    """Times of a grid in groups: one step of the teacher, then all the way down to the start of the group."""
+
+    t: Any
+    one_step: Any
+    rest: Any
+
+
+def tract(config, schedule):
+    """A small TRACT (Berthelot et al. 2023): groups of teacher steps in one, by the student's own average."""
+
+    def times(keys, update, rung):
+        size = rung.teacher_num_steps // rung.num_steps
+        group = jax.vmap(lambda key: jax.random.randint(key, (), 0, rung.num_steps))(keys)
+        place = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 1, size + 1))(keys)
+        grid = rung.teacher_num_steps
+        return GroupTimes((group * size + place) / grid, 1 / grid, (place - 1) / grid)
+
+    def target(denoisers, x, eps, z, times):
+        first, second = denoisers.teacher, denoisers.average
+        return two_stage_target(first, second, z, times.t, times.one_step, times.rest, schedule)
+
+    def loss(prediction, target, times):
+        return training_loss(prediction, target, "snr_trunc")
+
+    return Method(times, target, loss, rungs=(Rung(8, 2), Rung(2, 1)), average_decay=0.5)
+
+
+class Affine(nn.Module):
+    """A network that compiles in no time."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x, logsnr, y=None, *, train=False, index=None):
+        """Called as `UNet` is."""
+        return nn.Dense(x.shape[-1])(nn.tanh(nn.Dense(self.width)(x)))
+
+
+def affine(config, image_shape, num_classes):
+    """The network of a config whose model.args are those of `Affine`."""
+    return Affine(config.args.width)
+
+
+def stripes(length, side=8):
+    """Images with a bright column."""
+    labels = np.arange(length) % side
+    images = np.zeros((length, side, side, 1), np.uint8)
+    images[np.arange(length), :, labels] = 255
+    return ArraySource(images, labels, num_classes=1)
+
+
+def nothing(*_, **__):
+    """What no name should lead to."""

@@ -1,0 +1,74 @@
+"""A source, a network and a method of one's own, through the scripts, by their names."""
+
+import json
+
+import numpy as np
+import pytest
+from running import ROOT, run
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation import from_checkpoint
+from diffusion_distillation.checkpoints import load
+from diffusion_distillation.model import make_network
+
+ENV = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}
+FLAGS = [
+    "--config.dataset.name=own_parts:stripes",
+    "--config.dataset.args.length=64",
+    "--config.model.name=own_parts:affine",
+    "--config.model.args.width=16",
+    "--config.model.eval_sampling_num_steps=2",
+    "--config.train.batch_size=16",
+]
+
+
+@pytest.mark.slow
+def test_through_the_scripts(tmp_path, monkeypatch):
+    base, ladder = tmp_path / "base", tmp_path / "ladder"
+    flags = ["--config=configs/digits_base.py", *FLAGS, "--config.train.num_steps=40", f"--workdir={base}"]
+    run("train", *flags, env=ENV)
+    flags = ["--config=configs/digits_distill.py", *FLAGS, "--config.distillation.method=own_parts:tract"]
+    flags += [f"--config.distillation.teacher_checkpoint_path={base}", f"--workdir={ladder}"]
+    flags += ["--config.distillation.steps_per_iter=40", "--config.distillation.stages.1.updates_factor=0.5"]
+    flags += ["--config.eval.num_samples=32", "--config.eval.teacher_num_steps=(2,)"]
+    printed = run("distill", *flags, "--config.eval.ancestral_num_steps=(2,)", env=ENV)
+    assert "steps_0002         40 updates            640 examples" in printed
+    assert "steps_0001         20 updates            320 examples" in printed
+    assert "of training left" in printed
+    for num_steps, updates in ((2, 40), (1, 20)):
+        params, metadata = load(ladder / f"steps_{num_steps:04d}")
+        assert metadata.step == updates and set(params) == {"Dense_0", "Dense_1"}
+    log = (ladder / "steps_0002" / "metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in log)
+    assert from_checkpoint(ladder / "steps_0001").num_steps == 1
+
+
+def config_with(name, **args):
+    config = cfg.load(ROOT / "configs" / "digits_base.py")
+    config.model.name, config.model.args = name, args
+    return cfg.resolve(config).model
+
+
+def test_networks():
+    network = make_network(config_with("own_parts:affine", width=3), (8, 8, 1), 1)
+    assert network.width == 3
+    for name, message in {
+        "unet_idpm": r"Unknown config.model.name='unet_idpm'. Did you mean 'unet_iddpm'\?",
+        "no_such_module:net": "'no_such_module' cannot be imported",
+        "own_parts:nothing": "must return a Flax module, or what has its init and apply; it returned None",
+        "own_parts:affine": r"cannot be called as network\(x, logsnr, y, train=True, index=index\) is.*TypeError",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            make_network(config_with(name, width="3") if ":" in name else _named(name), (8, 8, 1), 1)
+    both = config_with("own_parts:affine", width=3)
+    with both.unlocked():
+        both.mean_type = "both"
+    with pytest.raises(ValueError, match=r"gives output of shape \(1, 8, 8, 1\).* must be \(1, 8, 8, 2\)"):
+        make_network(both, (8, 8, 1), 1)
+
+
+def _named(name):
+    config = cfg.resolve(cfg.load(ROOT / "configs" / "digits_base.py"))
+    with config.unlocked():
+        config.model.name = name
+    return config.model

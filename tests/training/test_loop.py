@@ -1,0 +1,177 @@
+"""The loop in this process, with a network that compiles in no time."""
+
+import json
+import os
+import re
+import signal
+import struct
+import time
+
+import jax
+import numpy as np
+import own_parts
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.checkpoints import load
+from diffusion_distillation.training import loop
+from diffusion_distillation.training.loop import Decisions, check_processes, memory_of, train
+
+SOURCE = own_parts.stripes(64)
+
+
+def make_config(**train):
+    config = cfg.defaults()
+    config.dataset.name = "own_parts:stripes"
+    config.dataset.args = dict(length=64)
+    config.model.name, config.model.args = "own_parts:affine", dict(width=8)
+    config.train.update(
+        dict(batch_size=16, learning_rate=1e-2, num_steps=20, ema_decay=0.9, log_loss_every_steps=5, substeps=5) | train
+    )
+    return cfg.resolve(config)
+
+
+class Asked(list):
+    """What an on_eval is called with."""
+
+    def __call__(self, params, metadata, workdir):
+        self.append(metadata.step)
+
+
+def test_what_is_said_and_written(tmp_path, capsys):
+    """The plan of a run is on the screen, and the metrics are in three places, the same in all."""
+    seen = {}
+    train(make_config(), tmp_path, SOURCE, on_metrics=lambda step, values: seen.update({step: dict(values)}))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*: 25 parameters, 64 images, 8 cpu device\(s\)", lines[0])
+    assert lines[1].endswith("compiling the training step") and re.search(r"compiled and begun in \d+ s", lines[2])
+    assert re.search(r"step 20/20  loss [\d.]+  [\d,]+ images/s  0:00:00 left$", lines[-1])
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [{"step": step} | values for step, values in seen.items()]
+    assert list(seen) == [5, 10, 15, 20]
+    assert read_events(tmp_path) == pytest.approx({(step, n): v for step, vs in seen.items() for n, v in vs.items()})
+
+
+def read_events(folder):
+    """The scalars of TensorBoard's event files, which are records of a length, a checksum, bytes, a checksum."""
+    found = {}
+    for path in folder.glob("events.out.tfevents.*"):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            content = content[16 + length :]
+    return found
+
+
+@pytest.mark.parametrize("slow", [0.0, 1e9])
+def test_little_is_in_flight(tmp_path, monkeypatch, slow):
+    """Of what the devices are given, all but the last call is looked at; where calls are slow, all of it."""
+    unseen, most = [0], [0]
+    sent, check = loop.Monitor.sent, loop.Health.check
+    monkeypatch.setattr(loop, "SLOW", slow)
+
+    def counting_sent(self, call, metrics):
+        unseen[0] += len(call)
+        most[0] = max(most[0], unseen[0]) if call.start > 2 else 0  # by then it is known how slow they are
+        sent(self, call, metrics)
+
+    def counting_check(self, metrics, workdir):
+        unseen[0] -= len(metrics["loss"])
+        check(self, metrics, workdir)
+
+    monkeypatch.setattr(loop.Monitor, "sent", counting_sent)
+    monkeypatch.setattr(loop.Health, "check", counting_check)
+    train(make_config(), tmp_path, SOURCE)
+    assert unseen[0] == 0 and most[0] == (2 if slow else 1)
+
+
+def stop_at(step):
+    """An on_metrics that sends SIGTERM to this process at a step."""
+
+    def hook(at, values):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # until the thread that reads signals has seen it
+
+    return hook
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_a_signal_stops_and_nothing_is_lost(tmp_path, step, capsys):
+    """Not the samples of the last step either, which are drawn when the run is taken up."""
+    train(make_config(), tmp_path / "undisturbed", SOURCE)
+    evaluated = Asked()
+    with pytest.raises(SystemExit) as stopped:
+        train(make_config(), tmp_path / "run", SOURCE, on_eval=evaluated, on_metrics=stop_at(step))
+    assert stopped.value.code == 128 + signal.SIGTERM and evaluated == []
+    assert step <= load(tmp_path / "run")[1].step <= step + 2
+    assert "run the same command again to go on" in capsys.readouterr().err
+    train(make_config(), tmp_path / "run", SOURCE, on_eval=evaluated)
+    assert evaluated == [20]
+    one, other = load(tmp_path / "undisturbed")[0], load(tmp_path / "run")[0]
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("undisturbed", "run")]
+    losses = [[json.loads(line)["loss"] for line in log.splitlines()] for log in logs]
+    assert losses[0][-1] == pytest.approx(losses[1][-1])
+
+
+def test_the_generator_is_the_runs_own(tmp_path):
+    """Another default of JAX's does not change what a run draws."""
+    train(make_config(), tmp_path / "one", SOURCE)
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        train(make_config(), tmp_path / "other", SOURCE)
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "one")[0], load(tmp_path / "other")[0])
+
+
+def test_decisions_of_one_process_are_taken_at_once():
+    decisions = Decisions()
+    assert decisions.take(0, False, False) == (0, False)
+    assert decisions.take(15, True, True) == (15, True)
+    assert decisions.slow
+
+
+def test_decisions_of_several_are_those_of_a_call_ago(monkeypatch):
+    """Unless calls are slow, which all of them hear of in the same way."""
+    others = iter([[0, 0, 0], [2, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]])
+
+    def ask(values):
+        answer = [max(pair) for pair in zip(values, next(others), strict=True)]
+        return lambda: answer
+
+    monkeypatch.setattr(loop.multihost, "ask_largest", ask)
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    decisions = Decisions()
+    taken = [decisions.take(0, False, False) for _ in range(5)]
+    assert taken == [(0, False), (0, False), (2, False), (0, False), (0, True)]
+    assert decisions.slow is False
+
+
+def test_memory_is_shown_where_a_device_tells():
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    assert memory_of(Device(None)) == memory_of(Device({})) == ""
+    assert memory_of(Device({"peak_bytes_in_use": 31.23e9})) == "  31.2 GB"
+    assert memory_of(Device({"peak_bytes_in_use": 31.23e9, "bytes_limit": 79e9})) == "  31.2 of 79.0 GB"
+
+
+def test_processes_that_disagree_are_named(monkeypatch):
+    config = make_config()
+    check_processes(config, SOURCE)
+    monkeypatch.setattr(loop.multihost, "gather", lambda values: [values, [63, *values[1:]]])
+    with pytest.raises(ValueError, match=r"Process 0 reads 64 images of 8x8x1 in 1 class.*, process 1 reads 63 images"):
+        check_processes(config, SOURCE)
+    monkeypatch.undo()
+    first = config.copy_and_resolve_references()
+    with first.unlocked():
+        first.train.learning_rate = 0.5
+    monkeypatch.setattr(loop.multihost, "of_main", lambda text: first.to_json())
+    with pytest.raises(ValueError, match=r"another config.train.* than process 0: give all of them the same command"):
+        check_processes(config, SOURCE)
