@@ -1,0 +1,57 @@
+"""Two processes of which one has what the other has not: a failure, other data, another config."""
+
+import fcntl
+import os
+import subprocess
+
+from running import ROOT, command, free_port
+
+FLAGS = [
+    "--config=configs/digits_base.py",
+    "--config.model.name=own_parts:affine",
+    "--config.model.args.width=8",
+    "--config.train.num_steps=5",
+    "--config.model.eval_sampling_num_steps=1",
+]
+
+
+def run_two(*flags, second=()):
+    """The exit status and what is on stderr of two processes; the second one has flags of its own."""
+    together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    started = [
+        subprocess.Popen(
+            command("train", *FLAGS, *flags, *own, *together, f"--process_id={index}"),
+            cwd=ROOT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for index, own in enumerate(((), second))
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [process.returncode for process in started], errors
+
+
+def test_a_failure_of_the_first_process_alone(tmp_path):
+    """The lock of the folder is its business: the other hears of it, and does not wait until it is missed."""
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, errors = run_two(f"--workdir={tmp_path}")
+    assert status == [2, 2]
+    assert "error: Another process works in" in errors[0]
+    assert "error: process 0 stopped: Another process works in" in errors[1]
+
+
+def test_another_config(tmp_path):
+    status, errors = run_two(f"--workdir={tmp_path}", second=["--config.train.learning_rate=0.5"])
+    assert status == [2, 2]
+    assert any("Process 1 has another config.train" in error for error in errors)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_data(tmp_path):
+    data = ["--config.dataset.name=own_parts:stripes", "--config.dataset.args.length=64"]
+    status, errors = run_two(*data, f"--workdir={tmp_path}", second=["--config.dataset.args.length=63"])
+    assert status == [2, 2]
+    assert all("Process 0 reads 64 images" in error and "process 1 reads 63 images" in error for error in errors)
