@@ -95,26 +95,40 @@ class NicholDhariwal:
 
     def __call__(self, t: Times) -> Array:
         """See `Schedule`."""
-        # tan^2(phi) = 1 / alpha^2 - 1 = sin(c - b) sin(c + b) / cos^2(c), and cos(c) = sin(pi/2 - c) = sin(a (1 - t))
-        turned = self._a * jnp.minimum(_as_time(t), self._last)
-        left = self._a * jnp.maximum(1 - _as_time(t), 1 - self._last)
-        tan2 = jnp.sin(turned) * jnp.sin(turned + 2 * self._b) / jnp.sin(left) ** 2
-        return -jnp.log(jnp.maximum(tan2, math.exp(-20)))
+        alpha, sigma = self._alpha_sigma(_as_time(t))
+        return 2 * jnp.log(alpha / sigma)
 
     def angle(self, t: Times) -> Array:
         """See `Schedule`."""
-        return jnp.arctan(jnp.exp(-0.5 * self(t)))
+        alpha, sigma = self._alpha_sigma(_as_time(t))
+        return jnp.arctan2(sigma, alpha)
 
     def angle_step(self, t: Times, dt: Times) -> Array:
         """See `Schedule`."""
         t, dt = _as_time(t), _as_time(dt)
-        phi_t, phi_s = self.angle(t), self.angle(jnp.maximum(t - dt, 0))
+        s = jnp.maximum(t - dt, 0)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self._alpha_sigma(t), self._alpha_sigma(s)
+        (cos_t, sin_t), (cos_s, sin_s) = self._cos_sin(t), self._cos_sin(s)
         # sin(phi_t - phi_s) = (sin^2 phi_t - sin^2 phi_s) / sin(phi_t + phi_s), and the squares differ by
-        # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b
-        difference = self._a * jnp.minimum(dt, self._last - (t - dt))
-        total = self._a * (jnp.minimum(t, self._last) + t - dt) + 2 * self._b
-        squares = jnp.sin(difference) * jnp.sin(total) / math.cos(self._b) ** 2
-        return jnp.where(t <= dt, phi_t, jnp.arcsin(squares / jnp.sin(phi_t + phi_s)))
+        # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b. The sines of sums are written
+        # out: all their terms are positive, where the sine of a float32 sum next to pi has few digits.
+        difference = jnp.maximum(dt - jnp.maximum(self._rest - (1 - t), 0), 0)
+        squares = jnp.sin(self._a * difference) * (sin_t * cos_s + cos_t * sin_s) / math.cos(self._b) ** 2
+        sin = squares / (sigma_t * alpha_s + alpha_t * sigma_s)
+        cos = alpha_t * alpha_s + sigma_t * sigma_s
+        return jnp.where(t <= dt, self.angle(t), jnp.arctan2(sin, cos))
+
+    def _alpha_sigma(self, t: Array) -> tuple[Array, Array]:
+        alpha = self._cos_sin(t)[0] / math.cos(self._b)
+        # sigma^2 = 1 - cos^2 c / cos^2 b = sin(c - b) sin(c + b) / cos^2 b
+        turned = self._a * jnp.minimum(t, 1 - self._rest)
+        sigma2 = jnp.sin(turned) * jnp.sin(turned + 2 * self._b) / math.cos(self._b) ** 2
+        return alpha, jnp.sqrt(jnp.maximum(sigma2, math.exp(-20)))
+
+    def _cos_sin(self, t: Array) -> tuple[Array, Array]:
+        """cos(c) and sin(c); cos(c) as sin(pi/2 - c) = sin(a (1 - t)), which keeps its digits next to t = 1."""
+        cos = jnp.sin(self._a * jnp.maximum(1 - t, self._rest))
+        return cos, jnp.sin(self._a * jnp.minimum(t, 1 - self._rest) + self._b)
 
     @property
     def _a(self) -> float:
@@ -125,9 +139,9 @@ class NicholDhariwal:
         return self._a * self.offset
 
     @property
-    def _last(self) -> float:
-        """The time at which beta's bound stops alpha: where cos(c)^2 = 0.001 cos(c(0.999))^2."""
-        return 1 - math.asin(math.sqrt(0.001) * math.sin(0.001 * self._a)) / self._a
+    def _rest(self) -> float:
+        """The time left where beta's bound stops alpha: there cos(c)^2 = 0.001 cos(c(0.999))^2."""
+        return math.asin(math.sqrt(0.001) * math.sin(0.001 * self._a)) / self._a
 
 
 SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal}

@@ -36,8 +36,9 @@ class UNet(nn.Module):
       head_dim: channels of each attention head; give this or num_heads.
       remat: in the backward pass, compute the activations inside blocks again and do not keep them: less memory, a
         third more computation.
-      dtype: type of the activations (jnp.bfloat16 for mixed precision); parameters and output stay float32. By default
-        the type of the input.
+      dtype: type of the activations (jnp.bfloat16 for mixed precision); by default the type of the input. Parameters
+        stay float32, and the head (`norm_out`, swish, `conv_out`) computes in float32 at least: an x rounded to
+        bfloat16 would be off by 1e-3, which the SNR weighs by up to 1e8.
     """
 
     num_classes: int
@@ -149,8 +150,9 @@ class UNet(nn.Module):
                 name = f"up_{level}.upsample"
                 h = residual(h, name, resample=upsample) if self.resblock_resample else conv(upsample(h), name)
 
-        h = nn.swish(group_norm(dtype, "norm_out")(h))
-        h = nn.Conv(self.out_ch, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        head_dtype = jnp.promote_types(dtype, jnp.float32)
+        h = nn.swish(group_norm(head_dtype, "norm_out")(h))
+        h = nn.Conv(self.out_ch, (3, 3), dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
         return h.astype(x.dtype)
 
     def validate(self, height: int, width: int) -> None:

@@ -9,10 +9,17 @@ def cosine_angle(t, logsnr_min=-20.0, logsnr_max=20.0):
 
 
 def nichol_dhariwal_angle(t, s=0.008):
-    """From alpha-bar, with beta <= 0.999 over 1000 discrete steps."""
-    alpha_bar = lambda t: (np.cos((t + s) / (1 + s) * np.pi / 2) / np.cos(s / (1 + s) * np.pi / 2)) ** 2  # noqa: E731
-    t = np.asarray(t, np.float64)
-    return np.arccos(np.sqrt(np.clip(alpha_bar(t), 0.001 * alpha_bar(0.999), 1)))
+    """From alpha-bar, with beta <= 0.999 over 1000 discrete steps.
+
+    Not its arccos, which has half of the digits where alpha is close to 1: sigma^2 = (cos^2 b - cos^2 c) / cos^2 b =
+    sin(c - b) sin(c + b) / cos^2 b gives the angle to 1e-15.
+    """
+    c = lambda t: (np.asarray(t, np.float64) + s) / (1 + s) * np.pi / 2  # noqa: E731
+    turned = np.asarray(t, np.float64) / (1 + s) * np.pi / 2
+    alpha = np.cos(c(t)) / np.cos(c(0))
+    sigma = np.sqrt(np.sin(turned) * np.sin(turned + 2 * c(0))) / np.cos(c(0))
+    least = np.sqrt(0.001) * np.cos(c(0.999)) / np.cos(c(0))
+    return np.where(alpha > least, np.arctan2(sigma, alpha), np.arccos(least))
 
 
 def alpha_sigma(angle):

@@ -1,12 +1,15 @@
 """Arrays that take long to make, kept on disk under a key of everything that shaped them."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ def cache_folder() -> Path:
 def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
     """The arrays that `make` returns: from disk, where they were made before with the same key, mapped into memory.
 
-    An entry is written whole or not at all, so several processes may ask for it at once. Where it cannot be written,
-    the arrays are made again the next time; a warning says so.
+    Of several processes that ask for them at once, of one host or of several that share the folder, one makes them and
+    the others wait for it; if it dies, another one takes over. Each makes its own where the file system has no locks.
+    An entry is written whole or not at all. Where it cannot be written, the arrays are made again the next time; a
+    warning says so.
 
     Args:
       name: for people who look into the folder.
@@ -35,17 +40,50 @@ def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays
     """
     text = json.dumps(key, indent=2, sort_keys=True)
     path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if (path / "key.json").is_file():
+    if (found := _read(path)) is not None:
+        return found
+    with _alone(path):
+        if (found := _read(path)) is not None:  # made by the process that this one waited for
+            return found
+        shutil.rmtree(path, ignore_errors=True)
+        arrays = make()
         try:
-            return {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
-        except (OSError, ValueError):  # cut off, as after a power failure
-            shutil.rmtree(path, ignore_errors=True)
-    arrays = make()
+            _write(path, text, arrays)
+        except OSError as error:
+            logging.warning(
+                "%s cannot be kept in %s (%s): it will be decoded again next time.", name, path.parent, error
+            )
+        return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    """An entry; None if there is none, or one that is cut off, as after a power failure."""
+    if not (path / "key.json").is_file():
+        return None
     try:
-        _write(path, text, arrays)
-    except OSError as error:
-        logging.warning("%s cannot be kept in %s (%s): it will be decoded again next time.", name, path.parent, error)
-    return arrays
+        return {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits while another process makes this entry; the system lifts its lock when it ends, however it does."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no locks here, or nothing can be written: each on its own
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                maker = file.read().strip() or "another process"
+                logging.warning("Waiting for %s, which makes %s.", maker, path.name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:

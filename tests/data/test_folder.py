@@ -225,7 +225,7 @@ def test_decoded_once(tmp_path, cache, monkeypatch):
     assert decoded == 0
     np.testing.assert_array_equal(first, second)
     assert read(image_size=10)[1] == read(image_size=8, crop=False)[1] == read(image_size=8, resize="area")[1] == 1
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("images-*"))) == 4
     save(path, seed=1)
     os.utime(path, (0, 0))
     changed, decoded = read(image_size=8)
