@@ -148,21 +148,23 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(error), 1)
         except OSError as error:
             if error.errno not in NOT_OUR_FAULT:
-                multihost.tell_others(repr(error), 1)
-                raise
+                _show_bug(error)
             _fail(f"{error}. Finished checkpoints are untouched.", 1)
         except Exception as error:
-            multihost.tell_others(repr(error), 1)
-            raise
+            _show_bug(error)
 
     sys.argv[1:] = [RUNG.sub(r'["\1"]', argument) for argument in sys.argv[1:]]  # as ml_collections spells such fields
     app.run(checked, flags_parser=_parse_flags)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    multihost.tell_others(message, status)
-    sys.exit(status)
+    print(f"error: {message}", file=sys.stderr)
+    multihost.fail(message, status)
+
+
+def _show_bug(error: Exception) -> NoReturn:
+    traceback.print_exception(error)
+    multihost.fail(repr(error), 1)
 
 
 def _quieten_libraries() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -101,10 +102,10 @@ def wait_for_all(where: str) -> None:
 def tell_others(message: str, status: int) -> None:
     """Lets the other processes end with this status too, and say why; or else they would wait for this one.
 
-    Returns once they know, or after some seconds.
+    Returns once they know, or after some seconds. Then end with `os._exit`: a proper end would wait for them.
     """
     client = global_state.client
-    if client is None or jax.process_count() == 1:
+    if client is None:
         return
     try:
         client.key_value_set(TOLD, json.dumps({"process": jax.process_index(), "message": message, "status": status}))
@@ -113,6 +114,20 @@ def tell_others(message: str, status: int) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and len(client.key_value_dir_get(TOLD + "/heard/")) < jax.process_count() - 1:
         time.sleep(0.1)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Ends this process with an exit status, and the others with it."""
+    if global_state.client is None:
+        sys.exit(status)
+    tell_others(message, status)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _listen() -> None:
@@ -127,9 +142,8 @@ def _listen() -> None:
         if told["process"] == jax.process_index():
             return
         client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
-        print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(told["status"])
+        print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr)
+        _exit(told["status"])
 
 
 def _maximum(rows: jax.Array) -> jax.Array:
