@@ -209,7 +209,7 @@ def test_errors_of_training(base, tmp_path):
         (*BASE, workdir, "--config.train.batch_size=30"): "batch_size=30 must be divisible by the number of devices, 4",
         (*BASE, f"--workdir={base[0]}", "--config.seed=5"): "another config: config.seed is 0 there and 5 here",
         (*BASE, workdir, "--config.train.learning_rat=1"): "config.train.learning_rat. Did you mean 'learning_rate'?",
-        (*BASE, workdir, "--config.dataset.name=digit"): "config.dataset.name='digit'; choose one of",
+        (*BASE, workdir, "--config.dataset.name=digit"): "config.dataset.name='digit'. Did you mean 'digits'?",
         (*BASE, workdir, "--config.model.args.ch=48"): "ch=48 .* a multiple of 32",
         (
             *BASE,

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -119,7 +120,8 @@ def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays
     images = np.empty((count if keep else 0, *transform.image_shape), np.uint8)
     labels = np.empty(count if keep else 0, np.int32)
     sound, broken = [], []
-    logging.info("Decoding %d images of %s", count, encoded.title)
+    # At once, and where stderr is no terminal, too; `cached` sees to it that one process of many is here.
+    print(f"{encoded.title}: decoding {count:,} images", file=sys.stderr, flush=True)
     for index, decoded in enumerate(tqdm(_attempts(encoded, transform), encoded.title, count, disable=None)):
         if isinstance(decoded, BrokenImageError):
             broken.append(f"{encoded.name(index)}: {decoded}")

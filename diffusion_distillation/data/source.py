@@ -1,6 +1,6 @@
 """What a dataset is to the rest of the package. A source is anything with `Source`'s members."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,40 @@ class Source(Protocol):
 
         Called by several threads at a time.
         """
+
+
+def what_is_wrong(source: Any) -> str | None:
+    """What keeps something from being a `Source`, as far as its first and its last example show it."""
+    kind = type(source).__name__
+    if missing := [name for name in (*Source.__annotations__, "__len__", "__getitem__") if not hasattr(source, name)]:
+        return f"this {kind} has no {', '.join(missing)}"
+    shape, num_classes = source.image_shape, source.num_classes
+    if not (isinstance(shape, tuple) and len(shape) == 3 and all(_is_count(size) for size in shape)):
+        return f"image_shape={shape!r} is no tuple of integers (height, width, channels)"
+    if not _is_count(num_classes):
+        return f"num_classes={num_classes!r} is no integer from 1 on (1 where labels are not to be used)"
+    if len(source) < 1:
+        return f"this {kind} has no images"
+    indices = np.array([0, len(source) - 1])
+    try:
+        examples = source[indices]
+        image, label = np.asarray(examples["image"]), np.asarray(examples["label"])
+    except Exception as error:  # whatever the user's code does
+        return (
+            f"source[indices]['image'] and ['label'], with indices=np.array({indices.tolist()}), gave "
+            f"{type(error).__name__}: {error}"
+        )
+    if image.dtype != np.uint8 or image.shape != (2, *shape):
+        return f"two images are {image.dtype} of shape {image.shape}, not uint8 of shape {(2, *shape)}"
+    if not np.issubdtype(label.dtype, np.integer) or label.shape != (2,):
+        return f"two labels are {label.dtype} of shape {label.shape}, not integers of shape (2,)"
+    if num_classes > 1 and not all(0 <= number < num_classes for number in label):
+        return f"labels {label.tolist()} are not all among 0 to {num_classes - 1}, as num_classes={num_classes} says"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and value >= 1
 
 
 class ArraySource:

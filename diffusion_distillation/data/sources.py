@@ -1,4 +1,7 @@
-"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in SOURCES."""
+"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in SOURCES.
+
+Or no line: a config may name a function of one's own, as 'package.module:function'.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -7,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, did_you_mean
+from ..registry import look_up
 from .folder import image_folder
 from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
-from .source import ArraySource, Source
+from .source import ArraySource, Source, what_is_wrong
 
 
 def digits(class_conditional: bool = False) -> ArraySource:
@@ -31,25 +35,35 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "ImageFolder": image_folder,
 }
 
+NOT_BY_NAME = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def load_source(dataset: str, /, **args: Any) -> Source:
     """The source that a config's `dataset` section names.
 
     Args:
-      dataset: a key of `SOURCES`.
+      dataset: a key of `SOURCES`, or 'package.module:function' for a function of your own that returns a `Source`.
       **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
-      InputError: for an unknown name or argument, a missing argument, or data that are not there.
+      InputError: for an unknown name or argument, a missing argument, data that are not there, or a function that
+        returns no `Source`.
     """
-    if dataset not in SOURCES:
-        raise InputError(f"Unknown dataset config.dataset.name={dataset!r}; choose one of {sorted(SOURCES)}.")
+    make = look_up(dataset, SOURCES, "dataset.name")
     args.pop("randflip", None)
-    known = inspect.signature(SOURCES[dataset]).parameters
+    known = inspect.signature(make).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    named = {name: parameter for name, parameter in known.items() if parameter.kind not in NOT_BY_NAME}
     for name in args:
-        if name not in known:
-            raise InputError(f"Dataset {dataset!r} has no config.dataset.args.{name}.{did_you_mean(name, known)}")
-    for name, parameter in known.items():
+        if name not in named and not takes_any:
+            raise InputError(f"Dataset {dataset!r} has no config.dataset.args.{name}.{did_you_mean(name, named)}")
+    for name, parameter in named.items():
         if parameter.default is parameter.empty and args.get(name) is None:
             raise InputError(f"config.dataset.args.{name} is missing: dataset {dataset!r} needs it.")
-    return SOURCES[dataset](**args)
+    source = make(**args)
+    if dataset not in SOURCES and (problem := what_is_wrong(source)):
+        raise InputError(
+            f"config.dataset.name={dataset!r} must return a source, as diffusion_distillation.data.Source describes "
+            f"it: {problem}."
+        )
+    return source

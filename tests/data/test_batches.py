@@ -46,7 +46,7 @@ def test_digits():
 
 
 def test_digits_errors():
-    with pytest.raises(ValueError, match=r"config.dataset.name='digit'; choose one of \['CIFAR10', .*'digits'\]"):
+    with pytest.raises(ValueError, match=r"Unknown config.dataset.name='digit'. Did you mean 'digits'\?"):
         load_source("digit")
     with pytest.raises(ValueError, match=r"no config.dataset.args.size. Known here: class_conditional\."):
         load_source("digits", size=8)

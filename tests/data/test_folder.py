@@ -207,6 +207,15 @@ def test_errors(tmp_path):
         load_source("ImageFolder", image_size=8)
 
 
+def test_says_at_once_what_takes_long(tmp_path, capsys):
+    """Where stderr is no terminal, too; and not where nothing is decoded."""
+    for seed in range(3):
+        save(tmp_path / "cars" / f"{seed}.png", seed)
+    for said in ("cars: decoding 3 images\n", ""):
+        load_source("ImageFolder", path=str(tmp_path / "cars"), image_size=8)
+        assert capsys.readouterr().err == said
+
+
 def test_decoded_once(tmp_path, cache, monkeypatch):
     """What was decoded is read from disk the next time; whatever shapes it makes an entry of its own."""
     path = save(tmp_path / "images" / "a.png")
