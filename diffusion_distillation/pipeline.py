@@ -44,9 +44,10 @@ class ModelInfo(Protocol):
 class Pipeline:
     """Draws images with a model's parameters.
 
-    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices. Two
-    pipelines given one key start from the same noise. Devices share the work the way the run was trained, by
-    config.train.parallel; where several processes work together, all must draw, and each gets all images.
+    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices (but
+    for a float's last digit). Two pipelines given one key start from the same noise. Devices share the work the way the
+    run was trained, by config.train.parallel; where several processes work together, all must draw, and each gets all
+    images.
 
     Attributes:
       num_steps: sampling steps.

