@@ -107,8 +107,8 @@ def write_folder(out: Path, about: dict[str, Any], index: np.ndarray, batches: I
     """Writes the images of these numbers to a folder, batch after batch."""
     if multihost.is_main():
         folder.start(out, about)
-    total, done = NUM_SAMPLES.value, 0
-    with tqdm(total=total, initial=total - len(index), unit=" images", disable=None) as bar:
+    total, done, quiet = NUM_SAMPLES.value, 0, None if multihost.is_main() else True  # None: unless on a terminal
+    with tqdm(total=total, initial=total - len(index), unit=" images", disable=quiet) as bar:
         for x in batches:
             if multihost.is_main():
                 folder.write(out, index[done : done + len(x)], to_uint8(x))
