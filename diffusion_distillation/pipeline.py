@@ -1,65 +1,89 @@
-"""From a checkpoint to images."""
+"""From a model to images: `Pipeline`, and `from_checkpoint` for that of a run's newest checkpoint."""
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from . import sampling
-from .checkpoints import Metadata, load
+from . import multihost, sampling
+from .checkpoints import load
 from .devices import data_mesh, hold, spread
+from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .model import eval_schedule, label_condition, make_network, network_denoiser
 from .sampling import SAMPLERS
 from .shapes import Array, Keys, Params
 
+BATCH_SIZE = 256
+
+
+@runtime_checkable
+class ModelInfo(Protocol):
+    """What a pipeline asks of a model besides its parameters; `checkpoints.Metadata` has it.
+
+    Attributes:
+      config: with the fields of a config's `model` section, `sampler` and `train.parallel`.
+      image_shape: (height, width, channels).
+      num_classes: 1 for an unconditional network.
+      num_steps: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
+    """
+
+    config: Any
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_steps: int
+
 
 class Pipeline:
-    """Draws images with the parameters of a run.
+    """Draws images with a model's parameters.
 
-    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices. Two
-    pipelines given one key start from the same noise. Devices share the work the way the run was trained, by
-    config.train.parallel; where several processes work together, all must draw, and each gets all images.
+    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices (but
+    for a float's last digit). Two pipelines given one key start from the same noise. Devices share the work the way the
+    run was trained, by config.train.parallel; where several processes work together, all must draw, and each gets all
+    images.
 
     Attributes:
       num_steps: sampling steps.
+      distilled_for: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
     """
 
-    def __init__(self, params: Params, metadata: Metadata, num_steps: int | None = None):
-        model = metadata.config.model
-        own_num_steps = metadata.num_steps or model.eval_sampling_num_steps
+    def __init__(self, params: Params, metadata: ModelInfo, num_steps: int | None = None):
+        config, model = metadata.config, metadata.config.model
+        self.distilled_for = metadata.num_steps
+        own_num_steps = self.distilled_for or model.eval_sampling_num_steps
         self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
-        self.image_shape = metadata.image_shape
+        self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
-        self._sampler = metadata.config.sampler
-        self._mesh, self._parallel = data_mesh(), metadata.config.train.parallel
+        self._sampler, self._clip = config.sampler, model.eval_clip_denoised
+        self._mesh, self._parallel = data_mesh(), config.train.parallel
         self._params = hold(params, self._mesh, self._parallel)
-        self._settings = dict(
-            network=make_network(model, metadata.image_shape, metadata.num_classes),
-            num_classes=metadata.num_classes,
+        self._network = dict(
+            network=make_network(model, self.image_shape, self.num_classes),
+            num_classes=self.num_classes,
             mean_type=model.mean_type,
-            schedule=eval_schedule(model),
-            clip_x=model.eval_clip_denoised,
-            logvar_type=model.logvar_type,
-            image_shape=metadata.image_shape,
         )
+        self._process = dict(schedule=eval_schedule(model), logvar_type=model.logvar_type)
 
     def sample(
         self,
         key: Keys,
         num_samples: int,
-        labels: Int[Array, "num_samples"] | None = None,
+        labels: Int[Array, "_"] | None = None,
         *,
         num_steps: int | None = None,
         sampler: str | None = None,
-        batch_size: int = 256,
+        eta: float = 0.0,
+        clip: bool | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> UInt8[np.ndarray, "num_samples height width channels"]:
         """Draws images.
 
@@ -67,73 +91,184 @@ class Pipeline:
           key: `jax.random.key(seed)`.
           num_samples: how many.
           labels: the class of each, for a class-conditional model; by default 0, 1, 2, ... in turn.
-          num_steps: sampling steps; by default the pipeline's.
+          num_steps: sampling steps; by default the pipeline's. A student that was distilled for another number warns.
           sampler: 'ddim' or 'noisy'; by default the config's.
+          eta: with 'ddim', the share of fresh noise at every step, from 0 (none) to 1; see `sampling.ddim_step`.
+          clip: clip the x predicted at every step to [-1, 1]; by default the config's eval_clip_denoised.
           batch_size: how many to draw at a time, over all devices.
 
         Returns:
           uint8 images, `[num_samples, height, width, channels]`.
 
         Raises:
-          InputError: for an unknown sampler, a num_steps below 1, or labels that do not fit.
+          InputError: for an unknown sampler, a number out of its range, eta with the 'noisy' sampler, or labels that do
+            not fit.
         """
-        num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
-        return self._draw(key, num_samples, labels, sampler, batch_size, num_steps=num_steps)
+        options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
+        return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
+
+    def stream(
+        self, key: Keys, index: Int[np.ndarray, "n"], labels: Int[Array, "_"] | None = None, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Draws any of a key's samples, batch after batch: more of them than memory holds.
+
+        Args:
+          key: `jax.random.key(seed)`.
+          index: which samples; `sample` draws 0, 1, 2, ...
+          labels: the class of each, for a class-conditional model; by default sample j is of class j % num_classes.
+          **options: num_steps, sampler, eta, clip and batch_size, as for `sample`.
+
+        Returns:
+          An iterator over float32 images as from `from_noise`, batch_size of them at a time, fewer at last.
+
+        Raises:
+          InputError: as `sample`, before anything is drawn.
+        """
+        return self._draw(lambda rows: self._noise(key, index[rows]), index, labels, key, **options)
+
+    def from_noise(
+        self,
+        z: Float[Array, "n height width channels"],
+        labels: Int[Array, "_"] | None = None,
+        *,
+        num_steps: int | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        clip: bool | None = None,
+        key: Keys | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Float[np.ndarray, "n height width channels"]:
+        """Draws images from noise of one's own.
+
+        Args:
+          z: standard normal noise, `[n, height, width, channels]`.
+          labels: as for `sample`.
+          num_steps: as for `sample`.
+          sampler: as for `sample`.
+          eta: as for `sample`.
+          clip: as for `sample`.
+          key: for the fresh noise of 'noisy' and of eta > 0, which need it; that of image j depends on the key and j.
+          batch_size: as for `sample`.
+
+        Returns:
+          float32 images, the x that the sampler ends with: in [-1, 1], to rounding, where it clips, and where it does
+          not also beyond. `to_uint8` makes pictures of them.
+
+        Raises:
+          InputError: as `sample`; and for z of another shape, or a key that is missing.
+        """
+        _check_images(z, self.image_shape)
+        z = np.asarray(z, np.float32)
+        options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
+        return np.concatenate(list(self._draw(lambda rows: z[rows], _first(len(z)), labels, key, **options)))
 
     def trajectory(
-        self,
-        key: Keys,
-        num_samples: int,
-        labels: Int[Array, "num_samples"] | None = None,
-        *,
-        sampler: str | None = None,
+        self, key: Keys, num_samples: int, labels: Int[Array, "_"] | None = None, **options: Any
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
-        """The x predicted at every step on the way to the images that `sample` draws, the noisiest first."""
-        steps = self._draw(key, num_samples, labels, sampler, num_samples, trajectory=self.num_steps)
-        return steps.swapaxes(0, 1)
+        """The x predicted at every step on the way to the images that `sample` draws, the noisiest first.
+
+        Arguments and errors are those of `sample`.
+        """
+        index = _first(num_samples)
+        batches = self._draw(lambda rows: self._noise(key, index[rows]), index, labels, key, trajectory=True, **options)
+        return np.concatenate([to_uint8(steps) for steps in batches]).swapaxes(0, 1)
+
+    def denoiser(self, labels: Int[Array, "_"] | None = None, *, clip: bool | None = None) -> Denoiser:
+        """The model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of one's own.
+
+        It is a pytree too: as an argument of a jitted function its parameters are arguments, and not constants that
+        are compiled into the program.
+
+        Args:
+          labels: the class of each image of z, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          clip: clip the predicted x to [-1, 1]; by default the config's eval_clip_denoised.
+
+        Returns:
+          `denoise`, which is compiled and works under `jax.jit`, `vmap`, `grad` and `pmap`. It raises an InputError
+          for images of another shape than the model's, or of another number than the labels.
+        """
+        if labels is not None:
+            labels = self._check_labels(labels, np.size(labels))
+        clip_x = self._clip if clip is None else clip
+        apply = _compiled_denoiser(image_shape=self.image_shape, clip_x=clip_x, **self._network)
+        return jax.tree_util.Partial(apply, self._params_of_no_device(), labels)
 
     def _draw(
         self,
-        key: Keys,
-        num_samples: int,
+        noise: Callable[[np.ndarray], np.ndarray],
+        index: np.ndarray,
         labels: Array | None,
-        sampler: str | None,
-        batch_size: int,
+        key: Keys | None,
         *,
         num_steps: int | None = None,
-        trajectory: int | None = None,
-    ) -> np.ndarray:
-        """Draws batch after batch; the arguments that follow are those of `_draw_rows`."""
-        labels = self._labels(labels, num_samples)
-        settings = {**self._settings, "sampler": self._known_sampler(sampler), "trajectory": trajectory}
-        draw = _compiled(self._mesh, self._parallel, **settings)
-        batch_size = min(batch_size, num_samples)
-        batch_size += -batch_size % self._mesh.size
-        batches = []
-        for start in range(0, num_samples, batch_size):
-            index = np.arange(start, start + batch_size, dtype=np.int32)  # the last batch may go beyond num_samples
-            of_batch = np.resize(labels[start : start + batch_size], batch_size)
-            batches.append(draw(self._params, (key, num_steps), (index, of_batch)))
-        return np.concatenate(batches)[:num_samples]
+        sampler: str | None = None,
+        eta: float = 0.0,
+        clip: bool | None = None,
+        batch_size: int = BATCH_SIZE,
+        trajectory: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """Checks its arguments, then draws batch after batch. `noise(rows)` is what samples index[rows] start from.
 
-    def _known_sampler(self, sampler: str | None) -> str:
-        sampler = sampler or self._sampler
-        if sampler not in SAMPLERS:
-            raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
-        return sampler
+        A batch is x, `[batch, ...]`, or with `trajectory` every predicted x, `[batch, num_steps, ...]`.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1.")
+        num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
+        sampler = self._sampler if sampler is None else sampler
+        _check_sampler(sampler, eta)
+        if sampler == "ddim" and eta == 0:
+            key = None  # so that one program serves whether there is a key or not
+        elif key is None:
+            what = f"DDIM with eta={eta}" if eta else f"The {sampler!r} sampler"
+            raise InputError(f"{what} draws fresh noise at every step: give it a key, as in key=jax.random.key(0).")
+        labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
+        if self.distilled_for not in (0, num_steps) and multihost.is_main():
+            logging.warning(
+                "This student was distilled for %d sampling steps and draws in %d: its images are worse for that.",
+                self.distilled_for,
+                num_steps,
+            )
+        draw = _compiled(
+            self._mesh,
+            self._parallel,
+            sampler=sampler,
+            eta=eta,
+            clip_x=self._clip if clip is None else clip,
+            trajectory=num_steps if trajectory else None,
+            **self._network,
+            **self._process,
+        )
+        shared = (key, None if trajectory else num_steps)
+        size = min(batch_size, len(index))
+        size += -size % self._mesh.size
 
-    def _labels(self, labels: Array | None, num_samples: int) -> np.ndarray:
-        if num_samples < 1:
-            raise InputError(f"num_samples={num_samples} must be at least 1.")
-        if labels is None:
-            return np.arange(num_samples, dtype=np.int32) % self.num_classes
+        def batches():
+            for start in range(0, len(index), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(index)))
+                filled_up = np.resize(rows, size)  # every batch has the same shape
+                yield draw(self._params, shared, (noise(filled_up), index[filled_up], labels[filled_up]))[: len(rows)]
+
+        return batches()
+
+    def _noise(self, key: Keys, index: np.ndarray) -> np.ndarray:
+        return np.asarray(_start_noise(key, index, image_shape=self.image_shape))
+
+    def _params_of_no_device(self) -> Params:
+        """The parameters, to be used wherever the arrays are that they meet."""
+
+        def unbound(leaf):
+            held = np.asarray(leaf.addressable_shards[0].data)
+            return jnp.asarray(held[0] if self._parallel == "pmap" else held)
+
+        return jax.tree.map(unbound, self._params)
+
+    def _check_labels(self, labels: Array, num_samples: int) -> np.ndarray:
         labels = np.asarray(labels, np.int32)
         if self.num_classes == 1:
             raise InputError("This model is not class-conditional: leave the labels out.")
-        if labels.shape != (num_samples,) or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise InputError(
-                f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {labels.tolist()}."
-            )
+        if labels.shape != (num_samples,) or np.any((labels < 0) | (labels >= self.num_classes)):
+            got = np.array2string(labels, threshold=20, separator=", ")
+            raise InputError(f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {got}.")
         return labels
 
 
@@ -151,10 +286,48 @@ def from_checkpoint(path: str | Path, num_steps: int | None = None) -> Pipeline:
     return Pipeline(*load(path), num_steps)
 
 
+def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Pixels from 0 to 255 for those from -1 to 1; what is beyond is clipped."""
+    return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _first(num_samples: int) -> np.ndarray:
+    if num_samples < 1:
+        raise InputError(f"num_samples={num_samples} must be at least 1.")
+    return np.arange(num_samples, dtype=np.int32)
+
+
 def _check_num_steps(num_steps: int) -> int:
     if num_steps < 1:
         raise InputError(f"num_steps={num_steps} must be at least 1.")
     return num_steps
+
+
+def _check_sampler(sampler: str, eta: float) -> None:
+    if sampler not in SAMPLERS:
+        raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta={eta} must be from 0, deterministic, to 1.")
+    if eta != 0 and sampler != "ddim":
+        raise InputError(
+            f"eta={eta} is for the sampler 'ddim'; the sampler here is {sampler!r}. Leave one of them out."
+        )
+
+
+def _check_images(z: Array, image_shape: tuple[int, int, int]) -> None:
+    if np.ndim(z) != 4 or np.shape(z)[1:] != image_shape or len(z) < 1:
+        expected = ", ".join(map(str, ("n", *image_shape)))
+        raise InputError(f"z must be noisy images of shape [{expected}], at least one; got {list(np.shape(z))}.")
+
+
+def _keys(key: Keys, index: Array) -> Array:
+    """Two keys for each sample: of the noise that it starts from, and of the noise of its steps."""
+    return jax.vmap(lambda i: jax.random.split(sampling.fold_in(key, i)))(index)
+
+
+@functools.partial(jax.jit, static_argnames="image_shape")
+def _start_noise(key: Keys, index: Array, *, image_shape: tuple[int, int, int]) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.normal(key, image_shape))(_keys(key, index)[:, 0])
 
 
 @functools.lru_cache(maxsize=16)
@@ -165,19 +338,32 @@ def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray
 
 def _draw_rows(
     params, shared, rows, *,
-    network, num_classes, mean_type, schedule, clip_x, logvar_type, image_shape, sampler, trajectory,
+    network, num_classes, mean_type, clip_x, schedule, logvar_type, sampler, eta, trajectory,
 ):  # fmt: skip
     """A batch of samples. The number of steps is traced; for a trajectory it is given there, as a constant."""
-    (key, num_steps), (index, labels) = shared, rows
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
-    z = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys[:, 0])
+    (key, num_steps), (z, index, labels) = shared, rows
     denoise = network_denoiser(network, params, mean_type, label_condition(labels, num_classes), clip_x=clip_x)
+    step_keys = None if key is None else _keys(key, index)[:, 1]
     if sampler == "ddim":
-        draw = functools.partial(sampling.ddim, denoise, z, schedule)
+        draw = functools.partial(sampling.ddim, denoise, z, schedule, eta=eta, key=step_keys)
     else:
-        draw = functools.partial(sampling.ancestral, keys[:, 1], denoise, z, schedule, logvar_type=logvar_type)
+        draw = functools.partial(sampling.ancestral, step_keys, denoise, z, schedule, logvar_type=logvar_type)
     if trajectory is None:
-        x = draw(num_steps=num_steps)
-    else:
-        x = draw(num_steps=trajectory, trajectory=True)[1].swapaxes(0, 1)
-    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return draw(num_steps=num_steps)
+    return draw(num_steps=trajectory, trajectory=True)[1].swapaxes(0, 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_denoiser(**settings) -> Callable[..., Prediction]:
+    """One program for all denoisers of a kind."""
+    return jax.jit(functools.partial(_denoise, **settings))
+
+
+def _denoise(params, labels, z, logsnr, *, network, num_classes, mean_type, clip_x, image_shape):
+    _check_images(z, image_shape)
+    if labels is None:
+        labels = jnp.arange(len(z)) % num_classes
+    elif len(labels) != len(z):
+        raise InputError(f"The denoiser was made for {len(labels)} labels; got {len(z)} images.")
+    condition = label_condition(labels, num_classes)
+    return network_denoiser(network, params, mean_type, condition, clip_x=clip_x)(z, logsnr)

@@ -2,30 +2,48 @@
 
     python scripts/sample.py --checkpoint=runs/digits/ladder/steps_0004 --num_samples=64 --seed=0 --out=samples.png
 
-`--out=samples.npz` writes an array instead of a picture. `--trajectory=steps.png` also draws the image that the model
-predicts at every step, from noise on the left to the sample on the right. Several processes draw together when each is
-started with --coordinator, --num_processes and --process_id, as for training; the first writes the files.
+`--out=samples.npz` writes an array instead of a picture, and `--out=samples/` a PNG file for each image, as tools that
+compute FIDs read them; the same command again draws those that are not there yet. `--trajectory=steps.png` also draws
+the image that the model predicts at every step, from noise on the left to the sample on the right. Several processes
+draw together when each is started with --coordinator, --num_processes and --process_id, as for training; the first
+writes the files.
 """
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from diffusion_distillation import cli, from_checkpoint, multihost
+from diffusion_distillation import checkpoints, cli, multihost
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.report import folder
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.sampling import SAMPLERS
+from diffusion_distillation.shapes import Params
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.", required=True)
 OUT = flags.DEFINE_string(
-    "out", None, "Where the images go: a .png grid, or a .npz with uint8 'images'.", required=True
+    "out",
+    None,
+    "Where the images go: a .png grid, a .npz with 'images', or a folder, which ends in / or has no suffix.",
+    required=True,
 )
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' is ancestral (DDPM) sampling.")
+ETA = flags.DEFINE_float("eta", 0.0, "Share of fresh noise at every step of 'ddim'.", lower_bound=0.0, upper_bound=1.0)
+CLIP = flags.DEFINE_boolean(
+    "clip", None, "Clip the x predicted at every step to [-1, 1]; by default as the config has."
+)
+FLOAT = flags.DEFINE_boolean("float", False, "In a .npz: float32 images in [-1, 1], not uint8.")
 LABELS = flags.DEFINE_list("labels", None, "Classes, of a class-conditional model, repeated in turn: --labels=3,7.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
@@ -35,16 +53,47 @@ PROCESSES = cli.ProcessFlags()
 def main() -> None:
     """Runs the script."""
     out = Path(OUT.value)
-    if out.suffix not in (".png", ".npz"):
-        raise InputError(f"--out={OUT.value} must end in .png or .npz.")
+    to_folder = out.is_dir() or not out.suffix or OUT.value.endswith("/")
+    if not to_folder and out.suffix not in (".png", ".npz"):
+        raise InputError(f"--out={OUT.value} must end in .png or .npz, or in / for a folder.")
+    if FLOAT.value and (to_folder or out.suffix != ".npz"):
+        raise InputError(f"--float is for a .npz, and --out={OUT.value} is none: PNG files hold uint8. Leave one out.")
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value))
-    pipeline = from_checkpoint(CHECKPOINT.value, NUM_STEPS.value)
+    params, metadata = checkpoints.load(CHECKPOINT.value)
+    pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value
-    labels = None if LABELS.value is None else np.resize(parse_labels(LABELS.value), num_samples)
-    images = pipeline.sample(key, num_samples, labels, sampler=SAMPLER.value, batch_size=BATCH_SIZE.value)
+    classes = None if LABELS.value is None else parse_labels(LABELS.value)
+    options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value)
+
+    def labels(index):
+        return None if classes is None else classes[index % len(classes)]
+
+    if to_folder:
+        settings = settings_of(params, metadata.config, pipeline.num_steps)
+        index = folder.missing(out, settings, num_samples)
+    else:
+        index = np.arange(num_samples)
+    batches = pipeline.stream(key, index, labels(index), batch_size=BATCH_SIZE.value, **options)
+    if to_folder:
+        about = {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}
+        write_folder(out, about, index, batches)
+    else:
+        write_file(out, batches)
+    if multihost.is_main():
+        there = f", {num_samples - len(index):,} of them there already" if len(index) < num_samples else ""
+        print(f"{OUT.value}: {num_samples:,} images in {pipeline.num_steps} steps each{there}")
     if TRAJECTORY.value is not None:
         shown = min(8, num_samples)
-        steps = pipeline.trajectory(key, shown, None if labels is None else labels[:shown], sampler=SAMPLER.value)
+        steps = pipeline.trajectory(key, shown, labels(np.arange(shown)), **options)
+        if multihost.is_main():
+            pictures = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
+            save_grid(pictures, Path(TRAJECTORY.value), columns=len(steps))
+            print(f"{TRAJECTORY.value}: the way of {shown} of them")
+
+
+def write_file(out: Path, batches: Iterable[np.ndarray]) -> None:
+    """Writes a grid or an array of all images."""
+    images = np.concatenate([np.clip(x, -1, 1) if FLOAT.value else to_uint8(x) for x in batches])
     if not multihost.is_main():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +101,41 @@ def main() -> None:
         save_grid(images, out)
     else:
         np.savez_compressed(out, images=images)
-    print(f"{out}: {len(images)} images in {pipeline.num_steps} steps each")
-    if TRAJECTORY.value is not None:
-        save_grid(steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape), Path(TRAJECTORY.value), columns=len(steps))
-        print(f"{TRAJECTORY.value}: the way of {shown} of them")
+
+
+def write_folder(out: Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
+    """Writes the images of these numbers to a folder, batch after batch."""
+    if multihost.is_main():
+        folder.start(out, about)
+    total, done, quiet = NUM_SAMPLES.value, 0, None if multihost.is_main() else True  # None: unless on a terminal
+    with tqdm(total=total, initial=total - len(index), unit=" images", disable=quiet) as bar:
+        for x in batches:
+            if multihost.is_main():
+                folder.write(out, index[done : done + len(x)], to_uint8(x))
+            done += len(x)
+            bar.update(len(x))
+
+
+def settings_of(params: Params, config: ConfigDict, num_steps: int) -> dict[str, Any]:
+    """What shapes a sample: the parameters, the seed and the options, whether given or left to the config."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return {
+        "parameters": digest.hexdigest()[:16],
+        "seed": SEED.value,
+        "num_steps": num_steps,
+        "sampler": SAMPLER.value or config.sampler,
+        "eta": ETA.value,
+        "clip": config.model.eval_clip_denoised if CLIP.value is None else CLIP.value,
+        "labels": LABELS.value,
+    }
 
 
 def parse_labels(labels: list[str]) -> np.ndarray:
     """The labels as integers; raises an InputError for what is not one."""
     try:
-        return np.array(labels, np.int32)
+        return np.array(labels or [""], np.int32)
     except ValueError:
         raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7.") from None
 

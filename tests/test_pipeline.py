@@ -1,0 +1,212 @@
+"""From parameters to images, with a very small network whose parameters are random."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation import pipeline as module
+from diffusion_distillation import sampling
+from diffusion_distillation.checkpoints import Metadata
+from diffusion_distillation.diffusion import make_denoiser
+from diffusion_distillation.model import eval_schedule, init_params, make_network
+from diffusion_distillation.pipeline import Pipeline, to_uint8
+
+SHAPE = (8, 8, 1)
+KEY = jax.random.key(3)
+WAYS = pytest.mark.parametrize("way", [dict(), dict(sampler="noisy"), dict(eta=0.5)], ids=["ddim", "noisy", "eta"])
+
+
+def make_model(num_classes=3, num_steps=0, parallel="jit", **model):
+    """Parameters, far from the zeros that some are at first, and metadata."""
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    config.model.update(dict(mean_type="v", eval_sampling_num_steps=4) | model)
+    config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel)
+    config = cfg.resolve(config)
+    params = init_params(make_network(config.model, SHAPE, num_classes), jax.random.key(0), SHAPE, num_classes)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
+    return params, Metadata(config, SHAPE, num_classes, num_steps)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The pipeline of a class-conditional base model."""
+    return Pipeline(*make_model())
+
+
+def noise(key, n):
+    """What samples 0 to n - 1 of a key start from."""
+    keys = [jax.random.split(jax.random.fold_in(key, j))[0] for j in range(n)]
+    return np.stack([jax.random.normal(key, SHAPE) for key in keys])
+
+
+@WAYS
+def test_a_sample_depends_on_its_key_and_number_alone(base, monkeypatch, way):
+    images = base.sample(KEY, 10, **way)
+    assert images.dtype == np.uint8 and images.shape == (10, *SHAPE)
+    assert np.abs(np.diff(images.astype(int), axis=0)).mean() > 10  # they are not alike
+    same = {
+        "in batches": base.sample(KEY, 10, batch_size=4, **way),
+        "followed step by step": base.trajectory(KEY, 10, **way)[-1],
+        "by pmap": Pipeline(*make_model(parallel="pmap")).sample(KEY, 10, **way),
+    }
+    monkeypatch.setattr(module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    same["on one device"] = Pipeline(*make_model()).sample(KEY, 10, **way)
+    for how, drawn in same.items():
+        np.testing.assert_array_equal(images, drawn, how)
+    np.testing.assert_array_equal(images[:3], base.sample(KEY, 3, **way))
+    some = list(base.stream(KEY, np.array([7, 2, 9]), batch_size=2, **way))
+    assert [len(batch) for batch in some] == [2, 1]
+    np.testing.assert_array_equal(images[[7, 2, 9]], to_uint8(np.concatenate(some)))
+    raw = jax.random.key_data(KEY)
+    np.testing.assert_array_equal(images[:3], base.sample(raw, 3, **way))
+    assert np.any(images != base.sample(jax.random.key(4), 10, **way))
+
+
+@WAYS
+def test_from_noise(base, way):
+    z = noise(KEY, 10)
+    x = base.from_noise(z, key=KEY, **way)
+    assert x.dtype == np.float32 and np.all(np.abs(x) < 1 + 1e-6)
+    np.testing.assert_array_equal(to_uint8(x), base.sample(KEY, 10, **way))
+    labels = np.array([2, 2, 0])
+    x = base.from_noise(z[:3], labels, key=KEY, num_steps=2, batch_size=2, clip=False, **way)
+    assert np.any(np.abs(x) > 1)
+    drawn = base.sample(KEY, 3, labels, num_steps=2, clip=False, **way)
+    np.testing.assert_array_equal(to_uint8(x), drawn)
+    assert np.any(drawn != base.sample(KEY, 3, num_steps=2, clip=False, **way))
+
+
+def test_from_noise_is_the_sampler_of_the_denoiser(base):
+    z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
+    schedule = eval_schedule(make_model()[1].config.model)
+    for clip in (True, False):
+        expected = sampling.ddim(base.denoiser(labels, clip=clip), z, schedule, 3)
+        np.testing.assert_allclose(base.from_noise(z, labels, num_steps=3, clip=clip), expected, atol=1e-5)
+
+
+def test_eta_one_is_ancestral_with_small_variance(base):
+    z = noise(KEY, 4)
+    small = Pipeline(*make_model(logvar_type="fixed_small"))
+    np.testing.assert_allclose(
+        base.from_noise(z, eta=1.0, key=KEY), small.from_noise(z, sampler="noisy", key=KEY), atol=1e-4
+    )
+
+
+def test_trajectory(base):
+    steps = base.trajectory(KEY, 5, num_steps=3)
+    assert steps.shape == (3, 5, *SHAPE)
+    np.testing.assert_array_equal(steps, Pipeline(*make_model(parallel="pmap")).trajectory(KEY, 5, num_steps=3))
+    logsnr = eval_schedule(make_model()[1].config.model)(1.0)
+    first = base.denoiser()(noise(KEY, 5), logsnr).x
+    np.testing.assert_allclose(steps[0].astype(int), to_uint8(np.asarray(first)), atol=1)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_denoiser(parallel):
+    params, metadata = make_model(parallel=parallel)
+    apply = jax.jit(make_network(metadata.config.model, SHAPE, 3).apply)
+    z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
+    pipeline = Pipeline(params, metadata)
+
+    def expected(z, logsnr, labels, clip=True):
+        fn = make_denoiser(lambda z, logsnr: apply({"params": params}, z, logsnr, labels), "v", clip_x=clip)
+        return fn(z, logsnr)
+
+    def assert_near(got, expected):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
+
+    denoise = pipeline.denoiser(labels)
+    assert_near(denoise(z, 0.5), expected(z, 0.5, labels))
+    assert_near(pipeline.denoiser()(z, 0.5), expected(z, 0.5, np.arange(4) % 3))
+    unclipped = pipeline.denoiser(labels, clip=False)
+    assert_near(unclipped(z, np.full(4, 0.5, np.float32)), expected(z, 0.5, labels, clip=False))
+    assert_near(jax.jit(denoise)(z, 0.5), denoise(z, 0.5))
+    assert_near(jax.jit(lambda denoise, z: denoise(z, 0.5))(denoise, z), denoise(z, 0.5))
+    assert_near(jax.jit(lambda z: pipeline.denoiser(labels)(z, 0.5))(z), denoise(z, 0.5))
+    stacked = jax.vmap(denoise, (0, None))(np.stack([z, -z]), 0.5)
+    assert_near(jax.tree.map(lambda leaf: leaf[1], stacked), denoise(-z, 0.5))
+    on_the_third = jax.device_put(z, jax.devices()[2])
+    assert_near(denoise(on_the_third, 0.5), denoise(z, 0.5))
+    gradient = jax.grad(lambda z: unclipped(z, 0.5).x.sum())(z)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+def test_unconditional():
+    pipeline = Pipeline(*make_model(num_classes=1))
+    z = noise(KEY, 2)
+    np.testing.assert_array_equal(to_uint8(pipeline.from_noise(z)), pipeline.sample(KEY, 2))
+    assert pipeline.denoiser()(z, 0.0).x.shape == z.shape
+    for draw in (
+        lambda labels: pipeline.sample(KEY, 2, labels),
+        lambda labels: pipeline.from_noise(z, labels),
+        pipeline.denoiser,
+    ):
+        with pytest.raises(ValueError, match="not class-conditional: leave the labels out"):
+            draw(np.zeros(2, np.int32))
+
+
+def test_what_a_pipeline_asks_for(base):
+    """Parameters and four attributes, whatever has them."""
+    params, metadata = make_model()
+    fields = metadata.config
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(model=fields.model, sampler="ddim", train=types.SimpleNamespace(parallel="jit")),
+        image_shape=SHAPE,
+        num_classes=3,
+        num_steps=0,
+    )
+    np.testing.assert_array_equal(Pipeline(params, model).sample(KEY, 2), base.sample(KEY, 2))
+
+
+def test_students_warn_of_other_numbers_of_steps(base, caplog):
+    params, metadata = make_model(num_steps=4)
+    student, z = Pipeline(params, metadata), noise(KEY, 2)
+    assert (student.num_steps, student.distilled_for) == (4, 4)
+    student.sample(KEY, 2)
+    student.sample(KEY, 2, num_steps=4)
+    base.sample(KEY, 2, num_steps=3)
+    assert not caplog.records
+    for draw in (
+        lambda: student.sample(KEY, 2, num_steps=2),
+        lambda: student.from_noise(z, num_steps=2),
+        lambda: Pipeline(params, metadata, num_steps=2).trajectory(KEY, 2),
+    ):
+        caplog.clear()
+        draw()
+        (record,) = caplog.records
+        assert "distilled for 4 sampling steps and draws in 2" in record.getMessage()
+
+
+def test_errors(base):
+    z = noise(KEY, 3)
+    for draw, message in {
+        lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
+        lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be at least 1",
+        lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
+        lambda: base.sample(KEY, 2, sampler="dim"): r"'dim'; choose one of \['ddim', 'noisy'\]",
+        lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
+        lambda: base.sample(KEY, 2, sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'noisy'",
+        lambda: base.stream(KEY, np.arange(2), sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'",
+        lambda: base.from_noise(z, eta=0.5): "DDIM with eta=0.5 draws fresh noise at every step: give it a key",
+        lambda: base.from_noise(z, sampler="noisy"): "'noisy' sampler draws fresh noise at every step: give it a key",
+        lambda: base.from_noise(z[:, :4]): r"z must be noisy images of shape \[n, 8, 8, 1\].* got \[3, 4, 8, 1\]",
+        lambda: base.from_noise(z[:0]): r"at least one; got \[0, 8, 8, 1\]",
+        lambda: base.from_noise(z, np.arange(2)): r"labels must be 3 integers from 0 to 2; got \[0, 1\]",
+        lambda: base.denoiser()(z[0], 0.0): r"of shape \[n, 8, 8, 1\], at least one; got \[8, 8, 1\]",
+        lambda: base.denoiser(np.arange(2))(z, 0.0): "made for 2 labels; got 3 images",
+        lambda: base.denoiser(np.array([0, 3])): r"labels must be 2 integers from 0 to 2; got \[0, 3\]",
+        lambda: Pipeline(*make_model(), num_steps=0): "num_steps=0 must be at least 1",
+        **{
+            lambda labels=labels: base.sample(KEY, 3, np.array(labels)): "labels must be 3 integers from 0 to 2"
+            for labels in ([1, 2], [0, 3, 1], [-1, 0, 0])
+        },
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            draw()
