@@ -262,7 +262,7 @@ def _value(spec: Any, value: Any, path: str) -> Any:
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise InputError(f"config.{path}={value!r} must be a section with fields of its own.")
-        return {**spec, **value} if isinstance(spec, Free) else _fill(spec, value, path + ".")
+        return _tuples({**spec, **value}) if isinstance(spec, Free) else _fill(spec, value, path + ".")
     if isinstance(spec, OneOf):
         value = spec[0] if value is None else value
         if value not in spec:
@@ -282,6 +282,13 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if kind in (int, float) and not value >= 0:
         raise InputError(f"config.{path}={value!r} must not be negative.")
     return value
+
+
+def _tuples(value: Any) -> Any:
+    """With tuples for the lists that JSON has."""
+    if isinstance(value, dict):
+        return {name: _tuples(part) for name, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check(path: str, build: Callable[[], Any]) -> None:

@@ -1,5 +1,6 @@
 """Several processes, of one host or of many, that work as one run."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -107,13 +108,9 @@ def tell_others(message: str, status: int) -> None:
     client = global_state.client
     if client is None:
         return
-    try:
+    with contextlib.suppress(Exception):  # another one failed first
         client.key_value_set(TOLD, json.dumps({"process": jax.process_index(), "message": message, "status": status}))
-    except Exception:  # another one failed first
-        return
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and len(client.key_value_dir_get(TOLD + "/heard/")) < jax.process_count() - 1:
-        time.sleep(0.1)
+    _leave(client)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -122,12 +119,6 @@ def fail(message: str, status: int) -> NoReturn:
         sys.exit(status)
     tell_others(message, status)
     _exit(status)
-
-
-def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _listen() -> None:
@@ -141,9 +132,26 @@ def _listen() -> None:
             continue
         if told["process"] == jax.process_index():
             return
-        client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
         print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr)
+        _leave(client)
         _exit(told["status"])
+
+
+def _leave(client: Any) -> None:
+    """Says that this process knows; the first one, through which all speak, waits until the others do."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
+        deadline = time.monotonic() + 5
+        while is_main() and time.monotonic() < deadline:
+            if len(client.key_value_dir_get(f"{TOLD}/heard/")) == jax.process_count():
+                break
+            time.sleep(0.1)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _maximum(rows: jax.Array) -> jax.Array:
