@@ -339,6 +339,14 @@ def _resolve_distillation(config: ConfigDict) -> None:
             f"config.sampler={config.sampler!r}: students are made for steps of DDIM; set config.sampler='ddim'. "
             "Another one can be chosen when samples are drawn."
         )
+    if get_logsnr_schedule(**config.model.train_logsnr_schedule) != get_logsnr_schedule(
+        **config.model.eval_logsnr_schedule
+    ):
+        raise InputError(
+            f"config.model.eval_logsnr_schedule={config.model.eval_logsnr_schedule.to_dict()} differs from "
+            f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}: a student must be sampled at the "
+            "times that it was trained for."
+        )
     try:
         students = [rung.num_steps for rung in make_method(config).rungs]
     except InputError as error:

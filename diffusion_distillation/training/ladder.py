@@ -86,7 +86,7 @@ class Plan:
             later = sum(images for student, images in self._images.items() if student < num_steps)
             left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
             seconds = round(left / values["images_per_sec"])
-            if seconds:
+            if left:
                 say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, with all students")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})
