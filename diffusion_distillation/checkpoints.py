@@ -108,11 +108,11 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        values = _sealed(metadata.to_json() | {"fingerprints": _fingerprints(state._asdict())})
+        arrays = _with_arrays(state)
+        values = _sealed(metadata.to_json() | {"fingerprints": _fingerprints(arrays)})
         with self._writing(step):
             self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()), metadata=ocp.args.JsonSave(values)),
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(values))
             )
 
     def restore(self, like: State) -> State | None:
@@ -125,14 +125,14 @@ class Checkpoints:
         """
 
         def read(step: int) -> State:
-            wanted = like._asdict()
+            wanted = _with_arrays(like)
             as_like = ocp.checkpoint_utils.construct_restore_args(wanted)
-            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_like)
+            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_like, partial_restore=True)
             args = ocp.args.Composite(state=restore, metadata=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=args)
             metadata = _checked(restored["metadata"])
             _check_fingerprints(restored["state"], metadata["fingerprints"])
-            return type(like)(**restored["state"])
+            return like._replace(**restored["state"])
 
         found = _newest_sound(self._folder, self._manager.all_steps(), read)
         if found is None:
@@ -178,6 +178,11 @@ class Checkpoints:
         """Waits for what is being written."""
         with self._writing():
             self._manager.close()
+
+
+def _with_arrays(state: State) -> dict[str, Any]:
+    """The fields of a state that hold arrays. What is None is not written down: states may get such fields later."""
+    return {name: value for name, value in state._asdict().items() if jax.tree.leaves(value)}
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
@@ -258,24 +263,36 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@jax.jit
+@jax.jit  # within the program of a whole tree: traced once for all arrays of a shape
 def _fingerprint(array: jax.Array) -> jax.Array:
     """The sum of an array's words times odd numbers by position, modulo 2^32: any single word that changes changes it.
 
     Integer arithmetic, so that it is the same however the array is divided among devices.
     """
-    bits = jax.lax.bitcast_convert_type(array, {2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize])
-    position = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+    words = _words(array)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """The bits of an array as unsigned integers: one for each element, or two of 32 bits if it has 64."""
+    if array.dtype == bool:
+        return array.astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(array, {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32))
+
+
+@jax.jit
+def _all_fingerprints(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_fingerprint(array) for array in arrays])
 
 
 def _fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of each array of a tree, by its path."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found = jax.device_get({jax.tree_util.keystr(path): _fingerprint(leaf) for path, leaf in paths})
-    return {path: int(value) for path, value in found.items()}
+    """The fingerprint of each array of a tree, by its path: one program for all of them."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
+    return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
 
 
 def _check_fingerprints(tree: Any, expected: dict[str, int]) -> None:

@@ -21,7 +21,7 @@ from ..shapes import Array, Params
 from .optimizers import make_optimizer
 
 Batch = dict[str, Array]
-Metrics = dict[str, Array]
+Metrics = dict[str, Array | list[Array]]  # of several steps, a list where each was a call of its own
 
 
 class TrainState(NamedTuple):
