@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .shapes import Params
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
+NOT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # what the machine lacks that wants to read it
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
 
 
@@ -63,12 +66,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`; raises a NewerFormatError for a format of a later version."""
-        if values["format_version"] > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"The checkpoint has format {values['format_version']}; this version of diffusion_distillation reads "
-                f"up to {FORMAT_VERSION}. Upgrade the package."
-            )
+        """The inverse of `to_json`."""
         return cls(
             config=resolve(ConfigDict(values["config"])),
             image_shape=tuple(values["image_shape"]),
@@ -116,25 +114,20 @@ class Checkpoints:
             )
 
     def restore(self, like: State) -> State | None:
-        """The newest sound state; None if there is none. `like` is abstract, and has shapes, types and shardings.
+        """The newest state that is sound for every process; None if there is none. Every process must call it.
 
-        Newer ones that cannot be used are named in a warning and moved to `broken_checkpoints`.
+        Newer ones that are damaged are named in a warning and moved to `broken_checkpoints`. Only damage moves a
+        checkpoint: files that are missing, cannot be read, or hold other data than were saved.
+
+        Args:
+          like: abstract: shapes, types and shardings. Of fields that are None in it nothing is read.
 
         Raises:
-          InputError: if there are checkpoints and none can be used; they stay where they are.
+          InputError: if there are checkpoints and none can be used, or their arrays are others than those of `like`;
+            they stay where they are.
+          RunError: if another process cannot go on, as when it is out of memory.
         """
-
-        def read(step: int) -> State:
-            wanted = _with_arrays(like)
-            as_like = ocp.checkpoint_utils.construct_restore_args(wanted)
-            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_like, partial_restore=True)
-            args = ocp.args.Composite(state=restore, metadata=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=args)
-            metadata = _checked(restored["metadata"])
-            _check_fingerprints(restored["state"], metadata["fingerprints"])
-            return like._replace(**restored["state"])
-
-        found = _newest_sound(self._folder, self._manager.all_steps(), read)
+        found = _newest_state(self._folder, self._manager.all_steps(), like)
         if found is None:
             return None
         state, broken = found
@@ -200,7 +193,9 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def load(path: str | Path) -> tuple[Params, Metadata]:
-    """The newest sound sampling parameters of a run, as NumPy arrays, and their metadata.
+    """The newest sampling parameters of a run that are sound, as NumPy arrays, and their metadata.
+
+    Where several processes work together, all must call it, and get the same ones.
 
     Args:
       path: the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`.
@@ -208,48 +203,91 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
     Raises:
       InputError: if there is no such folder, or no checkpoint of ours that can be used in it.
     """
-    path = Path(path)
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        raise InputError(f"No checkpoint in {str(path)!r}: {_what_is_there(path)}")
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
 
-        def read(step: int) -> tuple[Params, Metadata]:
-            values = _checked(
-                manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-            )
-            metadata = Metadata.from_json(values, step)
-            averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
-            name = "ema_params" if averaged else "params"
-            wanted = {name: abstract_params(metadata)}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            params = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-            _check_fingerprints(params, values["fingerprints"])
-            return params[name], metadata
+    def read(checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+        values = _read_metadata(checkpoint)
+        metadata = Metadata.from_json(values, int(checkpoint.name))
+        averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
+        wanted = {"ema_params" if averaged else "params": abstract_params(metadata)}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        return _read_arrays(checkpoint, wanted, as_numpy), values
 
-        found = _newest_sound(folder, manager.all_steps(), read)
+    folder = Path(path) / "checkpoints"
+    found = _newest_sound(folder, _steps_of_another(Path(path)), read)
     if found is None:
         raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
+    (params, values), step, _ = found
+    return next(iter(params.values())), Metadata.from_json(values, step)
+
+
+def restore_from(path: str | Path, like: State) -> State:
+    """The newest sound state of another run, whose folder stays as it is. Every process must call it.
+
+    Args:
+      path: the folder of a run, such as `runs/digits/base`.
+      like: abstract: shapes, types and shardings. Of fields that are None in it nothing is read: with `opt_state=None`
+        it need not fit.
+
+    Raises:
+      InputError: if there is no checkpoint that can be used, or its arrays are others than those of `like`.
+    """
+    found = _newest_state(Path(path) / "checkpoints", _steps_of_another(Path(path)), like)
+    if found is None:
+        raise InputError(f"No finished checkpoint in {str(path)!r} yet; let the run go on until it saves one.")
     return found[0]
 
 
-def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[Any, list[int]] | None:
-    """What `read` returns for the newest step that it can read, and the steps it could not; None if there are none."""
+def _steps_of_another(run: Path) -> Sequence[int]:
+    """The steps of the finished checkpoints in a run's folder; raises an InputError if it is none."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"No checkpoint in {str(run)!r}: {_what_is_there(run)}")
+    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        return manager.all_steps()
+
+
+def _newest_state(folder: Path, steps: Sequence[int], like: State) -> tuple[State, list[int]] | None:
+    """The newest sound state, and the steps that are damaged; None if there are no checkpoints."""
+    wanted = _with_arrays(like)
+
+    def read(checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+        values = _read_metadata(checkpoint)
+        _check_fit(checkpoint, values["fingerprints"], wanted)
+        return _read_arrays(checkpoint, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)), values
+
+    found = _newest_sound(folder, steps, read)
+    if found is None:
+        return None
+    (arrays, _), _, broken = found
+    return like._replace(**arrays), broken
+
+
+Read = tuple[Any, dict[str, Any]]  # a tree of arrays, and the checkpoint's metadata
+
+
+def _newest_sound(
+    folder: Path, steps: Sequence[int], read: Callable[[Path], Read]
+) -> tuple[Read, int, list[int]] | None:
+    """What `read` returns for the newest checkpoint that it can read in every process and whose fingerprints hold.
+
+    All processes try the same steps, and each goes on to an older one when any of them finds damage.
+
+    Returns:
+      What was read, its step, and the newer steps, which are damaged; None if there are no checkpoints.
+    """
     broken: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        try:
-            found = read(step)
-        except NewerFormatError:
-            raise
-        except Exception as error:  # damaged files make orbax raise almost anything
-            broken[step] = _first_line(error)[:200]
+    for step in sorted(json.loads(multihost.of_main(json.dumps(list(steps)))), reverse=True):
+        found, damage = _agreed(lambda step=step: read(folder / str(step)))
+        if damage is None:  # now that all have their part: a program of all devices
+            _, damage = _agreed(lambda found=found: _check_fingerprints(found[0], found[1]["fingerprints"]))
+        if damage is not None:
+            broken[step] = damage
             continue
         for damaged, reason in broken.items():
             logging.warning(
                 "%s: this checkpoint is damaged (%s); that of step %d is used.", folder / str(damaged), reason, step
             )
-        return found, list(broken)
+        return found, step, list(broken)
     if broken:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in broken.items())
         raise InputError(
@@ -257,6 +295,41 @@ def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]
             "one back, or give another folder to start again."
         )
     return None
+
+
+def _agreed(act: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What `act` returns, and None; or None, and the damage that it found here or in another process.
+
+    Anything else that it raises is raised, and a RunError in the other processes.
+    """
+    result = error = None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    sound, damaged, failed = range(3)
+    ours = sound if error is None else damaged if _is_damage(error) else failed
+    worst = multihost.largest([ours])[0]
+    if ours == failed:
+        raise error
+    if worst == failed:
+        raise RunError("Another process could not read a checkpoint, and says why; nothing was changed.")
+    if worst == damaged:
+        return None, "another process cannot read it" if error is None else _first_line(error)[:200]
+    return result, None
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error speaks of the files. Damaged ones make orbax raise almost anything, so what does not is listed.
+
+    That is: what we say ourselves, and what the machine lacks, be it memory, devices or open files.
+    """
+    if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
+        return False
+    if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
+        return False
+    cause = error.__cause__ or error.__context__
+    return "RESOURCE_EXHAUSTED" not in str(error) and (cause is None or _is_damage(cause))
 
 
 def _first_line(error: Exception) -> str:
@@ -293,6 +366,61 @@ def _fingerprints(tree: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
     return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
+
+
+def _read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, whose seal must be right; raises a NewerFormatError for a later format."""
+    values = _checked(ocp.JsonCheckpointHandler().restore((checkpoint / "metadata").absolute()))
+    if values["format_version"] > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{str(checkpoint)!r} has format {values['format_version']}; this version of diffusion_distillation reads "
+            f"up to {FORMAT_VERSION}. Upgrade the package."
+        )
+    return values
+
+
+def _read_arrays(checkpoint: Path, wanted: dict[str, Any], restore_args: Any) -> dict[str, Any]:
+    """These fields of a state. By orbax's handler, which, unlike its manager, does not wait for other processes."""
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    return _array_handler().restore((checkpoint / "state").absolute(), args=args)
+
+
+def _check_fit(checkpoint: Path, saved: Iterable[str], wanted: dict[str, Any]) -> None:
+    """Raises an InputError that names what differs, unless the arrays of these fields have the wanted shapes and types.
+
+    Args:
+      checkpoint: its folder.
+      saved: the paths of its arrays, from its metadata, which are sealed; orbax's own file may be damaged.
+      wanted: abstract.
+    """
+    stored = _described(_array_handler().metadata((checkpoint / "state").absolute()).tree)
+    names = {_name(path) for path in saved}
+    there = {name: stored[name] for name in names if name.partition("/")[0] in wanted}
+    here = _described(wanted)
+    differences = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise InputError(
+            f"The state in {str(checkpoint)!r} does not fit this config: {'; '.join(differences[:5])}{more}. Nothing "
+            "was changed there."
+        )
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Type and shape of each array of a tree."""
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0] if hasattr(leaf, "shape")]
+    return {
+        _name(jax.tree_util.keystr(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves
+    }
+
+
+def _name(path: str) -> str:
+    """A path of `keystr` for people, with a field written as a key is: orbax makes no difference between them."""
+    return "/".join(re.findall(r"[^][.']+", path))
 
 
 def _check_fingerprints(tree: Any, expected: dict[str, int]) -> None:

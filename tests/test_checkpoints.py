@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import tarfile
@@ -12,7 +13,15 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import checkpoints as ckpt
 from diffusion_distillation import config as cfg
-from diffusion_distillation.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, _checked, _sealed, load
+from diffusion_distillation.checkpoints import (
+    FORMAT_VERSION,
+    Checkpoints,
+    Metadata,
+    _checked,
+    _sealed,
+    load,
+    restore_from,
+)
 from diffusion_distillation.data import load_source
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.loop import train
@@ -223,3 +232,60 @@ def test_fields_that_are_none_are_not_needed(tmp_path, saved, wanted):
     assert type(state) is wanted
     assert_same(state, wanted(np.int32(3), params))
     assert_same(load(tmp_path)[0], params)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+                                   ValueError("RESOURCE_EXHAUSTED: of tensorstore"), OSError(errno.EMFILE, "files"),
+                                   KeyboardInterrupt()])  # fmt: skip
+def test_only_damage_moves_a_checkpoint(tmp_path, two_checkpoints, monkeypatch, error):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    before = tree_of(tmp_path)
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(ckpt, "_read_arrays", read)
+    for act in (load, lambda run: Checkpoints(run).restore(abstract(two_checkpoints[1][0]))):
+        with pytest.raises(type(error)):
+            act(tmp_path / "run")
+    assert tree_of(tmp_path) == before
+
+
+def test_a_checkpoint_of_a_later_version_is_not_moved(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "6" / "metadata" / "metadata"
+    path.write_text(json.dumps(_sealed(_checked(json.loads(path.read_text())) | {"format_version": 99})))
+    before = tree_of(tmp_path)
+    with Checkpoints(tmp_path / "run") as checkpoints, pytest.raises(ValueError, match="has format 99"):
+        checkpoints.restore(abstract(two_checkpoints[1][0]))
+    assert tree_of(tmp_path) == before
+
+
+def tree_of(folder):
+    """The files below a folder, and when they were written."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_the_state_of_another_run(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    older, newer = two_checkpoints[1]
+    unfinished = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp-12"
+    unfinished.mkdir()
+    before = tree_of(tmp_path)
+    assert_same(restore_from(tmp_path / "run", abstract(newer)), newer)
+    alone = abstract(newer)._replace(opt_state=None)  # which another optimizer may have
+    assert_same(restore_from(tmp_path / "run", alone), newer._replace(opt_state=None))
+    wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), abstract(newer).params)
+    for field, difference in {
+        "params": r"params/conv_in/bias is float32\[32\] there and float32\[32, 2\] here",
+        "skipped": r"skipped is int32\[\] there and missing here",
+    }.items():
+        with pytest.raises(ValueError, match=f"does not fit this config: .*{difference}"):
+            restore_from(tmp_path / "run", abstract(newer)._replace(**{field: wider}))
+    with pytest.raises(ValueError, match="there is no such folder"):
+        restore_from(tmp_path / "nowhere", abstract(newer))
+    assert tree_of(tmp_path) == before
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "6" / "metadata" / "metadata")
+    before = tree_of(tmp_path)
+    assert_same(restore_from(str(tmp_path / "run"), abstract(newer)), older)
+    assert tree_of(tmp_path) == before
