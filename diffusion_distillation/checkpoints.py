@@ -7,21 +7,21 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 
 from . import multihost
 from .config import resolve
 from .errors import InputError, RunError
+from .files import absolute, as_path
 from .model import init_params, make_network
 from .shapes import Params
 
@@ -86,16 +86,17 @@ class Checkpoints:
     off, lost or changed are found out, and the newest checkpoint before them is used.
     """
 
-    def __init__(self, folder: Path, keep_every: int = 0):
-        self._folder = folder / "checkpoints"
+    def __init__(self, folder: epath.PathLike, keep_every: int = 0):
+        self._folder = as_path(folder) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
             for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.rmtree()
         multihost.wait_for_all("unfinished checkpoints are removed")
         handlers = {"state": _array_handler(), "metadata": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(absolute(self._folder), options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The updates done by the newest checkpoint; None if there is none."""
@@ -192,7 +193,7 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def load(path: str | Path) -> tuple[Params, Metadata]:
+def load(path: epath.PathLike) -> tuple[Params, Metadata]:
     """The newest sampling parameters of a run that are sound, as NumPy arrays, and their metadata.
 
     Where several processes work together, all must call it, and get the same ones.
@@ -204,7 +205,7 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
       InputError: if there is no such folder, or no checkpoint of ours that can be used in it.
     """
 
-    def read(checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    def read(checkpoint: epath.Path) -> tuple[Any, dict[str, Any]]:
         values = _read_metadata(checkpoint)
         metadata = Metadata.from_json(values, int(checkpoint.name))
         averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
@@ -212,15 +213,15 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         return _read_arrays(checkpoint, wanted, as_numpy), values
 
-    folder = Path(path) / "checkpoints"
-    found = _newest_sound(folder, _steps_of_another(Path(path)), read)
+    folder = as_path(path) / "checkpoints"
+    found = _newest_sound(folder, _steps_of_another(as_path(path)), read)
     if found is None:
         raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
     (params, values), step, _ = found
     return next(iter(params.values())), Metadata.from_json(values, step)
 
 
-def restore_from(path: str | Path, like: State) -> State:
+def restore_from(path: epath.PathLike, like: State) -> State:
     """The newest sound state of another run, whose folder stays as it is. Every process must call it.
 
     Args:
@@ -231,26 +232,33 @@ def restore_from(path: str | Path, like: State) -> State:
     Raises:
       InputError: if there is no checkpoint that can be used, or its arrays are others than those of `like`.
     """
-    found = _newest_state(Path(path) / "checkpoints", _steps_of_another(Path(path)), like)
+    found = _newest_state(as_path(path) / "checkpoints", _steps_of_another(as_path(path)), like)
     if found is None:
         raise InputError(f"No finished checkpoint in {str(path)!r} yet; let the run go on until it saves one.")
     return found[0]
 
 
-def _steps_of_another(run: Path) -> Sequence[int]:
+def newest_step(run: epath.Path) -> int | None:
+    """The updates done by the newest finished checkpoint in a run's folder; None if there is none."""
+    folder = run / "checkpoints"
+    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _steps_of_another(run: epath.Path) -> Sequence[int]:
     """The steps of the finished checkpoints in a run's folder; raises an InputError if it is none."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         raise InputError(f"No checkpoint in {str(run)!r}: {_what_is_there(run)}")
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+    with ocp.CheckpointManager(absolute(folder), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         return manager.all_steps()
 
 
-def _newest_state(folder: Path, steps: Sequence[int], like: State) -> tuple[State, list[int]] | None:
+def _newest_state(folder: epath.Path, steps: Sequence[int], like: State) -> tuple[State, list[int]] | None:
     """The newest sound state, and the steps that are damaged; None if there are no checkpoints."""
     wanted = _with_arrays(like)
 
-    def read(checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    def read(checkpoint: epath.Path) -> tuple[Any, dict[str, Any]]:
         values = _read_metadata(checkpoint)
         _check_fit(checkpoint, values["fingerprints"], wanted)
         return _read_arrays(checkpoint, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)), values
@@ -266,7 +274,7 @@ Read = tuple[Any, dict[str, Any]]  # a tree of arrays, and the checkpoint's meta
 
 
 def _newest_sound(
-    folder: Path, steps: Sequence[int], read: Callable[[Path], Read]
+    folder: epath.Path, steps: Sequence[int], read: Callable[[epath.Path], Read]
 ) -> tuple[Read, int, list[int]] | None:
     """What `read` returns for the newest checkpoint that it can read in every process and whose fingerprints hold.
 
@@ -368,9 +376,9 @@ def _fingerprints(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
 
 
-def _read_metadata(checkpoint: Path) -> dict[str, Any]:
+def _read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
     """The metadata of a checkpoint, whose seal must be right; raises a NewerFormatError for a later format."""
-    values = _checked(ocp.JsonCheckpointHandler().restore((checkpoint / "metadata").absolute()))
+    values = _checked(ocp.JsonCheckpointHandler().restore(absolute(checkpoint / "metadata")))
     if values["format_version"] > FORMAT_VERSION:
         raise NewerFormatError(
             f"{str(checkpoint)!r} has format {values['format_version']}; this version of diffusion_distillation reads "
@@ -379,13 +387,13 @@ def _read_metadata(checkpoint: Path) -> dict[str, Any]:
     return values
 
 
-def _read_arrays(checkpoint: Path, wanted: dict[str, Any], restore_args: Any) -> dict[str, Any]:
+def _read_arrays(checkpoint: epath.Path, wanted: dict[str, Any], restore_args: Any) -> dict[str, Any]:
     """These fields of a state. By orbax's handler, which, unlike its manager, does not wait for other processes."""
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
-    return _array_handler().restore((checkpoint / "state").absolute(), args=args)
+    return _array_handler().restore(absolute(checkpoint / "state"), args=args)
 
 
-def _check_fit(checkpoint: Path, saved: Iterable[str], wanted: dict[str, Any]) -> None:
+def _check_fit(checkpoint: epath.Path, saved: Iterable[str], wanted: dict[str, Any]) -> None:
     """Raises an InputError that names what differs, unless the arrays of these fields have the wanted shapes and types.
 
     Args:
@@ -393,7 +401,7 @@ def _check_fit(checkpoint: Path, saved: Iterable[str], wanted: dict[str, Any]) -
       saved: the paths of its arrays, from its metadata, which are sealed; orbax's own file may be damaged.
       wanted: abstract.
     """
-    stored = _described(_array_handler().metadata((checkpoint / "state").absolute()).tree)
+    stored = _described(_array_handler().metadata(absolute(checkpoint / "state")).tree)
     names = {_name(path) for path in saved}
     there = {name: stored[name] for name in names if name.partition("/")[0] in wanted}
     here = _described(wanted)
@@ -454,7 +462,7 @@ def abstract_params(metadata: Metadata) -> Params:
     return jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
 
 
-def _what_is_there(path: Path) -> str:
+def _what_is_there(path: epath.Path) -> str:
     if not path.exists():
         return (
             "there is no such folder. Give the folder of a run, the --workdir of train.py or one of a ladder's steps_*."

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
@@ -19,6 +20,7 @@ from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .devices import use_all_cpu_cores
 from .errors import InputError, RunError
+from .files import as_path
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -78,9 +80,9 @@ class RunFlags(ProcessFlags):
         return resolve(config)
 
     @property
-    def workdir(self) -> Path:
+    def workdir(self) -> epath.Path:
         """The run's folder."""
-        return Path(self._workdir.value)
+        return as_path(self._workdir.value)
 
 
 class _ConfigParser(ConfigFileFlagParser):
@@ -146,8 +148,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def draw_samples(params: Params, metadata: Metadata, workdir: Path) -> None:
+def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) -> None:
     """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png` in the workdir."""
     images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)
     if multihost.is_main():
-        save_grid(images, workdir / "samples" / f"step_{metadata.step:07d}.png")
+        save_grid(images, as_path(workdir) / "samples" / f"step_{metadata.step:07d}.png")

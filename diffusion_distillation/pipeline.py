@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
@@ -137,7 +137,7 @@ class Pipeline:
         return labels
 
 
-def from_checkpoint(path: str | Path, num_steps: int | None = None) -> Pipeline:
+def from_checkpoint(path: epath.PathLike, num_steps: int | None = None) -> Pipeline:
     """The pipeline of a run's newest checkpoint.
 
     Args:

@@ -7,7 +7,7 @@ predicts at every step, from noise on the left to the sample on the right. Sever
 started with --coordinator, --num_processes and --process_id, as for training; the first writes the files.
 """
 
-from pathlib import Path
+import io
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from absl import flags
 
 from diffusion_distillation import cli, from_checkpoint, multihost
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.sampling import SAMPLERS
 
@@ -34,7 +35,7 @@ PROCESSES = cli.ProcessFlags()
 
 def main() -> None:
     """Runs the script."""
-    out = Path(OUT.value)
+    out, trajectory = as_path(OUT.value), TRAJECTORY.value and as_path(TRAJECTORY.value)
     if out.suffix not in (".png", ".npz"):
         raise InputError(f"--out={OUT.value} must end in .png or .npz.")
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value))
@@ -47,14 +48,15 @@ def main() -> None:
         steps = pipeline.trajectory(key, shown, None if labels is None else labels[:shown], sampler=SAMPLER.value)
     if not multihost.is_main():
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         save_grid(images, out)
     else:
-        np.savez_compressed(out, images=images)
+        content = io.BytesIO()
+        np.savez_compressed(content, images=images)
+        write_whole(out, content.getvalue())
     print(f"{out}: {len(images)} images in {pipeline.num_steps} steps each")
     if TRAJECTORY.value is not None:
-        save_grid(steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape), Path(TRAJECTORY.value), columns=len(steps))
+        save_grid(steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape), trajectory, columns=len(steps))
         print(f"{TRAJECTORY.value}: the way of {shown} of them")
 
 

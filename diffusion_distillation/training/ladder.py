@@ -1,7 +1,6 @@
 """The ladder: halving after halving, each student the teacher of the next."""
 
-from pathlib import Path
-
+from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, load
@@ -9,17 +8,18 @@ from ..config import stage
 from ..data import Source
 from ..distillation import halvings
 from ..errors import InputError
+from ..files import as_path
 from .loop import OnEval, train
 from .runs import locked, open_run
 from .step import Teacher
 
 
-def student_folder(workdir: Path, num_steps: int) -> Path:
+def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
     """Where a ladder keeps the student with this number of sampling steps."""
     return workdir / f"steps_{num_steps:04d}"
 
 
-def run_ladder(config: ConfigDict, workdir: Path, source: Source, *, on_eval: OnEval | None = None) -> None:
+def run_ladder(config: ConfigDict, workdir: epath.PathLike, source: Source, *, on_eval: OnEval | None = None) -> None:
     """Runs every halving from start_num_steps to end_num_steps (Salimans & Ho 2022, algorithm 2).
 
     A student starts from its teacher's parameters, with a fresh optimizer. Halvings that are done are kept and one that
@@ -35,6 +35,7 @@ def run_ladder(config: ConfigDict, workdir: Path, source: Source, *, on_eval: On
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
+    workdir = as_path(workdir)
     params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, source, metadata)
     with locked(workdir):

@@ -9,11 +9,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -22,6 +22,7 @@ from ..checkpoints import Checkpoints, Metadata, abstract_params
 from ..data import Source, read_batches
 from ..devices import data_mesh, place
 from ..errors import RunError
+from ..files import as_path
 from ..model import count_params, init_params, make_network
 from ..shapes import Params
 from ..unet import UNet
@@ -32,12 +33,12 @@ from .runs import MetricsLog, locked, open_run
 from .step import Metrics, Teacher, TrainState, init_state
 
 MOST_BAD_STEPS = 100
-OnEval = Callable[[Params, Metadata, Path], None]
+OnEval = Callable[[Params, Metadata, epath.Path], None]
 
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     source: Source,
     *,
     teacher: Teacher | None = None,
@@ -60,7 +61,7 @@ def train(
         before anything is compiled.
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
-    mesh = data_mesh()
+    workdir, mesh = as_path(workdir), data_mesh()
     check_batch_size(config.train, mesh)
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
@@ -75,7 +76,7 @@ class _Run(NamedTuple):
     """What a run consists of, from its first step to its last."""
 
     metadata: Metadata
-    workdir: Path
+    workdir: epath.Path
     source: Source
     teacher: Teacher | None
     on_eval: OnEval | None
@@ -184,7 +185,7 @@ class Health:
         """Takes the metrics of the next steps, to be looked at when they are checked: until then nothing waits."""
         self._unchecked.append(metrics)
 
-    def check(self, workdir: Path) -> None:
+    def check(self, workdir: epath.Path) -> None:
         """Looks at all that was watched; raises a RunError after `MOST_BAD_STEPS` steps without a finite update."""
         for part in jax.device_get(self._unchecked):
             for loss, norm in zip(part["loss"], part["gradient_norm"], strict=True):
