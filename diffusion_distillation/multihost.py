@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .devices import AXIS, data_mesh, replicated
+from .errors import InputError, RunError
 
 HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of is taken for dead, and the others stop
 TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
@@ -92,6 +93,33 @@ def of_main(text: str) -> str:
     [length] = largest([len(text.encode()) if is_main() else 0])
     own = np.frombuffer(text.encode()[:length].ljust(length), np.uint8)
     return multihost_utils.broadcast_one_to_all(own).astype(np.uint8).tobytes().decode()
+
+
+def on_main(act: Callable[[], Any]) -> Any:
+    """Lets the main process act, and no other, and gives its result to all. Every process must call it.
+
+    Args:
+      act: returns what JSON can hold.
+
+    Raises:
+      InputError: in every process, if the main one raised it.
+      RunError: in the others, if the main process raised anything else; there, it is what `act` raised.
+    """
+    if jax.process_count() == 1:
+        return act()
+    result = error = None
+    if is_main():
+        try:
+            result = act()
+        except Exception as raised:
+            error = raised
+    told = [result, None if error is None else str(error), isinstance(error, InputError)]
+    result, message, of_input = json.loads(of_main(json.dumps(told)))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise InputError(message) if of_input else RunError(f"The main process could not go on: {message}")
+    return result
 
 
 def wait_for_all(where: str) -> None:

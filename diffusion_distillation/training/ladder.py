@@ -3,14 +3,15 @@
 import datetime
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, load
 from ..config import stage
 from ..data import Source
 from ..errors import InputError
+from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
 from .loop import OnEval, OnMetrics, say, train
@@ -18,14 +19,14 @@ from .runs import locked, open_run
 from .step import Teacher
 
 
-def student_folder(workdir: Path, num_steps: int) -> Path:
+def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
     """Where a ladder keeps the student with this number of sampling steps."""
     return workdir / f"steps_{num_steps:04d}"
 
 
 def run_ladder(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     source: Source,
     *,
     on_eval: OnEval | None = None,
@@ -48,8 +49,8 @@ def run_ladder(
         config can start from; and as `loop.train`.
     """
     rungs = make_method(config).rungs
-    taught_by = Path(config.distillation.teacher_checkpoint_path)
-    params, metadata = load(taught_by)
+    workdir = as_path(workdir)
+    params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
         open_run(workdir, config)
@@ -68,7 +69,7 @@ class Plan:
       stages: the config of each student, by its number of sampling steps.
     """
 
-    def __init__(self, workdir: Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
+    def __init__(self, workdir: epath.Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
         self.stages, self._name, self._on_metrics, self._timed = stages, workdir.name, on_metrics, set()
         self._images = {n: config.train.num_steps * config.train.batch_size for n, config in stages.items()}
         updates = sum(config.train.num_steps for config in stages.values())

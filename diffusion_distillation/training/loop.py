@@ -6,15 +6,16 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -24,6 +25,7 @@ from ..checkpoints import Checkpoints, Metadata, abstract_params
 from ..data import Source, read_batches
 from ..devices import data_mesh
 from ..errors import InputError, RunError
+from ..files import as_path, is_remote
 from ..model import Network, count_params, init_params, make_network
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
@@ -34,13 +36,13 @@ from .step import Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
 SLOW = 1.0  # seconds that a call of the devices takes from which on none is queued behind it
-OnEval = Callable[[Params, Metadata, Path], None]
+OnEval = Callable[[Params, Metadata, epath.Path], None]
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     source: Source,
     *,
     teacher: Teacher | None = None,
@@ -63,7 +65,7 @@ def train(
         before anything is compiled.
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
-    mesh = data_mesh()
+    workdir, mesh = as_path(workdir), data_mesh()
     check_batch_size(config.train, mesh)
     check_processes(config, source)
     network = make_network(config.model, source.image_shape, source.num_classes)
@@ -81,7 +83,7 @@ class _Run(NamedTuple):
     """What a run consists of, from its first step to its last."""
 
     metadata: Metadata
-    workdir: Path
+    workdir: epath.Path
     source: Source
     teacher: Teacher | None
     on_eval: OnEval | None
@@ -247,7 +249,7 @@ class Monitor:
     def __init__(self, run: _Run, step: int):
         self._run, self._train, self._began = run, run.metadata.config.train, time.monotonic()
         self._log = MetricsLog(run.workdir, step)
-        self._events = SummaryWriter(str(run.workdir), purge_step=step + 1) if multihost.is_main() else None
+        self._events = _event_files(run.workdir, step) if multihost.is_main() else None
         self._sent: deque[tuple[range, CallMetrics]] = deque()
         self._seen: list[CallMetrics] = []
         self.health = Health(step)
@@ -297,6 +299,11 @@ class Monitor:
             self._run.on_metrics(step, values)
 
 
+def _event_files(workdir: epath.Path, step: int) -> SummaryWriter:
+    """A writer of TensorBoard's files, which take back what an earlier process wrote of later steps."""
+    return SummaryWriter(os.fspath(workdir), purge_step=step + 1, write_to_disk=not is_remote(workdir))
+
+
 class Health:
     """Whether updates are finite. A run is stopped when none was for 100 steps.
 
@@ -313,7 +320,7 @@ class Health:
         """Whether the last update that was checked was finite."""
         return self._bad_since is None
 
-    def check(self, metrics: CallMetrics, workdir: Path) -> None:
+    def check(self, metrics: CallMetrics, workdir: epath.Path) -> None:
         """Looks at the metrics of the next steps; raises a RunError after 100 without a finite update."""
         for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
             self._checked += 1
