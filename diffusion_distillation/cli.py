@@ -72,8 +72,18 @@ class RunFlags(ProcessFlags):
         )
         flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
+        self._change = flags.DEFINE_bool(
+            "change",
+            False,
+            "Go on with this config in a workdir of another one; config_history.jsonl keeps which.",
+        )
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
+
+    @property
+    def change(self) -> bool:
+        """Whether a workdir of another config is to be taken over."""
+        return self._change.value
 
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""

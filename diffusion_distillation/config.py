@@ -80,6 +80,7 @@ FIELDS = {
     },
     "train": {
         "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
+        "init_from": OrNone(str),  # a run whose state, with its step, average and optimizer, this one goes on from
         "batch_size": int,  # over all devices
         "microbatch_size": 0,  # how much of a batch is worked on at a time, over all devices; 0 for all of it
         # jit: one program over all devices; pmap: a program for each, gradients averaged between them
@@ -347,11 +348,16 @@ def _resolve_distillation(config: ConfigDict) -> None:
             f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}: a student must be sampled at the "
             "times that it was trained for."
         )
+    if config.train.init_from is not None:
+        raise InputError(
+            f"config.train.init_from={config.train.init_from!r} is for base models: students start from their teachers."
+        )
     try:
         students = [rung.num_steps for rung in make_method(config).rungs]
     except InputError as error:
         raise InputError(f"config.distillation: {error}") from None
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
+    del fields["init_from"], fields["num_steps"]
     stages = {}
     for name, given in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"

@@ -3,19 +3,21 @@
 import datetime
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import Metadata, load
-from ..config import stage
+from .. import multihost
+from ..checkpoints import Metadata, load, newest_step
+from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError
 from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
 from .loop import OnEval, OnMetrics, say, train
-from .runs import locked, open_run
+from .runs import locked, open_run, read_config
 from .step import Teacher
 
 
@@ -31,6 +33,7 @@ def run_ladder(
     *,
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
+    change: bool = False,
 ) -> None:
     """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
@@ -43,6 +46,8 @@ def run_ladder(
       source: the images.
       on_eval: see `loop.train`.
       on_metrics: see `loop.train`; the values also have the student's `num_steps`.
+      change: go on with this config in a ladder of another one. Students that are finished stay as they are; it is for
+        the one at work and those to come.
 
     Raises:
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
@@ -53,13 +58,26 @@ def run_ladder(
     params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
-        open_run(workdir, config)
+        open_run(workdir, config, change)
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
         for rung in rungs:
-            folder, of_rung = student_folder(workdir, rung.num_steps), plan.stages[rung.num_steps]
-            hook = functools.partial(plan.watch, rung.num_steps)
-            train(of_rung, folder, source, teacher=Teacher(params, rung), on_eval=on_eval, on_metrics=hook)
+            folder = student_folder(workdir, rung.num_steps)
+            of_rung = finished_config(folder) or plan.stages[rung.num_steps]
+            hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
+            train(of_rung, folder, source, teacher=Teacher(params, rung), change=change, **hooks)
             params, _ = load(folder)  # not what the devices hold: their memory is free again
+
+
+def finished_config(folder: epath.Path) -> ConfigDict | None:
+    """The config of a student that is finished, which the ladder's may have changed since; None for others."""
+
+    def read() -> dict[str, Any] | None:
+        step = newest_step(folder)
+        config = None if step is None else read_config(folder)
+        return config.to_dict() if config and step >= config.train.num_steps else None
+
+    config = multihost.on_main(read)
+    return config and resolve(ConfigDict(config))
 
 
 class Plan:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params
+from ..checkpoints import Checkpoints, Metadata, abstract_params, restore_from
 from ..data import Source, read_batches
 from ..devices import data_mesh
 from ..errors import InputError, RunError
@@ -48,6 +48,7 @@ def train(
     teacher: Teacher | None = None,
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
+    change: bool = False,
 ) -> None:
     """Trains for config.train.num_steps updates, from the newest checkpoint in the workdir if there is one.
 
@@ -59,6 +60,7 @@ def train(
       on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
         and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
+      change: go on with this config in a workdir of another one, see `runs.open_run`.
 
     Raises:
       InputError: for a workdir of another config, or a batch or a network that does not fit the devices or the images;
@@ -70,7 +72,7 @@ def train(
     check_processes(config, source)
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
-        open_run(workdir, config)
+        open_run(workdir, config, change)
         num_steps = int(teacher.rung.num_steps) if teacher else 0
         metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
         runner = _runner(_what_shapes_a_step(config), network, mesh)
@@ -131,7 +133,10 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
             f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, "
             f"{mesh.size} {jax.default_backend()} device(s)"
         )
-        state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
+        like = jax.tree.map(_abstract, like, shardings)
+        state = run.checkpoints.restore(like)
+        if state is None and config.train.init_from is not None:
+            state = restore_from(config.train.init_from, like)
         if state is None:
             state = begin(config, _initial_params(run, network), mesh)
         step = int(state.step)

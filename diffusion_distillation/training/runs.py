@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from .. import multihost
 from ..checkpoints import newest_step
+from ..config import resolve
 from ..errors import InputError
 from ..files import as_path, is_remote, write_whole
 from .step import averaging_decay
@@ -72,7 +73,7 @@ def open_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False) 
 def _open_run(workdir: epath.Path, config: ConfigDict, change: bool) -> None:
     path = workdir / "config.json"
     if path.exists():
-        earlier, now = _read_config(path), json.loads(config.to_json())
+        earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
         differences = [
             (field, old, new) for field, old, new in _differences(earlier, now) if not _among(OPERATIONAL, field)
         ]
@@ -82,7 +83,13 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool) -> None:
     write_whole(path, config.to_json(indent=2) + "\n")
 
 
-def _read_config(path: epath.Path) -> dict[str, Any]:
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The resolved config of a run that is there; fields that it is too old to have are at their defaults.
+
+    Raises:
+      InputError: if it is damaged, or not one that can be run here.
+    """
+    path = workdir / "config.json"
     try:
         config = json.loads(path.read_text())
     except ValueError:
@@ -92,7 +99,10 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
             f"{str(path)!r} is empty or damaged. If the run is of the config that you give now, delete this file and "
             "run the same command again; or else give another --workdir."
         )
-    return config
+    try:
+        return resolve(ConfigDict(config))
+    except InputError as error:
+        raise InputError(f"{str(path)!r} is of no run that can go on here: {error}") from None
 
 
 def _check_change(
@@ -103,8 +113,8 @@ def _check_change(
     if not change:
         raise InputError(
             f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir, where "
-            f"--config.train.init_from={workdir} starts from this run's parameters; or --change, to go on here with "
-            "the new config; or delete this one to start again."
+            f"--config.train.init_from={workdir} goes on from this run's state; or --change, to go on here with the "
+            "new config; or delete this one to start again."
         )
     fixed = [f"config.{field}" for field, *_ in differences if _among(FIXED, field)]
     if _averages(earlier) != _averages(now):

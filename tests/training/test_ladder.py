@@ -1,15 +1,19 @@
 """The ladder in this process: what its devices hold, and which teachers it takes."""
 
 import gc
+import json
 import runpy
+import shutil
 
 import jax
+import numpy as np
 import own_parts
 import pytest
 from running import ROOT
 from training.test_loop import make_config
 
 from diffusion_distillation import config as cfg
+from diffusion_distillation.checkpoints import load
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
 
@@ -74,3 +78,33 @@ def test_teachers_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run_ladder(ladder_of(base, tmp_path / "base", **changes), tmp_path / "ladder", SOURCE)
     assert not (tmp_path / "ladder").exists()
+
+
+def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
+    """Students that are finished stay as they are; the others are trained by the new config."""
+    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
+    shutil.rmtree(ladder / "steps_0001")
+    first = load(ladder / "steps_0002")[0]
+    changed = ladder_of(base, tmp_path / "base", **{"distillation.steps_per_iter": 10})
+    with pytest.raises(ValueError, match="steps_per_iter is 5 there and 10 here"):
+        run_ladder(changed, ladder, SOURCE)
+    for change in (True, False):
+        run_ladder(changed, ladder, SOURCE, change=change)
+        assert [load(ladder / f"steps_000{n}")[1].step for n in (2, 1)] == [5, 10]
+    jax.tree.map(np.testing.assert_array_equal, first, load(ladder / "steps_0002")[0])
+    assert "steps_0001: finished, 10 steps" in capsys.readouterr().out
+
+
+def test_a_ladder_of_the_version_before_goes_on(tmp_path):
+    """Its config names no method."""
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+    config = ladder_of(base, tmp_path / "base")
+    run_ladder(config, tmp_path / "ladder", SOURCE)
+    for path in (tmp_path / "ladder").rglob("config.json"):
+        earlier = json.loads(path.read_text())
+        del earlier["distillation"]["method"]
+        path.write_text(json.dumps(earlier))
+    run_ladder(config, tmp_path / "ladder", SOURCE)

@@ -12,10 +12,18 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.training.runs import MetricsLog, locked, open_run
 
 
+def full_config():
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    config.train.update(batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+    return config
+
+
 def test_a_workdir_is_of_one_config(tmp_path):
-    config = ConfigDict(dict(seed=0, train=dict(learning_rate=0.1, substeps=10), eval=dict(num_samples=3)))
+    config = cfg.resolve(full_config()).unlock()
     open_run(tmp_path / "new", config)
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == config.to_dict()
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == json.loads(config.to_json())
     config.train.substeps = 5  # does not shape the result
     config.eval.num_samples = 7
     open_run(tmp_path / "new", config)
@@ -23,18 +31,15 @@ def test_a_workdir_is_of_one_config(tmp_path):
     config.train.learning_rate = 0.2
     with pytest.raises(
         ValueError,
-        match=r"another config: config.train.learning_rate is 0.1 there and 0.2 here\. Give another --workdir, where "
-        r"--config.train.init_from=\S+ starts .*; or --change, to go on here",
+        match=r"another config: config.train.learning_rate is 0.001 there and 0.2 here\. Give another --workdir, where "
+        r"--config.train.init_from=\S+ goes on .*; or --change, to go on here",
     ):
         open_run(tmp_path / "new", config)
 
 
 def test_a_run_is_changed_on_purpose(tmp_path):
     """Twice: and what it was is known. What another state would be needed for is not changed."""
-    config = cfg.defaults()
-    config.dataset.name = "digits"
-    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
-    config.train.update(batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+    config = full_config()
 
     def open_with(change=True, **fields):
         changed = cfg.resolve(config)
@@ -82,7 +87,7 @@ def test_a_damaged_config_is_a_line(tmp_path, content):
 
 
 def test_a_run_in_a_bucket(bucket, caplog):
-    config = ConfigDict(dict(seed=0))
+    config = cfg.resolve(full_config())
     with locked("gs://bucket/run"):
         open_run("gs://bucket/run", config)
         open_run("gs://bucket/run", config)
