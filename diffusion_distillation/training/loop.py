@@ -206,7 +206,8 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                 [stop] = multihost.largest([interrupt.received])
             if stop:
                 checkpoints.wait()
-                print(f"{workdir}: saved at step {checkpoints.latest_step():,}; {GO_ON}", file=sys.stderr, flush=True)
+                saved = checkpoints.latest_step() or 0
+                print(f"{workdir}: saved at step {saved:,}; {GO_ON}", file=sys.stderr, flush=True)
                 sys.exit(128 + stop)
             if to_evaluate:
                 checkpoints.wait()
