@@ -22,7 +22,7 @@ from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .devices import use_all_cpu_cores
 from .errors import InputError, RunError
-from .files import as_path
+from .files import absolute, as_path
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -113,11 +113,13 @@ def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetric
         raise InputError('--wandb_project needs wandb: pip install -e ".[wandb]"') from None
     identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
     run = wandb.init(project=project, name=str(workdir), id=identity, resume="allow", config=config.to_dict())
-    for student in ("", "steps_*/"):
-        run.define_metric(f"{student}*", step_metric=f"{student}step")
+    students = set()
 
     def log(step: int, values: Mapping[str, float]) -> None:
         student = f"steps_{values['num_steps']:04d}/" if "num_steps" in values else ""
+        if student not in students:  # each has steps of its own
+            students.add(student)
+            run.define_metric(f"{student}*", step_metric=f"{student}step")
         run.log({f"{student}{name}": value for name, value in {**values, "step": step}.items()})
 
     return log
