@@ -1,15 +1,25 @@
 """Shapes and types of every signature are checked while the tests run; eight CPU devices stand in for accelerators."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+# A program is compiled once for all tests: those of this process, the scripts that they start, and pytest-xdist's other
+# processes, which find the folder in their environment. JAX reads these as it is imported.
+assert "jax" not in sys.modules
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 hypothesis.settings.register_profile("exact", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("exact")
