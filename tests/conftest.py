@@ -1,5 +1,6 @@
 """Shapes and types of every signature are checked while the tests run; eight CPU devices stand in for accelerators."""
 
+import collections
 import json
 import os
 import subprocess
@@ -33,6 +34,12 @@ import pytest
 from diffusion_distillation import diffusion, schedules, unet
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that the processes of pytest-xdist are done at about the same time."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Running the scripts: as a user does, or in this process, which is quicker by the seconds that a start takes."""
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -77,6 +78,7 @@ def call(script, *flags, fails=False):
 def main(script, *flags):
     """Does what `python scripts/<script>.py` does, and returns its exit status; what it changes is put back."""
     app.define_help_flags()
+    importlib.import_module("grain")  # which defines flags of its own as it is imported, once
     of_absl = absl_logging.get_absl_handler()
     changed = [(sys, "argv", command(script, *flags)[1:]), (sys, "path", [*sys.path])]
     changed += [(sys, "unraisablehook", sys.unraisablehook)]

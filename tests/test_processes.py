@@ -103,13 +103,11 @@ def drifting():
 @pytest.fixture(scope="module")
 def alone(folder, drifting):
     """A run of one process with one device, and a ladder."""
-    train, teacher = (
-        f"--workdir={folder / 'alone'}",
-        f"--config.distillation.teacher_checkpoint_path={folder / 'alone'}",
-    )
+    workdir = folder / "alone"
+    teacher = f"--config.distillation.teacher_checkpoint_path={workdir}"
     ladder = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder'}"]
-    do([["train", *BASE, train], ladder], 1, 1, folder / "log of one")
-    return folder / "alone"
+    do([["train", *BASE, f"--workdir={workdir}"], ladder], 1, 1, folder / "log of one")
+    return workdir
 
 
 @pytest.fixture(scope="module")
