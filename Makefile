@@ -1,5 +1,5 @@
-# make demo   installs, then trains, distills and reports on the embedded digits
-# make test   installs, then runs every check and test
+# make demo   installs what it needs, then trains, distills and reports on the embedded digits
+# make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 
@@ -16,20 +16,28 @@ demo: install
 		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/ladder
 	@echo "Open $(RUNS)/ladder/report/index.html; digits drawn in one step are in $(RUNS)/ladder/steps_0001/samples."
 
-test: install lint
-	$(RUN) -m pytest
+test: lint
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-lint: install
+lint: $(VENV)/installed_test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py
+define install
 	test -n "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable ".[test]"
+	$(RUN) -m pip install --quiet --editable
+endef
+
+$(VENV)/installed: setup.py
+	$(install) .
 	touch $@
+
+$(VENV)/installed_test: setup.py
+	$(install) ".[test]"
+	touch $(VENV)/installed $@
 
 clean:
 	rm -rf $(VENV) $(RUNS)

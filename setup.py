@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare datasets; training needs neither
+PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS's datasets; training needs neither
 
 setup(
     name="diffusion_distillation",
@@ -13,6 +13,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["diffusion_distillation", "diffusion_distillation.*"]),
+    package_data={"diffusion_distillation": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -46,6 +47,7 @@ setup(
             "jsonschema>=4.23",
             "kubernetes-validate>=1.31",
             "pytest>=8.3",
+            "pytest-xdist>=3.7",
             "pyyaml>=6.0.2",
             "ruff>=0.12",
             "scipy>=1.14",

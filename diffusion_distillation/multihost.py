@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .devices import AXIS, data_mesh, replicated
 from .errors import InputError, RunError
 
-HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of is taken for dead, and the others stop
+# Seconds after which a process that is not heard of is taken for dead, and the others stop.
+HEARTBEAT_TIMEOUT = int(os.environ.get("DIFFUSION_DISTILLATION_HEARTBEAT", "60"))
 TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
 
 

@@ -1,16 +1,26 @@
 """Shapes and types of every signature are checked while the tests run; eight CPU devices stand in for accelerators."""
 
+import collections
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+# A program is compiled once for all tests: those of this process, the scripts that they start, and pytest-xdist's other
+# processes, which find the folder in their environment. JAX reads these as it is imported.
+assert "jax" not in sys.modules
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 hypothesis.settings.register_profile("exact", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("exact")
@@ -25,6 +35,12 @@ from etils import epath
 from diffusion_distillation import diffusion, schedules, unet
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that the processes of pytest-xdist are done at about the same time."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

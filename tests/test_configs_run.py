@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from running import ROOT, run
+from running import COMPILED_QUICKLY, ROOT, run
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load
@@ -65,8 +65,7 @@ def env(stand_ins, tmp_path_factory):
     return {
         "TFDS_DATA_DIR": str(stand_ins),
         "DIFFUSION_DISTILLATION_CACHE": str(tmp_path_factory.mktemp("images")),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is nearly all that these runs do
+        **COMPILED_QUICKLY,  # which is nearly all that these runs do
     }
 
 

@@ -6,41 +6,25 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import jax
 import pytest
-from running import ROOT, assert_same, command, run, without_privileges
+from running import (
+    PATIENCE,
+    TINY,
+    assert_same,
+    call,
+    read_until,
+    run,
+    start,
+    steps_saved,
+    wait_until,
+    without_privileges,
+)
 
 from diffusion_distillation.checkpoints import load
 
-BASE = [
-    "--config=configs/digits_base.py",
-    "--config.model.args.ch_mult=(1,)",
-    "--config.model.args.attn_resolutions=()",
-    "--config.model.eval_sampling_num_steps=4",
-    "--config.train.batch_size=32",
-    "--config.train.substeps=5",
-]
-ENV = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-
-
-def start(script, *flags, prefix=(), env=None):
-    return subprocess.Popen(
-        [*prefix, *command(script, *flags)],
-        cwd=ROOT, env=ENV | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def wait_for(process, condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def steps_saved(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.substeps=5"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +42,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
     max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
     again = start("train", *flags)
-    printed, error = again.communicate(timeout=120)
+    printed, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0 and "going on from step 5" in printed
     assert "checkpoints/10: this checkpoint is damaged" in error and "that of step 5 is used" in error
     assert "Traceback" not in error and "never awaited" not in error
@@ -66,48 +50,55 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment", ["start", "compile", "step", "save"])
-def test_signals_save_and_stop(tmp_path, long_run, moment, number):
-    workdir = tmp_path / "run"
-    often = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
-    process = start("train", *long_run, *often, f"--workdir={workdir}")
-    if moment == "start":
-        wait_for(process, lambda: (workdir / "config.json").exists())
-    else:
-        assert "parameters" in process.stdout.readline()  # the step is compiled next
-    if moment == "step":
-        assert "step 100/" in process.stdout.readline()
-    if moment == "save":
-        wait_for(process, lambda: list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")))
-    process.send_signal(number)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number
-    assert "run the same command again to go on" in error and "Traceback" not in error
-    if moment != "start":
-        assert load(workdir)[1].step > 0
-        assert not list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
-        assert f"saved at step {load(workdir)[1].step:,}" in error
+def test_signals_save_and_stop(tmp_path, long_run, number):
+    """As a run starts, compiles, steps and saves; each time it goes on where it stopped."""
+    workdir, step = tmp_path / "run", 0
+    for moment in ("start", "compile", "step", "save"):
+        flags = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
+        env = {"JAX_ENABLE_COMPILATION_CACHE": str(moment != "compile")}
+        process = start("train", *long_run, *flags, f"--workdir={workdir}", env=env)
+        if moment == "start":
+            wait_until(lambda: (workdir / "config.json").exists(), process)
+        else:
+            if step:
+                read_until(process.stdout, f"going on from step {step:,}")
+            read_until(process.stdout, "compiling the training step")
+        if moment in ("step", "save"):
+            read_until(process.stdout, "images/s")
+        if moment == "save":
+            wait_until(lambda: list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")), process)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number, (moment, error)
+        assert "run the same command again to go on" in error and "Traceback" not in error
+        if moment in ("step", "save"):
+            before, step = step, load(workdir)[1].step
+            assert step > before
+            assert not list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+            assert f"saved at step {step:,}" in error
 
 
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path, long_run):
     process = start("train", *long_run, f"--workdir={tmp_path / 'run'}")
-    assert "parameters" in process.stdout.readline()
+    read_until(process.stdout, "images/s")
     process.send_signal(signal.SIGTERM)
-    assert "once more to stop at once" in process.stderr.readline()
+    read_until(process.stderr, "once more to stop at once")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=5) == 128 + signal.SIGTERM
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Stopped; run the same command again to go on" in error and "saved at" not in error
 
 
 @pytest.mark.slow
 def test_a_signal_while_sampling(tmp_path):
     flags = [*BASE, "--config.train.num_steps=20", "--config.model.eval_sampling_num_steps=100000"]
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
-    wait_for(process, lambda: steps_saved(tmp_path / "run") == [20])
+    wait_until(lambda: steps_saved(tmp_path / "run") == [20], process)
     process.send_signal(signal.SIGTERM)
-    assert "once more to stop at once" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    if "once more to stop at once" in process.stderr.readline():  # or else there was nothing to lose any more
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert load(tmp_path / "run")[1].step == 20
 
@@ -116,14 +107,14 @@ def test_a_signal_while_sampling(tmp_path):
 def test_two_processes_in_one_workdir(tmp_path, long_run):
     workdir = f"--workdir={tmp_path / 'run'}"
     first = start("train", *long_run, workdir)
-    assert "parameters" in first.stdout.readline()
-    error = run("train", *long_run, workdir, fails=True)
+    read_until(first.stdout, "parameters")
+    error = call("train", *long_run, workdir, fails=True)
     assert f"Another process works in '{tmp_path / 'run'}' (process {first.pid} on " in error
     assert "Traceback" not in error and first.poll() is None
     first.kill()
     first.communicate()
     process = start("train", *long_run, workdir)  # the lock goes with its process
-    assert "parameters" in process.stdout.readline()
+    read_until(process.stdout, "parameters")
     process.kill()
     process.communicate()
 
@@ -166,12 +157,12 @@ def test_a_full_disk(tmp_path, small_disk):
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    error = run("train", *BASE, f"--workdir={tmp_path / 'file' / 'run'}", fails=True)
+    error = call("train", *BASE, f"--workdir={tmp_path / 'file' / 'run'}", fails=True)
     assert "file" in error and "Traceback" not in error
     read_only = tmp_path / "read only"
     read_only.mkdir(mode=0o555)
     process = start("train", *BASE, f"--workdir={read_only / 'run'}", prefix=without_privileges())
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 1
     assert re.search(r"error: .*Permission denied: .*read only.*run", error) and "Traceback" not in error
 
@@ -193,7 +184,7 @@ def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
         "--config.train.log_loss_every_steps=50",
     ]
     process = start("train", *flags, *more, f"--workdir={workdir}")
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 1, error
     began = int(re.search(r"no update was finite for 100 steps, from step (\d+) on", error)[1])
     assert 10 < began <= 15 and "Traceback" not in error

@@ -1,19 +1,19 @@
 """The files of scripts/launch: linted, and run with stand-ins for what starts processes on a cluster."""
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from running import ROOT, free_port
+from running import COMPILED_QUICKLY, PATIENCE, ROOT, TINY, environment, free_port, wait_until
 
 LAUNCH = ROOT / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash
@@ -69,17 +69,17 @@ def test_slurm_asks_for_a_task_a_gpu():
 def test_slurm(tmp_path):
     """Two tasks find each other as JAX lets them on SLURM, by its variables alone."""
     stand_in(tmp_path / "bin", "srun", SRUN)
-    env = os.environ | {
+    env = {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHON": sys.executable,
-        "JAX_NUM_CPU_DEVICES": "1",
         "SLURM_JOB_ID": str(_job_with_a_free_port()),
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }
     flags = ["--config=configs/digits_base.py", "--config.train.num_steps=5", "--config.train.eval_every_steps=0"]
-    flags += ["--config.model.eval_sampling_num_steps=1", f"--workdir={tmp_path / 'a run'}"]
+    flags += [*TINY, f"--workdir={tmp_path / 'a run'}"]
     command = [LAUNCH / "slurm.sh", "scripts/train.py", *flags]
+    env = environment(1, COMPILED_QUICKLY | env)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 cpu device(s)" in done.stdout and done.stdout.count("step 5/5") == 1
@@ -110,10 +110,7 @@ def test_tpu_vm(tmp_path):
         return done
 
     def wait_for(path, text):
-        deadline = time.monotonic() + 60
-        while not (path.exists() and text in path.read_text()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: path.exists() and text in path.read_text())
 
     flags = ["scripts/train.py", "--config=configs/digits_base.py", "--workdir=/mnt/my runs/$1", "--config.seed='3'"]
     assert call("start", *flags).returncode == 0
@@ -128,61 +125,6 @@ def test_tpu_vm(tmp_path):
     assert wrong.returncode == 2 and "usage" in wrong.stderr
 
 
-JOBSET = {  # what the fields we use must be, after jobset.x-k8s.io/v1alpha2; the Job is left to Kubernetes' own schema
-    "type": "object",
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "additionalProperties": False,
-    "properties": {
-        "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"},
-        "kind": {"const": "JobSet"},
-        "metadata": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"}},
-        },
-        "spec": {
-            "type": "object",
-            "required": ["replicatedJobs"],
-            "additionalProperties": False,
-            "properties": {
-                "failurePolicy": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        "maxRestarts": {"type": "integer", "minimum": 0},
-                        "rules": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["action"],
-                                "additionalProperties": False,
-                                "properties": {
-                                    "action": {"enum": ["FailJobSet", "RestartJobSet"]},
-                                    "onJobFailureReasons": {"items": {"const": "PodFailurePolicy"}},
-                                },
-                            },
-                        },
-                    },
-                },
-                "replicatedJobs": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["name", "template"],
-                        "additionalProperties": False,
-                        "properties": {
-                            "name": {"type": "string"},
-                            "replicas": {"type": "integer", "minimum": 1},
-                            "template": {"type": "object", "required": ["spec"]},
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
-
-
 def read_jobset():
     jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
     [workers] = jobset["spec"]["replicatedJobs"]
@@ -191,7 +133,7 @@ def read_jobset():
 
 def test_jobset_fits_its_schema():
     jobset, workers, job = read_jobset()
-    jsonschema.validate(jobset, JOBSET)
+    jsonschema.validate(jobset, json.loads((ROOT / "tests" / "jobset.schema.json").read_text()))
     whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": workers["name"]}, "spec": job}
     kubernetes_validate.validate(whole, "1.31", strict=True)
     pod = job["template"]["spec"]
@@ -207,7 +149,7 @@ def test_jobset_fits_its_schema():
 
 @pytest.mark.slow
 def test_jobset_trains(tmp_path):
-    """Its pods, as processes on this machine: their arguments rendered as Kubernetes does, and fewer updates."""
+    """Its pods, as processes on this machine: arguments rendered as Kubernetes does, and a smaller model."""
     _, _, job = read_jobset()
     [container] = job["template"]["spec"]["containers"]
     coordinator = f"localhost:{free_port()}"
@@ -220,11 +162,8 @@ def test_jobset_trains(tmp_path):
             for argument in container["args"]
         ]
         assert not any("$(" in argument for argument in rendered)
-        fewer = ["--config.train.num_steps=5", "--config.model.eval_sampling_num_steps=1"]
-        pods.append(
-            subprocess.Popen(
-                [sys.executable, *rendered, *fewer], cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-            )
-        )
-    assert [pod.wait(timeout=300) for pod in pods] == [0, 0]
+        smaller = [*TINY, "--config.train.num_steps=5"]
+        env = environment(1, COMPILED_QUICKLY)
+        pods.append(subprocess.Popen([sys.executable, *rendered, *smaller], cwd=ROOT, env=env))
+    assert [pod.wait(timeout=PATIENCE) for pod in pods] == [0, 0]
     assert list(tmp_path.glob("runs/digits/base/checkpoints/5"))

@@ -1,57 +1,155 @@
 """Several processes that work as one run, started by hand on this machine, with one CPU device or more each."""
 
+import functools
 import json
-import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from running import ROOT, assert_same, command, free_port, run
+from running import (
+    COMPILED_QUICKLY,
+    PATIENCE,
+    ROOT,
+    TINY,
+    assert_same,
+    call,
+    command,
+    environment,
+    free_port,
+    steps_saved,
+    wait_until,
+)
 
 BASE = [
     "--config=configs/digits_base.py",
+    *TINY,
     "--config.train.num_steps=20",
     "--config.train.substeps=5",
     "--config.train.ema_decay=0.0",  # the average would hide a difference
-    "--config.model.eval_sampling_num_steps=4",
 ]
+LADDER = [
+    "--config=configs/digits_distill.py",
+    *TINY,
+    "--config.distillation.start_num_steps=4",
+    "--config.distillation.stages={}",
+    "--config.distillation.steps_per_iter=5",
+    "--config.eval.num_samples=64",
+    "--config.eval.batch_size=64",
+    "--config.eval.teacher_num_steps=(2,1)",
+    "--config.eval.ancestral_num_steps=(2,)",
+]
+WAYS = {  # to train, by the number of processes and that of devices each has
+    (2, 1): ["shard_state=True"],
+    (2, 2): ["parallel=pmap"],
+    (4, 1): ["parallel=jit", "parallel=pmap"],
+}
 
 
-def start(script, processes, devices, *flags, log):
-    """Starts the processes of a run; what each prints goes to a file of its own."""
-    together = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
-    return [
-        subprocess.Popen(
-            command(script, *flags, *together, f"--process_id={index}"),
-            cwd=ROOT,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-            stdout=(log / f"{index}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for index in range(processes)
-    ]
-
-
-def run_together(script, processes, devices, *flags, log):
-    """Runs the processes to their end, and returns what the first printed."""
+def start(arguments, processes, devices, log, env=None):
+    """Starts processes, of which `arguments(flags)` gives the command; what each prints goes to a file of its own."""
     log.mkdir(exist_ok=True)
-    started = start(script, processes, devices, *flags, log=log)
-    for index, process in enumerate(started):
+    port = free_port()
+    started = []
+    for index in range(processes):
+        connected = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
+        with (log / f"{index}.log").open("w") as file:
+            started.append(
+                subprocess.Popen(
+                    arguments(connected if processes > 1 else []),
+                    cwd=ROOT,
+                    env=environment(devices, COMPILED_QUICKLY | (env or {})),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def do(commands, processes, devices, log):
+    """Does commands of the scripts, one after another, in the same processes; returns what the first printed."""
+
+    def arguments(connected):
+        return [sys.executable, "tests/together.py", json.dumps([[*map(str, line), *connected] for line in commands])]
+
+    for index, process in enumerate(start(arguments, processes, devices, log)):
         assert process.wait(timeout=300) == 0, (log / f"{index}.log").read_text()
-    assert all("step 20/20" not in (log / f"{index}.log").read_text() for index in range(1, processes))
-    return (log / "0.log").read_text()
+    printed, *others = ((log / f"{index}.log").read_text() for index in range(processes))
+    assert not any("images/s" in of_other for of_other in others)
+    return printed
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run of one process with one device."""
-    workdir = tmp_path_factory.mktemp("alone")
-    run("train", *BASE, f"--workdir={workdir}")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    """Two processes, one of which takes its time; other tests take theirs meanwhile."""
+    port = str(free_port())
+    started = [
+        subprocess.Popen([sys.executable, "-c", DRIFT, port, str(index)], cwd=ROOT, env=environment(2))
+        for index in range(2)
+    ]
+    yield started
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(folder, drifting):
+    """A run of one process with one device, and a ladder."""
+    workdir = folder / "alone"
+    teacher = f"--config.distillation.teacher_checkpoint_path={workdir}"
+    ladder = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder'}"]
+    do([["train", *BASE, f"--workdir={workdir}"], ladder], 1, 1, folder / "log of one")
     return workdir
+
+
+@pytest.fixture(scope="module")
+def together(folder, alone):
+    """`together(processes, devices)` does all that so many processes are to do, once, and returns what was printed.
+
+    They train in some ways and draw samples. Two processes distill as well. A run of two processes with two devices
+    each is taken up at step 5 by one with one, and at step 10 by four.
+    """
+    resumed = folder / "resumed"
+    resume = ["train", *BASE, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={resumed}"]
+    teacher = f"--config.distillation.teacher_checkpoint_path={alone}"
+    distill = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder of two'}"]
+
+    def go_back_to(step):
+        for later in steps_saved(resumed):
+            if later > step:
+                shutil.rmtree(resumed / "checkpoints" / str(later))
+
+    def sample(workdir, name):
+        drawn = [f"--checkpoint={workdir}", "--num_samples=5", "--num_steps=2"]
+        return ["sample", *drawn, f"--out={workdir / name}.npz"]
+
+    @functools.cache
+    def together(processes, devices):
+        if processes == 4:
+            together(2, 2)
+            go_back_to(10)
+        commands, by_one = [], []
+        for way in WAYS[processes, devices]:
+            workdir = folder / f"{processes} {devices} {way}"
+            train = ["train", *BASE, f"--config.train.{way}", f"--workdir={workdir}"]
+            commands += [train, sample(workdir, "together")]
+            by_one.append(sample(workdir, "alone"))
+        commands.append(distill if (processes, devices) == (2, 1) else resume)
+        printed = do(commands, processes, devices, folder / f"log of {processes} {devices}")
+        if devices == 2:
+            go_back_to(5)
+            by_one.append(resume)
+        return printed, do(by_one, 1, 1, folder / "log of one")
+
+    return together
 
 
 def losses(workdir):
@@ -60,23 +158,39 @@ def losses(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "devices", "how"),
-    [(2, 1, "shard_state=True"), (2, 2, "parallel=pmap"), (4, 1, "parallel=jit"), (4, 1, "parallel=pmap")],
+    ("processes", "devices", "way"), [(*numbers, way) for numbers, ways in WAYS.items() for way in ways]
 )
-def test_processes_train_as_one(tmp_path, alone, processes, devices, how):
-    flags = [*BASE, f"--config.train.{how}", f"--workdir={tmp_path / 'run'}"]
-    printed = run_together("train", processes, devices, *flags, log=tmp_path / "log")
+def test_processes_train_as_one(folder, alone, together, processes, devices, way):
+    printed, _ = together(processes, devices)
     assert f"{processes * devices} cpu device(s)" in printed
-    if how == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
-        assert len(list((tmp_path / "run" / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
-    assert_same(alone, tmp_path / "run", atol=1e-5)
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
-    assert (tmp_path / "run" / "samples" / "step_0000020.png").exists()
-    drawn = [f"--checkpoint={tmp_path / 'run'}", "--num_samples=5", "--num_steps=2"]
-    run("sample", *drawn, f"--out={tmp_path / 'alone.npz'}")
-    run_together("sample", processes, devices, *drawn, f"--out={tmp_path / 'together.npz'}", log=tmp_path / "log")
-    images = [np.load(tmp_path / f"{name}.npz")["images"] for name in ("alone", "together")]
+    workdir = folder / f"{processes} {devices} {way}"
+    if way == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
+        assert len(list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
+    assert_same(alone, workdir, atol=1e-5)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-6)
+    assert (workdir / "samples" / "step_0000020.png").exists()
+    images = [np.load(workdir / f"{name}.npz")["images"] for name in ("alone", "together")]
     np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.slow
+def test_resumed_by_other_numbers_of_processes(folder, alone, together):
+    """Saved by 2 processes with 2 devices each, taken up by 1 with 1, and by 4 with 1 each."""
+    assert "going on from step 5" in together(2, 2)[1]
+    assert "going on from step 10" in together(4, 1)[0]
+    assert_same(alone, folder / "resumed", atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_ladder_of_two_processes(folder, alone, together):
+    """Of two halvings, and its report."""
+    together(2, 1)
+    ladders = [folder / "ladder", folder / "ladder of two"]
+    for student in ("steps_0002", "steps_0001"):
+        assert_same(*(ladder / student for ladder in ladders), atol=1e-5)
+    figures = [json.loads((ladder / "report" / "figures.json").read_text())["rows"] for ladder in ladders]
+    for one, two in zip(*figures, strict=True):
+        assert one["distance"] == pytest.approx(two["distance"], rel=1e-3)
 
 
 DRIFT = """
@@ -97,13 +211,9 @@ assert multihost.largest([index, 1 - index]) == [1, 1]
 
 
 @pytest.mark.slow
-def test_processes_may_drift_apart():
+def test_processes_may_drift_apart(drifting):
     """By more than the 30 seconds in which processes on CPU must find each other when they first communicate."""
-    env, port = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, str(free_port())
-    started = [
-        subprocess.Popen([sys.executable, "-c", DRIFT, port, str(index)], cwd=ROOT, env=env) for index in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in drifting] == [0, 0]
 
 
 AGREE = """
@@ -187,67 +297,33 @@ def test_processes_agree(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_ladder_of_two_processes(tmp_path, alone):
-    flags = [
-        "--config=configs/digits_distill.py",
-        f"--config.distillation.teacher_checkpoint_path={alone}",
-        "--config.distillation.start_num_steps=2",
-        "--config.distillation.stages={}",
-        "--config.distillation.steps_per_iter=5",
-        "--config.eval.num_samples=64",
-        "--config.eval.batch_size=64",
-        "--config.eval.teacher_num_steps=(2,1)",
-        "--config.eval.ancestral_num_steps=(2,)",
-    ]
-    run("distill", *flags, f"--workdir={tmp_path / 'one'}")
-    run_together("distill", 2, 1, *flags, f"--workdir={tmp_path / 'two'}", log=tmp_path / "log")
-    assert_same(tmp_path / "one" / "steps_0001", tmp_path / "two" / "steps_0001", atol=1e-5)
-    figures = [json.loads((tmp_path / name / "report" / "figures.json").read_text())["rows"] for name in ("one", "two")]
-    for one, two in zip(*figures, strict=True):
-        assert one["distance"] == pytest.approx(two["distance"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_resumed_by_other_numbers_of_processes(tmp_path, alone):
-    """Saved by 2 processes with 2 devices each, taken up by 1 with 1, and by 4 with 1 each."""
-    workdir = tmp_path / "run"
-    flags = [*BASE, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={workdir}"]
-
-    def go_back_to(step):
-        for folder in (workdir / "checkpoints").iterdir():
-            if int(folder.name) > step:
-                shutil.rmtree(folder)
-
-    run_together("train", 2, 2, *flags, log=tmp_path / "log")
-    go_back_to(5)
-    assert "going on from step 5" in run("train", *flags)
-    go_back_to(10)
-    assert "going on from step 10" in run_together("train", 4, 1, *flags, log=tmp_path / "log")
-    assert_same(alone, workdir, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_a_process_that_dies_stops_the_others(tmp_path):
-    flags = [*BASE, "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path / 'run'}"]
-    (tmp_path / "log").mkdir()
-    first, second = start("train", 2, 1, *flags, "--config.train.num_steps=100000", log=tmp_path / "log")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "run" / "checkpoints").glob("*/commit_success.txt")):
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    flags = [
+        "--config=configs/digits_base.py",
+        "--config.model.name=own_parts:affine",
+        "--config.model.args.width=8",
+        "--config.train.num_steps=1000000",
+        "--config.train.eval_every_steps=0",
+        "--config.train.checkpoint_every_secs=0",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    env = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "DIFFUSION_DISTILLATION_HEARTBEAT": "10"}
+
+    def start_two():
+        return start(lambda connected: command("train", *flags, *connected), 2, 1, tmp_path / "log", env)
+
+    first, second = start_two()
+    wait_until(lambda: list((tmp_path / "run" / "checkpoints").glob("*/commit_success.txt")), first)
     second.send_signal(signal.SIGKILL)
-    assert first.wait(timeout=120) != 0
-    flags.append("--config.train.num_steps=100000")
-    stopping = start("train", 2, 1, *flags, log=tmp_path / "log")
-    while "going on from step" not in (tmp_path / "log" / "0.log").read_text():
-        assert stopping[0].poll() is None and time.monotonic() < deadline + 200
-        time.sleep(0.1)
-    time.sleep(5)
+    assert first.wait(timeout=PATIENCE) != 0
+    stopping = start_two()
+    gone_on = re.compile("going on from step.*images/s", re.DOTALL)
+    wait_until(lambda: gone_on.search((tmp_path / "log" / "0.log").read_text()), *stopping)
     stopping[1].send_signal(signal.SIGTERM)
-    assert {process.wait(timeout=120) for process in stopping} == {128 + signal.SIGTERM}
+    assert {process.wait(timeout=PATIENCE) for process in stopping} == {128 + signal.SIGTERM}
 
 
 def test_flags_that_do_not_fit(tmp_path):
     for given in (["--num_processes=2"], ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]):
-        error = run("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
+        error = call("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
         assert "give all three or none" in error and "Traceback" not in error

@@ -1,28 +1,19 @@
 """The scripts, as a user runs them, on the digits and a very small network."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import time
 
 import jax
+import numpy as np
 import pytest
+import sklearn.datasets
 from PIL import Image
-from running import ROOT, assert_same, command, run
+from running import COMPILED_QUICKLY, TINY, assert_same, call, run, start, steps_saved, wait_until
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
 
-TINY = [
-    "--config.model.args.ch_mult=(1,)",
-    "--config.model.args.attn_resolutions=()",
-    "--config.model.args.emb_ch=32",
-    "--config.model.eval_sampling_num_steps=4",
-    "--config.train.batch_size=32",
-    "--config.train.log_loss_every_steps=10",
-]
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_steps=20"]
 LADDER = [
     "--config=configs/digits_distill.py",
@@ -37,9 +28,10 @@ LADDER = [
 ]
 
 
-def distill(teacher, workdir, *flags, **kwargs):
+def distilling(teacher, workdir, *flags):
+    """The arguments of `run` that distill."""
     teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
-    return run("distill", *LADDER, teacher, f"--workdir={workdir}", *flags, **kwargs)
+    return "distill", *LADDER, teacher, f"--workdir={workdir}", *flags
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,7 @@ def base(tmp_path_factory):
 def ladder(base):
     """A finished ladder and what it printed."""
     workdir = base[0].with_name("ladder")
-    return workdir, distill(base[0], workdir)
+    return workdir, run(*distilling(base[0], workdir))
 
 
 @pytest.mark.slow
@@ -65,7 +57,12 @@ def test_train(base):
     assert metrics[1]["loss"] < metrics[0]["loss"]
     assert set(metrics[0]) == {"step", "loss", "gradient_norm", "skipped", "learning_rate", "images_per_sec"}
     assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 20
-    assert Image.open(workdir / "samples" / "step_0000020.png").size[0] > 300
+    assert size_of(workdir / "samples" / "step_0000020.png")[0] > 300
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
 
 
 @pytest.mark.slow
@@ -73,7 +70,8 @@ def test_four_devices_train_as_one(tmp_path):
     """20 steps of the digits' base model itself, without the average, which would hide a difference."""
     flags = ["--config=configs/digits_base.py", "--config.train.num_steps=20", "--config.train.ema_decay=0.0"]
     for devices in (1, 4):
-        printed = run("train", *flags, f"--workdir={tmp_path / str(devices)}", devices=devices)
+        workdir = f"--workdir={tmp_path / str(devices)}"
+        printed = run("train", *flags, workdir, devices=devices, env=COMPILED_QUICKLY)
         assert f"{devices} cpu device(s)" in printed
     assert_same(tmp_path / "1", tmp_path / "4", atol=1e-5)
 
@@ -102,7 +100,7 @@ def test_distill(ladder):
         assert (metadata.num_steps, metadata.step) == (num_steps, 40)
         assert metadata.config.train.ema_decay == 0
         assert (workdir / f"steps_{num_steps:04d}" / "samples" / "step_0000040.png").exists()
-    assert "steps_0001: finished, 40 steps" in distill(workdir.with_name("base"), workdir)
+    assert "steps_0001: finished, 40 steps" in run(*distilling(workdir.with_name("base"), workdir))
 
 
 @pytest.mark.slow
@@ -115,11 +113,27 @@ def test_report(ladder):
         ("teacher", "noisy", 2),
         *(("student", "ddim", n) for n in (2, 1)),
     ]
-    assert all(0 < row["distance"] < 1000 and row["images_per_sec"] > 0 for row in table["rows"])
+    samples = {row: np.load(report / "samples" / "{}_{}_{:04d}.npz".format(*row))["arr_0"] for row in rows}
+    for row, of_row in zip(table["rows"], samples.values(), strict=True):
+        assert row["images_per_sec"] > 0
+        assert row["distance"] == pytest.approx(distance_to_digits(of_row), rel=1e-5)
+    drawn = from_checkpoint(ladder[0] / "steps_0002").sample(jax.random.key(0), 64)
+    assert np.abs(drawn.astype(int) - samples["student", "ddim", 2]).max() <= 1  # other devices may round otherwise
     page = (report / "index.html").read_text()
     for name in re.findall(r'img src="(.*?)"', page):
-        assert min(Image.open(report / name).size) > 150
+        assert min(size_of(report / name)) > 150
     assert all(f"{row['distance']:.3f}" in page for row in table["rows"])
+
+
+def distance_to_digits(images):
+    """The Frechet distance of the pixels to those of all digits, by the eigenvalues of the covariances' product."""
+    digits = sklearn.datasets.load_digits().images * (255 / 16)
+    (mean_a, a), (mean_b, b) = (
+        (rows.mean(axis=0), np.cov(rows, rowvar=False))
+        for rows in (np.round(set_of_images).reshape(-1, 64) / 127.5 - 1 for set_of_images in (images, digits))
+    )
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0))
+    return np.sum((mean_a - mean_b) ** 2) + np.trace(a) + np.trace(b) - 2 * roots.sum()
 
 
 @pytest.mark.slow
@@ -127,38 +141,25 @@ def test_interrupted_ladder_ends_in_the_same_parameters(base, ladder):
     """Killed in one halving and asked to stop in the next, and run again each time."""
     workdir = ladder[0].with_name("interrupted")
     often = ["--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
-    teacher = f"--config.distillation.teacher_checkpoint_path={base[0]}"
     for number, student in ((signal.SIGKILL, "steps_0002"), (signal.SIGTERM, "steps_0001")):
-        process = subprocess.Popen(
-            command("distill", *LADDER, teacher, f"--workdir={workdir}", *often),
-            cwd=ROOT,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        wait_for_checkpoint(workdir / student / "checkpoints", process)
+        process = start(*distilling(base[0], workdir, *often))
+        wait_until(lambda: steps_saved(workdir / student), process)  # noqa: B023
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
         if number == signal.SIGTERM:
             assert process.returncode == 128 + number
             assert "run the same command again to go on" in error
         assert 0 < load(workdir / student)[1].step < 40
-    assert "going on from step" in distill(base[0], workdir, *often)
+    assert "going on from step" in run(*distilling(base[0], workdir, *often))
     for student in ("steps_0002", "steps_0001"):
         assert_same(ladder[0] / student, workdir / student)
-
-
-def wait_for_checkpoint(folder, process):
-    deadline = time.monotonic() + 120
-    while not (folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
 def test_class_conditional_in_mixed_precision(tmp_path):
     flags = ["--config.dataset.args.class_conditional=True", "--config.dataset.args.randflip=True"]
-    run("train", *BASE, *flags, "--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}")
+    flags += ["--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}"]
+    run("train", *BASE, *flags, env=COMPILED_QUICKLY)
     pipeline = from_checkpoint(tmp_path / "base")
     assert pipeline.num_classes == 10
     assert pipeline.sample(jax.random.key(0), 12).std() > 10
@@ -168,7 +169,7 @@ def test_class_conditional_in_mixed_precision(tmp_path):
 def test_errors_of_training(base, tmp_path):
     workdir = f"--workdir={tmp_path / 'new'}"
     for flags, message in {
-        (*BASE, workdir, "--config.train.batch_size=30"): "batch_size=30 must be divisible by the number of devices, 4",
+        (*BASE, workdir, "--config.train.batch_size=30"): "batch_size=30 must be divisible by the number of devices, 8",
         (*BASE, f"--workdir={base[0]}", "--config.seed=5"): "another config: config.seed is 0 there and 5 here",
         (*BASE, workdir, "--config.train.learning_rat=1"): "config.train.learning_rat. Did you mean 'learning_rate'?",
         (*BASE, workdir, "--config.dataset.name=digit"): "config.dataset.name='digit'. Did you mean 'digits'?",
@@ -181,7 +182,7 @@ def test_errors_of_training(base, tmp_path):
         ("--config=configs/digit_base.py", workdir): "there is no such file; ours are in configs/",
         (*LADDER, workdir): "This config has a section config.distillation: run it with scripts/distill.py",
     }.items():
-        error = run("train", *flags, devices=4, fails=True)
+        error = call("train", *flags, fails=True)
         assert re.search(message, error) and "Traceback" not in error
     assert not (tmp_path / "new").exists()
 
@@ -202,9 +203,17 @@ def test_errors_of_distillation(base, ladder, tmp_path):
         (ladder[0] / "steps_0002", workdir): "trained for 2 sampling steps: set .*start_num_steps=2",
         (teacher, ladder[0], "--config.seed=1"): "holds a run of another config: config.seed is 0 there and 1 here",
     }.items():
-        error = distill(*arguments, fails=True)
+        error = call(*distilling(*arguments), fails=True)
         assert re.search(message, error) and "Traceback" not in error
     assert not workdir.exists()
+
+
+def test_the_exit_status_of_bad_input(tmp_path):
+    """As the shell sees it: 2, and one line on stderr."""
+    process = start("train", *BASE, f"--workdir={tmp_path / 'new'}", "--config.train.batch_size=30", devices=4)
+    printed, error = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (2, "")
+    assert re.fullmatch("error: config.train.batch_size=30 must be divisible by .* devices, 4: .*\n", error)
 
 
 @pytest.mark.slow
@@ -218,6 +227,6 @@ def test_benchmark_of_data():
 @pytest.mark.slow
 def test_benchmark_of_checkpoints(tmp_path):
     flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--batch_size=2"]
-    printed = run("benchmarks/checkpoints", *flags)
+    printed = run("benchmarks/checkpoints", *flags, env=COMPILED_QUICKLY)
     seconds = r"[\d.]+ s"
     assert re.search(rf"^A state of 12 MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)

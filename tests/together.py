@@ -1,0 +1,19 @@
+"""One of several processes, which connects once and then does one command after another.
+
+python tests/together.py '[["train", "--config=...", ...], ["sample", ...]]'
+"""
+
+import functools
+import json
+import sys
+
+from running import main
+
+from diffusion_distillation import multihost
+
+if __name__ == "__main__":
+    multihost.start = functools.cache(multihost.start)
+    for script, *flags in json.loads(sys.argv[1]):
+        print(f"== {script}", flush=True)
+        if status := main(script, *flags):
+            sys.exit(status)
