@@ -105,13 +105,20 @@ def two_checkpoints(tmp_path_factory):
     return folder, states
 
 
+def is_needed(folder, file):
+    """Metadata, orbax's tables, and the files that hold arrays; not marks, nor what was merged into the tables."""
+    state = Path("checkpoints", "6", "state")
+    tables = (state / "_METADATA", state / "manifest.ocdbt", state.with_name("metadata") / "metadata")
+    return file in tables or file.parent == state / "d" or (folder / file).stat().st_size > 10_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink])
 def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
     """Each file of the newest checkpoint in turn: the state is as it was saved, or that of the checkpoint before."""
     folder, (older, newer) = two_checkpoints
     files = [path.relative_to(folder) for path in (folder / "checkpoints" / "6").rglob("*") if path.is_file()]
-    fell_back = 0
+    fell_back = set()
     for number, file in enumerate(files):
         run = tmp_path / str(number)
         shutil.copytree(folder, run)
@@ -125,7 +132,7 @@ def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
         assert metadata.step >= state.step  # parameters alone need fewer files
         assert_same(params, (newer if metadata.step == 6 else older).sampling_params)
         if state.step == 3:
-            fell_back += 1
+            fell_back.add(file)
             assert "6: this checkpoint is damaged" in caplog.text and "that of step 3 is used" in caplog.text
             assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3"]
             assert len(list((run / "broken_checkpoints").iterdir())) == 1
@@ -143,7 +150,7 @@ def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
                 with pytest.raises(ValueError, match="can be used, and nothing was changed there"):
                     read(alone)
         assert sorted(path.relative_to(alone) for path in alone.rglob("*")) == before
-    assert fell_back > len(files) // 3
+    assert fell_back >= {file for file in files if is_needed(folder, file)}
 
 
 def test_unfinished_checkpoints_are_removed(tmp_path, two_checkpoints, caplog):

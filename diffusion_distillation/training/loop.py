@@ -348,6 +348,7 @@ class Progress:
     def __init__(self, name: str, step: int, total: int, batch_size: int):
         self.name, self.total, self.batch_size = name, total, batch_size
         self.restart(step)
+        self._begun = self.step, self.time
 
     def restart(self, step: int) -> None:
         """Measures speed from here on."""
@@ -356,6 +357,8 @@ class Progress:
     def show(self, step: int, loss: float) -> float:
         """Prints the line and returns the images a second since the last one."""
         now = time.monotonic()
+        if step == self.step:  # nothing came after the first steps, which took longer
+            self.step, self.time = self._begun
         per_second = (step - self.step) / max(now - self.time, 1e-9)
         self.restart(step)
         left = datetime.timedelta(seconds=round((self.total - step) / per_second))

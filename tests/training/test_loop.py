@@ -53,6 +53,11 @@ def test_what_is_said_and_written(tmp_path, capsys):
     assert read_events(tmp_path) == pytest.approx({(step, n): v for step, vs in seen.items() for n, v in vs.items()})
 
 
+def test_a_single_step(tmp_path, capsys):
+    train(make_config(num_steps=1), tmp_path, SOURCE)
+    assert re.search(r"step 1/1  loss [\d.]+  [\d,]+ images/s  0:00:00 left", capsys.readouterr().out)
+
+
 def read_events(folder):
     """The scalars of TensorBoard's event files, which are records of a length, a checksum, bytes, a checksum."""
     found = {}
