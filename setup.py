@@ -32,10 +32,12 @@ setup(
         "pillow>=10.4",
         "scikit-learn>=1.5.2",
         "tensorflow-datasets>=4.9.10",
-        "tensorboardX>=2.6.2",
+        "tensorboardX>=2.6.5",
         "tqdm>=4.66.5",
     ],
     extras_require={
+        "gcs": ["gcsfs"],
+        "wandb": ["wandb>=0.31"],
         "prepare": PREPARE,
         "test": [
             *PREPARE,

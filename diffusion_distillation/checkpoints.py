@@ -2,30 +2,33 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
-import shutil
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 
 from . import multihost
 from .config import resolve
 from .errors import InputError, RunError
+from .files import absolute, as_path
 from .model import init_params, make_network
 from .shapes import Params
 
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
+NOT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # what the machine lacks that wants to read it
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
 
 
@@ -63,12 +66,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`; raises a NewerFormatError for a format of a later version."""
-        if values["format_version"] > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"The checkpoint has format {values['format_version']}; this version of diffusion_distillation reads "
-                f"up to {FORMAT_VERSION}. Upgrade the package."
-            )
+        """The inverse of `to_json`."""
         return cls(
             config=resolve(ConfigDict(values["config"])),
             image_shape=tuple(values["image_shape"]),
@@ -88,16 +86,17 @@ class Checkpoints:
     off, lost or changed are found out, and the newest checkpoint before them is used.
     """
 
-    def __init__(self, folder: Path, keep_every: int = 0):
-        self._folder = folder / "checkpoints"
+    def __init__(self, folder: epath.PathLike, keep_every: int = 0):
+        self._folder = as_path(folder) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
             for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.rmtree()
         multihost.wait_for_all("unfinished checkpoints are removed")
         handlers = {"state": _array_handler(), "metadata": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(absolute(self._folder), options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The updates done by the newest checkpoint; None if there is none."""
@@ -108,33 +107,28 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        values = _sealed(metadata.to_json() | {"fingerprints": _fingerprints(state._asdict())})
+        arrays = _with_arrays(state)
+        values = _sealed(metadata.to_json() | {"fingerprints": _fingerprints(arrays)})
         with self._writing(step):
             self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()), metadata=ocp.args.JsonSave(values)),
+                step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(values))
             )
 
     def restore(self, like: State) -> State | None:
-        """The newest sound state; None if there is none. `like` is abstract, and has shapes, types and shardings.
+        """The newest state that is sound for every process; None if there is none. Every process must call it.
 
-        Newer ones that cannot be used are named in a warning and moved to `broken_checkpoints`.
+        Newer ones that are damaged are named in a warning and moved to `broken_checkpoints`. Only damage moves a
+        checkpoint: files that are missing, cannot be read, or hold other data than were saved.
+
+        Args:
+          like: abstract: shapes, types and shardings. Of fields that are None in it nothing is read.
 
         Raises:
-          InputError: if there are checkpoints and none can be used; they stay where they are.
+          InputError: if there are checkpoints and none can be used, or their arrays are others than those of `like`;
+            they stay where they are.
+          RunError: if another process cannot go on, as when it is out of memory.
         """
-
-        def read(step: int) -> State:
-            wanted = like._asdict()
-            as_like = ocp.checkpoint_utils.construct_restore_args(wanted)
-            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_like)
-            args = ocp.args.Composite(state=restore, metadata=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=args)
-            metadata = _checked(restored["metadata"])
-            _check_fingerprints(restored["state"], metadata["fingerprints"])
-            return type(like)(**restored["state"])
-
-        found = _newest_sound(self._folder, self._manager.all_steps(), read)
+        found = _newest_state(self._folder, self._manager.all_steps(), like)
         if found is None:
             return None
         state, broken = found
@@ -180,6 +174,11 @@ class Checkpoints:
             self._manager.close()
 
 
+def _with_arrays(state: State) -> dict[str, Any]:
+    """The fields of a state that hold arrays. What is None is not written down: states may get such fields later."""
+    return {name: value for name, value in state._asdict().items() if jax.tree.leaves(value)}
+
+
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
     """Orbax's, but quicker with many small arrays: they are not divided among hosts, and no sharding is written down.
 
@@ -194,8 +193,10 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def load(path: str | Path) -> tuple[Params, Metadata]:
-    """The newest sound sampling parameters of a run, as NumPy arrays, and their metadata.
+def load(path: epath.PathLike) -> tuple[Params, Metadata]:
+    """The newest sampling parameters of a run that are sound, as NumPy arrays, and their metadata.
+
+    Where several processes work together, all must call it, and get the same ones.
 
     Args:
       path: the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`.
@@ -203,48 +204,98 @@ def load(path: str | Path) -> tuple[Params, Metadata]:
     Raises:
       InputError: if there is no such folder, or no checkpoint of ours that can be used in it.
     """
-    path = Path(path)
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        raise InputError(f"No checkpoint in {str(path)!r}: {_what_is_there(path)}")
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
 
-        def read(step: int) -> tuple[Params, Metadata]:
-            values = _checked(
-                manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-            )
-            metadata = Metadata.from_json(values, step)
-            averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
-            name = "ema_params" if averaged else "params"
-            wanted = {name: abstract_params(metadata)}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            restore = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            params = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-            _check_fingerprints(params, values["fingerprints"])
-            return params[name], metadata
+    def read(checkpoint: epath.Path) -> tuple[Any, dict[str, Any]]:
+        values = _read_metadata(checkpoint)
+        metadata = Metadata.from_json(values, int(checkpoint.name))
+        averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
+        wanted = {"ema_params" if averaged else "params": abstract_params(metadata)}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        return _read_arrays(checkpoint, wanted, as_numpy), values
 
-        found = _newest_sound(folder, manager.all_steps(), read)
+    folder = as_path(path) / "checkpoints"
+    found = _newest_sound(folder, _steps_of_another(as_path(path)), read)
     if found is None:
         raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
+    (params, values), step, _ = found
+    return next(iter(params.values())), Metadata.from_json(values, step)
+
+
+def restore_from(path: epath.PathLike, like: State) -> State:
+    """The newest sound state of another run, whose folder stays as it is. Every process must call it.
+
+    Args:
+      path: the folder of a run, such as `runs/digits/base`.
+      like: abstract: shapes, types and shardings. Of fields that are None in it nothing is read: with `opt_state=None`
+        it need not fit.
+
+    Raises:
+      InputError: if there is no checkpoint that can be used, or its arrays are others than those of `like`.
+    """
+    found = _newest_state(as_path(path) / "checkpoints", _steps_of_another(as_path(path)), like)
+    if found is None:
+        raise InputError(f"No finished checkpoint in {str(path)!r} yet; let the run go on until it saves one.")
     return found[0]
 
 
-def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[Any, list[int]] | None:
-    """What `read` returns for the newest step that it can read, and the steps it could not; None if there are none."""
+def newest_step(run: epath.Path) -> int | None:
+    """The updates done by the newest finished checkpoint in a run's folder; None if there is none."""
+    folder = run / "checkpoints"
+    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _steps_of_another(run: epath.Path) -> Sequence[int]:
+    """The steps of the finished checkpoints in a run's folder; raises an InputError if it is none."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"No checkpoint in {str(run)!r}: {_what_is_there(run)}")
+    with ocp.CheckpointManager(absolute(folder), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        return manager.all_steps()
+
+
+def _newest_state(folder: epath.Path, steps: Sequence[int], like: State) -> tuple[State, list[int]] | None:
+    """The newest sound state, and the steps that are damaged; None if there are no checkpoints."""
+    wanted = _with_arrays(like)
+
+    def read(checkpoint: epath.Path) -> tuple[Any, dict[str, Any]]:
+        values = _read_metadata(checkpoint)
+        _check_fit(checkpoint, values["fingerprints"], wanted)
+        return _read_arrays(checkpoint, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)), values
+
+    found = _newest_sound(folder, steps, read)
+    if found is None:
+        return None
+    (arrays, _), _, broken = found
+    return like._replace(**arrays), broken
+
+
+Read = tuple[Any, dict[str, Any]]  # a tree of arrays, and the checkpoint's metadata
+
+
+def _newest_sound(
+    folder: epath.Path, steps: Sequence[int], read: Callable[[epath.Path], Read]
+) -> tuple[Read, int, list[int]] | None:
+    """What `read` returns for the newest checkpoint that it can read in every process and whose fingerprints hold.
+
+    All processes try the same steps, and each goes on to an older one when any of them finds damage.
+
+    Returns:
+      What was read, its step, and the newer steps, which are damaged; None if there are no checkpoints.
+    """
     broken: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        try:
-            found = read(step)
-        except NewerFormatError:
-            raise
-        except Exception as error:  # damaged files make orbax raise almost anything
-            broken[step] = _first_line(error)[:200]
+    for step in sorted(json.loads(multihost.of_main(json.dumps(list(steps)))), reverse=True):
+        found, damage = _agreed(lambda step=step: read(folder / str(step)))
+        if damage is None:  # now that all have their part: a program of all devices
+            _, damage = _agreed(lambda found=found: _check_fingerprints(found[0], found[1]["fingerprints"]))
+        if damage is not None:
+            broken[step] = damage
             continue
         for damaged, reason in broken.items():
             logging.warning(
                 "%s: this checkpoint is damaged (%s); that of step %d is used.", folder / str(damaged), reason, step
             )
-        return found, list(broken)
+        return found, step, list(broken)
     if broken:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in broken.items())
         raise InputError(
@@ -254,28 +305,130 @@ def _newest_sound(folder: Path, steps: Sequence[int], read: Callable[[int], Any]
     return None
 
 
+def _agreed(act: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What `act` returns, and None; or None, and the damage that it found here or in another process.
+
+    Anything else that it raises is raised, and a RunError in the other processes.
+    """
+    result = error = None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    sound, damaged, failed = range(3)
+    ours = sound if error is None else damaged if _is_damage(error) else failed
+    worst = multihost.largest([ours])[0]
+    if ours == failed:
+        raise error
+    if worst == failed:
+        raise RunError("Another process could not read a checkpoint, and says why; nothing was changed.")
+    if worst == damaged:
+        return None, "another process cannot read it" if error is None else _first_line(error)[:200]
+    return result, None
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error speaks of the files. Damaged ones make orbax raise almost anything, so what does not is listed.
+
+    That is: what we say ourselves, and what the machine lacks, be it memory, devices or open files.
+    """
+    if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
+        return False
+    if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
+        return False
+    cause = error.__cause__ or error.__context__
+    return "RESOURCE_EXHAUSTED" not in str(error) and (cause is None or _is_damage(cause))
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@jax.jit
+@jax.jit  # within the program of a whole tree: traced once for all arrays of a shape
 def _fingerprint(array: jax.Array) -> jax.Array:
     """The sum of an array's words times odd numbers by position, modulo 2^32: any single word that changes changes it.
 
     Integer arithmetic, so that it is the same however the array is divided among devices.
     """
-    bits = jax.lax.bitcast_convert_type(array, {2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize])
-    position = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+    words = _words(array)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """The bits of an array as unsigned integers: one for each element, or two of 32 bits if it has 64."""
+    if array.dtype == bool:
+        return array.astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(array, {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32))
+
+
+@jax.jit
+def _all_fingerprints(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_fingerprint(array) for array in arrays])
 
 
 def _fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of each array of a tree, by its path."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found = jax.device_get({jax.tree_util.keystr(path): _fingerprint(leaf) for path, leaf in paths})
-    return {path: int(value) for path, value in found.items()}
+    """The fingerprint of each array of a tree, by its path: one program for all of them."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
+    return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
+
+
+def _read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, whose seal must be right; raises a NewerFormatError for a later format."""
+    values = _checked(ocp.JsonCheckpointHandler().restore(absolute(checkpoint / "metadata")))
+    if values["format_version"] > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{str(checkpoint)!r} has format {values['format_version']}; this version of diffusion_distillation reads "
+            f"up to {FORMAT_VERSION}. Upgrade the package."
+        )
+    return values
+
+
+def _read_arrays(checkpoint: epath.Path, wanted: dict[str, Any], restore_args: Any) -> dict[str, Any]:
+    """These fields of a state. By orbax's handler, which, unlike its manager, does not wait for other processes."""
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    return _array_handler().restore(absolute(checkpoint / "state"), args=args)
+
+
+def _check_fit(checkpoint: epath.Path, saved: Iterable[str], wanted: dict[str, Any]) -> None:
+    """Raises an InputError that names what differs, unless the arrays of these fields have the wanted shapes and types.
+
+    Args:
+      checkpoint: its folder.
+      saved: the paths of its arrays, from its metadata, which are sealed; orbax's own file may be damaged.
+      wanted: abstract.
+    """
+    stored = _described(_array_handler().metadata(absolute(checkpoint / "state")).tree)
+    names = {_name(path) for path in saved}
+    there = {name: stored[name] for name in names if name.partition("/")[0] in wanted}
+    here = _described(wanted)
+    differences = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise InputError(
+            f"The state in {str(checkpoint)!r} does not fit this config: {'; '.join(differences[:5])}{more}. Nothing "
+            "was changed there."
+        )
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Type and shape of each array of a tree."""
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0] if hasattr(leaf, "shape")]
+    return {
+        _name(jax.tree_util.keystr(path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves
+    }
+
+
+def _name(path: str) -> str:
+    """A path of `keystr` for people, with a field written as a key is: orbax makes no difference between them."""
+    return "/".join(re.findall(r"[^][.']+", path))
 
 
 def _check_fingerprints(tree: Any, expected: dict[str, int]) -> None:
@@ -309,7 +462,7 @@ def abstract_params(metadata: Metadata) -> Params:
     return jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
 
 
-def _what_is_there(path: Path) -> str:
+def _what_is_there(path: epath.Path) -> str:
     if not path.exists():
         return (
             "there is no such folder. Give the folder of a run, the --workdir of train.py or one of a ladder's steps_*."

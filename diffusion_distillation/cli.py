@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
@@ -21,6 +22,7 @@ from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .devices import use_all_cpu_cores
 from .errors import InputError, RunError
+from .files import absolute, as_path
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -70,8 +72,18 @@ class RunFlags(ProcessFlags):
         )
         flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
+        self._change = flags.DEFINE_bool(
+            "change",
+            False,
+            "Go on with this config in a workdir of another one; config_history.jsonl keeps which.",
+        )
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
+
+    @property
+    def change(self) -> bool:
+        """Whether a workdir of another config is to be taken over."""
+        return self._change.value
 
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""
@@ -82,9 +94,9 @@ class RunFlags(ProcessFlags):
         return resolve(config)
 
     @property
-    def workdir(self) -> Path:
+    def workdir(self) -> epath.Path:
         """The run's folder."""
-        return Path(self._workdir.value)
+        return as_path(self._workdir.value)
 
     def on_metrics(self, config: ConfigDict) -> OnMetrics | None:
         """What else is done with metrics, in the main process; call it once JAX has started."""
@@ -93,19 +105,21 @@ class RunFlags(ProcessFlags):
         return _to_wandb(self._wandb.value, self.workdir, config)
 
 
-def _to_wandb(project: str, workdir: Path, config: ConfigDict) -> OnMetrics:
+def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:
     """Sends metrics to Weights & Biases. A run that is taken up goes on there; a ladder's students are side by side."""
     try:
         import wandb
     except ImportError:
         raise InputError('--wandb_project needs wandb: pip install -e ".[wandb]"') from None
-    identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
     run = wandb.init(project=project, name=str(workdir), id=identity, resume="allow", config=config.to_dict())
-    for student in ("", "steps_*/"):
-        run.define_metric(f"{student}*", step_metric=f"{student}step")
+    students = set()
 
     def log(step: int, values: Mapping[str, float]) -> None:
         student = f"steps_{values['num_steps']:04d}/" if "num_steps" in values else ""
+        if student not in students:  # each has steps of its own
+            students.add(student)
+            run.define_metric(f"{student}*", step_metric=f"{student}step")
         run.log({f"{student}{name}": value for name, value in {**values, "step": step}.items()})
 
     return log
@@ -190,9 +204,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def draw_samples(params: Params, metadata: Metadata, workdir: Path) -> None:
+def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) -> None:
     """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png`, unless it is there."""
-    path = workdir / "samples" / f"step_{metadata.step:07d}.png"
+    path = as_path(workdir) / "samples" / f"step_{metadata.step:07d}.png"
     if multihost.of_main("drawn" if path.exists() else "to be drawn") == "drawn":
         return
     images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)

@@ -80,6 +80,7 @@ FIELDS = {
     },
     "train": {
         "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
+        "init_from": OrNone(str),  # a run whose state, with its step, average and optimizer, this one goes on from
         "batch_size": int,  # over all devices
         "microbatch_size": 0,  # how much of a batch is worked on at a time, over all devices; 0 for all of it
         # jit: one program over all devices; pmap: a program for each, gradients averaged between them
@@ -262,7 +263,7 @@ def _value(spec: Any, value: Any, path: str) -> Any:
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise InputError(f"config.{path}={value!r} must be a section with fields of its own.")
-        return {**spec, **value} if isinstance(spec, Free) else _fill(spec, value, path + ".")
+        return _tuples({**spec, **value}) if isinstance(spec, Free) else _fill(spec, value, path + ".")
     if isinstance(spec, OneOf):
         value = spec[0] if value is None else value
         if value not in spec:
@@ -282,6 +283,13 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if kind in (int, float) and not value >= 0:
         raise InputError(f"config.{path}={value!r} must not be negative.")
     return value
+
+
+def _tuples(value: Any) -> Any:
+    """With tuples for the lists that JSON has."""
+    if isinstance(value, dict):
+        return {name: _tuples(part) for name, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check(path: str, build: Callable[[], Any]) -> None:
@@ -332,11 +340,24 @@ def _resolve_distillation(config: ConfigDict) -> None:
             f"config.sampler={config.sampler!r}: students are made for steps of DDIM; set config.sampler='ddim'. "
             "Another one can be chosen when samples are drawn."
         )
+    if get_logsnr_schedule(**config.model.train_logsnr_schedule) != get_logsnr_schedule(
+        **config.model.eval_logsnr_schedule
+    ):
+        raise InputError(
+            f"config.model.eval_logsnr_schedule={config.model.eval_logsnr_schedule.to_dict()} differs from "
+            f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}: a student must be sampled at the "
+            "times that it was trained for."
+        )
+    if config.train.init_from is not None:
+        raise InputError(
+            f"config.train.init_from={config.train.init_from!r} is for base models: students start from their teachers."
+        )
     try:
         students = [rung.num_steps for rung in make_method(config).rungs]
     except InputError as error:
         raise InputError(f"config.distillation: {error}") from None
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
+    del fields["init_from"], fields["num_steps"]
     stages = {}
     for name, given in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"

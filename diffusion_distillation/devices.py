@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+AnyMesh = Mesh | AbstractMesh  # of devices, or to reckon with
 MIN_EXAMPLES_PER_CPU_DEVICE = 16
 
 
@@ -31,7 +32,7 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

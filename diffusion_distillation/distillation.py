@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from .diffusion import Denoiser, Prediction, per_example, predict
+from .sampling import ddim_step
 from .schedules import Schedule
 from .shapes import Array, Count, Images, Steps, Times
 
@@ -53,11 +54,11 @@ def two_stage_target(
     turn1, turn2 = per_example(d1, z_t), per_example(d2, z_t)
 
     one = first(z_t, schedule(t))
-    z_mid = jnp.cos(turn1) * z_t - jnp.sin(turn1) * one.v
+    z_mid = ddim_step(one, z_t, schedule, t, dt1)
     if displacement is not None:
         beside1 = per_example(displacement(one, schedule.angle(t), d1), z_t) * one.eps
-        z_mid += beside1
-    two = second(z_mid.astype(z_t.dtype), schedule(between))
+        z_mid = (z_mid + beside1).astype(z_t.dtype)
+    two = second(z_mid, schedule(between))
 
     sines = jnp.sin(turn1) * (jnp.cos(turn2) * one.v - jnp.sin(turn2) * z_t) + jnp.sin(turn2) * two.v
     if displacement is not None:

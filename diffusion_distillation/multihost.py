@@ -1,5 +1,6 @@
 """Several processes, of one host or of many, that work as one run."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .devices import AXIS, data_mesh, replicated
+from .errors import InputError, RunError
 
 # Seconds after which a process that is not heard of is taken for dead, and the others stop.
 HEARTBEAT_TIMEOUT = int(os.environ.get("DIFFUSION_DISTILLATION_HEARTBEAT", "60"))
@@ -94,6 +96,33 @@ def of_main(text: str) -> str:
     return multihost_utils.broadcast_one_to_all(own).astype(np.uint8).tobytes().decode()
 
 
+def on_main(act: Callable[[], Any]) -> Any:
+    """Lets the main process act, and no other, and gives its result to all. Every process must call it.
+
+    Args:
+      act: returns what JSON can hold.
+
+    Raises:
+      InputError: in every process, if the main one raised it.
+      RunError: in the others, if the main process raised anything else; there, it is what `act` raised.
+    """
+    if jax.process_count() == 1:
+        return act()
+    result = error = None
+    if is_main():
+        try:
+            result = act()
+        except Exception as raised:
+            error = raised
+    told = [result, None if error is None else str(error), isinstance(error, InputError)]
+    result, message, of_input = json.loads(of_main(json.dumps(told)))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise InputError(message) if of_input else RunError(f"The main process could not go on: {message}")
+    return result
+
+
 def wait_for_all(where: str) -> None:
     """Returns once every process is here."""
     if jax.process_count() > 1:
@@ -108,13 +137,9 @@ def tell_others(message: str, status: int) -> None:
     client = global_state.client
     if client is None:
         return
-    try:
+    with contextlib.suppress(Exception):  # another one failed first
         client.key_value_set(TOLD, json.dumps({"process": jax.process_index(), "message": message, "status": status}))
-    except Exception:  # another one failed first
-        return
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and len(client.key_value_dir_get(TOLD + "/heard/")) < jax.process_count() - 1:
-        time.sleep(0.1)
+    _leave(client)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -123,12 +148,6 @@ def fail(message: str, status: int) -> NoReturn:
         sys.exit(status)
     tell_others(message, status)
     _exit(status)
-
-
-def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _listen() -> None:
@@ -142,9 +161,26 @@ def _listen() -> None:
             continue
         if told["process"] == jax.process_index():
             return
-        client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
         print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr)
+        _leave(client)
         _exit(told["status"])
+
+
+def _leave(client: Any) -> None:
+    """Says that this process knows; the first one, through which all speak, waits until the others do."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(f"{TOLD}/heard/{jax.process_index()}", "")
+        deadline = time.monotonic() + 5
+        while is_main() and time.monotonic() < deadline:
+            if len(client.key_value_dir_get(f"{TOLD}/heard/")) == jax.process_count():
+                break
+            time.sleep(0.1)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _maximum(rows: jax.Array) -> jax.Array:

@@ -3,12 +3,12 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
@@ -272,7 +272,7 @@ class Pipeline:
         return labels
 
 
-def from_checkpoint(path: str | Path, num_steps: int | None = None) -> Pipeline:
+def from_checkpoint(path: epath.PathLike, num_steps: int | None = None) -> Pipeline:
     """The pipeline of a run's newest checkpoint.
 
     Args:

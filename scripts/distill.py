@@ -20,7 +20,14 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
-    run_ladder(config, FLAGS.workdir, source, on_eval=cli.draw_samples, on_metrics=FLAGS.on_metrics(config))
+    run_ladder(
+        config,
+        FLAGS.workdir,
+        source,
+        on_eval=cli.draw_samples,
+        on_metrics=FLAGS.on_metrics(config),
+        change=FLAGS.change,
+    )
     write_report(config, FLAGS.workdir, source)
 
 

@@ -10,18 +10,20 @@ writes the files.
 """
 
 import hashlib
+import io
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffusion_distillation import checkpoints, cli, multihost
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import folder
 from diffusion_distillation.report.grids import save_grid
@@ -52,7 +54,7 @@ PROCESSES = cli.ProcessFlags()
 
 def main() -> None:
     """Runs the script."""
-    out = Path(OUT.value)
+    out = as_path(OUT.value)
     to_folder = out.is_dir() or not out.suffix or OUT.value.endswith("/")
     if not to_folder and out.suffix not in (".png", ".npz"):
         raise InputError(f"--out={OUT.value} must end in .png or .npz, or in / for a folder.")
@@ -87,23 +89,24 @@ def main() -> None:
         steps = pipeline.trajectory(key, shown, labels(np.arange(shown)), **options)
         if multihost.is_main():
             pictures = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
-            save_grid(pictures, Path(TRAJECTORY.value), columns=len(steps))
+            save_grid(pictures, as_path(TRAJECTORY.value), columns=len(steps))
             print(f"{TRAJECTORY.value}: the way of {shown} of them")
 
 
-def write_file(out: Path, batches: Iterable[np.ndarray]) -> None:
+def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
     """Writes a grid or an array of all images."""
     images = np.concatenate([np.clip(x, -1, 1) if FLOAT.value else to_uint8(x) for x in batches])
     if not multihost.is_main():
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         save_grid(images, out)
     else:
-        np.savez_compressed(out, images=images)
+        content = io.BytesIO()
+        np.savez_compressed(content, images=images)
+        write_whole(out, content.getvalue())
 
 
-def write_folder(out: Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
+def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
     """Writes the images of these numbers to a folder, batch after batch."""
     if multihost.is_main():
         folder.start(out, about)

@@ -18,7 +18,14 @@ def main() -> None:
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
-    train(config, FLAGS.workdir, source, on_eval=cli.draw_samples, on_metrics=FLAGS.on_metrics(config))
+    train(
+        config,
+        FLAGS.workdir,
+        source,
+        on_eval=cli.draw_samples,
+        on_metrics=FLAGS.on_metrics(config),
+        change=FLAGS.change,
+    )
 
 
 if __name__ == "__main__":

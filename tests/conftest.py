@@ -30,6 +30,7 @@ hook.__enter__()
 import flax.serialization
 import numpy as np
 import pytest
+from etils import epath
 
 from diffusion_distillation import diffusion, schedules, unet
 
@@ -78,6 +79,35 @@ def stand_ins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     subprocess.run([sys.executable, Path(__file__).parent / "data" / "stand_ins.py", folder], check=True)
     return folder
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that stands in for the bucket gs://bucket, in which nothing can be appended to."""
+
+    def here(path):
+        path = os.fspath(path)
+        return str(tmp_path / path.removeprefix("gs://")) if path.startswith("gs://") else path
+
+    def on_path(act, path, *args, **kwargs):
+        return act(here(path), *args, **kwargs)
+
+    def on_two(act, path, to, *args, **kwargs):
+        return act(here(path), here(to), *args, **kwargs)
+
+    def opened(act, path, mode):
+        assert "a" not in mode
+        return act(here(path), mode)
+
+    def glob(act, path):
+        return [found.replace(f"{tmp_path}/", "gs://", 1) for found in act(here(path))]
+
+    names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "remove", "rmtree", "stat")
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
+    with epath.testing.mock_epath(
+        open=opened, glob=glob, rename=on_two, replace=on_two, copy=on_two, **dict.fromkeys(names, on_path)
+    ):
+        yield tmp_path / "bucket"
 
 
 @pytest.fixture(scope="session")

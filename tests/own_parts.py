@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -54,6 +55,20 @@ class Affine(nn.Module):
 def affine(config, image_shape, num_classes):
     """The network of a config whose model.args are those of `Affine`."""
     return Affine(config.args.width)
+
+
+class Heavy(nn.Module):
+    """A network with many parameters and little to do."""
+
+    @nn.compact
+    def __call__(self, x, logsnr, y=None, *, train=False, index=None):
+        """Called as `UNet` is."""
+        return x * jnp.mean(self.param("table", nn.initializers.ones, (512, 512)))
+
+
+def heavy(config, image_shape, num_classes):
+    """The network `Heavy`."""
+    return Heavy()
 
 
 def stripes(length, side=8):

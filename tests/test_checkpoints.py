@@ -1,15 +1,30 @@
+import errno
 import json
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from diffusion_distillation import checkpoints as ckpt
 from diffusion_distillation import config as cfg
-from diffusion_distillation.checkpoints import FORMAT_VERSION, Checkpoints, Metadata, _checked, _sealed, load
+from diffusion_distillation.checkpoints import (
+    FORMAT_VERSION,
+    Checkpoints,
+    Metadata,
+    _checked,
+    _sealed,
+    load,
+    restore_from,
+)
+from diffusion_distillation.data import load_source
 from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import init_state
 
 SHAPE = (8, 8, 1)
@@ -157,3 +172,120 @@ def test_errors(tmp_path):
     path.parent.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"No checkpoint .* can be used"):
         load(tmp_path)
+
+
+def test_a_run_of_the_version_before_loads_and_goes_on(tmp_path, capsys):
+    """`golden/README.md` says how it was made."""
+    with tarfile.open(Path(__file__).parent / "golden" / "run_of_format_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = tmp_path / "run"
+    params, metadata = load(run)
+    assert (metadata.step, metadata.image_shape, metadata.num_classes) == (15, SHAPE, 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    config = cfg.resolve(ConfigDict(json.loads((run / "config.json").read_text())))
+    train(config, run, load_source("digits"))
+    assert "going on from step 15" in capsys.readouterr().out
+    ended, metadata = load(run)
+    assert metadata.step == 20
+    for name, kernel in np.load(run / "step_20.npz").items():
+        np.testing.assert_allclose(ended[name]["kernel"], kernel, rtol=0, atol=1e-5)
+
+
+def test_fingerprints_of_every_type():
+    """The sum of words times odd numbers, modulo 2^32, counted by NumPy; an element of 64 bits is two words."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64():
+        types = (bool, np.int8, jnp.float8_e4m3fn, jnp.bfloat16, np.float16, np.float32, np.int32, np.float64, np.int64)
+        arrays = [jnp.asarray(rng.integers(0, 2, shape), type) for type in types for shape in ((), (3,), (2, 3, 4))]
+        found = ckpt._fingerprints(arrays)
+    for array, value in zip(arrays, found.values(), strict=True):
+        words = np.asarray(array).ravel().view(f"u{min(array.dtype.itemsize, 4)}").astype(np.uint32)
+        assert value == np.sum(words * (2 * np.arange(len(words), dtype=np.uint32) + 1), dtype=np.uint32)
+
+
+def test_all_fingerprints_are_one_program():
+    before = ckpt._all_fingerprints._cache_size(), ckpt._fingerprint._cache_size()
+    ckpt._fingerprints({str(size): jnp.arange(size) for size in range(1, 9)})
+    assert (ckpt._all_fingerprints._cache_size(), ckpt._fingerprint._cache_size()) == (before[0] + 1, before[1])
+
+
+class Earlier(NamedTuple):
+    step: Any
+    params: Any
+    ema_params: Any = None
+
+
+class Later(NamedTuple):
+    step: Any
+    params: Any
+    ema_params: Any = None
+    average_of_later: Any = None
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(Earlier, Later), (Later, Earlier)])
+def test_fields_that_are_none_are_not_needed(tmp_path, saved, wanted):
+    metadata, params = make_run()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved(jnp.asarray(3), params), metadata)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = checkpoints.restore(abstract(wanted(jnp.asarray(3), params)))
+    assert type(state) is wanted
+    assert_same(state, wanted(np.int32(3), params))
+    assert_same(load(tmp_path)[0], params)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+                                   ValueError("RESOURCE_EXHAUSTED: of tensorstore"), OSError(errno.EMFILE, "files"),
+                                   KeyboardInterrupt()])  # fmt: skip
+def test_only_damage_moves_a_checkpoint(tmp_path, two_checkpoints, monkeypatch, error):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    before = tree_of(tmp_path)
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(ckpt, "_read_arrays", read)
+    for act in (load, lambda run: Checkpoints(run).restore(abstract(two_checkpoints[1][0]))):
+        with pytest.raises(type(error)):
+            act(tmp_path / "run")
+    assert tree_of(tmp_path) == before
+
+
+def test_a_checkpoint_of_a_later_version_is_not_moved(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "6" / "metadata" / "metadata"
+    path.write_text(json.dumps(_sealed(_checked(json.loads(path.read_text())) | {"format_version": 99})))
+    before = tree_of(tmp_path)
+    with Checkpoints(tmp_path / "run") as checkpoints, pytest.raises(ValueError, match="has format 99"):
+        checkpoints.restore(abstract(two_checkpoints[1][0]))
+    assert tree_of(tmp_path) == before
+
+
+def tree_of(folder):
+    """The files below a folder, and when they were written."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_the_state_of_another_run(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints[0], tmp_path / "run")
+    older, newer = two_checkpoints[1]
+    unfinished = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp-12"
+    unfinished.mkdir()
+    before = tree_of(tmp_path)
+    assert_same(restore_from(tmp_path / "run", abstract(newer)), newer)
+    alone = abstract(newer)._replace(opt_state=None)  # which another optimizer may have
+    assert_same(restore_from(tmp_path / "run", alone), newer._replace(opt_state=None))
+    wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), abstract(newer).params)
+    for field, difference in {
+        "params": r"params/conv_in/bias is float32\[32\] there and float32\[32, 2\] here",
+        "skipped": r"skipped is int32\[\] there and missing here",
+    }.items():
+        with pytest.raises(ValueError, match=f"does not fit this config: .*{difference}"):
+            restore_from(tmp_path / "run", abstract(newer)._replace(**{field: wider}))
+    with pytest.raises(ValueError, match="there is no such folder"):
+        restore_from(tmp_path / "nowhere", abstract(newer))
+    assert tree_of(tmp_path) == before
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "6" / "metadata" / "metadata")
+    before = tree_of(tmp_path)
+    assert_same(restore_from(str(tmp_path / "run"), abstract(newer)), older)
+    assert tree_of(tmp_path) == before

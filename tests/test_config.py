@@ -173,6 +173,10 @@ def test_a_config_of_the_published_schema_runs():
             {"2": {"learning_rates": 1.0}},
             r"2.learning_rates. Did you mean 'learning_rate'",
         ),
+        ("distillation.method", "progresive", r"config.distillation: Unknown config.distillation.method='progresive'"),
+        ("sampler", "noisy", "config.sampler='noisy': students are made for steps of DDIM"),
+        ("model.eval_logsnr_schedule", {"name": "nichol_dhariwal"}, "eval_logsnr_schedule=.* differs from train_"),
+        ("distillation.stages", {"2": {"updates_factor": -1.0}}, "stages.2.updates_factor=-1.0 must not be negative"),
         ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
     ],
 )
@@ -190,8 +194,17 @@ def test_errors(field, value, message):
 def test_stage():
     config = ladder()
     config.train.learning_rate_anneal_steps = 150
-    config.distillation.stages = {"1": {"steps_per_iter": 400, "learning_rate": 3e-4}, "4": {"weight_decay": 0.1}}
+    config.distillation.stages = {
+        "1": {"steps_per_iter": 400, "learning_rate": 3e-4},
+        "2": {"steps_per_iter": 7, "updates_factor": 2.0},
+        "4": {"weight_decay": 0.1},
+        "16": {"updates_factor": 2.5},
+    }
     config = cfg.resolve(config)
+    assert cfg.resolve(cfg.ConfigDict(config.to_dict())).to_json() == config.to_json()
+    assert [cfg.stage(config, num_steps).train.num_steps for num_steps in (32, 16, 8, 4, 2, 1)] == [
+        120, 300, 120, 120, 7, 400,
+    ]  # fmt: skip
     plain, last, decayed = (cfg.stage(config, num_steps) for num_steps in (8, 1, 4))
     fields = ("num_steps", "learning_rate", "learning_rate_anneal_steps")
     assert [plain.train[field] for field in fields] == [120, 1e-3, 150]

@@ -32,10 +32,10 @@ def test_through_the_scripts(tmp_path, monkeypatch):
     flags += ["--config.distillation.steps_per_iter=40", "--config.distillation.stages.1.updates_factor=0.5"]
     flags += ["--config.eval.num_samples=32", "--config.eval.teacher_num_steps=(2,)"]
     printed = run("distill", *flags, "--config.eval.ancestral_num_steps=(2,)", env=ENV)
-    assert "steps_0002         40 updates            640 examples" in printed
+    assert "steps_0002         80 updates          1,280 examples" in printed  # twice as many, as the config says
     assert "steps_0001         20 updates            320 examples" in printed
     assert "of training left" in printed
-    for num_steps, updates in ((2, 40), (1, 20)):
+    for num_steps, updates in ((2, 80), (1, 20)):
         params, metadata = load(ladder / f"steps_{num_steps:04d}")
         assert metadata.step == updates and set(params) == {"Dense_0", "Dense_1"}
     log = (ladder / "steps_0002" / "metrics.jsonl").read_text().splitlines()

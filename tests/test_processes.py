@@ -217,6 +217,86 @@ def test_processes_may_drift_apart(drifting):
     assert [process.wait(timeout=PATIENCE) for process in drifting] == [0, 0]
 
 
+AGREE = """
+import pathlib, sys
+from diffusion_distillation import multihost
+port, index, run = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+assert multihost.start(f"localhost:{port}", 2, index)
+import jax, numpy as np
+from test_checkpoints import assert_same, at_step, make_run
+from diffusion_distillation import checkpoints
+from diffusion_distillation.devices import data_mesh, place
+from diffusion_distillation.errors import InputError, RunError
+from diffusion_distillation.training.parallel import state_shardings
+from diffusion_distillation.training.step import init_state
+
+metadata, params = make_run(ema_decay=0.9)
+mesh = data_mesh()
+states = {step: at_step(init_state(metadata.config, params), step) for step in (3, 6)}
+shardings = state_shardings(states[3], mesh, shard=True)
+like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), states[3], shardings)
+read = checkpoints._read_arrays
+
+def failing(error):
+    def fails(checkpoint, *args):
+        if index == 1 and checkpoint.name == "6":
+            raise error
+        return read(checkpoint, *args)
+    checkpoints._read_arrays = fails
+
+def steps():
+    multihost.wait_for_all("look")
+    return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+
+def assert_raises(kind, message, act):
+    try:
+        act()
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"no {kind}")
+
+with checkpoints.Checkpoints(run) as saved:
+    for step, state in states.items():
+        saved.save(place(state, shardings), metadata)
+with checkpoints.Checkpoints(run) as saved:
+    failing(MemoryError("full"))
+    for act in (lambda: saved.restore(like), lambda: checkpoints.load(run)):
+        assert_raises(*((MemoryError, "full") if index else (RunError, "Another process could not read")), act)
+    assert steps() == [3, 6]
+    failing(ValueError("cut off"))
+    params, of_params = checkpoints.load(run)
+    assert of_params.step == 3
+    assert_same(params, states[3].sampling_params)
+    assert steps() == [3, 6]
+    restored = saved.restore(like)
+    assert_same(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, restored),
+                jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, place(states[3], shardings)))
+    assert steps() == [3]
+
+def refuse():
+    raise InputError("no, nein")
+def break_down():
+    raise OSError("disk")
+assert multihost.on_main(lambda: [jax.process_index(), "é"]) == [0, "é"]
+assert_raises(InputError, "no, nein", lambda: multihost.on_main(refuse))
+assert_raises(*((RunError, "main process could not go on: disk") if index else (OSError, "disk")),
+              lambda: multihost.on_main(break_down))
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree(tmp_path):
+    """On the newest checkpoint that both can read, on what the first process says, and on stopping."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    port = str(free_port())
+    started = [
+        subprocess.Popen([sys.executable, "-c", AGREE, port, str(index), tmp_path / "run"], cwd=ROOT, env=env)
+        for index in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_stops_the_others(tmp_path):
     flags = [

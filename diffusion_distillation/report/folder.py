@@ -5,24 +5,24 @@ left unfinished, or is to get more samples, goes on with those that it lacks and
 or not at all.
 """
 
+import io
 import json
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
 from .. import multihost
 from ..errors import InputError
+from ..files import UNFINISHED, write_whole
 
 SETTINGS = "settings.json"
-UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
 
 
-def missing(folder: Path, settings: Mapping[str, Any], num_samples: int) -> Int[np.ndarray, "n"]:
+def missing(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> Int[np.ndarray, "n"]:
     """Which of the samples 0 to num_samples - 1 are not in a folder; all of them if there is none.
 
     Every process must call it; the first looks, and the others get to know.
@@ -35,40 +35,38 @@ def missing(folder: Path, settings: Mapping[str, Any], num_samples: int) -> Int[
     Raises:
       InputError: if the folder holds samples of other settings, or something else.
     """
-    problem, is_missing = None, [False] * num_samples
-    if multihost.is_main():
-        problem = _problem(folder, settings)
-        is_missing = [not _path(folder, j).exists() for j in range(num_samples)]
-    if multihost.largest([problem is not None])[0]:
-        raise InputError(problem or f"{str(folder)!r} does not fit; process 0 says why.")
-    return np.flatnonzero(multihost.largest(is_missing))
+    return np.array(multihost.on_main(lambda: _missing(folder, settings, num_samples)), np.int64)
 
 
-def start(folder: Path, settings: Mapping[str, Any]) -> None:
+def _missing(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> list[int]:
+    problem = _problem(folder, settings)
+    if problem is not None:
+        raise InputError(problem)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return [j for j in range(num_samples) if _name(j) not in there]
+
+
+def start(folder: epath.Path, settings: Mapping[str, Any]) -> None:
     """Makes a folder, unless it is there, with its settings; they may hold more than `missing` is to look at."""
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS).exists():
-        _write(folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+        write_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def write(folder: Path, index: Int[np.ndarray, "n"], images: UInt8[np.ndarray, "n height width channels"]) -> None:
+def write(
+    folder: epath.Path, index: Int[np.ndarray, "n"], images: UInt8[np.ndarray, "n height width channels"]
+) -> None:
     """Writes the samples of these numbers."""
     for j, image in zip(index.tolist(), images, strict=True):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        _write(_path(folder, j), lambda path, picture=picture: picture.save(path, format="PNG"))
+        content = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="PNG")
+        write_whole(folder / _name(j), content.getvalue(), sync=False)
 
 
-def _path(folder: Path, j: int) -> Path:
-    return folder / f"{j:05d}.png"
+def _name(j: int) -> str:
+    return f"{j:05d}.png"
 
 
-def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    unfinished = path.with_name(path.name + UNFINISHED)
-    save(unfinished)
-    os.replace(unfinished, path)
-
-
-def _problem(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _problem(folder: epath.Path, settings: Mapping[str, Any]) -> str | None:
     """Why samples of these settings cannot go into the folder; None if they can."""
     if not folder.exists():
         return None

@@ -1,11 +1,14 @@
 """Images side by side, as PNG files."""
 
+import io
 import math
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
+
+from ..files import as_path, write_whole
 
 MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
 GAP = 6
@@ -27,7 +30,10 @@ def image_grid(
     return grid.reshape(rows * tiles.shape[1], columns * tiles.shape[2], 3)[:-GAP, :-GAP]
 
 
-def save_grid(images: UInt8[np.ndarray, "n height width channels"], path: Path, columns: int | None = None) -> None:
+def save_grid(
+    images: UInt8[np.ndarray, "n height width channels"], path: epath.PathLike, columns: int | None = None
+) -> None:
     """Writes `image_grid(images)` to a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_grid(images, columns)).save(path)
+    content = io.BytesIO()
+    Image.fromarray(image_grid(images, columns)).save(content, "PNG")
+    write_whole(as_path(path), content.getvalue())

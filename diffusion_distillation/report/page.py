@@ -10,21 +10,24 @@ report/samples/       the first samples of each of its rows
 
 import functools
 import html
+import io
 import json
+import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
 from ..data import Source
 from ..evaluation.features import MOST_PIXELS, pixels
-from ..evaluation.frechet import Statistics
-from ..evaluation.measure import data_indices, data_statistics, halves_distance, measure
+from ..evaluation.frechet import frechet_distance, statistics
+from ..evaluation.measure import data_indices, data_statistics, draw, halves_distance
+from ..files import as_path, write_whole
 from ..methods import make_method
-from ..pipeline import Pipeline, from_checkpoint
+from ..pipeline import from_checkpoint
 from ..training.ladder import student_folder
 from .plots import STUDENT, TEACHER, save_columns, save_distances
 
@@ -50,74 +53,61 @@ class Row(NamedTuple):
     images_per_sec: float
 
 
-def write_report(config: ConfigDict, workdir: Path, source: Source) -> None:
-    """Measures a finished ladder and writes its report. Rows that an earlier call has measured are kept.
+def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) -> None:
+    """Measures a finished ladder and writes its report. What an earlier call has measured is kept.
+
+    All processes draw; the main one alone looks at the data and writes.
 
     Args:
       config: of the ladder, resolved.
       workdir: the ladder's folder.
       source: the images to compare with.
     """
-    folder = workdir / "report"
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    indices = data_indices(source)
-    table = {
+    workdir = as_path(workdir)
+    folder, indices = workdir / "report", data_indices(source)
+    described = {
         "features": "pixels" if max(source.image_shape) <= MOST_PIXELS else f"pixels, averaged to {MOST_PIXELS} a side",
         "num_samples": config.eval.num_samples,
         "num_images": len(indices),
-        "halves_distance": halves_distance(source, pixels, indices),
     }
-    known = _read_rows(folder, table)
-    data = data_statistics(source, pixels, indices)
-    teacher = Path(config.distillation.teacher_checkpoint_path)
+    earlier = multihost.on_main(lambda: _read_figures(folder, described))
+    rows = {(row["model"], row["sampler"], row["num_steps"]): Row(**row) for row in earlier["rows"]}
+    floor = earlier["halves_distance"]
+    if floor is None and multihost.is_main():
+        floor = halves_distance(source, pixels, indices)
+    data = functools.cache(lambda: data_statistics(source, pixels, indices))
     open_pipeline = functools.lru_cache(maxsize=1)(from_checkpoint)  # the teacher's rows follow each other
-    rows: list[Row] = []
     plan = _plan(config)
-    to_do = multihost.largest([row not in known for row in plan])  # files may be seen later by other hosts
-    for (model, sampler, num_steps), measured_now in zip(plan, to_do, strict=True):
-        row = known.get((model, sampler, num_steps))
-        if measured_now:
-            pipeline = open_pipeline(teacher if model == "teacher" else student_folder(workdir, num_steps))
-            row = _measure(model, sampler, num_steps, pipeline, config, data, folder)
-        if not multihost.is_main():
-            continue
-        rows.append(row)
-        figures = {**table, "rows": [row._asdict() for row in rows]}
-        (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-        print(
-            f"report  {model}, {SAMPLER_TITLES[sampler]}, {_steps(num_steps)}: Frechet distance {row.distance:.3f}, "
-            f"{row.images_per_sec:,.1f} images/s",
-            flush=True,
-        )
-    if not multihost.is_main():
-        return
-    _draw(rows, table["halves_distance"], folder)
-    (folder / "index.html").write_text(_page(rows, table, config), encoding="utf-8")
-    print(f"report  {folder / 'index.html'}", flush=True)
-
-
-def _measure(
-    model: str,
-    sampler: str,
-    num_steps: int,
-    pipeline: Pipeline,
-    config: ConfigDict,
-    data: Statistics,
-    folder: Path,
-) -> Row:
-    """Measures one row and keeps its first samples."""
-    measured = measure(
-        pipeline,
-        data,
-        pixels,
-        num_samples=config.eval.num_samples,
-        batch_size=config.eval.batch_size,
-        num_steps=num_steps,
-        sampler=sampler,
-    )
+    for key in plan:
+        model, sampler, num_steps = key
+        if key not in rows:
+            of_model = config.distillation.teacher_checkpoint_path, student_folder(workdir, num_steps)
+            drawn = draw(
+                open_pipeline(of_model[model == "student"]),
+                num_samples=config.eval.num_samples,
+                batch_size=config.eval.batch_size,
+                num_steps=num_steps,
+                sampler=sampler,
+            )
+            if multihost.is_main():
+                _keep_samples(drawn.images, _samples_path(folder, *key))
+                distance = frechet_distance(statistics([pixels(drawn.images)]), data())
+                rows[key] = Row(*key, distance, drawn.images_per_sec)
+                measured = [rows[key]._asdict() for key in plan if key in rows]
+                figures = {**described, "halves_distance": floor, "rows": measured}
+                write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
+        if multihost.is_main():
+            print(
+                f"report  {model}, {SAMPLER_TITLES[sampler]}, {_steps(num_steps)}: Frechet distance "
+                f"{rows[key].distance:.3f}, {rows[key].images_per_sec:,.1f} images/s",
+                flush=True,
+            )
     if multihost.is_main():
-        np.savez_compressed(_samples_path(folder, model, sampler, num_steps), measured.images[:SAMPLES_KEPT])
-    return Row(model, sampler, num_steps, measured.distance, measured.images_per_sec)
+        shown = [rows[key] for key in plan]
+        _draw(shown, floor, folder)
+        page = _page(shown, {**described, "halves_distance": floor}, config)
+        write_whole(folder / "index.html", page)
+        print(f"report  {folder / 'index.html'}", flush=True)
 
 
 def _steps(num_steps: int) -> str:
@@ -135,25 +125,39 @@ def _plan(config: ConfigDict) -> list[tuple[str, str, int]]:
     ]
 
 
-def _read_rows(folder: Path, table: dict) -> dict[tuple[str, str, int], Row]:
-    """The rows of an earlier call, if they were measured alike."""
-    path = folder / "figures.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    if any(earlier.get(name) != value for name, value in table.items()):
-        return {}
-    rows = (Row(**row) for row in earlier["rows"])
-    return {(row.model, row.sampler, row.num_steps): row for row in rows}
+def _read_figures(folder: epath.Path, described: dict[str, Any]) -> dict[str, Any]:
+    """`halves_distance` (None if it is not known) and `rows` of an earlier call, if it measured alike."""
+    path, nothing = folder / "figures.json", {"halves_distance": None, "rows": []}
+    if not path.exists():
+        return nothing
+    try:
+        earlier = json.loads(path.read_text())
+        rows = [Row(**row)._asdict() for row in earlier["rows"]]
+        if any(earlier[name] != value for name, value in described.items()):
+            return nothing
+        rows = [row for row in rows if _samples_path(folder, *list(row.values())[:3]).exists()]
+        return {"halves_distance": earlier["halves_distance"], "rows": rows}
+    except (ValueError, TypeError, KeyError):
+        logging.warning("%s is damaged; what it held is measured again.", path)
+        return nothing
 
 
-def _samples_path(folder: Path, model: str, sampler: str, num_steps: int) -> Path:
+def _samples_path(folder: epath.Path, model: str, sampler: str, num_steps: int) -> epath.Path:
     return folder / "samples" / f"{model}_{sampler}_{num_steps:04d}.npz"
 
 
-def _draw(rows: Sequence[Row], floor: float, folder: Path) -> None:
+def _keep_samples(images: np.ndarray, path: epath.Path) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, images[:SAMPLES_KEPT])
+    write_whole(path, content.getvalue())
+
+
+def _draw(rows: Sequence[Row], floor: float, folder: epath.Path) -> None:
     """Writes the report's three pictures."""
 
     def column(row: Row, by_sampler: bool = False) -> tuple[str, str, np.ndarray]:
-        images = np.load(_samples_path(folder, row.model, row.sampler, row.num_steps))["arr_0"]
+        kept = _samples_path(folder, row.model, row.sampler, row.num_steps)
+        images = np.load(io.BytesIO(kept.read_bytes()))["arr_0"]
         colour = TEACHER if row.model == "teacher" else STUDENT
         name = SAMPLER_TITLES[row.sampler] if by_sampler else row.model
         return f"{name}\n{_steps(row.num_steps)}\n{row.distance:.2f}", colour, images

@@ -1,17 +1,20 @@
 """The report's figures, drawn with matplotlib."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+
+from ..files import write_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
 TEACHER, STUDENT, MUTED = "#4c5c73", "#d1495b", "#8a8f98"
 
 
-def save_columns(columns: Sequence[tuple[str, str, Images]], path: Path, rows: int = 10) -> None:
+def save_columns(columns: Sequence[tuple[str, str, Images]], path: epath.Path, rows: int = 10) -> None:
     """A column of images for each `(heading, colour, images)`; row j shows the j-th image of every column."""
     figure = Figure(figsize=(0.66 * len(columns), 0.6 * rows + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
@@ -21,10 +24,10 @@ def save_columns(columns: Sequence[tuple[str, str, Images]], path: Path, rows: i
         axis.imshow(column, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(heading, fontsize=7, color=colour)
         axis.axis("off")
-    figure.savefig(path)
+    _save(figure, path)
 
 
-def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], floor: float, path: Path) -> None:
+def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], floor: float, path: epath.Path) -> None:
     """Frechet distance against sampling steps, log-log: the teacher, its students, and the data's halves as a level."""
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -40,4 +43,10 @@ def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], 
     axis.grid(which="major", color="#e5e7ea")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: epath.Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getvalue())

@@ -3,33 +3,37 @@
 import datetime
 import functools
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import Metadata, load
-from ..config import stage
+from .. import multihost
+from ..checkpoints import Metadata, load, newest_step
+from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError
+from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
 from .loop import OnEval, OnMetrics, say, train
-from .runs import locked, open_run
+from .runs import locked, open_run, read_config
 from .step import Teacher
 
 
-def student_folder(workdir: Path, num_steps: int) -> Path:
+def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
     """Where a ladder keeps the student with this number of sampling steps."""
     return workdir / f"steps_{num_steps:04d}"
 
 
 def run_ladder(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     source: Source,
     *,
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
+    change: bool = False,
 ) -> None:
     """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
@@ -42,23 +46,38 @@ def run_ladder(
       source: the images.
       on_eval: see `loop.train`.
       on_metrics: see `loop.train`; the values also have the student's `num_steps`.
+      change: go on with this config in a ladder of another one. Students that are finished stay as they are; it is for
+        the one at work and those to come.
 
     Raises:
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
     rungs = make_method(config).rungs
-    taught_by = Path(config.distillation.teacher_checkpoint_path)
-    params, metadata = load(taught_by)
+    workdir = as_path(workdir)
+    params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
-        open_run(workdir, config)
+        open_run(workdir, config, change)
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
         for rung in rungs:
-            folder, of_rung = student_folder(workdir, rung.num_steps), plan.stages[rung.num_steps]
-            hook = functools.partial(plan.watch, rung.num_steps)
-            train(of_rung, folder, source, teacher=Teacher(params, rung), on_eval=on_eval, on_metrics=hook)
+            folder = student_folder(workdir, rung.num_steps)
+            of_rung = finished_config(folder) or plan.stages[rung.num_steps]
+            hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
+            train(of_rung, folder, source, teacher=Teacher(params, rung), change=change, **hooks)
             params, _ = load(folder)  # not what the devices hold: their memory is free again
+
+
+def finished_config(folder: epath.Path) -> ConfigDict | None:
+    """The config of a student that is finished, which the ladder's may have changed since; None for others."""
+
+    def read() -> dict[str, Any] | None:
+        step = newest_step(folder)
+        config = None if step is None else read_config(folder)
+        return config.to_dict() if config and step >= config.train.num_steps else None
+
+    config = multihost.on_main(read)
+    return config and resolve(ConfigDict(config))
 
 
 class Plan:
@@ -68,7 +87,7 @@ class Plan:
       stages: the config of each student, by its number of sampling steps.
     """
 
-    def __init__(self, workdir: Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
+    def __init__(self, workdir: epath.Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
         self.stages, self._name, self._on_metrics, self._timed = stages, workdir.name, on_metrics, set()
         self._images = {n: config.train.num_steps * config.train.batch_size for n, config in stages.items()}
         updates = sum(config.train.num_steps for config in stages.values())
@@ -86,7 +105,7 @@ class Plan:
             later = sum(images for student, images in self._images.items() if student < num_steps)
             left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
             seconds = round(left / values["images_per_sec"])
-            if seconds:
+            if left:
                 say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, with all students")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})

@@ -6,24 +6,26 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params
+from ..checkpoints import Checkpoints, Metadata, abstract_params, restore_from
 from ..data import Source, read_batches
 from ..devices import data_mesh
 from ..errors import InputError, RunError
+from ..files import as_path, is_remote
 from ..model import Network, count_params, init_params, make_network
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
@@ -34,18 +36,19 @@ from .step import Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
 SLOW = 1.0  # seconds that a call of the devices takes from which on none is queued behind it
-OnEval = Callable[[Params, Metadata, Path], None]
+OnEval = Callable[[Params, Metadata, epath.Path], None]
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.PathLike,
     source: Source,
     *,
     teacher: Teacher | None = None,
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
+    change: bool = False,
 ) -> None:
     """Trains for config.train.num_steps updates, from the newest checkpoint in the workdir if there is one.
 
@@ -57,18 +60,19 @@ def train(
       on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
         and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
+      change: go on with this config in a workdir of another one, see `runs.open_run`.
 
     Raises:
       InputError: for a workdir of another config, or a batch or a network that does not fit the devices or the images;
         before anything is compiled.
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
-    mesh = data_mesh()
+    workdir, mesh = as_path(workdir), data_mesh()
     check_batch_size(config.train, mesh)
     check_processes(config, source)
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
-        open_run(workdir, config)
+        open_run(workdir, config, change)
         num_steps = int(teacher.rung.num_steps) if teacher else 0
         metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
         runner = _runner(_what_shapes_a_step(config), network, mesh)
@@ -81,7 +85,7 @@ class _Run(NamedTuple):
     """What a run consists of, from its first step to its last."""
 
     metadata: Metadata
-    workdir: Path
+    workdir: epath.Path
     source: Source
     teacher: Teacher | None
     on_eval: OnEval | None
@@ -129,7 +133,10 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
             f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, "
             f"{mesh.size} {jax.default_backend()} device(s)"
         )
-        state = run.checkpoints.restore(jax.tree.map(_abstract, like, shardings))
+        like = jax.tree.map(_abstract, like, shardings)
+        state = run.checkpoints.restore(like)
+        if state is None and config.train.init_from is not None:
+            state = restore_from(config.train.init_from, like)
         if state is None:
             state = begin(config, _initial_params(run, network), mesh)
         step = int(state.step)
@@ -199,7 +206,8 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                 [stop] = multihost.largest([interrupt.received])
             if stop:
                 checkpoints.wait()
-                print(f"{workdir}: saved at step {checkpoints.latest_step():,}; {GO_ON}", file=sys.stderr, flush=True)
+                saved = checkpoints.latest_step() or 0
+                print(f"{workdir}: saved at step {saved:,}; {GO_ON}", file=sys.stderr, flush=True)
                 sys.exit(128 + stop)
             if to_evaluate:
                 checkpoints.wait()
@@ -247,7 +255,7 @@ class Monitor:
     def __init__(self, run: _Run, step: int):
         self._run, self._train, self._began = run, run.metadata.config.train, time.monotonic()
         self._log = MetricsLog(run.workdir, step)
-        self._events = SummaryWriter(str(run.workdir), purge_step=step + 1) if multihost.is_main() else None
+        self._events = _event_files(run.workdir, step) if multihost.is_main() else None
         self._sent: deque[tuple[range, CallMetrics]] = deque()
         self._seen: list[CallMetrics] = []
         self.health = Health(step)
@@ -297,6 +305,11 @@ class Monitor:
             self._run.on_metrics(step, values)
 
 
+def _event_files(workdir: epath.Path, step: int) -> SummaryWriter:
+    """A writer of TensorBoard's files, which take back what an earlier process wrote of later steps."""
+    return SummaryWriter(os.fspath(workdir), purge_step=step + 1, write_to_disk=not is_remote(workdir))
+
+
 class Health:
     """Whether updates are finite. A run is stopped when none was for 100 steps.
 
@@ -313,7 +326,7 @@ class Health:
         """Whether the last update that was checked was finite."""
         return self._bad_since is None
 
-    def check(self, metrics: CallMetrics, workdir: Path) -> None:
+    def check(self, metrics: CallMetrics, workdir: epath.Path) -> None:
         """Looks at the metrics of the next steps; raises a RunError after 100 without a finite update."""
         for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
             self._checked += 1

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..devices import AXIS, hold, num_local, of_first, place, replicated
+from ..devices import AXIS, AnyMesh, hold, num_local, of_first, place, replicated
 from ..errors import InputError
 from ..model import Network
 from ..shapes import Array, Params
@@ -69,7 +69,7 @@ def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
     return jax.jit(make, out_shardings=shardings)(params)
 
 
-def state_shardings(state: TrainState, mesh: Mesh, *, shard: bool) -> TrainState:
+def state_shardings(state: TrainState, mesh: AnyMesh, *, shard: bool) -> TrainState:
     """Where each array of a state lives: everywhere; or, all but the parameters, divided among the devices."""
     whole = jax.tree.map(lambda _: replicated(mesh), state)
     if not shard:
@@ -80,12 +80,12 @@ def state_shardings(state: TrainState, mesh: Mesh, *, shard: bool) -> TrainState
     )
 
 
-def teacher_shardings(teacher: Teacher | None, mesh: Mesh, *, shard: bool) -> Teacher | None:
+def teacher_shardings(teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> Teacher | None:
     """Where each array of the teacher lives."""
     return jax.tree.map(lambda leaf: _divided(leaf, mesh=mesh) if shard else replicated(mesh), teacher)
 
 
-def _divided(leaf: Any, *, mesh: Mesh) -> NamedSharding:
+def _divided(leaf: Any, *, mesh: AnyMesh) -> NamedSharding:
     """Along the longest axis that the devices can share evenly; whole if there is none."""
     sizes = [size if size % mesh.size == 0 else 0 for size in np.shape(leaf)]
     if not any(sizes):

@@ -1,21 +1,27 @@
-"""A run's folder: config.json, metrics.jsonl, checkpoints/, samples/."""
+"""A run's folder: config.json and what it was before, config_history.jsonl; metrics.jsonl, checkpoints/, samples/."""
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
+from ..checkpoints import newest_step
+from ..config import resolve
 from ..errors import InputError
+from ..files import as_path, is_remote, write_whole
+from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
 OPERATIONAL = (
@@ -31,84 +37,190 @@ OPERATIONAL = (
     "train.eval_every_steps",
 )
 
+# What cannot differ at all, because another state would be needed; so does whether an average is kept.
+FIXED = (
+    "dataset.name",
+    "dataset.args.image_size",
+    "dataset.args.class_conditional",
+    "dataset.args.label_key",
+    "distillation.method",
+    "distillation.only_finetune_temb",
+    "model",
+    "train.optimizer",
+)
+
+Difference = tuple[str, Any, Any]  # a field, its old value and its new one
+
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without them, and of some FUSE systems
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
+def open_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False) -> None:
     """Makes the folder of a run and writes its config.json, or checks that the one that is there is of this config.
 
+    The main process does so, and all get its verdict: every process must call it.
+
+    Args:
+      workdir: the run's folder.
+      config: resolved.
+      change: take over a run of another config, whose differences are added to config_history.jsonl.
+
     Raises:
-      InputError: if the folder holds a run of another config.
+      InputError: if the folder holds a run of another config, or, with `change`, one whose state would not fit.
     """
+    multihost.on_main(lambda: _open_run(as_path(workdir), config, change))
+
+
+def _open_run(workdir: epath.Path, config: ConfigDict, change: bool) -> None:
     path = workdir / "config.json"
     if path.exists():
+        earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
         differences = [
-            f"config.{field} is {old!r} there and {new!r} here"
-            for field, old, new in _differences(json.loads(path.read_text()), json.loads(config.to_json()))
-            if not any(field == name or field.startswith(name + ".") for name in OPERATIONAL)
+            (field, old, new) for field, old, new in _differences(earlier, now) if not _among(OPERATIONAL, field)
         ]
         if differences:
-            raise InputError(
-                f"{str(workdir)!r} holds a run of another config: {'; '.join(differences)}. "
-                "Give another --workdir, or delete this one to start again."
-            )
-    if multihost.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.to_json(indent=2) + "\n")
+            _check_change(workdir, differences, earlier, now, change)
+            _keep_history(workdir, differences)
+    write_whole(path, config.to_json(indent=2) + "\n")
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The resolved config of a run that is there; fields that it is too old to have are at their defaults.
+
+    Raises:
+      InputError: if it is damaged, or not one that can be run here.
+    """
+    path = workdir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{str(path)!r} is empty or damaged. If the run is of the config that you give now, delete this file and "
+            "run the same command again; or else give another --workdir."
+        )
+    try:
+        return resolve(ConfigDict(config))
+    except InputError as error:
+        raise InputError(f"{str(path)!r} is of no run that can go on here: {error}") from None
+
+
+def _check_change(
+    workdir: epath.Path, differences: Sequence[Difference], earlier: dict[str, Any], now: dict[str, Any], change: bool
+) -> None:
+    """Raises an InputError unless these differences are asked for and leave the state as it is."""
+    named = "; ".join(f"config.{field} is {old!r} there and {new!r} here" for field, old, new in differences)
+    if not change:
+        raise InputError(
+            f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir, where "
+            f"--config.train.init_from={workdir} goes on from this run's state; or --change, to go on here with the "
+            "new config; or delete this one to start again."
+        )
+    fixed = [f"config.{field}" for field, *_ in differences if _among(FIXED, field)]
+    if _averages(earlier) != _averages(now):
+        fixed.append("whether an average is kept (config.train.ema_decay, config.train.avg_type)")
+    if fixed:
+        raise InputError(
+            f"{str(workdir)!r} cannot be changed in {', '.join(fixed)}: its state would not fit. Give another "
+            "--workdir."
+        )
+
+
+def _averages(config: dict[str, Any]) -> bool:
+    return averaging_decay(ConfigDict(config["train"])) is not None
+
+
+def _keep_history(workdir: epath.Path, differences: Sequence[Difference]) -> None:
+    """Adds a line to config_history.jsonl: when, after how many updates (that are saved) and what was changed."""
+    path = workdir / "config_history.jsonl"
+    entry = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": newest_step(workdir),
+        "changes": [{"field": field, "old": old, "new": new} for field, old, new in differences],
+    }
+    write_whole(path, (path.read_text() if path.exists() else "") + json.dumps(entry) + "\n")
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: epath.PathLike) -> Iterator[None]:
     """Keeps other processes from working in a run's folder; the system lifts the lock when the process ends.
+
+    The main process holds it, and all get its verdict: every process must call it.
 
     Raises:
       InputError: if another process works in it that is not of this run.
     """
-    if not multihost.is_main():
+    with contextlib.ExitStack() as stack:
+        multihost.on_main(lambda: _lock(as_path(workdir), stack))
         yield
-        return
+
+
+def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"Another process works in {str(workdir)!r} ({file.read().strip()}). Wait for it, stop it, or give "
-                "another --workdir."
-            ) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield
+    if is_remote(workdir):
+        logging.warning("%s: a bucket has no locks; take care that no other run works there.", workdir)
+        return
+    file = stack.enter_context(open(workdir / ".lock", "a+"))  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise InputError(
+            f"Another process works in {str(workdir)!r} ({file.read().strip()}). Wait for it, stop it, or give "
+            "another --workdir."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go."""
+    """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go.
 
-    def __init__(self, workdir: Path, step: int):
-        self.path = workdir / "metrics.jsonl"
-        # a line without its end was being written when the run was killed
-        kept = [line for line in self._lines() if line.endswith("\n") and json.loads(line)["step"] <= step]
+    The main process alone reads and writes it.
+    """
+
+    def __init__(self, workdir: epath.PathLike, step: int):
+        self.path = as_path(workdir) / "metrics.jsonl"
         if multihost.is_main():
-            self.path.write_text("".join(kept))
+            self._kept = "".join(line for line in self._lines() if _step_of(line) <= step)
+            write_whole(self.path, self._kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
         if not multihost.is_main():
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}) + "\n"
+        if is_remote(self.path):
+            self._kept += line
+            write_whole(self.path, self._kept)
+        else:
+            with open(self.path, "a") as file:
+                file.write(line)
 
     def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        text = self.path.read_bytes().decode(errors="replace") if self.path.exists() else ""
+        return text.splitlines(keepends=True)
 
 
-def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _step_of(line: str) -> int | float:
+    """The step of a line of metrics.jsonl; infinite for one that was being written when the run was killed."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _among(names: Sequence[str], field: str) -> bool:
+    """Whether a field is one of these or in a section that is."""
+    return any(field == name or field.startswith(name + ".") for name in names)
+
+
+def _differences(old: Any, new: Any, field: str = "") -> Iterator[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _differences(old.get(name), new.get(name), f"{field}.{name}" if field else name)

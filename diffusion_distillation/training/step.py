@@ -19,7 +19,7 @@ from ..shapes import Array, Condition, Keys, Params
 from .optimizers import at_step, make_optimizer
 
 Batch = dict[str, Array]
-Metrics = dict[str, Array]
+Metrics = dict[str, Array | list[Array]]  # of several steps, a list where each was a call of its own
 
 
 class TrainState(NamedTuple):

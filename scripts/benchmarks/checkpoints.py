@@ -20,6 +20,7 @@ from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.data import ArraySource, read_batches
 from diffusion_distillation.devices import data_mesh, use_all_cpu_cores
+from diffusion_distillation.files import as_path
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.parallel import make_runner
 from diffusion_distillation.training.step import init_state
@@ -33,6 +34,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", 
 
 def main() -> None:
     """Runs the script."""
+    workdir = as_path(WORKDIR.value)
     config = load(Path(__file__).parents[2] / "configs" / "cifar_base.py")
     config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value, num_res_blocks=BLOCKS.value)
     config.train.batch_size = BATCH_SIZE.value
@@ -53,8 +55,8 @@ def main() -> None:
         jax.block_until_ready(metrics)
         return state
 
-    Path(WORKDIR.value).mkdir(parents=True)
-    with Checkpoints(Path(WORKDIR.value)) as checkpoints:
+    workdir.mkdir(parents=True)
+    with Checkpoints(workdir) as checkpoints:
         state = step(step(state))
         checkpoints.save(runner.collect(state), metadata)  # the first one compiles
         checkpoints.wait()

@@ -21,7 +21,8 @@ from absl import flags
 
 from diffusion_distillation import cli
 from diffusion_distillation.checkpoints import load
-from diffusion_distillation.errors import RunError
+from diffusion_distillation.errors import InputError, RunError
+from diffusion_distillation.files import as_path, is_remote
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 50, "How often the run is killed.", lower_bound=1)
@@ -60,6 +61,8 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
 
 def main() -> None:
     """Runs the script."""
+    if is_remote(as_path(WORKDIR.value)):
+        raise InputError(f"--workdir={WORKDIR.value} must be a folder of this machine, where processes are killed.")
     workdir, start = Path(WORKDIR.value), time.monotonic()
     programs = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "programs")}  # so that a killed run is soon at work again
     env = os.environ | programs

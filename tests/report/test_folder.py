@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from diffusion_distillation.report import folder as module
 from diffusion_distillation.report.folder import missing, start, write
 
 SETTINGS = {"seed": 0, "eta": 0.5, "labels": [3, 7]}
@@ -12,6 +12,11 @@ SETTINGS = {"seed": 0, "eta": 0.5, "labels": [3, 7]}
 
 def pictures(n, channels):
     return np.random.default_rng(0).integers(0, 255, (n, 8, 8, channels), dtype=np.uint8)
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    return epath.Path(tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -40,13 +45,13 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", die)
+        patch.setattr(type(tmp_path), "replace", die)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, SETTINGS)
     assert len(missing(tmp_path, SETTINGS, 2)) == 2
     start(tmp_path, SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", die)
+        patch.setattr(type(tmp_path), "replace", die)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, np.array([1]), pictures(1, 3))
     assert len(missing(tmp_path, SETTINGS, 2)) == 2

@@ -175,3 +175,35 @@ def test_processes_that_disagree_are_named(monkeypatch):
     monkeypatch.setattr(loop.multihost, "of_main", lambda text: first.to_json())
     with pytest.raises(ValueError, match=r"another config.train.* than process 0: give all of them the same command"):
         check_processes(config, SOURCE)
+
+
+def test_a_finished_run_is_extended(tmp_path):
+    """With other settings: in its folder when that is asked for, or in a new one; both end in the same parameters."""
+    train(make_config(), tmp_path / "run", SOURCE)
+    longer = dict(num_steps=30, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"num_steps is 20 there and 30 here; .*init_from=\S+run goes on.*--change"):
+        train(make_config(**longer), tmp_path / "run", SOURCE)
+    train(make_config(**longer, init_from=str(tmp_path / "run")), tmp_path / "new", SOURCE)
+    before = load(tmp_path / "run")
+    assert before[1].step == 20
+    train(make_config(**longer), tmp_path / "run", SOURCE, change=True)
+    for folder in ("run", "new"):
+        params, metadata = load(tmp_path / folder)
+        assert (metadata.step, metadata.config.train.num_steps) == (30, 30)
+        jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "run")[0])
+    assert np.any(params["Dense_0"]["kernel"] != before[0]["Dense_0"]["kernel"])
+    history = json.loads((tmp_path / "run" / "config_history.jsonl").read_text())
+    assert history["step"] == 20 and [change["field"] for change in history["changes"]] == [
+        "train.num_steps", "train.learning_rate",
+    ]  # fmt: skip
+    train(make_config(**longer), tmp_path / "run", SOURCE)  # which it is from now on
+
+
+def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
+    """Which has not all fields."""
+    train(make_config(), tmp_path, SOURCE)
+    path = tmp_path / "config.json"
+    earlier = json.loads(path.read_text())
+    del earlier["train"]["init_from"], earlier["model"]["dtype"]
+    path.write_text(json.dumps(earlier))
+    train(make_config(), tmp_path, SOURCE)

@@ -2,33 +2,111 @@ import errno
 import json
 import logging
 import os
+from datetime import datetime
 
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion_distillation import config as cfg
+from diffusion_distillation.errors import InputError
 from diffusion_distillation.training.runs import MetricsLog, locked, open_run
 
 
+def full_config():
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    config.train.update(batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+    return config
+
+
 def test_a_workdir_is_of_one_config(tmp_path):
-    config = ConfigDict(dict(seed=0, train=dict(learning_rate=0.1, substeps=10), eval=dict(num_samples=3)))
+    config = cfg.resolve(full_config()).unlock()
     open_run(tmp_path / "new", config)
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == config.to_dict()
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == json.loads(config.to_json())
     config.train.substeps = 5  # does not shape the result
     config.eval.num_samples = 7
     open_run(tmp_path / "new", config)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["substeps"] == 5
     config.train.learning_rate = 0.2
     with pytest.raises(
-        ValueError, match=r"another config: config.train.learning_rate is 0.1 there and 0.2 here\. Give"
+        ValueError,
+        match=r"another config: config.train.learning_rate is 0.001 there and 0.2 here\. Give another --workdir, where "
+        r"--config.train.init_from=\S+ goes on .*; or --change, to go on here",
     ):
         open_run(tmp_path / "new", config)
+
+
+def test_a_run_is_changed_on_purpose(tmp_path):
+    """Twice: and what it was is known. What another state would be needed for is not changed."""
+    config = full_config()
+
+    def open_with(change=True, **fields):
+        changed = cfg.resolve(config)
+        with changed.unlocked():
+            changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        open_run(tmp_path, changed, change=change)
+
+    open_with()
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="--change"):
+        open_with(change=False, train__num_steps=10)
+    for fixed, message in (
+        (dict(model__args__ch=64), "config.model.args.ch"),
+        (dict(model__mean_type="v", train__num_steps=10), "config.model.mean_type"),
+        (dict(dataset__name="CIFAR10"), "config.dataset.name"),
+        (dict(train__optimizer="momentum"), "config.train.optimizer"),
+        (dict(train__ema_decay=0.0), "whether an average is kept"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be changed in {message}.*: its state would not fit"):
+            open_with(**fixed)
+    assert (tmp_path / "config.json").read_text() == before
+    assert not (tmp_path / "config_history.jsonl").exists()
+    open_with(train__num_steps=10)
+    for step in (5, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    open_with(train__num_steps=20, train__learning_rate=0.5, train__ema_decay=0.99, train__substeps=5)
+    open_with(change=False, train__num_steps=20, train__learning_rate=0.5, train__ema_decay=0.99)
+    first, second = (json.loads(line) for line in (tmp_path / "config_history.jsonl").read_text().splitlines())
+    assert (first["step"], second["step"]) == (None, 10)
+    assert datetime.fromisoformat(first["time"]) <= datetime.fromisoformat(second["time"])
+    assert first["changes"] == [dict(field="train.num_steps", old=800_000, new=10)]
+    assert {change["field"]: (change["old"], change["new"]) for change in second["changes"]} == {
+        "train.num_steps": (10, 20),
+        "train.learning_rate": (1e-3, 0.5),
+        "train.ema_decay": (0.9, 0.99),
+    }
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "tra', "[]", "null"])
+def test_a_damaged_config_is_a_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config.json' is empty or damaged\. If .* delete this file"):
+        open_run(tmp_path, ConfigDict(dict(seed=0)))
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_run_in_a_bucket(bucket, caplog):
+    config = cfg.resolve(full_config())
+    with locked("gs://bucket/run"):
+        open_run("gs://bucket/run", config)
+        open_run("gs://bucket/run", config)
+        for start in (0, 20):
+            log = MetricsLog("gs://bucket/run", start)
+            log.write(start + 20, {"loss": 0.5})
+            log.write(start + 30, {"loss": 0.5})
+    assert "a bucket has no locks" in caplog.text
+    assert json.loads((bucket / "run" / "config.json").read_text()) == json.loads(config.to_json())
+    lines = (bucket / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [20, 40, 50]
 
 
 def test_metrics_of_steps_that_are_done_again_go(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
         log.write(step, {"loss": 0.5})
-    with log.path.open("a") as file:
+    with open(log.path, "a") as file:
+        file.write("\0\0\n")  # after a power failure
         file.write('{"step": 4')  # killed while it wrote
     MetricsLog(tmp_path, 20).write(30, {"loss": 0.25})
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]

@@ -1,4 +1,5 @@
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import pytest
 from flax import linen as nn
 
 from diffusion_distillation import config as cfg
+from diffusion_distillation import methods
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.devices import data_mesh
-from diffusion_distillation.methods import Rung
+from diffusion_distillation.methods import Rung, diffusion
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import check_batch_size, make_runner
@@ -320,3 +322,29 @@ def test_batch_size_and_devices():
         check_batch_size(make_config(batch_size=68).train, data_mesh())
     with pytest.raises(ValueError, match=r"microbatch_size=4 must be divisible by .* devices, 8: choose 8 or"):
         check_batch_size(make_config(batch_size=64, microbatch_size=4).train, data_mesh())
+
+
+def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
+    """The first update that is kept is Adam's first, of the length that is logged: the learning rate of its step."""
+
+    def make(config, schedule):
+        def times(keys, update, rung):
+            return Times(jnp.full(len(keys), 0.5), update)
+
+        def loss(prediction, target, times):
+            return jnp.where(times.update < 2, jnp.nan, prediction.x.mean((1, 2, 3)))
+
+        return diffusion.make(config, schedule)._replace(times=times, loss=loss, rungs=(Rung(2, 1),))
+
+    monkeypatch.setitem(methods.METHODS, "progressive", make)
+    config = make_config(distillation={}, learning_rate_warmup_steps=8, learning_rate=8e-3, grad_clip=0.0)
+    states, _ = run(config, 4, teacher=Teacher(AFFINE, Rung(2, 1)))
+    assert [int(state.skipped) for state in states] == [1, 2, 2, 2]
+    moved = [abs(state.params["bias"] - AFFINE["bias"]).item() for state in states]
+    assert moved[:2] == [0, 0]
+    assert moved[2] == pytest.approx(float(learning_rate(config.train)(2)), rel=1e-3)
+
+
+class Times(NamedTuple):
+    t: Any
+    update: Any

@@ -1,0 +1,61 @@
+"""Files and folders here and in a bucket (`gs://`), and files that are written whole or not at all."""
+
+import importlib.util
+import os
+import re
+
+from etils import epath
+
+from .errors import InputError
+
+UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
+
+
+def as_path(path: epath.PathLike) -> epath.Path:
+    """The path of a file or folder that a user names: a local one, or one in a bucket, 'gs://bucket/folder'.
+
+    Raises:
+      InputError: for any other file system, or if what reads buckets is not installed.
+    """
+    text = os.fspath(path)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/+", text)  # pathlib.Path makes one slash of two
+    if scheme is None:
+        return epath.Path(text)
+    if scheme[1] != "gs":
+        raise InputError(
+            f"{text!r}: runs are kept in local folders and in buckets of Google Cloud Storage (gs://bucket/folder); "
+            f"{scheme[1]}:// is neither. Mount it as a folder, or give one of these."
+        )
+    if not any(importlib.util.find_spec(reader) for reader in ("gcsfs", "tensorflow")):
+        raise InputError(f"{text!r}: a bucket is read and written with gcsfs: pip install gcsfs.")
+    return epath.Path(f"gs://{text[scheme.end() :]}")
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether the path is in a bucket: there are no locks there, and nothing can be appended to a file."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root."""
+    return path if is_remote(path) else path.absolute()
+
+
+def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) -> None:
+    """Writes a file so that at every moment there is all of it or what was there before; makes its folder.
+
+    Only one process may do so at a time. Text is UTF-8. With `sync` this holds through a power failure too; it takes
+    some milliseconds, which one of many files that are easily made again need not cost.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):  # an object appears in a bucket once it is complete
+        path.write_bytes(content)
+        return
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())  # or else a power failure may leave the new name with nothing in it
+    unfinished.replace(path)

@@ -1,0 +1,110 @@
+"""The ladder in this process: what its devices hold, and which teachers it takes."""
+
+import gc
+import json
+import runpy
+import shutil
+
+import jax
+import numpy as np
+import own_parts
+import pytest
+from running import ROOT
+from training.test_loop import make_config
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.checkpoints import load
+from diffusion_distillation.training.ladder import run_ladder
+from diffusion_distillation.training.loop import train
+
+SOURCE = own_parts.stripes(64)
+
+
+def ladder_of(base, teacher, **changes):
+    """The resolved config of two halvings of the base model, with these fields changed."""
+    config = cfg.distillation_of(cfg.ConfigDict(base.to_dict()))
+    config.distillation.update(dict(teacher_checkpoint_path=str(teacher), start_num_steps=4, steps_per_iter=5))
+    config.update_from_flattened_dict(changes)
+    return cfg.resolve(config)
+
+
+def bytes_on_first_device():
+    """What the arrays of this process take there."""
+    gc.collect()
+    device = jax.devices()[0]
+    shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
+
+
+def test_devices_hold_what_the_table_says(tmp_path):
+    """In the second stage too: the teacher before is gone."""
+    base = make_config(num_steps=5)
+    with base.unlocked():
+        base.model.name, base.model.args = "own_parts:heavy", {}
+        base.train.shard_state = True
+    train(base, tmp_path / "base", SOURCE)
+    config = ladder_of(base, tmp_path / "base")
+    before, held = bytes_on_first_device(), {}
+
+    def on_metrics(step, values):
+        held[values["num_steps"]] = bytes_on_first_device() - before
+
+    run_ladder(config, tmp_path / "ladder", SOURCE, on_metrics=on_metrics)
+    table = runpy.run_path(str(ROOT / "scripts" / "benchmarks" / "memory.py"))
+    gradients = 512 * 512 * 4  # which are gone after the step
+    expected = table["bytes_per_device"](config, SOURCE.image_shape, 1, 8) - gradients
+    assert expected == pytest.approx(gradients * (1 + 3 / 8), rel=1e-3)  # parameters; Adam's moments and the teacher
+    for num_steps in (2, 1):
+        assert held[num_steps] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "model.train_logsnr_schedule.name": "nichol_dhariwal",
+                "model.eval_logsnr_schedule.name": "nichol_dhariwal",
+            },
+            r"the noise schedule .config.model.train_logsnr_schedule. is Cosine\(.* in the teacher and NicholDhariwal",
+        ),
+        ({"model.args.width": 16}, "config.model.args.width is 8 in the teacher and 16 here"),
+        ({"model.mean_type": "v"}, "config.model.mean_type is 'x' in the teacher and 'v' here"),
+    ],
+)
+def test_teachers_that_do_not_fit(tmp_path, changes, message):
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+    with pytest.raises(ValueError, match=message):
+        run_ladder(ladder_of(base, tmp_path / "base", **changes), tmp_path / "ladder", SOURCE)
+    assert not (tmp_path / "ladder").exists()
+
+
+def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
+    """Students that are finished stay as they are; the others are trained by the new config."""
+    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
+    shutil.rmtree(ladder / "steps_0001")
+    first = load(ladder / "steps_0002")[0]
+    changed = ladder_of(base, tmp_path / "base", **{"distillation.steps_per_iter": 10})
+    with pytest.raises(ValueError, match="steps_per_iter is 5 there and 10 here"):
+        run_ladder(changed, ladder, SOURCE)
+    for change in (True, False):
+        run_ladder(changed, ladder, SOURCE, change=change)
+        assert [load(ladder / f"steps_000{n}")[1].step for n in (2, 1)] == [5, 10]
+    jax.tree.map(np.testing.assert_array_equal, first, load(ladder / "steps_0002")[0])
+    assert "steps_0001: finished, 10 steps" in capsys.readouterr().out
+
+
+def test_a_ladder_of_the_version_before_goes_on(tmp_path):
+    """Its config names no method."""
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+    config = ladder_of(base, tmp_path / "base")
+    run_ladder(config, tmp_path / "ladder", SOURCE)
+    for path in (tmp_path / "ladder").rglob("config.json"):
+        earlier = json.loads(path.read_text())
+        del earlier["distillation"]["method"]
+        path.write_text(json.dumps(earlier))
+    run_ladder(config, tmp_path / "ladder", SOURCE)
