@@ -56,7 +56,8 @@ def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
     if parallel == "jit":
         return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
     copies = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (num_local(mesh), *np.shape(leaf))), tree)
-    return jax.pmap(_same, devices=list(mesh.devices.flat))(copies)
+    # along the axis of the programs that use them: these compile again for what lies along another
+    return jax.pmap(_same, AXIS, devices=list(mesh.devices.flat))(copies)
 
 
 def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[..., np.ndarray]:

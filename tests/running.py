@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import logging
 import os
 import runpy
@@ -37,21 +38,31 @@ TINY = [
     "--config.train.learning_rate_anneal_type=none",
     "--config.train.log_loss_every_steps=10",
 ]
-# For programs that run a few times and are not compared with what users' programs give: half the time to compile.
-COMPILED_QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+# A network that compiles in no time, of own_parts.py, where there need not be a U-Net.
+AFFINE = ["--config.model.name=own_parts:affine", "--config.model.args.width=8"]
+# For programs that run a few times, and are compared with each other at most: half the time to compile.
+COMPILED_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
 
 
 def command(script, *flags):
     return [sys.executable, f"scripts/{script}.py", *map(str, flags)]
 
 
-def run(script, *flags, devices=1, fails=False, env=None):
+def run(script, *flags, **kwargs):
     """Runs a script in the repository's root and returns what it printed (on stderr, if it is to fail)."""
-    done = subprocess.run(
-        command(script, *flags), cwd=ROOT, env=environment(devices, env), capture_output=True, text=True
-    )
+    return _run(command(script, *flags), **kwargs)
+
+
+def _run(arguments, *, devices=1, fails=False, env=None):
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(devices, env), capture_output=True, text=True)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
+
+
+def run_together(commands, **kwargs):
+    """Like `run`, for commands that one process does one after another; see together.py."""
+    arguments = json.dumps([list(map(str, line)) for line in commands])
+    return _run([sys.executable, "tests/together.py", arguments], **kwargs)
 
 
 def start(script, *flags, devices=1, prefix=(), env=None):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from running import (
+    AFFINE,
     COMPILED_QUICKLY,
     PATIENCE,
     ROOT,
@@ -300,8 +301,7 @@ def test_processes_agree(tmp_path):
 def test_a_process_that_dies_stops_the_others(tmp_path):
     flags = [
         "--config=configs/digits_base.py",
-        "--config.model.name=own_parts:affine",
-        "--config.model.args.width=8",
+        *AFFINE,
         "--config.train.num_steps=1000000",
         "--config.train.eval_every_steps=0",
         "--config.train.checkpoint_every_secs=0",

@@ -28,6 +28,7 @@ from diffusion_distillation.training.step import init_state
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, on the disk that is to be measured.", required=True)
 SAVES = flags.DEFINE_integer("saves", 4, "How many checkpoints.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 96, "Channels of the U-Net; 32 are enough to try this script.", lower_bound=32)
+BLOCKS = flags.DEFINE_integer("blocks", 3, "Residual blocks a level; 0 are enough to try this script.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", lower_bound=1)
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     """Runs the script."""
     workdir = as_path(WORKDIR.value)
     config = load(Path(__file__).parents[2] / "configs" / "cifar_base.py")
-    config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value)
+    config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value, num_res_blocks=BLOCKS.value)
     config.train.batch_size = BATCH_SIZE.value
     config = resolve(config)
     use_all_cpu_cores(config.train.batch_size)

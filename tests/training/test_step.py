@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from flax import linen as nn
 
@@ -99,7 +100,17 @@ def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
     return states[-1].params, states[-1].ema_params, losses
 
 
+@pytest.fixture
+def compiled_quickly():
+    """Programs of the same computations, in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_training_gives_the_same(way):
     distilled = way in ("8 devices", "pmap, 2 devices", "accumulation, 4 devices", "all at once")
@@ -107,6 +118,17 @@ def test_every_way_of_training_gives_the_same(way):
     *others, of_others = train_in_one_way(distilled=distilled, **WAYS[way])
     assert_close(params, others, atol=1e-5)
     np.testing.assert_allclose(losses, of_others, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_state_stays_where_it_was_placed(parallel):
+    """Or else the second step would be compiled once more."""
+    config = make_config(parallel=parallel)
+    runner = make_runner(config, NETWORK, data_mesh())
+    placed, _ = runner.place(init_state(config, AFFINE), None)
+    before = jax.tree.map(lambda leaf: leaf.sharding, placed)
+    after, _ = runner.steps(placed, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(1), 16)))
+    assert jax.tree.map(lambda leaf: leaf.sharding, after) == before
 
 
 def test_a_sharded_state_takes_less_on_each_device():
@@ -122,6 +144,36 @@ def test_a_sharded_state_takes_less_on_each_device():
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (8, 8, 1)]
     assert len(moments) == 2
     assert {share(leaf) for leaf in [*moments, state.ema_params["dense0"]]} == {1 / 8}
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 64])
+def test_distillation_loss_against_float64(num_steps):
+    """The loss of a step, by algorithm 2 in float64, from the times and the noise of the step's keys."""
+    config = make_config(distillation=dict(start_num_steps=128))
+    teacher = jax.tree.map(lambda leaf: leaf - 0.5, AFFINE)
+    _, [loss] = run(config, 1, teacher=Teacher(teacher, Rung(2 * num_steps, num_steps)))
+
+    data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(np.arange(16))
+    image = next(read_batches(SOURCE, 0, range(1), 16))["image"]
+    x = image.astype(np.float64) / 127.5 - 1
+    eps = np.float64(jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys[:, 1]))
+    i = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_steps))(keys[:, 2]))
+    t = (i + 1) / num_steps
+    alpha, sigma = (part[:, None, None, None] for part in oracle.alpha_sigma(oracle.cosine_angle(t)))
+    z = alpha * x + sigma * eps
+
+    def v(params, z):
+        return z * params["dense0"].astype(np.float64) + params["bias"]
+
+    half_way = oracle.cosine_angle(t - 0.5 / num_steps)[:, None, None, None]
+    v1 = v(teacher, z)
+    d = oracle.cosine_angle(t)[:, None, None, None] - half_way
+    v2 = v(teacher, np.cos(d) * z - np.sin(d) * v1)
+    target = oracle.two_step_target_x(z, v1, v2, t, num_steps, oracle.cosine_angle)
+    x_mse = np.mean((alpha * z - sigma * v(AFFINE, z) - target) ** 2, axis=(1, 2, 3))
+    snr = np.exp(oracle.logsnr(oracle.cosine_angle(t)))
+    np.testing.assert_allclose(loss, np.mean(x_mse * np.maximum(snr, 1)), rtol=1e-5)
 
 
 def test_one_program_for_every_halving():
