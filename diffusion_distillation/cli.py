@@ -207,7 +207,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) -> None:
     """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png`, unless it is there."""
     path = as_path(workdir) / "samples" / f"step_{metadata.step:07d}.png"
-    if multihost.of_main("drawn" if path.exists() else "to be drawn") == "drawn":
+    if multihost.on_main(path.exists):
         return
     images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)
     if multihost.is_main():

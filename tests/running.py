@@ -39,7 +39,7 @@ TINY = [
     "--config.train.log_loss_every_steps=10",
 ]
 # A network that compiles in no time, of own_parts.py, where there need not be a U-Net.
-AFFINE = ["--config.model.name=own_parts:affine", "--config.model.args.width=8"]
+AFFINE = ["--config.model.name=own_parts:affine", "--config.model.args.width=64"]
 # For programs that run a few times, and are compared with each other at most: half the time to compile.
 COMPILED_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
 

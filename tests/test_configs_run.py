@@ -71,8 +71,11 @@ def env(stand_ins, tmp_path_factory):
 
 def train_and_distill(base, ladder, flags, steps, workdir, env):
     """Two steps of a base model and a halving of one."""
-    levels = len(cfg.load(ROOT / base).model.args.ch_mult)
-    flags = [*SHRUNK, f"--config.model.args.ch_mult={(1,) * levels}", *flags]
+    model = cfg.load(ROOT / base).model.args
+    if len(model.ch_mult) > 3:  # down to 16x16, where there is attention then
+        mult = (1,) * (len(model.ch_mult) - 1)
+        flags = [*flags, f"--config.model.args.ch_mult={mult}", "--config.model.args.attn_resolutions=(16,)"]
+    flags = [*SHRUNK, *flags]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
     halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]

@@ -45,7 +45,7 @@ def test_a_failure_of_the_first_process_alone(tmp_path):
 def test_another_config(tmp_path):
     status, errors = run_two(f"--workdir={tmp_path}", second=["--config.train.learning_rate=0.5"])
     assert status == [2, 2]
-    assert any("Process 1 has another config.train" in error for error in errors)
+    assert any("config.train.learning_rate is 0.002 in process 0 and 0.5 in process 1" in error for error in errors)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,10 +9,11 @@ import sys
 
 from running import main
 
-from diffusion_distillation import multihost
+from diffusion_distillation import cli, multihost
 
 if __name__ == "__main__":
     multihost.start = functools.cache(multihost.start)
+    cli.NUM_SAMPLES_SHOWN = 4
     for script, *flags in json.loads(sys.argv[1]):
         print(f"== {script}", flush=True)
         if status := main(script, *flags):

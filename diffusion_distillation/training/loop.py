@@ -31,7 +31,7 @@ from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
 from .optimizers import learning_rate
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
-from .runs import MetricsLog, locked, open_run
+from .runs import MetricsLog, differences, locked, open_run
 from .step import Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
@@ -103,7 +103,10 @@ class _Run(NamedTuple):
 def check_processes(config: ConfigDict, source: Source) -> None:
     """Raises an InputError that names the difference, if processes have another config or other data than the first."""
     theirs, ours = json.loads(multihost.of_main(config.to_json())), json.loads(config.to_json())
-    fields = [name for name in ours if ours[name] != theirs.get(name)]
+    named = "; ".join(
+        f"config.{field} is {of_first!r} in process 0 and {of_ours!r} in process {jax.process_index()}"
+        for field, of_first, of_ours in differences(theirs, ours)
+    )
     shapes = multihost.gather([len(source), *source.image_shape, source.num_classes])
     other = next((process for process, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is not None:
@@ -114,13 +117,8 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         raise InputError(
             f"Process 0 reads {of_first}, process {other} reads {of_other}: give all of them the same data."
         )
-    if multihost.largest([len(fields)])[0]:
-        sections = ", ".join(f"config.{name}" for name in fields)
-        raise InputError(
-            f"Process {jax.process_index()} has another {sections} than process 0: give all of them the same command."
-            if fields
-            else "The processes have different configs: give all of them the same command."
-        )
+    if multihost.largest([bool(named)])[0]:
+        raise InputError(f"{named or 'The processes have different configs'}: give all of them the same command.")
 
 
 def _resume(run: _Run, network: Network, mesh: Mesh) -> None:

@@ -74,12 +74,10 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool) -> None:
     path = workdir / "config.json"
     if path.exists():
         earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
-        differences = [
-            (field, old, new) for field, old, new in _differences(earlier, now) if not _among(OPERATIONAL, field)
-        ]
-        if differences:
-            _check_change(workdir, differences, earlier, now, change)
-            _keep_history(workdir, differences)
+        changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(OPERATIONAL, field)]
+        if changes:
+            _check_change(workdir, changes, earlier, now, change)
+            _keep_history(workdir, changes)
     write_whole(path, config.to_json(indent=2) + "\n")
 
 
@@ -106,17 +104,17 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 
 
 def _check_change(
-    workdir: epath.Path, differences: Sequence[Difference], earlier: dict[str, Any], now: dict[str, Any], change: bool
+    workdir: epath.Path, changes: Sequence[Difference], earlier: dict[str, Any], now: dict[str, Any], change: bool
 ) -> None:
     """Raises an InputError unless these differences are asked for and leave the state as it is."""
-    named = "; ".join(f"config.{field} is {old!r} there and {new!r} here" for field, old, new in differences)
+    named = "; ".join(f"config.{field} is {old!r} there and {new!r} here" for field, old, new in changes)
     if not change:
         raise InputError(
             f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir, where "
             f"--config.train.init_from={workdir} goes on from this run's state; or --change, to go on here with the "
             "new config; or delete this one to start again."
         )
-    fixed = [f"config.{field}" for field, *_ in differences if _among(FIXED, field)]
+    fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field)]
     if _averages(earlier) != _averages(now):
         fixed.append("whether an average is kept (config.train.ema_decay, config.train.avg_type)")
     if fixed:
@@ -130,13 +128,13 @@ def _averages(config: dict[str, Any]) -> bool:
     return averaging_decay(ConfigDict(config["train"])) is not None
 
 
-def _keep_history(workdir: epath.Path, differences: Sequence[Difference]) -> None:
+def _keep_history(workdir: epath.Path, changes: Sequence[Difference]) -> None:
     """Adds a line to config_history.jsonl: when, after how many updates (that are saved) and what was changed."""
     path = workdir / "config_history.jsonl"
     entry = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": newest_step(workdir),
-        "changes": [{"field": field, "old": old, "new": new} for field, old, new in differences],
+        "changes": [{"field": field, "old": old, "new": new} for field, old, new in changes],
     }
     write_whole(path, (path.read_text() if path.exists() else "") + json.dumps(entry) + "\n")
 
@@ -220,9 +218,10 @@ def _among(names: Sequence[str], field: str) -> bool:
     return any(field == name or field.startswith(name + ".") for name in names)
 
 
-def _differences(old: Any, new: Any, field: str = "") -> Iterator[Difference]:
+def differences(old: Any, new: Any, field: str = "") -> Iterator[Difference]:
+    """The fields in which two configs, as JSON has them, differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{field}.{name}" if field else name)
+            yield from differences(old.get(name), new.get(name), f"{field}.{name}" if field else name)
     elif old != new:
         yield field, old, new

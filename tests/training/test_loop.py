@@ -178,7 +178,7 @@ def test_processes_that_disagree_are_named(monkeypatch):
     with first.unlocked():
         first.train.learning_rate = 0.5
     monkeypatch.setattr(loop.multihost, "of_main", lambda text: first.to_json())
-    with pytest.raises(ValueError, match=r"another config.train.* than process 0: give all of them the same command"):
+    with pytest.raises(ValueError, match=r"config.train.learning_rate is 0.5 in process 0 and 0.01 in process 0: give"):
         check_processes(config, SOURCE)
 
 
