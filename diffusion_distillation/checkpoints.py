@@ -28,7 +28,12 @@ from .shapes import Params
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
-NOT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # what the machine lacks that wants to read it
+# What the machine lacks that wants to read a file, or what is between them: another time or place it may be read.
+NOT_OF_THE_FILE = {
+    getattr(errno, name)
+    for name in ("ENOMEM", "EMFILE", "ENFILE", "EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EINTR", "EHOSTDOWN")
+}
+NOR_THESE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
 
 
@@ -330,14 +335,15 @@ def _agreed(act: Callable[[], Any]) -> tuple[Any, str | None]:
 def _is_damage(error: Exception) -> bool:
     """Whether an error speaks of the files. Damaged ones make orbax raise almost anything, so what does not is listed.
 
-    That is: what we say ourselves, and what the machine lacks, be it memory, devices or open files.
+    That is: what we say ourselves, and what the machine lacks, be it memory, devices, files, rights or network.
     """
     if isinstance(error, InputError | MemoryError | jax.errors.JaxRuntimeError):
         return False
     if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
         return False
     cause = error.__cause__ or error.__context__
-    return "RESOURCE_EXHAUSTED" not in str(error) and (cause is None or _is_damage(cause))
+    elsewhere = any(code in str(error) for code in NOR_THESE)
+    return not elsewhere and (cause is None or _is_damage(cause))
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from . import multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
+from .data import Source, load_source
 from .devices import use_all_cpu_cores
 from .errors import InputError, RunError
 from .files import absolute, as_path
@@ -27,7 +28,7 @@ from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
 from .training.interrupt import exit_on_signals
-from .training.loop import OnMetrics
+from .training.loop import OnMetrics, say
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = {
@@ -97,6 +98,11 @@ class RunFlags(ProcessFlags):
     def workdir(self) -> epath.Path:
         """The run's folder."""
         return as_path(self._workdir.value)
+
+    def source(self, config: ConfigDict) -> Source:
+        """The images of a config."""
+        say(f"{self.workdir}: reading the data, {config.dataset.name}")
+        return load_source(config.dataset.name, **config.dataset.args)
 
     def on_metrics(self, config: ConfigDict) -> OnMetrics | None:
         """What else is done with metrics, in the main process; call it once JAX has started."""

@@ -367,4 +367,8 @@ def _resolve_distillation(config: ConfigDict) -> None:
         stages[name] = {field: checked[field] for field in given if field != "updates_factor"}
         if checked["updates_factor"] and not checked["steps_per_iter"]:
             stages[name]["steps_per_iter"] = max(1, round(checked["updates_factor"] * distillation.steps_per_iter))
+        if checked["updates_factor"] == 0:
+            raise InputError(f"config.{path}.updates_factor=0.0 must be more than 0.")
     distillation.stages = ConfigDict(stages)
+    for name in stages:
+        _check(f"distillation.stages.{name}", lambda name=name: _check_ranges(stage(config, int(name))))

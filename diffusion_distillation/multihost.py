@@ -1,6 +1,7 @@
 """Several processes, of one host or of many, that work as one run."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax._src.distributed import global_state  # its client is how processes speak to each other without their devices
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .devices import AXIS, data_mesh, replicated
 from .errors import InputError, RunError
@@ -43,6 +44,7 @@ def start(
     detect = coordinator_address is None
     if detect and not _in_a_cluster():
         return False
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     jax.distributed.initialize(
         coordinator_address,
         num_processes,
@@ -76,7 +78,7 @@ def ask_largest(values: Sequence[int]) -> Callable[[], list[int]]:
     mesh = data_mesh()
     rows = np.tile(np.array(values, np.int32), (jax.local_device_count(), 1))
     of_all = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
-    answer = jax.jit(_maximum, out_shardings=replicated(mesh))(of_all)
+    answer = _largest_of(mesh)(of_all)
     return lambda: np.asarray(answer).tolist()
 
 
@@ -183,8 +185,9 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _maximum(rows: jax.Array) -> jax.Array:
-    return rows.max(axis=0)
+@functools.cache
+def _largest_of(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda rows: rows.max(axis=0), out_shardings=replicated(mesh))
 
 
 def _meet() -> None:

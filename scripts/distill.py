@@ -8,7 +8,6 @@ field of the config can be set on the command line. Run again, the command goes 
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.data import load_source
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder
 
@@ -19,7 +18,7 @@ def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size)
-    source = load_source(config.dataset.name, **config.dataset.args)
+    source = FLAGS.source(config)
     run_ladder(
         config,
         FLAGS.workdir,

@@ -7,7 +7,6 @@ on where it stopped.
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.data import load_source
 from diffusion_distillation.training.loop import train
 
 FLAGS = cli.RunFlags()
@@ -17,7 +16,7 @@ def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size)
-    source = load_source(config.dataset.name, **config.dataset.args)
+    source = FLAGS.source(config)
     train(
         config,
         FLAGS.workdir,

@@ -177,6 +177,13 @@ def test_a_config_of_the_published_schema_runs():
         ("sampler", "noisy", "config.sampler='noisy': students are made for steps of DDIM"),
         ("model.eval_logsnr_schedule", {"name": "nichol_dhariwal"}, "eval_logsnr_schedule=.* differs from train_"),
         ("distillation.stages", {"2": {"updates_factor": -1.0}}, "stages.2.updates_factor=-1.0 must not be negative"),
+        ("distillation.stages", {"2": {"updates_factor": 0.0}}, "stages.2.updates_factor=0.0 must be more than 0"),
+        ("distillation.stages", {"2": {"substeps": 0}}, "stages.2: config.train.substeps=0 must be at least"),
+        (
+            "distillation.stages",
+            {"2": {"microbatch_size": 3}},
+            "stages.2: config.train.batch_size=64 must be a",
+        ),
         ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
     ],
 )

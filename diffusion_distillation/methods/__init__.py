@@ -38,4 +38,7 @@ def make_method(config: Any) -> Method:
             f"config.distillation.method={name!r} must be a function that returns a diffusion_distillation.methods."
             f"Method with one rung or more; it returned {method!r:.200}."
         )
+    students = [rung.num_steps for rung in method.rungs]
+    if len(set(students)) < len(students):
+        raise InputError(f"config.distillation.method={name!r} has two students of as many steps: {students}.")
     return method

@@ -13,7 +13,7 @@ import html
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
+from ..checkpoints import newest_step
 from ..data import Source
 from ..evaluation.features import MOST_PIXELS, pixels
 from ..evaluation.frechet import frechet_distance, statistics
@@ -44,6 +45,7 @@ class Row(NamedTuple):
       num_steps: sampling steps.
       distance: Frechet distance to the data.
       images_per_sec: drawn, on all devices.
+      updates: that the model had had.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Row(NamedTuple):
     num_steps: int
     distance: float
     images_per_sec: float
+    updates: int | None = -1
 
 
 def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) -> None:
@@ -69,8 +72,15 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) ->
         "features": "pixels" if max(source.image_shape) <= MOST_PIXELS else f"pixels, averaged to {MOST_PIXELS} a side",
         "num_samples": config.eval.num_samples,
         "num_images": len(indices),
+        "teacher": config.distillation.teacher_checkpoint_path,
+        "clip": config.model.eval_clip_denoised,
     }
-    earlier = multihost.on_main(lambda: _read_figures(folder, described))
+    teacher = as_path(config.distillation.teacher_checkpoint_path)
+
+    def run_of(model: str, num_steps: int) -> epath.Path:
+        return teacher if model == "teacher" else student_folder(workdir, num_steps)
+
+    earlier = multihost.on_main(lambda: _read_figures(folder, described, run_of))
     rows = {(row["model"], row["sampler"], row["num_steps"]): Row(**row) for row in earlier["rows"]}
     floor = earlier["halves_distance"]
     if floor is None and multihost.is_main():
@@ -81,9 +91,8 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) ->
     for key in plan:
         model, sampler, num_steps = key
         if key not in rows:
-            of_model = config.distillation.teacher_checkpoint_path, student_folder(workdir, num_steps)
             drawn = draw(
-                open_pipeline(of_model[model == "student"]),
+                open_pipeline(run_of(model, num_steps)),
                 num_samples=config.eval.num_samples,
                 batch_size=config.eval.batch_size,
                 num_steps=num_steps,
@@ -92,7 +101,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) ->
             if multihost.is_main():
                 _keep_samples(drawn.images, _samples_path(folder, *key))
                 distance = frechet_distance(statistics([pixels(drawn.images)]), data())
-                rows[key] = Row(*key, distance, drawn.images_per_sec)
+                rows[key] = Row(*key, distance, drawn.images_per_sec, newest_step(run_of(model, num_steps)))
                 measured = [rows[key]._asdict() for key in plan if key in rows]
                 figures = {**described, "halves_distance": floor, "rows": measured}
                 write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
@@ -125,17 +134,20 @@ def _plan(config: ConfigDict) -> list[tuple[str, str, int]]:
     ]
 
 
-def _read_figures(folder: epath.Path, described: dict[str, Any]) -> dict[str, Any]:
-    """`halves_distance` (None if it is not known) and `rows` of an earlier call, if it measured alike."""
+def _read_figures(
+    folder: epath.Path, described: dict[str, Any], run_of: Callable[[str, int], epath.Path]
+) -> dict[str, Any]:
+    """`halves_distance` (None if it is not known) and `rows` of an earlier call, if it measured the same alike."""
     path, nothing = folder / "figures.json", {"halves_distance": None, "rows": []}
     if not path.exists():
         return nothing
     try:
         earlier = json.loads(path.read_text())
-        rows = [Row(**row)._asdict() for row in earlier["rows"]]
-        if any(earlier[name] != value for name, value in described.items()):
+        rows = [Row(**row) for row in earlier["rows"]]
+        if any(earlier.get(name) != value for name, value in described.items()):
             return nothing
-        rows = [row for row in rows if _samples_path(folder, *list(row.values())[:3]).exists()]
+        rows = [row for row in rows if row.updates == newest_step(run_of(row.model, row.num_steps))]
+        rows = [row._asdict() for row in rows if _samples_path(folder, *row[:3]).exists()]
         return {"halves_distance": earlier["halves_distance"], "rows": rows}
     except (ValueError, TypeError, KeyError):
         logging.warning("%s is damaged; what it held is measured again.", path)
@@ -184,10 +196,11 @@ def _page(rows: Sequence[Row], table: dict, config: ConfigDict) -> str:
         f"<td>{row.distance:.3f}</td><td>{row.images_per_sec:,.1f}</td></tr>"
         for row in rows
     )
+    rungs = make_method(config).rungs
     return PAGE.format(
         dataset=html.escape(config.dataset.name),
-        start=config.distillation.start_num_steps,
-        end=config.distillation.end_num_steps,
+        start=rungs[0].teacher_num_steps,
+        end=rungs[-1].num_steps,
         most=rows[0].num_steps,
         lines=lines,
         config=html.escape(config.to_json(indent=2)),
@@ -199,7 +212,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Progressive distillation: {dataset}, {start} to {end} steps</title>
+<title>Distillation: {dataset}, {start} to {end} steps</title>
 <style>
   body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #22262b; }}
   img {{ max-width: 100%; }}

@@ -12,11 +12,11 @@ from .. import multihost
 from ..checkpoints import Metadata, load, newest_step
 from ..config import resolve, stage
 from ..data import Source
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
-from .loop import OnEval, OnMetrics, say, train
+from .loop import OnEval, OnMetrics, check_processes, say, train
 from .runs import locked, open_run, read_config
 from .step import Teacher
 
@@ -55,6 +55,7 @@ def run_ladder(
     """
     rungs = make_method(config).rungs
     workdir = as_path(workdir)
+    check_processes(config, source)
     params, metadata = load(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
@@ -64,8 +65,11 @@ def run_ladder(
             folder = student_folder(workdir, rung.num_steps)
             of_rung = finished_config(folder) or plan.stages[rung.num_steps]
             hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
-            train(of_rung, folder, source, teacher=Teacher(params, rung), change=change, **hooks)
-            params, _ = load(folder)  # not what the devices hold: their memory is free again
+            # the verdict on a change is the ladder's
+            train(of_rung, folder, source, teacher=Teacher(params, rung), change=True, **hooks)
+            params, student = load(folder)  # not what the devices hold: their memory is free again
+            if student.step < of_rung.train.num_steps:
+                raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:
@@ -102,7 +106,8 @@ class Plan:
         """Passes a student's metrics on; with its first ones it says how long all that is left takes."""
         if num_steps not in self._timed:
             self._timed.add(num_steps)
-            later = sum(images for student, images in self._images.items() if student < num_steps)
+            students = list(self._images)
+            later = sum(self._images[student] for student in students[students.index(num_steps) + 1 :])
             left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
             seconds = round(left / values["images_per_sec"])
             if left:

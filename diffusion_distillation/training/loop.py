@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params, restore_from
+from ..checkpoints import Checkpoints, Metadata, abstract_params, newest_step, restore_from
 from ..data import Source, read_batches
 from ..devices import data_mesh
 from ..errors import InputError, RunError
@@ -29,13 +29,13 @@ from ..files import as_path, is_remote
 from ..model import Network, count_params, init_params, make_network
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
-from .optimizers import learning_rate
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, differences, locked, open_run
-from .step import Teacher, TrainState, init_state, run_key
+from .step import Batch, Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
-SLOW = 1.0  # seconds that a call of the devices takes from which on none is queued behind it
+LAST = ("skipped", "learning_rate")  # metrics of which not the mean is shown, but what they have come to
+SLOW = 2.0  # seconds that a call of the devices takes from which on none is queued behind it
 OnEval = Callable[[Params, Metadata, epath.Path], None]
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
@@ -68,8 +68,11 @@ def train(
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     workdir, mesh = as_path(workdir), data_mesh()
-    check_batch_size(config.train, mesh)
     check_processes(config, source)
+    if (newest_step(workdir) or 0) < config.train.num_steps:
+        check_batch_size(config.train, mesh)
+    if config.train.init_from is not None:
+        _check_source_run(config.train)
     network = make_network(config.model, source.image_shape, source.num_classes)
     with locked(workdir):
         open_run(workdir, config, change)
@@ -121,6 +124,18 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         raise InputError(f"{named or 'The processes have different configs'}: give all of them the same command.")
 
 
+def _check_source_run(train: ConfigDict) -> None:
+    """Raises an InputError unless there is a run to go on from, and something left to do."""
+    step = newest_step(as_path(train.init_from))
+    if step is None:
+        raise InputError(f"config.train.init_from={train.init_from!r} has no finished checkpoint: give a run's folder.")
+    if step >= train.num_steps:
+        raise InputError(
+            f"config.train.init_from={train.init_from!r} has done {step:,} updates, and config.train.num_steps="
+            f"{train.num_steps:,} counts these: set it to more."
+        )
+
+
 def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
     """Takes the run up where it stopped, or begins it, and goes on to the end."""
     config = run.metadata.config
@@ -135,6 +150,7 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
         state = run.checkpoints.restore(like)
         if state is None and config.train.init_from is not None:
             state = restore_from(config.train.init_from, like)
+            run.checkpoints.save(state, run.metadata)  # from now on it does not depend on the other run
         if state is None:
             state = begin(config, _initial_params(run, network), mesh)
         step = int(state.step)
@@ -142,7 +158,8 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
         state, teacher = run.runner.place(state, None if finished else run.teacher)
         if step:
             say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
-        if finished or (step and step % (config.train.eval_every_steps or step + 1) == 0):
+        length = config.train.substeps if run.runner.in_one_call else 1
+        if finished or _due(range(max(step - length, 0), step), config.train.eval_every_steps):
             run.evaluate(state, step)  # unless that is done; the run may have been stopped before it was
         if not finished:
             _go_on(run._replace(teacher=teacher), state, step, interrupt)
@@ -171,27 +188,30 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     monitor, decisions = Monitor(run, step), Decisions()
     process = jax.process_index(), jax.process_count()
     ahead = read_batches(source, metadata.config.seed, range(step, train.num_steps), train.batch_size, process=process)
-    start, saved_at, save_when_due = step, time.monotonic(), False
+    saved_at, save_when_due = time.monotonic(), False
+
+    def next_call() -> tuple[range, list[Batch]]:
+        call = range(step, min((step // length + 1) * length, train.num_steps))
+        return call, list(itertools.islice(ahead, len(call)))
+
     say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
+        call, batches = next_call()
         while step < train.num_steps:
             began = time.monotonic()
-            call = range(step, min((step // length + 1) * length, train.num_steps))
-            batches = list(itertools.islice(ahead, len(call)))
             state, metrics = runner.steps(state, key, teacher, batches)
             interrupt.nothing_to_save = False
-            monitor.sent(call, metrics)
-            step, last = call.stop, call.stop == train.num_steps
-            if call.start == start:
-                monitor.compiled()
+            compiled = monitor.sent(call, metrics)
+            done, step, last = call, call.stop, call.stop == train.num_steps
+            call, batches = next_call()  # while the devices are at work
             monitor.look(unseen=0 if decisions.slow else 1)
 
             overdue = multihost.is_main() and time.monotonic() - saved_at > train.checkpoint_every_secs
-            slow = call.start > start and time.monotonic() - began > SLOW
+            slow = not compiled and time.monotonic() - began > SLOW
             stop, overdue = decisions.take(interrupt.received, overdue, slow)
             save_when_due |= overdue
-            to_evaluate = run.on_eval is not None and (last or _due(call, train.eval_every_steps))
-            to_save = _due(call, train.retain_checkpoint_every_steps) or (save_when_due and step % train.substeps == 0)
+            to_evaluate = run.on_eval is not None and (last or _due(done, train.eval_every_steps))
+            to_save = _due(done, train.retain_checkpoint_every_steps) or (save_when_due and step % train.substeps == 0)
             if last or stop or to_evaluate or to_save:
                 monitor.look(unseen=0)
                 if train.enable_update_skip or monitor.health.is_good:
@@ -200,7 +220,9 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                     raise RunError(f"{workdir}: the last updates were not finite; the checkpoint before them is kept.")
                 saved_at, save_when_due = time.monotonic(), False
                 decisions.forget()
-            if to_evaluate:
+            if last or to_evaluate:
+                checkpoints.wait()
+                interrupt.nothing_to_save = True  # a signal that comes now ends the process at once
                 [stop] = multihost.largest([interrupt.received])
             if stop:
                 checkpoints.wait()
@@ -208,8 +230,6 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                 print(f"{workdir}: saved at step {saved:,}; {GO_ON}", file=sys.stderr, flush=True)
                 sys.exit(128 + stop)
             if to_evaluate:
-                checkpoints.wait()
-                interrupt.nothing_to_save = True
                 with monitor.progress.paused():
                     run.evaluate(state, step)
 
@@ -256,20 +276,25 @@ class Monitor:
         self._events = _event_files(run.workdir, step) if multihost.is_main() else None
         self._sent: deque[tuple[range, CallMetrics]] = deque()
         self._seen: list[CallMetrics] = []
+        self._compiled: set[int] = set()  # numbers of steps in a call
         self.health = Health(step)
         self.progress = Progress(run.workdir.name, step, self._train.num_steps, self._train.batch_size)
 
-    def sent(self, call: range, metrics: CallMetrics) -> None:
-        """Takes the metrics of steps that the devices have been given."""
-        self._sent.append((call, metrics))
+    def sent(self, call: range, metrics: CallMetrics) -> bool:
+        """Takes the metrics of steps that the devices have been given.
 
-    def compiled(self) -> None:
-        """Says that the first steps are done; their time says nothing of speed."""
-        call, metrics = self._sent[0]
+        Returns:
+          Whether a program was compiled for so many steps; this waits for them, whose time says nothing of speed.
+        """
+        self._sent.append((call, metrics))
+        if len(call) in self._compiled:
+            return False
         jax.block_until_ready(metrics)
-        seconds = time.monotonic() - self._began
-        say(f"{self._run.workdir}: compiled and begun in {seconds:.0f} s")
+        if not self._compiled:
+            say(f"{self._run.workdir}: compiled and begun in {time.monotonic() - self._began:.0f} s")
+        self._compiled.add(len(call))
         self.progress.restart(call.stop)
+        return True
 
     def look(self, *, unseen: int) -> None:
         """Looks at all metrics but those of the last `unseen` calls, and shows and writes them where it is time to.
@@ -291,7 +316,6 @@ class Monitor:
 
     def _write(self, step: int) -> None:
         values = _means(self._seen)
-        values["learning_rate"] = float(learning_rate(self._train)(step - 1))
         values["images_per_sec"] = self.progress.show(step, values["loss"])
         self._seen.clear()
         if not multihost.is_main():
@@ -393,15 +417,15 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def _due(chunk: range, interval: int) -> bool:
-    """Whether a multiple of the interval has been reached within the chunk; an interval of 0 is never."""
-    return bool(interval) and chunk.stop // interval > chunk.start // interval
+def _due(call: range, interval: int) -> bool:
+    """Whether a multiple of the interval has been reached within the call; an interval of 0 is never."""
+    return bool(interval) and call.stop // interval > call.start // interval
 
 
 def _means(metrics: Sequence[CallMetrics]) -> dict[str, float]:
-    """Means of the collected metrics; of counts, the last."""
+    """Means of the collected metrics; of the count and of the learning rate, the last."""
     values = {name: np.concatenate([np.asarray(part[name]) for part in metrics]) for name in metrics[0]}
-    return {name: value[-1].item() if name == "skipped" else value.mean().item() for name, value in values.items()}
+    return {name: value[-1 if name in LAST else slice(None)].mean().item() for name, value in values.items()}
 
 
 def _what_shapes_a_step(config: ConfigDict) -> str:

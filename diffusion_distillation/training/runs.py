@@ -37,7 +37,8 @@ OPERATIONAL = (
     "train.eval_every_steps",
 )
 
-# What cannot differ at all, because another state would be needed; so does whether an average is kept.
+# What cannot differ at all: another state would be needed, or what is there would be of something else. So it is with
+# whether an average is kept.
 FIXED = (
     "dataset.name",
     "dataset.args.image_size",
@@ -45,9 +46,14 @@ FIXED = (
     "dataset.args.label_key",
     "distillation.method",
     "distillation.only_finetune_temb",
-    "model",
+    "distillation.start_num_steps",
+    "distillation.teacher_checkpoint_path",
+    "model.args",
+    "model.mean_type",
+    "model.name",
     "train.optimizer",
 )
+NOT_FIXED = ("model.args.dropout",)
 
 Difference = tuple[str, Any, Any]  # a field, its old value and its new one
 
@@ -109,12 +115,13 @@ def _check_change(
     """Raises an InputError unless these differences are asked for and leave the state as it is."""
     named = "; ".join(f"config.{field} is {old!r} there and {new!r} here" for field, old, new in changes)
     if not change:
+        elsewhere = f", where --config.train.init_from={workdir} goes on from this run's state"
+        elsewhere = "" if "distillation" in now else elsewhere
         raise InputError(
-            f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir, where "
-            f"--config.train.init_from={workdir} goes on from this run's state; or --change, to go on here with the "
-            "new config; or delete this one to start again."
+            f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir{elsewhere}; or --change, "
+            "to go on here with the new config; or delete this one to start again."
         )
-    fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field)]
+    fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field) and field not in NOT_FIXED]
     if _averages(earlier) != _averages(now):
         fixed.append("whether an average is kept (config.train.ema_decay, config.train.avg_type)")
     if fixed:

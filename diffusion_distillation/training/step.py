@@ -16,10 +16,10 @@ from ..methods import Denoisers, Method, Rung, make_method
 from ..model import Network, network_denoiser, train_schedule
 from ..sampling import normal
 from ..shapes import Array, Condition, Keys, Params
-from .optimizers import at_step, make_optimizer
+from .optimizers import at_step, learning_rate, make_optimizer
 
 Batch = dict[str, Array]
-Metrics = dict[str, Array | list[Array]]  # of several steps, a list where each was a call of its own
+Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
@@ -96,7 +96,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
     Returns:
       `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `run_key(seed)`; the teacher is None
       in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics are the
-      loss, the norm of the gradient before it is clipped, and the number of updates skipped so far. The config's seed
+      loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate. The seed
       is not read, and the teacher's rung may be traced: one compiled step serves every student.
     """
     train, method = config.train, make_method(config)
@@ -136,7 +136,12 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
             kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
             finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
             new = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), new, kept)
-        return new, {"loss": value, "gradient_norm": gradient_norm, "skipped": new.skipped}
+        return new, {
+            "loss": value,
+            "gradient_norm": gradient_norm,
+            "skipped": new.skipped,
+            "learning_rate": jnp.asarray(learning_rate(train)(state.step), jnp.float32),
+        }
 
     return step
 

@@ -14,7 +14,7 @@ from diffusion_distillation.report.page import write_report
 CONFIG = ConfigDict(
     dict(
         dataset=dict(name="random"),
-        model=dict(train_logsnr_schedule=dict(name="cosine")),
+        model=dict(train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True),
         eval=dict(num_samples=70, batch_size=50, teacher_num_steps=(2, 1), ancestral_num_steps=(2,)),
         distillation=dict(method="progressive", teacher_checkpoint_path="base", start_num_steps=2, end_num_steps=1),
     )
@@ -71,6 +71,12 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
     drawn.clear()
     write_report(CONFIG, tmp_path, source)
     assert source.read == 0 and drawn == []
+
+    (tmp_path / "steps_0001" / "checkpoints" / "7").mkdir(parents=True)  # it is another student now
+    write_report(CONFIG, tmp_path, source)
+    assert drawn == [("steps_0001", 1, "ddim")]
+    source.read = 0
+    drawn.clear()
 
     (tmp_path / "report" / "samples" / "teacher_noisy_0002.npz").unlink()
     write_report(CONFIG, tmp_path, source)

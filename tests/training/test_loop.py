@@ -204,6 +204,16 @@ def test_a_finished_run_is_extended(tmp_path):
     train(make_config(**longer), tmp_path / "run", SOURCE)  # which it is from now on
 
 
+def test_what_a_run_goes_on_from_must_be_there(tmp_path):
+    """And leave something to do; a run that was refused has begun nothing."""
+    train(make_config(), tmp_path / "run", SOURCE)
+    messages = {"nowhere": "has no finished checkpoint", "run": "has done 20 updates, and .*=20 counts"}
+    for source, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            train(make_config(init_from=str(tmp_path / source)), tmp_path / "new", SOURCE)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
     """Which has not all fields."""
     train(make_config(), tmp_path, SOURCE)

@@ -52,7 +52,7 @@ def test_a_run_is_changed_on_purpose(tmp_path):
     with pytest.raises(ValueError, match="--change"):
         open_with(change=False, train__num_steps=10)
     for fixed, message in (
-        (dict(model__args__ch=64), "config.model.args.ch"),
+        (dict(model__args__ch=64, model__args__dropout=0.5), "config.model.args.ch"),
         (dict(model__mean_type="v", train__num_steps=10), "config.model.mean_type"),
         (dict(dataset__name="CIFAR10"), "config.dataset.name"),
         (dict(train__optimizer="momentum"), "config.train.optimizer"),
