@@ -32,6 +32,12 @@ printf '%s\\n' "$@" > "$HOME/gcloud"
 command=${!#}
 cd "$HOME" && bash -c "${command#--command=}"
 """
+# Of all processes of this machine, which other tests may have started, those of the worker alone.
+PKILL = """#!/usr/bin/env bash
+for process in $(pgrep "${@:2}"); do
+  if tr '\\0' '\\n' < "/proc/$process/environ" | grep -qx "HOME=$HOME"; then kill "$1" "$process"; fi
+done
+"""
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "$HOME/arguments.new" && mv "$HOME/arguments.new" "$HOME/arguments"
 echo running
@@ -98,6 +104,7 @@ def _job_with_a_free_port():
 def test_tpu_vm(tmp_path):
     home, repository = tmp_path / "home", tmp_path / "home" / "diffusion_distillation"
     stand_in(tmp_path / "bin", "gcloud", GCLOUD)
+    stand_in(tmp_path / "bin", "pkill", PKILL)
     stand_in(repository / ".venv" / "bin", "python", PYTHON)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "HOME": str(home), "TPU": "my-pod", "ZONE": "here"}
