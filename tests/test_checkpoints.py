@@ -113,9 +113,6 @@ def is_needed(folder, file):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
-)  # orbax's loops
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink])
 def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
     """Each file of the newest checkpoint in turn: the state is as it was saved, or that of the checkpoint before."""
