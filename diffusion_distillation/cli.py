@@ -28,7 +28,7 @@ from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
 from .training.interrupt import exit_on_signals
-from .training.loop import OnMetrics, say
+from .training.loop import OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = {
@@ -81,11 +81,6 @@ class RunFlags(ProcessFlags):
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
 
-    @property
-    def change(self) -> bool:
-        """Whether a workdir of another config is to be taken over."""
-        return self._change.value
-
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""
         config = self._config.value
@@ -101,14 +96,14 @@ class RunFlags(ProcessFlags):
 
     def source(self, config: ConfigDict) -> Source:
         """The images of a config."""
-        say(f"{self.workdir}: reading the data, {config.dataset.name}")
+        multihost.say(f"{self.workdir}: reading the data, {config.dataset.name}")
         return load_source(config.dataset.name, **config.dataset.args)
 
-    def on_metrics(self, config: ConfigDict) -> OnMetrics | None:
-        """What else is done with metrics, in the main process; call it once JAX has started."""
-        if self._wandb.value is None or not multihost.is_main():
-            return None
-        return _to_wandb(self._wandb.value, self.workdir, config)
+    def options(self, config: ConfigDict) -> dict[str, Any]:
+        """What `train` and `run_ladder` are told besides; call it once JAX has started."""
+        to_wandb = self._wandb.value is not None and multihost.is_main()
+        on_metrics = _to_wandb(self._wandb.value, self.workdir, config) if to_wandb else None
+        return dict(on_eval=draw_samples, on_metrics=on_metrics, change=self._change.value)
 
 
 def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:

@@ -19,6 +19,7 @@ from .diffusion import MEAN_TYPES
 from .errors import InputError, did_you_mean
 from .losses import WEIGHT_TYPES
 from .methods import make_method
+from .model import eval_schedule, train_schedule
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 from .unet import LOGSNR_INPUT_TYPES
@@ -292,10 +293,10 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _check(path: str, build: Callable[[], Any]) -> None:
-    """Runs what a field is for, and says of a ValueError which field it came from."""
+def _check(path: str, build: Callable[[], Any]) -> Any:
+    """What `build`, which a field is for, returns; says of a ValueError which field it came from."""
     try:
-        build()
+        return build()
     except ValueError as error:
         raise InputError(f"config.{path}: {error}") from None
 
@@ -340,9 +341,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
             f"config.sampler={config.sampler!r}: students are made for steps of DDIM; set config.sampler='ddim'. "
             "Another one can be chosen when samples are drawn."
         )
-    if get_logsnr_schedule(**config.model.train_logsnr_schedule) != get_logsnr_schedule(
-        **config.model.eval_logsnr_schedule
-    ):
+    if train_schedule(config.model) != eval_schedule(config.model):
         raise InputError(
             f"config.model.eval_logsnr_schedule={config.model.eval_logsnr_schedule.to_dict()} differs from "
             f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}: a student must be sampled at the "
@@ -352,10 +351,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
         raise InputError(
             f"config.train.init_from={config.train.init_from!r} is for base models: students start from their teachers."
         )
-    try:
-        students = [rung.num_steps for rung in make_method(config).rungs]
-    except InputError as error:
-        raise InputError(f"config.distillation: {error}") from None
+    students = [rung.num_steps for rung in _check("distillation", lambda: make_method(config)).rungs]
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
     del fields["init_from"], fields["num_steps"]
     stages = {}

@@ -1,8 +1,14 @@
-"""Files and folders here and in a bucket (`gs://`), and files that are written whole or not at all."""
+"""Files and folders here and in a bucket (`gs://`), files that are written whole or not at all, and locks."""
 
+import fcntl
 import importlib.util
+import io
 import os
 import re
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, TextIO
 
 from etils import epath
 
@@ -59,3 +65,31 @@ def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) ->
             file.flush()
             os.fsync(file.fileno())  # or else a power failure may leave the new name with nothing in it
     unfinished.replace(path)
+
+
+def save_whole(path: epath.Path, save: Callable[[BinaryIO], Any], *, sync: bool = True) -> None:
+    """`write_whole` of what `save(file)` writes, for libraries that write to a file."""
+    content = io.BytesIO()
+    save(content)
+    write_whole(path, content.getvalue(), sync=sync)
+
+
+def lock(file: TextIO, busy: Callable[[str], Any]) -> None:
+    """Locks a file, opened with 'a+', and writes into it whose it is. The system lifts the lock when the process ends.
+
+    Args:
+      file: the system unlocks it, too, when it is closed.
+      busy: if another process has it, called with that one's name; unless this raises an error, it is waited for.
+
+    Raises:
+      OSError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        busy(file.read().strip() or "another process")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()

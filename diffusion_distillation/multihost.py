@@ -62,6 +62,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, in the main process."""
+    if is_main():
+        print(line, flush=True)
+
+
 def largest(values: Sequence[int]) -> list[int]:
     """The largest of each value over all processes, so that they decide alike. Every process must call it."""
     return ask_largest(values)()
@@ -134,7 +140,7 @@ def wait_for_all(where: str) -> None:
 def tell_others(message: str, status: int) -> None:
     """Lets the other processes end with this status too, and say why; or else they would wait for this one.
 
-    Returns once they know, or after some seconds. Then end with `os._exit`: a proper end would wait for them.
+    Returns once they know, or after some seconds. Then end with `exit_now`: a proper end would wait for them.
     """
     client = global_state.client
     if client is None:
@@ -149,7 +155,7 @@ def fail(message: str, status: int) -> NoReturn:
     if global_state.client is None:
         sys.exit(status)
     tell_others(message, status)
-    _exit(status)
+    exit_now(status)
 
 
 def _listen() -> None:
@@ -165,7 +171,7 @@ def _listen() -> None:
             return
         print(f"error: process {told['process']} stopped: {told['message']}", file=sys.stderr)
         _leave(client)
-        _exit(told["status"])
+        exit_now(told["status"])
 
 
 def _leave(client: Any) -> None:
@@ -179,7 +185,8 @@ def _leave(client: Any) -> None:
             time.sleep(0.1)
 
 
-def _exit(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
+    """Ends this process from any of its threads, and waits for nothing but what it has printed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

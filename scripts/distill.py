@@ -19,14 +19,7 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size)
     source = FLAGS.source(config)
-    run_ladder(
-        config,
-        FLAGS.workdir,
-        source,
-        on_eval=cli.draw_samples,
-        on_metrics=FLAGS.on_metrics(config),
-        change=FLAGS.change,
-    )
+    run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config))
     write_report(config, FLAGS.workdir, source)
 
 

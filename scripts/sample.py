@@ -10,7 +10,6 @@ writes the files.
 """
 
 import hashlib
-import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from diffusion_distillation import checkpoints, cli, multihost
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import folder
 from diffusion_distillation.report.grids import save_grid
@@ -101,9 +100,7 @@ def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
     if out.suffix == ".png":
         save_grid(images, out)
     else:
-        content = io.BytesIO()
-        np.savez_compressed(content, images=images)
-        write_whole(out, content.getvalue())
+        save_whole(out, lambda file: np.savez_compressed(file, images=images))
 
 
 def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:

@@ -17,14 +17,7 @@ def main() -> None:
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size)
     source = FLAGS.source(config)
-    train(
-        config,
-        FLAGS.workdir,
-        source,
-        on_eval=cli.draw_samples,
-        on_metrics=FLAGS.on_metrics(config),
-        change=FLAGS.change,
-    )
+    train(config, FLAGS.workdir, source, **FLAGS.options(config))
 
 
 if __name__ == "__main__":

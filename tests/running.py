@@ -44,6 +44,9 @@ AFFINE = ["--config.model.name=own_parts:affine", "--config.model.args.width=64"
 COMPILED_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
 
 
+OWN_PARTS = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}  # where own_parts.py is
+
+
 def command(script, *flags):
     return [sys.executable, f"scripts/{script}.py", *map(str, flags)]
 

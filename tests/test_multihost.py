@@ -1,10 +1,9 @@
 """Two processes of which one has what the other has not: a failure, other data, another config."""
 
 import fcntl
-import os
 import subprocess
 
-from running import ROOT, command, free_port
+from running import OWN_PARTS, ROOT, command, environment, free_port
 
 FLAGS = [
     "--config=configs/digits_base.py",
@@ -22,7 +21,7 @@ def run_two(*flags, second=()):
         subprocess.Popen(
             command("train", *FLAGS, *flags, *own, *together, f"--process_id={index}"),
             cwd=ROOT,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
+            env=environment(1, OWN_PARTS),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

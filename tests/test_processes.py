@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 from running import (
     AFFINE,
     COMPILED_QUICKLY,
+    OWN_PARTS,
     PATIENCE,
     ROOT,
     TINY,
@@ -293,10 +293,11 @@ assert_raises(*((RunError, "main process could not go on: disk") if index else (
 @pytest.mark.slow
 def test_processes_agree(tmp_path):
     """On the newest checkpoint that both can read, on what the first process says, and on stopping."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     port = str(free_port())
     started = [
-        subprocess.Popen([sys.executable, "-c", AGREE, port, str(index), tmp_path / "run"], cwd=ROOT, env=env)
+        subprocess.Popen(
+            [sys.executable, "-c", AGREE, port, str(index), tmp_path / "run"], cwd=ROOT, env=environment(1, OWN_PARTS)
+        )
         for index in range(2)
     ]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
@@ -312,7 +313,7 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
         "--config.train.checkpoint_every_secs=0",
         f"--workdir={tmp_path / 'run'}",
     ]
-    env = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "DIFFUSION_DISTILLATION_HEARTBEAT": "10"}
+    env = OWN_PARTS | {"DIFFUSION_DISTILLATION_HEARTBEAT": "10"}
 
     def start_two():
         return start(lambda connected: command("train", *flags, *connected), 2, 1, tmp_path / "log", env)

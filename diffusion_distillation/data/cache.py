@@ -1,19 +1,19 @@
 """Arrays that take long to make, kept on disk under a key of everything that shaped them."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import lock
 
 Arrays = dict[str, np.ndarray]
 
@@ -73,16 +73,7 @@ def _alone(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # no locks here, or nothing can be written: each on its own
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.with_name(f".{path.name}.lock").open("a+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                maker = file.read().strip() or "another process"
-                logging.warning("Waiting for %s, which makes %s.", maker, path.name)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            lock(file, lambda maker: logging.warning("Waiting for %s, which makes %s.", maker, path.name))
         yield
 
 

@@ -5,7 +5,7 @@ left unfinished, or is to get more samples, goes on with those that it lacks and
 or not at all.
 """
 
-import io
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import multihost
 from ..errors import InputError
-from ..files import UNFINISHED, write_whole
+from ..files import UNFINISHED, save_whole, write_whole
 
 SETTINGS = "settings.json"
 
@@ -57,9 +57,8 @@ def write(
 ) -> None:
     """Writes the samples of these numbers."""
     for j, image in zip(index.tolist(), images, strict=True):
-        content = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="PNG")
-        write_whole(folder / _name(j), content.getvalue(), sync=False)
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        save_whole(folder / _name(j), functools.partial(picture.save, format="PNG"), sync=False)
 
 
 def _name(j: int) -> str:

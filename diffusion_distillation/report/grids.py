@@ -1,6 +1,5 @@
 """Images side by side, as PNG files."""
 
-import io
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..files import as_path, write_whole
+from ..files import as_path, save_whole
 
 MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
 GAP = 6
@@ -34,6 +33,4 @@ def save_grid(
     images: UInt8[np.ndarray, "n height width channels"], path: epath.PathLike, columns: int | None = None
 ) -> None:
     """Writes `image_grid(images)` to a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(image_grid(images, columns)).save(content, "PNG")
-    write_whole(as_path(path), content.getvalue())
+    save_whole(as_path(path), lambda file: Image.fromarray(image_grid(images, columns)).save(file, "PNG"))

@@ -26,7 +26,7 @@ from ..data import Source
 from ..evaluation.features import MOST_PIXELS, pixels
 from ..evaluation.frechet import frechet_distance, statistics
 from ..evaluation.measure import data_indices, data_statistics, draw, halves_distance
-from ..files import as_path, write_whole
+from ..files import as_path, save_whole, write_whole
 from ..methods import make_method
 from ..pipeline import from_checkpoint
 from ..training.ladder import student_folder
@@ -99,7 +99,8 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) ->
                 sampler=sampler,
             )
             if multihost.is_main():
-                _keep_samples(drawn.images, _samples_path(folder, *key))
+                kept = drawn.images[:SAMPLES_KEPT]
+                save_whole(_samples_path(folder, *key), lambda file, kept=kept: np.savez_compressed(file, kept))
                 distance = frechet_distance(statistics([pixels(drawn.images)]), data())
                 rows[key] = Row(*key, distance, drawn.images_per_sec, newest_step(run_of(model, num_steps)))
                 measured = [rows[key]._asdict() for key in plan if key in rows]
@@ -156,12 +157,6 @@ def _read_figures(
 
 def _samples_path(folder: epath.Path, model: str, sampler: str, num_steps: int) -> epath.Path:
     return folder / "samples" / f"{model}_{sampler}_{num_steps:04d}.npz"
-
-
-def _keep_samples(images: np.ndarray, path: epath.Path) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, images[:SAMPLES_KEPT])
-    write_whole(path, content.getvalue())
 
 
 def _draw(rows: Sequence[Row], floor: float, folder: epath.Path) -> None:

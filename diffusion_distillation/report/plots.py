@@ -1,6 +1,6 @@
 """The report's figures, drawn with matplotlib."""
 
-import io
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +8,7 @@ from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from ..files import write_whole
+from ..files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
 TEACHER, STUDENT, MUTED = "#4c5c73", "#d1495b", "#8a8f98"
@@ -24,7 +24,7 @@ def save_columns(columns: Sequence[tuple[str, str, Images]], path: epath.Path, r
         axis.imshow(column, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(heading, fontsize=7, color=colour)
         axis.axis("off")
-    _save(figure, path)
+    save_whole(path, functools.partial(figure.savefig, format="png"))
 
 
 def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], floor: float, path: epath.Path) -> None:
@@ -43,10 +43,4 @@ def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], 
     axis.grid(which="major", color="#e5e7ea")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: epath.Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
+    save_whole(path, functools.partial(figure.savefig, format="png"))

@@ -57,8 +57,7 @@ def exit_on_signals() -> Iterator[None]:
 def _exit_at_once(number: int) -> None:
     print(f"Stopped; {GO_ON}", file=sys.stderr, flush=True)
     multihost.tell_others(f"signal {number}", 128 + number)
-    sys.stdout.flush()
-    os._exit(128 + number)
+    multihost.exit_now(128 + number)
 
 
 @contextlib.contextmanager

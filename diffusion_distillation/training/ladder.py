@@ -16,7 +16,8 @@ from ..errors import InputError, RunError
 from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
-from .loop import OnEval, OnMetrics, check_processes, say, train
+from ..multihost import say
+from .loop import OnEval, OnMetrics, check_processes, train
 from .runs import locked, open_run, read_config
 from .step import Teacher
 

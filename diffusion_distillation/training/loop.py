@@ -27,6 +27,7 @@ from ..devices import data_mesh
 from ..errors import InputError, RunError
 from ..files import as_path, is_remote
 from ..model import Network, count_params, init_params, make_network
+from ..multihost import say
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
@@ -96,6 +97,11 @@ class _Run(NamedTuple):
     runner: Runner
     checkpoints: Checkpoints
 
+    @property
+    def call_length(self) -> int:
+        """The updates of a call of the devices."""
+        return self.metadata.config.train.substeps if self.runner.in_one_call else 1
+
     def evaluate(self, state: TrainState, step: int) -> None:
         """Shows what the model has learned, to whom asked for it."""
         if self.on_eval is not None:
@@ -158,8 +164,7 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
         state, teacher = run.runner.place(state, None if finished else run.teacher)
         if step:
             say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
-        length = config.train.substeps if run.runner.in_one_call else 1
-        if finished or _due(range(max(step - length, 0), step), config.train.eval_every_steps):
+        if finished or _due(range(max(step - run.call_length, 0), step), config.train.eval_every_steps):
             run.evaluate(state, step)  # unless that is done; the run may have been stopped before it was
         if not finished:
             _go_on(run._replace(teacher=teacher), state, step, interrupt)
@@ -184,7 +189,7 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     """
     metadata, workdir, source, teacher, _, _, runner, checkpoints = run
     train, key = metadata.config.train, run_key(metadata.config.seed)
-    length = train.substeps if runner.in_one_call else 1
+    length = run.call_length
     monitor, decisions = Monitor(run, step), Decisions()
     process = jax.process_index(), jax.process_count()
     ahead = read_batches(source, metadata.config.seed, range(step, train.num_steps), train.batch_size, process=process)
@@ -272,7 +277,7 @@ class Monitor:
 
     def __init__(self, run: _Run, step: int):
         self._run, self._train, self._began = run, run.metadata.config.train, time.monotonic()
-        self._log = MetricsLog(run.workdir, step)
+        self._log = MetricsLog(run.workdir, step) if multihost.is_main() else None
         self._events = _event_files(run.workdir, step) if multihost.is_main() else None
         self._sent: deque[tuple[range, CallMetrics]] = deque()
         self._seen: list[CallMetrics] = []
@@ -409,12 +414,6 @@ def memory_of(device: Any) -> str:
         return ""
     limit = f" of {stats['bytes_limit'] / 1e9:.1f}" if "bytes_limit" in stats else ""
     return f"  {stats['peak_bytes_in_use'] / 1e9:.1f}{limit} GB"
-
-
-def say(line: str) -> None:
-    """Prints a line, in the main process."""
-    if multihost.is_main():
-        print(line, flush=True)
 
 
 def _due(call: range, interval: int) -> bool:

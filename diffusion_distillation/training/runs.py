@@ -3,13 +3,9 @@
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import logging
 import math
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +16,7 @@ from .. import multihost
 from ..checkpoints import newest_step
 from ..config import resolve
 from ..errors import InputError
-from ..files import as_path, is_remote, write_whole
+from ..files import as_path, is_remote, lock, write_whole
 from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
@@ -165,40 +161,33 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
     if is_remote(workdir):
         logging.warning("%s: a bucket has no locks; take care that no other run works there.", workdir)
         return
-    file = stack.enter_context(open(workdir / ".lock", "a+"))  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+
+    def refuse(holder: str) -> None:
         raise InputError(
-            f"Another process works in {str(workdir)!r} ({file.read().strip()}). Wait for it, stop it, or give "
-            "another --workdir."
+            f"Another process works in {str(workdir)!r} ({holder}). Wait for it, stop it, or give another --workdir."
         ) from None
+
+    try:
+        lock(stack.enter_context(open(workdir / ".lock", "a+")), refuse)  # noqa: SIM115
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
 
 
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go.
 
-    The main process alone reads and writes it.
+    It is the main process's alone.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int):
         self.path = as_path(workdir) / "metrics.jsonl"
-        if multihost.is_main():
-            self._kept = "".join(line for line in self._lines() if _step_of(line) <= step)
-            write_whole(self.path, self._kept)
+        self._kept = "".join(line for line in self._lines() if _step_of(line) <= step)
+        write_whole(self.path, self._kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
-        if not multihost.is_main():
-            return
         line = json.dumps({"step": step, **values}) + "\n"
         if is_remote(self.path):
             self._kept += line

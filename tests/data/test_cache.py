@@ -8,15 +8,17 @@ import sys
 
 import numpy as np
 import pytest
+from running import OWN_PARTS, environment
 
 from diffusion_distillation.data import cache
 
-# The module is run without its package, as what is slow to import is not needed. A maker says so and waits for 'go'.
+# A maker says so and waits for 'go'.
 ASK = """
-import logging, os, pathlib, runpy, sys, time
+import logging, os, pathlib, sys, time
 import numpy as np
+from diffusion_distillation.data.cache import cached
 
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)
 go = pathlib.Path("go")
 
 def make():
@@ -25,7 +27,7 @@ def make():
         time.sleep(0.01)
     return {"by": np.array([os.getpid()])}
 
-arrays = runpy.run_path(sys.argv[1])["cached"]("numbers", {"of": "test"}, make)
+arrays = cached("numbers", {"of": "test"}, make)
 print("has", *arrays["by"], flush=True)
 """
 
@@ -34,9 +36,11 @@ print("has", *arrays["by"], flush=True)
 def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch, killed):
     """And where the one is killed, another one takes over."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
-    command = [sys.executable, "-c", ASK, cache.__file__]
+    command, env = [sys.executable, "-c", ASK], environment(1, OWN_PARTS)
     with contextlib.ExitStack() as stack:
-        processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        processes = [
+            subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)
+        ]
         for process in processes:
             stack.enter_context(process)
             stack.callback(process.kill)
