@@ -1,5 +1,6 @@
 """Several processes, of one host or of many, that work as one run."""
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -23,6 +24,7 @@ from .errors import InputError, RunError
 
 # Seconds after which a process that is not heard of is taken for dead, and the others stop.
 HEARTBEAT_TIMEOUT = int(os.environ.get("DIFFUSION_DISTILLATION_HEARTBEAT", "60"))
+LISTEN_EVERY = 0.5  # seconds
 TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
 
 
@@ -52,7 +54,10 @@ def start(
         cluster_detection_method=None if detect else "deactivate",
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
-    threading.Thread(target=_listen, name="other processes", daemon=True).start()
+    done = threading.Event()
+    listener = threading.Thread(target=_listen, args=(done,), name="other processes", daemon=True)
+    listener.start()
+    atexit.register(_part, done, listener)
     _meet()
     return True
 
@@ -158,11 +163,20 @@ def fail(message: str, status: int) -> NoReturn:
     exit_now(status)
 
 
-def _listen() -> None:
+def _part(done: threading.Event, listener: threading.Thread) -> None:
+    """Waits for the others at the end, and listens to them until then.
+
+    A thread that is still in the client when Python ends takes the process down with it (SIGABRT).
+    """
+    jax.distributed.shutdown()
+    done.set()
+    listener.join()
+
+
+def _listen(done: threading.Event) -> None:
     """Ends this process when another one tells that it failed."""
     client = global_state.client
-    while True:
-        time.sleep(0.5)
+    while not done.wait(LISTEN_EVERY):
         try:
             told = json.loads(client.key_value_try_get(TOLD))
         except Exception:  # nothing was told, or nobody is there any more: then the heartbeat ends the process

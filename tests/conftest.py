@@ -16,6 +16,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Most programs run a few times, and take half the time to compile without optimizations; see `optimized`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
 
 import hypothesis
 import jax
@@ -41,6 +43,18 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that the processes of pytest-xdist are done at about the same time."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Programs as users compile them, here and in the scripts that are run."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

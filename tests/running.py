@@ -40,10 +40,6 @@ TINY = [
 ]
 # A network that compiles in no time, of own_parts.py, where there need not be a U-Net.
 AFFINE = ["--config.model.name=own_parts:affine", "--config.model.args.width=64"]
-# For programs that run a few times, and are compared with each other at most: half the time to compile.
-COMPILED_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
-
-
 OWN_PARTS = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}  # where own_parts.py is
 
 

@@ -33,7 +33,7 @@ SHAPE = (8, 8, 1)
 def make_run(**train):
     config = cfg.defaults()
     config.dataset.name = "digits"
-    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    config.model.name, config.model.args = "own_parts:affine", dict(width=4096)
     config.train.update(dict(batch_size=16, learning_rate=1e-3) | train)
     config = cfg.resolve(config)
     network = make_network(config.model, SHAPE, 1)
@@ -284,7 +284,7 @@ def test_the_state_of_another_run(tmp_path, two_checkpoints):
     assert_same(restore_from(tmp_path / "run", alone), newer._replace(opt_state=None))
     wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), abstract(newer).params)
     for field, difference in {
-        "params": r"params/conv_in/bias is float32\[32\] there and float32\[32, 2\] here",
+        "params": r"params/Dense_0/bias is float32\[1\] there and float32\[1, 2\] here",
         "skipped": r"skipped is int32\[\] there and missing here",
     }.items():
         with pytest.raises(ValueError, match=f"does not fit this config: .*{difference}"):

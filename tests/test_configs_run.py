@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from running import COMPILED_QUICKLY, ROOT, call, run_together
+from running import ROOT, call, run_together
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load
@@ -65,17 +65,16 @@ def env(stand_ins, tmp_path_factory):
     return {
         "TFDS_DATA_DIR": str(stand_ins),
         "DIFFUSION_DISTILLATION_CACHE": str(tmp_path_factory.mktemp("images")),
-        **COMPILED_QUICKLY,  # which is nearly all that these runs do
     }
 
 
 def train_and_distill(base, ladder, flags, steps, workdir, env):
     """Two steps of a base model and a halving of one."""
     model = cfg.load(ROOT / base).model.args
-    if len(model.ch_mult) > 3:  # down to 16x16, where there is attention then
-        mult = (1,) * (len(model.ch_mult) - 1)
-        flags = [*flags, f"--config.model.args.ch_mult={mult}", "--config.model.args.attn_resolutions=(16,)"]
-    flags = [*SHRUNK, *flags]
+    first, last = max(model.attn_resolutions), min(model.attn_resolutions)
+    mult = (1,) * (len(model.ch_mult) - (first // last).bit_length() + 1)  # down to the first with attention
+    shallow = [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
+    flags = [*SHRUNK, *shallow, *flags]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
     halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]

@@ -13,7 +13,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from running import COMPILED_QUICKLY, PATIENCE, ROOT, TINY, environment, free_port, wait_until
+from running import PATIENCE, ROOT, TINY, environment, free_port, wait_until
 
 LAUNCH = ROOT / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash
@@ -85,7 +85,7 @@ def test_slurm(tmp_path):
     flags = ["--config=configs/digits_base.py", "--config.train.num_steps=5", "--config.train.eval_every_steps=0"]
     flags += [*TINY, f"--workdir={tmp_path / 'a run'}"]
     command = [LAUNCH / "slurm.sh", "scripts/train.py", *flags]
-    env = environment(1, COMPILED_QUICKLY | env)
+    env = environment(1, env)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 cpu device(s)" in done.stdout and done.stdout.count("step 5/5") == 1
@@ -170,7 +170,7 @@ def test_jobset_trains(tmp_path):
         ]
         assert not any("$(" in argument for argument in rendered)
         smaller = [*TINY, "--config.train.num_steps=5"]
-        env = environment(1, COMPILED_QUICKLY)
+        env = environment(1)
         pods.append(subprocess.Popen([sys.executable, *rendered, *smaller], cwd=ROOT, env=env))
     assert [pod.wait(timeout=PATIENCE) for pod in pods] == [0, 0]
     assert list(tmp_path.glob("runs/digits/base/checkpoints/5"))

@@ -2,6 +2,7 @@
 
 import fcntl
 import subprocess
+import sys
 
 from running import OWN_PARTS, ROOT, command, environment, free_port
 
@@ -53,3 +54,18 @@ def test_other_data(tmp_path):
     status, errors = run_two(*data, f"--workdir={tmp_path}", second=["--config.dataset.args.length=63"])
     assert status == [2, 2]
     assert all("Process 0 reads 64 images" in error and "process 1 reads 63 images" in error for error in errors)
+
+
+END = """
+import sys
+from diffusion_distillation import multihost
+multihost.LISTEN_EVERY = 0
+assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+"""
+
+
+def test_the_end():
+    """Of processes whose listeners are in JAX's client all the time: they must have left it before Python ends."""
+    port, env = str(free_port()), environment(1, OWN_PARTS)
+    started = [subprocess.Popen([sys.executable, "-c", END, port, str(index)], cwd=ROOT, env=env) for index in range(2)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from running import (
     AFFINE,
-    COMPILED_QUICKLY,
     OWN_PARTS,
     PATIENCE,
     ROOT,
@@ -36,6 +35,7 @@ BASE = [
 LADDER = [
     "--config=configs/digits_distill.py",
     *TINY,
+    *AFFINE,
     "--config.distillation.start_num_steps=4",
     "--config.distillation.stages={}",
     "--config.distillation.steps_per_iter=5",
@@ -49,7 +49,7 @@ WAYS = {  # to train, by the number of processes and that of devices each has
     (2, 2): ["parallel=pmap"],
     (4, 1): ["parallel=jit", "parallel=pmap"],
 }
-# Two processes train a U-Net; four, or two under pmap, would compile it many times, and train a smaller network.
+# Two processes train a U-Net. Four, two under pmap, or a ladder compile many programs, of a smaller network.
 SMALL = [*BASE, *AFFINE]
 
 
@@ -65,7 +65,7 @@ def start(arguments, processes, devices, log, env=None):
                 subprocess.Popen(
                     arguments(connected if processes > 1 else []),
                     cwd=ROOT,
-                    env=environment(devices, COMPILED_QUICKLY | (env or {})),
+                    env=environment(devices, env),
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )
@@ -106,9 +106,9 @@ def drifting():
 
 @pytest.fixture(scope="module")
 def alone(folder, drifting):
-    """The runs of one process with one device, of the U-Net and of the smaller network, and a ladder of the first."""
+    """The runs of one process with one device, of the U-Net and of the smaller network, and a ladder of the other."""
     workdir, small = folder / "alone", folder / "alone, small"
-    teacher = f"--config.distillation.teacher_checkpoint_path={workdir}"
+    teacher = f"--config.distillation.teacher_checkpoint_path={small}"
     ladder = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder'}"]
     runs = [["train", *BASE, f"--workdir={workdir}"], ["train", *SMALL, f"--workdir={small}"]]
     do([*runs, ladder], 1, 1, folder / "log of one")
@@ -124,7 +124,7 @@ def together(folder, alone):
     """
     resumed = folder / "resumed"
     resume = ["train", *SMALL, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={resumed}"]
-    teacher = f"--config.distillation.teacher_checkpoint_path={alone[0]}"
+    teacher = f"--config.distillation.teacher_checkpoint_path={alone[1]}"
     distill = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder of two'}"]
 
     def go_back_to(step):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
-from running import COMPILED_QUICKLY, TINY, assert_same, call, run, start, steps_saved, wait_until
+from running import TINY, assert_same, call, run, start, steps_saved, wait_until
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
 
+pytestmark = pytest.mark.usefixtures("optimized")
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_steps=20"]
 LADDER = [
     "--config=configs/digits_distill.py",
@@ -48,11 +49,15 @@ def ladder(base):
     return workdir, run(*distilling(base[0], workdir))
 
 
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_train(base):
     workdir, printed = base
     assert re.search(r"step 20/20  loss [\d.]+  [\d,]+ images/s  0:00:00 left", printed)
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    metrics = metrics_of(workdir)
     assert [line["step"] for line in metrics] == [10, 20]
     assert metrics[1]["loss"] < metrics[0]["loss"]
     assert set(metrics[0]) == {"step", "loss", "gradient_norm", "skipped", "learning_rate", "images_per_sec"}
@@ -66,14 +71,12 @@ def size_of(picture):
 
 
 @pytest.mark.slow
-def test_four_devices_train_as_one(tmp_path):
-    """20 steps of the digits' base model itself, without the average, which would hide a difference."""
-    flags = ["--config=configs/digits_base.py", "--config.train.num_steps=20", "--config.train.ema_decay=0.0"]
-    for devices in (1, 4):
-        workdir = f"--workdir={tmp_path / str(devices)}"
-        printed = run("train", *flags, workdir, devices=devices, env=COMPILED_QUICKLY)
-        assert f"{devices} cpu device(s)" in printed
-    assert_same(tmp_path / "1", tmp_path / "4", atol=1e-5)
+def test_four_devices_train_as_one(base, tmp_path):
+    printed = run("train", *BASE, f"--workdir={tmp_path}", devices=4)
+    assert "1 cpu device(s)" in base[1] and "4 cpu device(s)" in printed
+    assert_same(base[0], tmp_path, atol=1e-5)
+    losses = [[line["loss"] for line in metrics_of(workdir)] for workdir in (base[0], tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # of the parameters themselves, not of their average
 
 
 @pytest.mark.slow
@@ -87,8 +90,7 @@ def test_base_run_resumes(base):
     (workdir / "checkpoints" / "20").rename(workdir / "20")
     assert "going on from step 15" in run("train", *flags)
     assert_same(base[0], workdir)
-    lines = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [10, 20]
+    assert [line["step"] for line in metrics_of(workdir)] == [10, 20]
 
 
 @pytest.mark.slow
@@ -159,7 +161,7 @@ def test_interrupted_ladder_ends_in_the_same_parameters(base, ladder):
 def test_class_conditional_in_mixed_precision(tmp_path):
     flags = ["--config.dataset.args.class_conditional=True", "--config.dataset.args.randflip=True"]
     flags += ["--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}"]
-    run("train", *BASE, *flags, env=COMPILED_QUICKLY)
+    run("train", *BASE, *flags)
     pipeline = from_checkpoint(tmp_path / "base")
     assert pipeline.num_classes == 10
     assert pipeline.sample(jax.random.key(0), 12).std() > 10
@@ -227,6 +229,6 @@ def test_benchmark_of_data():
 @pytest.mark.slow
 def test_benchmark_of_checkpoints(tmp_path):
     flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--blocks=0", "--batch_size=2"]
-    printed = run("benchmarks/checkpoints", *flags, env=COMPILED_QUICKLY)
+    printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
     assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)

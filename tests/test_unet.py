@@ -12,6 +12,7 @@ from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.unet import UNet, dropout
 
+pytestmark = pytest.mark.usefixtures("optimized")
 SMALL = dict(
     num_classes=1,
     ch=32,
