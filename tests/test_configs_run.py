@@ -71,10 +71,11 @@ def env(stand_ins, tmp_path_factory):
 def train_and_distill(base, ladder, flags, steps, workdir, env):
     """Two steps of a base model and a halving of one."""
     model = cfg.load(ROOT / base).model.args
-    first, last = max(model.attn_resolutions), min(model.attn_resolutions)
-    mult = (1,) * (len(model.ch_mult) - (first // last).bit_length() + 1)  # down to the first with attention
-    shallow = [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
-    flags = [*SHRUNK, *shallow, *flags]
+    flags = [*SHRUNK, *flags]
+    if isinstance(model.ch_mult, tuple):  # lists cannot be set by flags
+        first, last = max(model.attn_resolutions), min(model.attn_resolutions)
+        mult = (1,) * (len(model.ch_mult) - (first // last).bit_length() + 1)  # down to the first with attention
+        flags += [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
     halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]

@@ -216,19 +216,3 @@ def test_the_exit_status_of_bad_input(tmp_path):
     printed, error = process.communicate(timeout=60)
     assert process.returncode == 2 and re.fullmatch(".*: reading the data, digits\n", printed)
     assert re.fullmatch("error: config.train.batch_size=30 must be divisible by .* devices, 4: .*\n", error)
-
-
-@pytest.mark.slow
-def test_benchmark_of_data():
-    printed = run("benchmarks/data", "--files=30", "--batch_size=16", "--seconds=0.2")
-    speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
-    assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
-    assert all(int(speed.replace(",", "")) > 0 for _, speed in speeds)
-
-
-@pytest.mark.slow
-def test_benchmark_of_checkpoints(tmp_path):
-    flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--blocks=0", "--batch_size=2"]
-    printed = run("benchmarks/checkpoints", *flags)
-    seconds = r"[\d.]+ s"
-    assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)
