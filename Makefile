@@ -1,14 +1,17 @@
 # make demo   installs what it needs, then trains, distills and reports on the embedded digits
 # make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
 #
+# make peer   installs PyTorch in an environment of its own, for scripts/benchmarks/benchmark.py --peer
+#
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 
 VENV ?= .venv
 RUNS ?= runs/digits
 PYTHON ?= $(shell scripts/find_python.sh)
 RUN := $(VENV)/bin/python
+PEER ?= .venv-peer
 
-.PHONY: demo test install lint clean
+.PHONY: demo test install lint peer clean
 
 demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
@@ -39,5 +42,12 @@ $(VENV)/installed_test: setup.py
 	$(install) ".[test]"
 	touch $(VENV)/installed $@
 
+peer: $(PEER)/installed
+
+$(PEER)/installed: scripts/benchmarks/requirements-peer.txt
+	python3.11 -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(PEER) $(RUNS)

@@ -21,7 +21,7 @@ from . import multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
-from .devices import use_all_cpu_cores
+from .devices import prepare_cpu
 from .errors import InputError, RunError
 from .files import absolute, as_path
 from .pipeline import Pipeline
@@ -57,7 +57,19 @@ class ProcessFlags:
                 "to num_processes - 1.".format(*together)
             )
         if not multihost.start(*together):
-            use_all_cpu_cores(batch_size)
+            prepare_cpu(batch_size)
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines the flag --config, whose value is the config that the file has, with the fields that it leaves out."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        help_string="The config file; --config.<field>=<value> sets a field of it.",
+        lock_config=False,
+        accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
+    )
+    flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
+    return holder
 
 
 class RunFlags(ProcessFlags):
@@ -65,13 +77,7 @@ class RunFlags(ProcessFlags):
 
     def __init__(self):
         super().__init__()
-        self._config = config_flags.DEFINE_config_file(
-            "config",
-            help_string="The config file; --config.<field>=<value> sets a field of it.",
-            lock_config=False,
-            accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
-        )
-        flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
+        self._config = define_config()
         self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
         self._change = flags.DEFINE_bool(
             "change",

@@ -1,29 +1,46 @@
 """The devices, all of all processes in a row, and what is placed on them."""
 
+import mmap
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 AnyMesh = Mesh | AbstractMesh  # of devices, or to reckon with
 MIN_EXAMPLES_PER_CPU_DEVICE = 16
+ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
 
 
-def use_all_cpu_cores(batch_size: int) -> None:
-    """Where there is no accelerator, makes every core a device; call it before JAX starts.
+def prepare_cpu(batch_size: int) -> None:
+    """Where there is no accelerator, uses what the CPU has; call it before JAX starts. What the user set stays.
 
-    Within one CPU device XLA runs parts of a program on a single core. As many devices as evenly share the batch, with
-    16 examples each at least, are made; JAX_NUM_CPU_DEVICES or XLA_FLAGS, where set, have the last word.
+    Every core becomes a device, as within one XLA runs parts of a program on a single core: as many as evenly share
+    the batch, with 16 examples each at least, unless JAX_NUM_CPU_DEVICES or XLA_FLAGS say otherwise. And oneDNN, which
+    XLA has inside and leaves off, does the convolutions and products of bfloat16; `XLA_FLAGS=ONEDNN=false` (see the
+    constant) leaves it off.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if ONEDNN not in flags and _xla_knows(ONEDNN):
+        os.environ["XLA_FLAGS"] = f"{flags} {ONEDNN}=true".strip()
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max(1, min(cores, batch_size // MIN_EXAMPLES_PER_CPU_DEVICE))
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
+
+
+def _xla_knows(flag: str) -> bool:
+    """Whether this version has the flag: one that it does not know would end the process."""
+    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(flag.removeprefix("--").encode()) >= 0
+    return False
 
 
 def data_mesh() -> Mesh:

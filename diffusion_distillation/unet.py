@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from .errors import InputError
+from .layers import Conv, GroupNorm
 from .shapes import Array
 
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear")
@@ -121,9 +122,9 @@ class UNet(nn.Module):
             return attention_block(self.num_heads, self.head_dim, dtype, name=name)(h)
 
         def conv(h, name, strides=1):
-            return nn.Conv(h.shape[-1], (3, 3), strides=strides, dtype=dtype, name=name)(h)
+            return Conv(h.shape[-1], (3, 3), strides=strides, dtype=dtype, name=name)(h)
 
-        h = nn.Conv(self.ch, (3, 3), dtype=dtype, name="conv_in")(x.astype(dtype))
+        h = Conv(self.ch, (3, 3), dtype=dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
         for level, mult in enumerate(self.ch_mult):
             for block in range(self.num_res_blocks):
@@ -151,8 +152,8 @@ class UNet(nn.Module):
                 h = residual(h, name, resample=upsample) if self.resblock_resample else conv(upsample(h), name)
 
         head_dtype = jnp.promote_types(dtype, jnp.float32)
-        h = nn.swish(group_norm(head_dtype, "norm_out")(h))
-        h = nn.Conv(self.out_ch, (3, 3), dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        h = group_norm(head_dtype, "norm_out", nn.swish)(h)
+        h = Conv(self.out_ch, (3, 3), dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
         return h.astype(x.dtype)
 
     def validate(self, height: int, width: int) -> None:
@@ -212,17 +213,16 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x, emb, index):
         """`index` is the examples' positions in the global batch, for dropout; None for none."""
-        h = nn.swish(group_norm(self.dtype, "norm1")(x))
+        h = group_norm(self.dtype, "norm1", nn.swish)(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = nn.Conv(self.out_ch, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = Conv(self.out_ch, (3, 3), dtype=self.dtype, name="conv1")(h)
 
         emb = nn.Dense(2 * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
-        scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-        h = nn.swish(group_norm(self.dtype, "norm2")(h) * (1 + scale) + shift)
+        h = group_norm(self.dtype, "norm2", nn.swish)(h, film=tuple(jnp.split(emb, 2, axis=-1)))
         if index is not None:
             h = dropout(h, self.make_rng("dropout"), index, self.dropout)
-        h = nn.Conv(self.out_ch, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
+        h = Conv(self.out_ch, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
 
         if x.shape[-1] != self.out_ch:
             x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(x)
@@ -259,9 +259,9 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int) -> Float[Array
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
 
 
-def group_norm(dtype, name):
+def group_norm(dtype, name, activation=None):
     """Group normalization as everywhere in the network."""
-    return nn.GroupNorm(NUM_GROUPS, epsilon=1e-6, dtype=dtype, name=name)
+    return GroupNorm(NUM_GROUPS, dtype, activation, name=name)
 
 
 def average_pool(x):

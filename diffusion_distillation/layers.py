@@ -1,0 +1,91 @@
+"""Layers of the U-Net, with the parameters of Flax's and its results to rounding, written to be fast."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float
+
+from .shapes import Array
+
+
+def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
+    """`jax.lax.conv_general_dilated`.
+
+    On CPU in bfloat16 it has a gradient of its own, without forward-mode derivatives: oneDNN passes over convolutions
+    whose kernel is a `reverse`, as that of the input's gradient usually is.
+    """
+    apply = functools.partial(jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
+    odd = all(size % 2 for size in kernel.shape[:-2])
+    plain = padding == "SAME" and all(stride == 1 for stride in window_strides) and odd
+    if not plain or x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return apply(x, kernel)
+    return _convolution(apply, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolution(apply: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+    return apply(x, kernel)
+
+
+def _forward(apply, x, kernel):
+    return apply(x, kernel), (x, kernel)
+
+
+def _backward(apply, saved, gradient):
+    x, kernel = saved
+    turned = jax.lax.optimization_barrier(jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2))
+    [of_kernel] = jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)
+    return apply(gradient, turned), of_kernel
+
+
+_convolution.defvjp(_forward, _backward)
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization, a scale and a shift of each example's channels, and an activation, in one pass over x.
+
+    Statistics and all arithmetic are in float32 at least. Per channel the whole is one multiply-add.
+
+    Attributes:
+      num_groups: a divisor of the channels.
+      dtype: of the result; by default that of x.
+      activation: what comes last.
+      epsilon: added to the variance.
+    """
+
+    num_groups: int
+    dtype: Any = None
+    activation: Callable[[Array], Array] | None = None
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch *space channels"],
+        film: tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]] | None = None,
+    ) -> Float[Array, "batch *space channels"]:
+        """Normalizes x; then, with `film = scale, shift` (Perez et al. 2018), y becomes y * (1 + scale) + shift."""
+        batch, channels = len(x), x.shape[-1]
+        gamma = self.param("scale", nn.initializers.ones, (channels,))
+        beta = self.param("bias", nn.initializers.zeros, (channels,))
+        f = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        space = tuple(range(1, x.ndim - 1))
+
+        def of_groups(per_channel):
+            groups = per_channel.reshape(batch, self.num_groups, -1).mean(axis=-1)
+            return jnp.repeat(groups, channels // self.num_groups, axis=-1)
+
+        mean, mean_square = of_groups(f.mean(axis=space)), of_groups(jnp.square(f).mean(axis=space))
+        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
+        shift = beta - mean * scale
+        if film is not None:
+            scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
+        y = f * jnp.expand_dims(scale, space) + jnp.expand_dims(shift, space)
+        if self.activation is not None:
+            y = self.activation(y)
+        return y.astype(self.dtype or x.dtype)

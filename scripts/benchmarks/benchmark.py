@@ -1,0 +1,204 @@
+"""Times the network, training and sampling, alone or in turns with the same in PyTorch, and writes tables.
+
+    python scripts/benchmarks/benchmark.py --out=benchmark.json
+    make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=benchmark.json
+
+The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
+the channels and two blocks a level. Each library works in a process of its own, which is idle while the other is timed;
+what is timed are medians over rounds in which they take turns. PyTorch (the Python of --peer has it) computes the same
+function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our rate by
+PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own arithmetic
+comes to; the seconds of the first call, most of which is compiling; and the most memory that the process held.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from worker import PRODUCT
+
+from diffusion_distillation import cli
+from diffusion_distillation.config import load, resolve
+from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.model import count_params, init_params, make_network
+
+HERE = Path(__file__).parent
+WORK = ("base_step", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
+FORWARDS = {"base_step": 3, "distillation_step": 5, "forward": 1}  # as much arithmetic as so many forward passes
+
+CONFIG = cli.define_config()
+IMAGE_SHAPE = flags.DEFINE_list("image_shape", ["32", "32", "3"], "Height, width and channels of the images.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16"], "Images a step, or a call.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Of the activations.")
+WHAT = flags.DEFINE_list("work", list(WORK), "What is timed: 'sample 4' is a sample in four steps.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "How often.", lower_bound=1)
+PEER = flags.DEFINE_string("peer", None, "A Python that has torch, to compare with.")
+OUT = flags.DEFINE_string("out", None, "A JSON file for all figures.")
+
+
+class Worker:
+    """A process whose work is timed."""
+
+    def __init__(self, command: Sequence[str], setup: dict[str, Any]):
+        self.began = time.perf_counter()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        about = self._ask(setup)
+        self.name, self.devices, self.error = about["name"], about["devices"], about["error"]
+        self.first: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self.peak_bytes: dict[str, int] = {}
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self._process.args} ended with status {self._process.wait()}.")
+        return json.loads(line)
+
+    def do(self, what: str, batch: int) -> None:
+        """Does the work once; the first time counts apart."""
+        answer = self._ask({"what": what, "batch": batch})
+        if what not in self.first:
+            self.first[what], self.seconds[what] = answer["seconds"], []
+            return
+        self.seconds[what].append(answer["seconds"])
+        self.peak_bytes[what] = answer["peak_bytes"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Runs the script."""
+    shape = tuple(map(int, IMAGE_SHAPE.value))
+    config = base_config()
+    network = make_network(resolve(config).model, shape, 1)
+    params = init_params(network, jax.random.key(0), shape, 1)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), params)
+    x, logsnr = rng.standard_normal((4, *shape), np.float32), np.linspace(-5, 5, 4, dtype=np.float32)
+    lowered = jax.jit(network.apply).lower({"params": params}, x, logsnr)
+    out, flops = lowered.compile()({"params": params}, x, logsnr), lowered.cost_analysis()["flops"] / len(x)
+    machine = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+    print(f"{machine}; {count_params(params):,} parameters, {flops / 1e9:.2f} GFLOP a forward pass of an image")
+    rows = []
+    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"benchmark_{os.getpid()}.npz"
+    try:
+        np.savez(file, **flatten_dict({"params": params}, sep="/"), x=x, logsnr=logsnr, out=out)
+        for dtype in DTYPES.value:
+            for batch in map(int, BATCH_SIZES.value):
+                measured = list(measure(config, file, dtype, batch, flops))
+                print("\n" + table(measured, dtype, batch), flush=True)
+                rows += measured
+    finally:
+        file.unlink(missing_ok=True)
+    if OUT.value:
+        write_whole(as_path(OUT.value), json.dumps({"machine": machine, "rows": rows}, indent=1))
+
+
+def base_config() -> ConfigDict:
+    """The config of what is timed."""
+    if CONFIG.value is not None:
+        return CONFIG.value
+    config = load(HERE.parents[1] / "configs" / "cifar_base.py")
+    config.model.args.update(ch=64, emb_ch=256, num_res_blocks=2)
+    return config
+
+
+def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
+    """The configs of training and of distillation."""
+    base = config.copy_and_resolve_references()
+    base.model.dtype, base.train.batch_size = dtype, batch
+    ladder = base.copy_and_resolve_references()
+    ladder.model.args.dropout = 0.0
+    ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
+    return {"base": resolve(base).to_dict(), "ladder": resolve(ladder).to_dict()}
+
+
+def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float) -> Iterator[dict[str, Any]]:
+    """A row for each work and worker."""
+    commands = [[sys.executable, str(HERE / "ours.py")]]
+    if PEER.value:
+        commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]
+    setup = {"file": str(file), **configs(config, dtype, batch)}
+    works, workers, first_step = ["product", *WHAT.value], [], {}
+    for command in commands:
+        workers.append(Worker(command, setup))
+        if workers[-1].error > {"float32": 1e-4}.get(dtype, 0.05):
+            sys.exit(f"error: {workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
+        for what in works[1:] + works[:1]:
+            workers[-1].do(what, batch)
+            first_step.setdefault(workers[-1].name, time.perf_counter() - workers[-1].began)
+    for what in works:
+        for turn in range(ROUNDS.value):
+            for worker in workers[:: -1 if turn % 2 else 1]:
+                worker.do(what, batch)
+    for worker in workers:
+        worker.close()
+    for what in works:
+        for worker in workers:
+            seconds = float(np.median(worker.seconds[what]))
+            if what == "product":
+                operations = 2 * PRODUCT**3 * worker.devices
+            else:
+                operations = (FORWARDS.get(what) or int(what.split()[1])) * flops * batch
+            yield {
+                "work": what,
+                "worker": worker.name,
+                "dtype": dtype,
+                "batch": batch,
+                "error": worker.error,
+                "seconds": seconds,
+                "images_per_sec": batch / seconds,
+                "flops_per_sec": operations / seconds,
+                "first_call_seconds": worker.first[what],
+                "start_to_first_seconds": first_step[worker.name],
+                "peak_bytes": worker.peak_bytes[what],
+            }
+
+
+def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
+    """Rows as Markdown."""
+    ours, *peers = dict.fromkeys(row["worker"] for row in rows)
+    found = {(row["work"], row["worker"]): row for row in rows}
+    product = found["product", ours]["flops_per_sec"]
+    head = [f"{dtype}, batch {batch}", ours, *peers, *(["ratio"] if peers else []), "of a product"]
+    head += ["first call", *(f"{name.split()[0]} GB" for name in (ours, *peers[:1]))]
+    lines = [head, ["---"] * len(head)]
+    for what in dict.fromkeys(row["work"] for row in rows if row["work"] != "product"):
+        of_ours, *others = (found[what, name] for name in (ours, *peers))
+        line = [what.replace("_", " "), *(f"{row['images_per_sec']:.1f}" for row in (of_ours, *others))]
+        if others:
+            line.append(f"{of_ours['images_per_sec'] / max(row['images_per_sec'] for row in others):.2f}")
+        line += [f"{of_ours['flops_per_sec'] / product:.0%}", f"{of_ours['first_call_seconds']:.1f} s"]
+        line += [f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "-" for row in (of_ours, *others[:1])]
+        lines.append(line)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rates = ", ".join(f"{found['product', name]['flops_per_sec'] / 1e9:,.0f} ({name})" for name in (ours, *peers))
+    starts = ", ".join(f"{found['product', name]['start_to_first_seconds']:.1f} s ({name})" for name in (ours, *peers))
+    return f"{text}\n\nA matrix product: GFLOP/s {rates}. From process start to the end of the first step: {starts}."
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else "a processor that does not tell its name"
+
+
+if __name__ == "__main__":
+    cli.run(main)

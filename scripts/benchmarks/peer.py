@@ -1,0 +1,266 @@
+"""A process that times the same network and steps in PyTorch; see `benchmark.py`. It runs where torch is installed."""
+
+import functools
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from worker import PRODUCT, serve
+
+Params = dict[str, Tensor]
+
+
+def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
+    """The parameters of a file, as PyTorch lays them out, and what else is in it.
+
+    Names are paths in the Flax tree, with slashes; kernels become [out, in, height, width] and [out, in].
+    """
+    params, rest = {}, {}
+    for name, array in np.load(path).items():
+        if not name.startswith("params/"):
+            rest[name] = array
+            continue
+        name = name.removeprefix("params/")
+        layer = name.split("/")[-2]
+        if name.endswith("kernel"):
+            if layer in ("q", "k", "v"):
+                array = array.reshape(array.shape[0], -1)
+            elif layer == "proj_out":
+                array = array.reshape(-1, array.shape[-1])
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        elif layer in ("q", "k", "v"):
+            array = array.reshape(-1)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        params[name] = tensor
+    return params, rest
+
+
+class UNet:
+    """The U-Net as a function of its parameters; options are those of ours."""
+
+    def __init__(self, options: dict[str, Any]):
+        self.options = options
+
+    def __call__(self, p: Params, x: Tensor, logsnr: Tensor, *, train: bool = False) -> Tensor:
+        """The raw output for images [batch, channels, height, width]."""
+        o = self.options
+        rate = o["dropout"] if train else 0.0
+        time = torch.arctan(torch.exp(-0.5 * logsnr.clip(-20, 20))) / (0.5 * math.pi)
+        emb = linear(p, "dense0", embedding(1000 * time, o["ch"]))
+        emb = functional.silu(linear(p, "dense1", functional.silu(emb)))
+
+        def residual(h, name, resample=None):
+            return residual_block(p, name, h, emb, rate, resample)
+
+        def attended(h, name):
+            return attention_block(p, name, h, o) if h.shape[2] in o["attn_resolutions"] else h
+
+        inside = o["resblock_resample"]
+        h = conv(p, "conv_in", x)
+        skips = [h]
+        levels = len(o["ch_mult"])
+        for level in range(levels):
+            for block in range(o["num_res_blocks"]):
+                h = attended(residual(h, f"down_{level}.block_{block}"), f"down_{level}.attn_{block}")
+                skips.append(h)
+            if level < levels - 1:
+                name = f"down_{level}.downsample"
+                h = residual(h, name, pool) if inside else strided(p, name, h)
+                skips.append(h)
+        h = residual(h, "mid.block_1")
+        h = attention_block(p, "mid.attn_1", h, o)
+        h = residual(h, "mid.block_2")
+        for level in reversed(range(levels)):
+            for block in range(o["num_res_blocks"] + 1):
+                h = residual(torch.cat([h, skips.pop()], dim=1), f"up_{level}.block_{block}")
+                h = attended(h, f"up_{level}.attn_{block}")
+            if level > 0:
+                name = f"up_{level}.upsample"
+                h = residual(h, name, upsample) if inside else conv(p, name, upsample(h))
+        h = functional.silu(norm(p, "norm_out", h.float()))
+        with torch.autocast("cpu", enabled=False):  # the head is in float32, as ours is
+            return conv(p, "conv_out", h.float())
+
+
+def linear(p, name, x):
+    """A dense layer."""
+    return functional.linear(x, p[f"{name}/kernel"], p[f"{name}/bias"])
+
+
+def conv(p, name, x):
+    """3x3, with padding."""
+    return functional.conv2d(x, p[f"{name}/kernel"], p[f"{name}/bias"], padding=1)
+
+
+def strided(p, name, x):
+    """A stride of 2 with padding after the image only, as 'SAME' is."""
+    return functional.conv2d(functional.pad(x, (0, 1, 0, 1)), p[f"{name}/kernel"], p[f"{name}/bias"], stride=2)
+
+
+def norm(p, name, x):
+    """Group normalization."""
+    return functional.group_norm(x, 32, p[f"{name}/scale"], p[f"{name}/bias"], 1e-6)
+
+
+def pool(x):
+    """Means of 2x2 pixels."""
+    return functional.avg_pool2d(x, 2)
+
+
+def upsample(x):
+    """Nearest neighbour, twice the size."""
+    return functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def embedding(time, width):
+    """Sines and cosines."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32))
+    phases = time[:, None] * frequencies
+    return torch.cat([torch.sin(phases), torch.cos(phases)], dim=1)
+
+
+def residual_block(p, name, x, emb, rate, resample):
+    """As ours."""
+    h = functional.silu(norm(p, f"{name}/norm1", x))
+    if resample is not None:
+        h, x = resample(h), resample(x)
+    h = conv(p, f"{name}/conv1", h)
+    scale, shift = linear(p, f"{name}/temb_proj", emb)[:, :, None, None].chunk(2, dim=1)
+    h = functional.silu(norm(p, f"{name}/norm2", h) * (1 + scale) + shift)
+    h = conv(p, f"{name}/conv2", functional.dropout(h, rate, training=rate > 0))
+    if f"{name}/nin_shortcut/kernel" in p:
+        x = functional.conv2d(x, p[f"{name}/nin_shortcut/kernel"][:, :, None, None], p[f"{name}/nin_shortcut/bias"])
+    return x + h
+
+
+def attention_block(p, name, x, options):
+    """As ours."""
+    batch, channels, height, width = x.shape
+    heads = options["num_heads"] or channels // options["head_dim"]
+    h = norm(p, f"{name}/norm", x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    q, k, v = (
+        linear(p, f"{name}/{part}", h).view(batch, -1, heads, channels // heads).transpose(1, 2) for part in "qkv"
+    )
+    h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+    return x + linear(p, f"{name}/proj_out", h).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def angle(t):
+    """The cosine schedule without ends, which cost nothing: alpha = cos, sigma = sin."""
+    return t * (math.pi / 2)
+
+
+def logsnr_of(t):
+    """The log-SNR."""
+    return -2 * torch.log(torch.tan(angle(t).clip(1e-4, math.pi / 2 - 1e-4)))
+
+
+class Work:
+    """What is timed. Steps are those of a network that predicts v, trained by Adam, with an average."""
+
+    devices = 1
+
+    def __init__(self, setup: dict[str, Any], compiled: bool):
+        self.params, self.given = read_params(setup["file"])
+        model = setup["base"]["model"]
+        network = UNet(model["args"])
+        self.apply = torch.compile(network) if compiled else network
+        self.in_bfloat16 = model["dtype"] == "bfloat16"
+        self.matrix = torch.ones(PRODUCT, PRODUCT, dtype=torch.bfloat16 if self.in_bfloat16 else torch.float32)
+        self.student = {name: value.clone().requires_grad_() for name, value in self.params.items()}
+        self.average = [value.clone() for value in self.params.values()]
+        self.optimizer = torch.optim.Adam(self.student.values(), lr=1e-5, fused=True)
+
+    def call(self, params: Params, z: Tensor, t: Tensor, *, train: bool = False) -> Tensor:
+        """v, in float32."""
+        return self.raw(params, z, logsnr_of(t), train=train).float()
+
+    def raw(self, params: Params, z: Tensor, logsnr: Tensor, *, train: bool = False) -> Tensor:
+        """The network's output."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.in_bfloat16):
+            return self.apply(params, z, logsnr, train=train)
+
+    def error(self) -> float:
+        """How far the output is from the one given, relative to its size."""
+        x, logsnr, out = (torch.from_numpy(self.given[name]) for name in ("x", "logsnr", "out"))
+        with torch.no_grad():
+            got = self.raw(self.params, x.permute(0, 3, 1, 2), logsnr).permute(0, 2, 3, 1)
+        return ((got - out).norm() / out.norm()).item()
+
+    def images(self, batch: int) -> Tensor:
+        """Noise in the place of images."""
+        _, height, width, channels = self.given["x"].shape
+        return torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+    def product(self, batch: int) -> None:
+        """A matrix product."""
+        self.matrix @ self.matrix
+
+    @torch.no_grad()
+    def forward(self, batch: int) -> None:
+        """One call of the network."""
+        self.call(self.params, self.images(batch), torch.rand(batch))
+
+    @torch.no_grad()
+    def sample(self, batch: int, num_steps: int) -> Tensor:
+        """DDIM."""
+        z = self.images(batch)
+        for i in range(num_steps, 0, -1):
+            t, s = (torch.full((batch,), float(j / num_steps)) for j in (i, i - 1))
+            z = step(z, self.call(self.params, z, t), t, s)
+        return z
+
+    def base_step(self, batch: int) -> None:
+        """A step of base training."""
+        x, eps, t = self.images(batch), self.images(batch), torch.rand(batch)
+        self.update(x, eps, t, cos(t) * eps - sin(t) * x)
+
+    def distillation_step(self, batch: int) -> None:
+        """A step of distillation: two steps of the teacher, then the student's."""
+        x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch)
+        z = cos(t) * x + sin(t) * eps
+        with torch.no_grad():
+            half = step(z, self.call(self.params, z, t), t, t - 0.05)
+            end = step(half, self.call(self.params, half, t - 0.05), t - 0.05, t - 0.1)
+            ratio = sin(t - 0.1) / sin(t)
+            target = (end - ratio * z) / (cos(t - 0.1) - ratio * cos(t))
+            eps = (z - cos(t) * target) / sin(t)
+        self.update(target, eps, t, cos(t) * eps - sin(t) * target)
+
+    def update(self, x: Tensor, eps: Tensor, t: Tensor, target: Tensor) -> None:
+        """Gradient, clipping, Adam, and the average."""
+        self.optimizer.zero_grad(set_to_none=True)
+        v = self.call(self.student, cos(t) * x + sin(t) * eps, t, train=True)
+        (v - target).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.student.values(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [value.detach() for value in self.student.values()], 1e-4)
+
+
+def cos(t):
+    """alpha, for images."""
+    return torch.cos(angle(t))[:, None, None, None]
+
+
+def sin(t):
+    """sigma, for images."""
+    return torch.sin(angle(t))[:, None, None, None]
+
+
+def step(z, v, t, s):
+    """DDIM from t to s."""
+    return torch.cos(angle(t - s))[:, None, None, None] * z - torch.sin(angle(t - s))[:, None, None, None] * v
+
+
+if __name__ == "__main__":
+    compiled = "--compile" in sys.argv
+    name = f"torch {torch.__version__}{', compiled' if compiled else ''}"
+    serve(functools.partial(Work, compiled=compiled), name)

@@ -1,0 +1,48 @@
+"""How `benchmark.py` speaks to the processes whose work it times: a line of JSON each way. No package is needed."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PRODUCT = 2048  # of matrices with so many rows and columns
+
+
+def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
+    """Answers requests until stdin ends, and computes only while it is asked to.
+
+    The first line is the setup; the answer is the name and, of `make(setup)`, the `error()` and the `devices`. Each line after it names
+    work, {'what': 'sample 4', 'batch': 16}, of which `sample(16, 4)` is the method to time. The answer is the seconds,
+    the most bytes of memory that the process has held meanwhile.
+    """
+    work = make(json.loads(sys.stdin.readline()))
+    _answer({"name": name, "devices": work.devices, "error": work.error()})
+    for line in sys.stdin:
+        request = json.loads(line)
+        name, *arguments = request["what"].split()
+        forget_peak_memory()
+        began = time.perf_counter()
+        getattr(work, name)(request["batch"], *map(int, arguments))
+        seconds = time.perf_counter() - began
+        _answer({"seconds": seconds, "peak_bytes": peak_memory()})
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def forget_peak_memory() -> None:
+    """Begins anew with `peak_memory`; Linux alone can."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has held; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else None

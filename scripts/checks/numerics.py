@@ -1,0 +1,132 @@
+"""Says whether JAX computes right on this machine, with these versions, flags and this type: one line, in a minute.
+
+    python scripts/checks/numerics.py
+    python scripts/checks/numerics.py --dtype=bfloat16
+
+Run it on a new accelerator or after an update: compilers have returned wrong sums before (jax issues 39103, 39257 and
+40412, on CPU). What training and sampling are made of, compiled for the devices here, is compared with the same in
+float64 on the CPU, one operation at a time, which no compiler has fused. The exit status is 1 if an error, relative to
+the size of what it is an error of, is above its bound.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from diffusion_distillation import cli, layers, sampling
+from diffusion_distillation.devices import prepare_cpu
+from diffusion_distillation.diffusion import make_denoiser
+from diffusion_distillation.distillation import two_step_target
+from diffusion_distillation.errors import RunError
+from diffusion_distillation.schedules import get_logsnr_schedule
+from diffusion_distillation.shapes import Array, Params
+from diffusion_distillation.unet import UNet
+
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")
+
+BATCH, SIDE = 4, 16
+SCHEDULE = get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)
+# float32 on accelerators is not all of it: by default, TPUs multiply in bfloat16 and GPUs in tf32
+BOUNDS = {
+    "the network's output": (1e-5, 2e-2),
+    "the gradients of its parameters": (1e-4, 5e-2),
+    "the distillation target": (1e-4, 5e-2),
+    "the gradients of group normalization": (1e-4, 2e-2),
+    "the gradients of a convolution": (1e-5, 2e-2),
+    "a sample in 64 steps": (1e-4, 5e-2),
+}
+
+
+def main() -> None:
+    """Runs the script."""
+    prepare_cpu(BATCH)
+    exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
+    dtype = None if DTYPE.value == "float32" else jnp.bfloat16
+    inputs = make_inputs()
+    found = jax.jit(compute, static_argnames="dtype")(inputs, dtype=dtype)
+    with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit():
+        expected = compute(jax.tree.map(np.float64, inputs), dtype=jnp.float64)
+    errors = {name: error(found[name], expected[name]) for name in BOUNDS}
+    wrong = [name for name, bounds in BOUNDS.items() if not errors[name] <= bounds[not exact]]
+    figures = "; ".join(
+        f"{name} {errors[name]:.0e} (at most {bounds[not exact]:.0e})" for name, bounds in BOUNDS.items()
+    )
+    flags_set = os.environ.get("XLA_FLAGS", "").strip() or "none"
+    where = f"JAX {jax.__version__} on {jax.devices()[0].device_kind}, {DTYPE.value}, XLA_FLAGS {flags_set}"
+    if wrong:
+        raise RunError(f"{where}: wrong are {', '.join(wrong)}. Errors: {figures}.")
+    print(f"{where}: right. Errors: {figures}.")
+
+
+def make_inputs() -> dict[str, Any]:
+    """Parameters and images, the same everywhere, in float32."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((BATCH, SIDE, SIDE, 3), np.float32)
+    logsnr = np.linspace(-4, 4, BATCH, dtype=np.float32)
+    shapes = jax.eval_shape(make_network(None).init, jax.random.key(0), x, logsnr)["params"]
+    student, teacher = (
+        jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes) for _ in range(2)
+    )
+    h = 3 + rng.standard_normal((BATCH, SIDE, SIDE, 64)).astype(np.float32)
+    kernel = 0.05 * rng.standard_normal((3, 3, 64, 64)).astype(np.float32)
+    return {"x": x, "logsnr": logsnr, "student": student, "teacher": teacher, "h": h, "kernel": kernel}
+
+
+def make_network(dtype: Any) -> UNet:
+    """A U-Net with all that U-Nets have here."""
+    return UNet(
+        num_classes=1, ch=32, emb_ch=64, out_ch=3, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,),
+        num_heads=2, dropout=0.0, logsnr_input_type="inv_cos", resblock_resample=True, dtype=dtype,
+    )  # fmt: skip
+
+
+def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
+    """All that is compared."""
+    x, logsnr, h, kernel = (inputs[name] for name in ("x", "logsnr", "h", "kernel"))
+    network = make_network(dtype)
+
+    def v_of(params: Params, z: Array, logsnr: Array) -> Array:
+        return network.apply({"params": params}, z, logsnr)
+
+    def denoiser(params: Params):
+        return make_denoiser(lambda z, logsnr: v_of(params, z, logsnr), "v")
+
+    norm, weights = layers.GroupNorm(32, dtype, jax.nn.swish), {"scale": h[0, 0, 0], "bias": h[0, 0, 1]}
+    films = h[:, 0, 2], h[:, 0, 3]
+    activations = h.astype(dtype or h.dtype)
+
+    def normalized(weights, h, films):
+        return jnp.sum(jnp.sin(norm.apply({"params": weights}, h, films).astype(kernel.dtype)))
+
+    def convolved(h, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = layers.convolution(h, kernel.astype(h.dtype), (1, 1), "SAME", dimension_numbers=dimensions)
+        return jnp.sum(jnp.sin(y.astype(kernel.dtype)))
+
+    steps = jnp.arange(BATCH)
+    return {
+        "the network's output": v_of(inputs["student"], x, logsnr),
+        "the gradients of its parameters": jax.grad(lambda params: jnp.mean(jnp.square(v_of(params, x, logsnr) - x)))(
+            inputs["student"]
+        ),
+        "the distillation target": two_step_target(denoiser(inputs["teacher"]), x, steps, BATCH, SCHEDULE).v,
+        "the gradients of group normalization": jax.grad(normalized, (0, 1, 2))(weights, activations, films),
+        "the gradients of a convolution": jax.grad(convolved, (0, 1))(activations, kernel),
+        "a sample in 64 steps": sampling.ddim(denoiser(inputs["student"]), x, SCHEDULE, 64),
+    }
+
+
+def error(found: Any, expected: Any) -> float:
+    """The size of the difference of two trees by that of the second."""
+    a, b = (
+        np.concatenate([np.ravel(np.float64(leaf)) for leaf in jax.tree.leaves(tree)]) for tree in (found, expected)
+    )
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+if __name__ == "__main__":
+    cli.run(main)

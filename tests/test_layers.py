@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_distillation.layers import GroupNorm, convolution
+
+pytestmark = pytest.mark.usefixtures("optimized")
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def norm_of_flax(dtype):
+    return nn.GroupNorm(8, epsilon=1e-6, dtype=dtype, use_fast_variance=False)
+
+
+def film_and_swish(y, film):
+    scale, shift = (part[:, None, None, :] for part in film)
+    return nn.swish(y * (1 + scale) + shift)
+
+
+def make_inputs(seed, mean, side=4, channels=32):
+    rng = np.random.default_rng(seed)
+    x = mean + rng.standard_normal((3, side, side, channels))
+    weights = {"scale": 1 + 0.3 * rng.standard_normal(channels), "bias": rng.standard_normal(channels)}
+    film = tuple(0.5 * rng.standard_normal((2, 3, channels)))
+    return jax.tree.map(np.float32, (weights, x, film))
+
+
+def value_and_gradients(apply, inputs):
+    value = apply(*inputs)
+    weighed = jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape)
+    return value, jax.grad(lambda *inputs: jnp.sum(apply(*inputs) * weighed), (0, 1, 2))(*inputs)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 99), st.sampled_from([0.0, 1.0, -10.0]), st.sampled_from([2, 4]))
+def test_group_norm_and_its_gradients_against_float64(seed, mean, side):
+    """Flax's in float64, and what follows it in the network."""
+    inputs = make_inputs(seed, mean, side)
+    got = jax.jit(lambda *inputs: value_and_gradients(ours(None), inputs))(*inputs)
+    with jax.enable_x64():
+        of_flax = norm_of_flax(jnp.float64)
+        expected = value_and_gradients(
+            lambda weights, x, film: film_and_swish(of_flax.apply({"params": weights}, x), film),
+            jax.tree.map(np.float64, inputs),
+        )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * (1 + mean**2) * np.abs(b).max())
+
+
+def ours(dtype):
+    norm = GroupNorm(8, dtype, nn.swish)
+    return lambda weights, x, film: norm.apply({"params": weights}, x, film)
+
+
+def test_group_norm_of_bfloat16():
+    """Its only rounding is the last: half a unit of the eighth digit."""
+    weights, x, film = make_inputs(0, 3.0)
+    x = x.astype(jnp.bfloat16)
+    exact = ours(jnp.float32)(weights, x, film)
+    rounded = ours(None)(weights, x, film)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+
+
+def test_group_norm_has_the_parameters_of_flax():
+    x = make_inputs(0, 0.0)[1]
+    a, b = (norm.init(jax.random.key(0), x) for norm in (GroupNorm(8), norm_of_flax(None)))
+    assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+    np.testing.assert_allclose(GroupNorm(8).apply(a, x), norm_of_flax(None).apply(b, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_convolution_and_its_gradients(stride, dtype):
+    """Those of `jax.lax`; in bfloat16, as near to float64."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 8, 8, 32)).astype(dtype)
+    kernel = rng.standard_normal((3, 3, 32, 64)).astype(dtype)
+    weighed = rng.standard_normal((2, 8 // stride, 8 // stride, 64)).astype(dtype)
+
+    def gradients(convolve, *inputs):
+        @jax.jit
+        def act(*inputs):
+            y, pull = jax.vjp(
+                lambda x, kernel: convolve(x, kernel, (stride, stride), "SAME", dimension_numbers=NHWC), *inputs[:2]
+            )
+            return y, *pull(inputs[2])
+
+        return act(*inputs)
+
+    got = gradients(convolution, x, kernel, weighed)
+    plain = gradients(jax.lax.conv_general_dilated, x, kernel, weighed)
+    with jax.enable_x64():
+        exact = gradients(jax.lax.conv_general_dilated, *map(np.float64, (x, kernel, weighed)))
+        exact = [np.asarray(part) for part in exact]
+    for ours, of_lax, expected in zip(got, plain, exact, strict=True):
+        assert ours.dtype == dtype
+        errors = [
+            np.linalg.norm(np.asarray(part).astype(np.float64) - expected) / np.linalg.norm(expected)
+            for part in (ours, of_lax)
+        ]
+        assert errors[0] < {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}[dtype] and errors[0] < 1.1 * errors[1] + 1e-7
+
+
+def test_convolution_in_float32_has_forward_derivatives():
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def apply(x):
+        return convolution(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+
+    value, slope = jax.jvp(apply, (x,), (x,))
+    np.testing.assert_array_equal(value, slope)  # it is linear
