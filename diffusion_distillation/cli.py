@@ -21,7 +21,7 @@ from . import multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
-from .devices import prepare_cpu
+from .devices import keep_programs, use_all_cpu_cores, use_onednn
 from .errors import InputError, RunError
 from .files import absolute, as_path
 from .pipeline import Pipeline
@@ -49,15 +49,17 @@ class ProcessFlags:
         )
 
     def start(self, batch_size: int) -> None:
-        """Connects the processes of the run and prepares the CPU, where it is to be used; JAX starts after it."""
+        """Connects the processes of the run and sets JAX up, which starts after it."""
         together = self._coordinator.value, self._num_processes.value, self._process_id.value
         if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
             raise InputError(
                 "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
                 "to num_processes - 1.".format(*together)
             )
+        keep_programs()
+        use_onednn()
         if not multihost.start(*together):
-            prepare_cpu(batch_size)
+            use_all_cpu_cores(batch_size)
 
 
 def define_config() -> flags.FlagHolder:

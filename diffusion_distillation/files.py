@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from etils import epath
@@ -45,6 +46,13 @@ def is_remote(path: epath.Path) -> bool:
 def absolute(path: epath.Path) -> epath.Path:
     """The path from the root."""
     return path if is_remote(path) else path.absolute()
+
+
+def cache_folder() -> Path:
+    """$DIFFUSION_DISTILLATION_CACHE, or diffusion_distillation in the user's cache. It may be deleted at any time."""
+    own = os.environ.get("DIFFUSION_DISTILLATION_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
 def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) -> None:

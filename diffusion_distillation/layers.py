@@ -12,6 +12,11 @@ from jaxtyping import Float
 from .shapes import Array
 
 
+def computed_once(y: Array) -> Array:
+    """y, and in the backward pass its gradient, written to memory: on CPU, XLA may compute either once for each use."""
+    return jax.lax.optimization_barrier(y) if jax.default_backend() == "cpu" else y
+
+
 def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
     """`jax.lax.conv_general_dilated`.
 
@@ -43,7 +48,11 @@ def _backward(apply, saved, gradient):
 
 
 _convolution.defvjp(_forward, _backward)
-Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
+
+
+def conv3x3(x: Array, features: int, **options: Any) -> Array:
+    """A convolution with a bias, in the module that is being called; options are those of `nn.Conv`."""
+    return computed_once(nn.Conv(features, (3, 3), conv_general_dilated=convolution, **options)(x))
 
 
 class GroupNorm(nn.Module):
@@ -85,7 +94,14 @@ class GroupNorm(nn.Module):
         shift = beta - mean * scale
         if film is not None:
             scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
-        y = f * jnp.expand_dims(scale, space) + jnp.expand_dims(shift, space)
-        if self.activation is not None:
-            y = self.activation(y)
-        return y.astype(self.dtype or x.dtype)
+
+        @jax.checkpoint  # the backward pass computes from x again what is quickly computed
+        def apply(x, scale, shift):
+            y = x.astype(scale.dtype) * jnp.expand_dims(scale, space) + jnp.expand_dims(shift, space)
+            return (self.activation or _same)(y).astype(self.dtype or x.dtype)
+
+        return apply(x, scale, shift)
+
+
+def _same(y):
+    return y

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from .errors import InputError
-from .layers import Conv, GroupNorm
+from .layers import GroupNorm, conv3x3
 from .shapes import Array
 
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear")
@@ -122,9 +122,9 @@ class UNet(nn.Module):
             return attention_block(self.num_heads, self.head_dim, dtype, name=name)(h)
 
         def conv(h, name, strides=1):
-            return Conv(h.shape[-1], (3, 3), strides=strides, dtype=dtype, name=name)(h)
+            return conv3x3(h, h.shape[-1], strides=strides, dtype=dtype, name=name)
 
-        h = Conv(self.ch, (3, 3), dtype=dtype, name="conv_in")(x.astype(dtype))
+        h = conv3x3(x.astype(dtype), self.ch, dtype=dtype, name="conv_in")
         skips = [h]
         for level, mult in enumerate(self.ch_mult):
             for block in range(self.num_res_blocks):
@@ -153,7 +153,7 @@ class UNet(nn.Module):
 
         head_dtype = jnp.promote_types(dtype, jnp.float32)
         h = group_norm(head_dtype, "norm_out", nn.swish)(h)
-        h = Conv(self.out_ch, (3, 3), dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
+        h = conv3x3(h, self.out_ch, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")
         return h.astype(x.dtype)
 
     def validate(self, height: int, width: int) -> None:
@@ -216,13 +216,13 @@ class ResidualBlock(nn.Module):
         h = group_norm(self.dtype, "norm1", nn.swish)(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = Conv(self.out_ch, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = conv3x3(h, self.out_ch, dtype=self.dtype, name="conv1")
 
         emb = nn.Dense(2 * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
         h = group_norm(self.dtype, "norm2", nn.swish)(h, film=tuple(jnp.split(emb, 2, axis=-1)))
         if index is not None:
             h = dropout(h, self.make_rng("dropout"), index, self.dropout)
-        h = Conv(self.out_ch, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
+        h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
         if x.shape[-1] != self.out_ch:
             x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(x)

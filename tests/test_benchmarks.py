@@ -1,9 +1,10 @@
 """The benchmarks measure what they say; how much is not for tests to say."""
 
+import json
 import re
 
 import pytest
-from running import run
+from running import ROOT, run
 
 
 @pytest.mark.slow
@@ -20,3 +21,34 @@ def test_benchmark_of_checkpoints(tmp_path):
     printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
     assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)
+
+
+SMALL_UNET = [
+    "--config.model.args.ch=32",
+    "--config.model.args.emb_ch=32",
+    "--config.model.args.ch_mult=(1,2)",
+    "--config.model.args.num_res_blocks=1",
+    "--config.model.args.attn_resolutions=(4,)",
+    "--config.model.args.head_dim=32",
+]
+PEER = ROOT / ".venv-peer" / "bin" / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+def test_benchmark_beside_pytorch(tmp_path):
+    """Both compute the same function, or it would say so; of a small network, whatever is timed."""
+    flags = ["--config=configs/folder_base.py", "--config.dataset.args.path=unread", *SMALL_UNET]
+    flags += [
+        "--image_shape=8,8,3",
+        "--batch_sizes=2",
+        "--rounds=1",
+        "--dtypes=float32",
+        f"--out={tmp_path / 'all.json'}",
+    ]
+    printed = run("benchmarks/benchmark", *flags, f"--peer={PEER}", "--work=base_step,distillation_step,sample 2")
+    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert {row["worker"].split()[0] for row in rows} == {"ours,", "torch"}
+    assert all(row["error"] < 1e-5 and row["images_per_sec"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    works = re.findall(r"^\| (\w[\w ]*?) \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", printed, re.MULTILINE)
+    assert works == ["base step", "distillation step", "sample 2"]

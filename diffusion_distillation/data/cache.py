@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,16 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files import lock
+from ..files import cache_folder, lock
 
 Arrays = dict[str, np.ndarray]
-
-
-def cache_folder() -> Path:
-    """$DIFFUSION_DISTILLATION_CACHE, or diffusion_distillation in the user's cache. It may be deleted at any time."""
-    own = os.environ.get("DIFFUSION_DISTILLATION_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
 def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:

@@ -23,7 +23,7 @@ from tensorboardX import SummaryWriter
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params, newest_step, restore_from
 from ..data import Source, read_batches
-from ..devices import data_mesh
+from ..devices import data_mesh, described
 from ..errors import InputError, RunError
 from ..files import as_path, is_remote
 from ..model import Network, count_params, init_params, make_network
@@ -148,10 +148,7 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
     like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
     shardings = state_shardings(like, mesh, shard=config.train.shard_state)
     with Interrupt() as interrupt:
-        say(
-            f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, "
-            f"{mesh.size} {jax.default_backend()} device(s)"
-        )
+        say(f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, {described(mesh)}")
         like = jax.tree.map(_abstract, like, shardings)
         state = run.checkpoints.restore(like)
         if state is None and config.train.init_from is not None:

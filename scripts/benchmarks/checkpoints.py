@@ -19,7 +19,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.data import ArraySource, read_batches
-from diffusion_distillation.devices import data_mesh, prepare_cpu
+from diffusion_distillation.devices import data_mesh, use_all_cpu_cores
 from diffusion_distillation.files import as_path
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.parallel import make_runner
@@ -39,7 +39,7 @@ def main() -> None:
     config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value, num_res_blocks=BLOCKS.value)
     config.train.batch_size = BATCH_SIZE.value
     config = resolve(config)
-    prepare_cpu(config.train.batch_size)
+    use_all_cpu_cores(config.train.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
     source = ArraySource(images, np.zeros(len(images)), 1)
     network = make_network(config.model, source.image_shape, source.num_classes)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from worker import PRODUCT, serve
 
 from diffusion_distillation.checkpoints import Metadata
-from diffusion_distillation.devices import AXIS, data_mesh, hold, prepare_cpu, spread
+from diffusion_distillation.devices import AXIS, data_mesh, hold, spread, use_all_cpu_cores, use_onednn
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import make_network
 from diffusion_distillation.pipeline import Pipeline
@@ -24,7 +24,8 @@ class Work:
 
     def __init__(self, setup: dict[str, Any]):
         self.base, self.ladder = ConfigDict(setup["base"]), ConfigDict(setup["ladder"])
-        prepare_cpu(self.base.train.batch_size)
+        use_onednn()
+        use_all_cpu_cores(self.base.train.batch_size)
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()

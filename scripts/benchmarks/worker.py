@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -14,9 +15,10 @@ PRODUCT = 2048  # of matrices with so many rows and columns
 def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
     """Answers requests until stdin ends, and computes only while it is asked to.
 
-    The first line is the setup; the answer is the name and, of `make(setup)`, the `error()` and the `devices`. Each line after it names
-    work, {'what': 'sample 4', 'batch': 16}, of which `sample(16, 4)` is the method to time. The answer is the seconds,
-    the most bytes of memory that the process has held meanwhile.
+    The first line is the setup; the answer is the name and, of `make(setup)`, the `error()` and the `devices`. Each
+    line after it names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which `sample(16, 4)` is the method to
+    time, again and again for so long. The answer is the median of the seconds, and the most bytes of memory that the
+    process has held meanwhile.
     """
     work = make(json.loads(sys.stdin.readline()))
     _answer({"name": name, "devices": work.devices, "error": work.error()})
@@ -24,10 +26,12 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
         request = json.loads(line)
         name, *arguments = request["what"].split()
         forget_peak_memory()
-        began = time.perf_counter()
-        getattr(work, name)(request["batch"], *map(int, arguments))
-        seconds = time.perf_counter() - began
-        _answer({"seconds": seconds, "peak_bytes": peak_memory()})
+        seconds: list[float] = []
+        while not seconds or sum(seconds) < request["seconds"]:
+            began = time.perf_counter()
+            getattr(work, name)(request["batch"], *map(int, arguments))
+            seconds.append(time.perf_counter() - began)
+        _answer({"seconds": statistics.median(seconds), "peak_bytes": peak_memory()})
 
 
 def _answer(answer: dict[str, Any]) -> None:
