@@ -48,7 +48,7 @@ class ProcessFlags:
             "process_id", None, "With --coordinator: which of them this is, from 0."
         )
 
-    def start(self, batch_size: int) -> None:
+    def start(self, batch_size: int, dtype: str = "float32") -> None:
         """Connects the processes of the run and sets JAX up, which starts after it."""
         together = self._coordinator.value, self._num_processes.value, self._process_id.value
         if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
@@ -57,7 +57,8 @@ class ProcessFlags:
                 "to num_processes - 1.".format(*together)
             )
         keep_programs()
-        use_onednn()
+        if dtype == "bfloat16":
+            use_onednn()
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)
 
@@ -195,6 +196,7 @@ def _quieten_libraries() -> None:
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry", UserWarning)
     sys.unraisablehook = _show_what_is_ours
 
 

@@ -35,10 +35,10 @@ def use_all_cpu_cores(batch_size: int) -> None:
 
 
 def use_onednn() -> None:
-    """Lets oneDNN, which XLA has inside, do the bfloat16 convolutions and products of CPUs; call it before JAX starts.
+    """Lets oneDNN, which XLA has inside, do convolutions and products on CPU; call it before JAX starts.
 
-    It makes the network's forward pass twice as fast there, and changes nothing in float32. XLA_FLAGS, where it has
-    the flag, has the last word.
+    It is for bfloat16, in which it makes the network twice as fast. JAX cannot keep the programs that use it.
+    XLA_FLAGS, where it has the flag, has the last word.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if ONEDNN not in flags and _xla_knows(ONEDNN):

@@ -17,7 +17,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=True)
-    FLAGS.start(config.train.batch_size)
+    FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
     run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config))
     write_report(config, FLAGS.workdir, source)

@@ -15,7 +15,7 @@ FLAGS = cli.RunFlags()
 def main() -> None:
     """Runs the script."""
     config = FLAGS.config(distillation=False)
-    FLAGS.start(config.train.batch_size)
+    FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
     train(config, FLAGS.workdir, source, **FLAGS.options(config))
 

@@ -29,10 +29,6 @@ hypothesis.settings.load_profile("exact")
 hook = install_import_hook("diffusion_distillation", "beartype.beartype")
 hook.__enter__()
 
-from diffusion_distillation.devices import use_onednn
-
-use_onednn()  # as the scripts do, here and for those that tests start
-
 import flax.serialization
 import numpy as np
 import pytest

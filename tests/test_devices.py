@@ -9,6 +9,7 @@ from diffusion_distillation import devices
 
 @pytest.mark.parametrize("flags", ["", "--xla_cpu_enable_fast_math=false"])
 def test_onednn(monkeypatch, flags):
+    jax.block_until_ready(jax.numpy.zeros(3) + 1)  # so that it has read the flags, and other tests are not concerned
     monkeypatch.setenv("XLA_FLAGS", flags)
     devices.use_onednn()
     knows = devices._xla_knows(devices.ONEDNN)

@@ -6,7 +6,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_distillation.layers import GroupNorm, convolution
+from diffusion_distillation.layers import GroupNorm, conv3x3, convolution
 
 pytestmark = pytest.mark.usefixtures("optimized")
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -114,3 +114,30 @@ def test_convolution_in_float32_has_forward_derivatives():
 
     value, slope = jax.jvp(apply, (x,), (x,))
     np.testing.assert_array_equal(value, slope)  # it is linear
+
+
+class Layers(nn.Module):
+    """A convolution and what follows it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return conv3x3(GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, dtype=x.dtype)), 8, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_accelerators_do_what_the_cpu_does(monkeypatch, dtype):
+    """The few lines that only one of them runs change nothing but roundings."""
+    x = make_inputs(0, 0.0, side=8)[1].astype(dtype)
+    params = Layers().init(jax.random.key(0), x)
+
+    def gradients():
+        def loss(params, x):
+            return jnp.mean(jnp.sin(Layers().apply(params, x).astype(jnp.float32)))
+
+        return jax.jit(jax.grad(loss, (0, 1)))(params, x)
+
+    on_cpu = gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for a, b in zip(jax.tree.leaves(on_cpu), jax.tree.leaves(gradients()), strict=True):
+        a, b = (np.asarray(part).astype(np.float64) for part in (a, b))
+        assert np.linalg.norm(a - b) < {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}[dtype] * np.linalg.norm(b)

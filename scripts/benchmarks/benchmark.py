@@ -5,17 +5,19 @@
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each library works in a process of its own, which is idle while the other is timed;
-a turn is a second of calls, one after another, and what is
-shown is the median of turns. PyTorch (the Python of --peer has it) computes the same
-function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our rate by
-PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own arithmetic
-comes to; the seconds of the first call, most of which is compiling; and the most memory that the process held.
+a turn is a second of calls, one after another, and what is shown is the median of turns. PyTorch (the Python of --peer
+has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
+images a second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that
+the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
+that the process held.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from worker import PRODUCT
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
+from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.model import count_params, init_params, make_network
 
@@ -65,7 +68,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"error: {self._process.args} ended with status {self._process.wait()}.")
+            raise RunError(f"{self._process.args} ended with status {self._process.wait()}.")
         return json.loads(line)
 
     def do(self, what: str, batch: int) -> None:
@@ -85,6 +88,9 @@ class Worker:
 
 def main() -> None:
     """Runs the script."""
+    unknown = [what for what in WHAT.value if what not in FORWARDS and not re.fullmatch(r"sample [1-9]\d*", what)]
+    if unknown:
+        raise InputError(f"--work={','.join(unknown)}: choose of {', '.join(FORWARDS)} and 'sample N'.")
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
     network = make_network(resolve(config).model, shape, 1)
@@ -94,19 +100,17 @@ def main() -> None:
     x, logsnr = rng.standard_normal((4, *shape), np.float32), np.linspace(-5, 5, 4, dtype=np.float32)
     lowered = jax.jit(network.apply).lower({"params": params}, x, logsnr)
     out, flops = lowered.compile()({"params": params}, x, logsnr), lowered.cost_analysis()["flops"] / len(x)
-    machine = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+    machine = f"{cpu_model()}, {os.cpu_count()} cores"
     print(f"{machine}; {count_params(params):,} parameters, {flops / 1e9:.2f} GFLOP a forward pass of an image")
     rows = []
-    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"benchmark_{os.getpid()}.npz"
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "parameters.npz"
         np.savez(file, **flatten_dict({"params": params}, sep="/"), x=x, logsnr=logsnr, out=out)
         for dtype in DTYPES.value:
             for batch in map(int, BATCH_SIZES.value):
                 measured = list(measure(config, file, dtype, batch, flops))
                 print("\n" + table(measured, dtype, batch), flush=True)
                 rows += measured
-    finally:
-        file.unlink(missing_ok=True)
     if OUT.value:
         write_whole(as_path(OUT.value), json.dumps({"machine": machine, "rows": rows}, indent=1))
 
@@ -140,7 +144,7 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
     for command in commands:
         workers.append(Worker(command, setup))
         if workers[-1].error > {"float32": 1e-4}.get(dtype, 0.05):
-            sys.exit(f"error: {workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
+            raise RunError(f"{workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
         for what in works[1:] + works[:1]:
             workers[-1].do(what, batch)
             first_step.setdefault(workers[-1].name, time.perf_counter() - workers[-1].began)
@@ -178,7 +182,7 @@ def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
     found = {(row["work"], row["worker"]): row for row in rows}
     product = found["product", ours]["flops_per_sec"]
     head = [f"{dtype}, batch {batch}", ours, *peers, *(["ratio"] if peers else []), "of a product"]
-    head += ["first call", *(f"{name.split()[0]} GB" for name in (ours, *peers[:1]))]
+    head += ["first call", *(f"{name.split()[0].rstrip(',')} GB" for name in (ours, *peers[:1]))]
     lines = [head, ["---"] * len(head)]
     for what in dict.fromkeys(row["work"] for row in rows if row["work"] != "product"):
         of_ours, *others = (found[what, name] for name in (ours, *peers))
@@ -191,7 +195,7 @@ def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     rates = ", ".join(f"{found['product', name]['flops_per_sec'] / 1e9:,.0f} ({name})" for name in (ours, *peers))
     starts = ", ".join(f"{found['product', name]['start_to_first_seconds']:.1f} s ({name})" for name in (ours, *peers))
-    return f"{text}\n\nA matrix product: GFLOP/s {rates}. From process start to the end of the first step: {starts}."
+    return f"{text}\n\nA matrix product: GFLOP/s {rates}. From process start to the end of the first call: {starts}."
 
 
 def cpu_model() -> str:

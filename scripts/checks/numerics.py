@@ -43,7 +43,8 @@ BOUNDS = {
 
 def main() -> None:
     """Runs the script."""
-    use_onednn()
+    if DTYPE.value == "bfloat16":
+        use_onednn()
     exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
