@@ -1,6 +1,5 @@
 # make demo   installs what it needs, then trains, distills and reports on the embedded digits
 # make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
-#
 # make peer   installs PyTorch in an environment of its own, for scripts/benchmarks/benchmark.py --peer
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.

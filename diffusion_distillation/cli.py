@@ -57,8 +57,7 @@ class ProcessFlags:
                 "to num_processes - 1.".format(*together)
             )
         keep_programs()
-        if dtype == "bfloat16":
-            use_onednn()
+        use_onednn(dtype)
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)
 
@@ -196,7 +195,7 @@ def _quieten_libraries() -> None:
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry", UserWarning)
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)
     sys.unraisablehook = _show_what_is_ours
 
 

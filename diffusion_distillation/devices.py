@@ -34,14 +34,14 @@ def use_all_cpu_cores(batch_size: int) -> None:
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
-def use_onednn() -> None:
-    """Lets oneDNN, which XLA has inside, do convolutions and products on CPU; call it before JAX starts.
+def use_onednn(dtype: str) -> None:
+    """Lets oneDNN, which XLA has inside, do a bfloat16 network's work on CPU; call it before JAX starts.
 
-    It is for bfloat16, in which it makes the network twice as fast. JAX cannot keep the programs that use it.
-    XLA_FLAGS, where it has the flag, has the last word.
+    It makes such a network twice as fast. Others go without, as JAX cannot keep the programs that use it. XLA_FLAGS,
+    where it has the flag, has the last word.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if ONEDNN not in flags and _xla_knows(ONEDNN):
+    if dtype == "bfloat16" and ONEDNN not in flags and _xla_knows(ONEDNN):
         os.environ["XLA_FLAGS"] = f"{flags} {ONEDNN}=true".strip()
 
 

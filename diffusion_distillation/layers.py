@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 from .shapes import Array
 
+EPSILON = 1e-6  # added to variances
+
 
 def computed_once(y: Array) -> Array:
     """y, and in the backward pass its gradient, written to memory: on CPU, XLA may compute either once for each use."""
@@ -64,13 +66,11 @@ class GroupNorm(nn.Module):
       num_groups: a divisor of the channels.
       dtype: of the result; by default that of x.
       activation: what comes last.
-      epsilon: added to the variance.
     """
 
     num_groups: int
     dtype: Any = None
     activation: Callable[[Array], Array] | None = None
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -90,7 +90,7 @@ class GroupNorm(nn.Module):
             return jnp.repeat(groups, channels // self.num_groups, axis=-1)
 
         mean, mean_square = of_groups(f.mean(axis=space)), of_groups(jnp.square(f).mean(axis=space))
-        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
+        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + EPSILON)
         shift = beta - mean * scale
         if film is not None:
             scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
@@ -98,10 +98,8 @@ class GroupNorm(nn.Module):
         @jax.checkpoint  # the backward pass computes from x again what is quickly computed
         def apply(x, scale, shift):
             y = x.astype(scale.dtype) * jnp.expand_dims(scale, space) + jnp.expand_dims(shift, space)
-            return (self.activation or _same)(y).astype(self.dtype or x.dtype)
+            if self.activation is not None:
+                y = self.activation(y)
+            return y.astype(self.dtype or x.dtype)
 
         return apply(x, scale, shift)
-
-
-def _same(y):
-    return y

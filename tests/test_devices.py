@@ -11,12 +11,14 @@ from diffusion_distillation import devices
 def test_onednn(monkeypatch, flags):
     jax.block_until_ready(jax.numpy.zeros(3) + 1)  # so that it has read the flags, and other tests are not concerned
     monkeypatch.setenv("XLA_FLAGS", flags)
-    devices.use_onednn()
+    devices.use_onednn("float32")
+    assert os.environ["XLA_FLAGS"] == flags
+    devices.use_onednn("bfloat16")
     knows = devices._xla_knows(devices.ONEDNN)
     assert os.environ["XLA_FLAGS"] == f"{flags} {devices.ONEDNN}=true".strip() if knows else flags
     assert devices.described(devices.data_mesh()) == f"8 cpu device(s){' with oneDNN' * knows}"
     monkeypatch.setenv("XLA_FLAGS", f"{devices.ONEDNN}=false")
-    devices.use_onednn()
+    devices.use_onednn("bfloat16")
     assert os.environ["XLA_FLAGS"] == f"{devices.ONEDNN}=false"
 
 

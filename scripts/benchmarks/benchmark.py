@@ -140,12 +140,12 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
     if PEER.value:
         commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]
     setup = {"file": str(file), **configs(config, dtype, batch)}
-    works, workers, first_step = ["product", *WHAT.value], [], {}
+    works, workers, first_step = [*WHAT.value, "product"], [], {}
     for command in commands:
         workers.append(Worker(command, setup))
         if workers[-1].error > {"float32": 1e-4}.get(dtype, 0.05):
             raise RunError(f"{workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
-        for what in works[1:] + works[:1]:
+        for what in works:
             workers[-1].do(what, batch)
             first_step.setdefault(workers[-1].name, time.perf_counter() - workers[-1].began)
     for what in works:

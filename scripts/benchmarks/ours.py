@@ -24,8 +24,7 @@ class Work:
 
     def __init__(self, setup: dict[str, Any]):
         self.base, self.ladder = ConfigDict(setup["base"]), ConfigDict(setup["ladder"])
-        if self.base.model.dtype == "bfloat16":
-            use_onednn()
+        use_onednn(self.base.model.dtype)
         use_all_cpu_cores(self.base.train.batch_size)
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))

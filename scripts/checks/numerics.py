@@ -43,8 +43,7 @@ BOUNDS = {
 
 def main() -> None:
     """Runs the script."""
-    if DTYPE.value == "bfloat16":
-        use_onednn()
+    use_onednn(DTYPE.value)
     exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
