@@ -30,14 +30,19 @@ ONE_HALVING = [
     "--config.eval.ancestral_num_steps=(1,)",
 ]
 HEADS = ["--config.model.args.head_dim=32"]
+SMALL = [
+    "--config.dataset.args.path={images}",
+    "--config.dataset.args.image_size=16",
+    "--config.model.args.ch_mult=(1,)",
+]
 CONFIGS = {
     "digits": [],
     "cifar": [],
     "imagenet64": HEADS,
     "bedroom128": HEADS,
     "church128": HEADS,
-    "cars64": [*HEADS, "--config.dataset.args.path={images}"],
-    "folder": [*HEADS, "--config.dataset.args.path={images}"],
+    "cars64": [*HEADS, *SMALL],
+    "folder": [*HEADS, *SMALL],
 }
 
 
@@ -71,11 +76,11 @@ def env(stand_ins, tmp_path_factory):
 def train_and_distill(base, ladder, flags, steps, workdir, env):
     """Two steps of a base model and a halving of one."""
     model = cfg.load(ROOT / base).model.args
-    flags = [*SHRUNK, *flags]
     if isinstance(model.ch_mult, tuple):  # lists cannot be set by flags
         first, last = max(model.attn_resolutions), min(model.attn_resolutions)
         mult = (1,) * (len(model.ch_mult) - (first // last).bit_length() + 1)  # down to the first with attention
-        flags += [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
+        flags = [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)", *flags]
+    flags = [*SHRUNK, *flags]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
     halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]
@@ -119,7 +124,7 @@ def get_config():
         sampler="ddim",
         model=D(
             name="unet_iddpm",
-            args=D(ch=256, emb_ch=1024, ch_mult=[1, 1, 1], num_res_blocks=3, attn_resolutions=[8, 16], num_heads=1,
+            args=D(ch=256, emb_ch=1024, ch_mult=[1, 1], num_res_blocks=3, attn_resolutions=[16], num_heads=1,
                    dropout={dropout}, logsnr_input_type="inv_cos", resblock_resample=True),
             mean_type="x", logvar_type="fixed_large", mean_loss_weight_type="snr_trunc",
             train_num_steps={num_steps}, eval_sampling_num_steps={num_steps} or 1024,
