@@ -35,5 +35,7 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every_secs = 30
     config.train.eval_every_steps = 500
 
+    config.eval.features = ("pixels", "classifier")
+    config.eval.metrics = ("fid", "is", "precision", "recall")
     config.eval.num_samples = 2000
     return config

@@ -111,7 +111,9 @@ FIELDS = {
         "eval_every_steps": 10_000,  # grids of samples
     },
     "eval": {  # the report of a ladder
-        "num_samples": 10_000,  # for each Frechet distance
+        "features": ("pixels",),  # what images are compared by, see `evaluation.features`
+        "metrics": ("fid",),  # names of `evaluation.metrics.METRICS`
+        "num_samples": 10_000,  # of each model and sampler
         "batch_size": 500,
         "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # DDIM, undistilled
         "ancestral_num_steps": (16, 64, 256),

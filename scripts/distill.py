@@ -8,7 +8,7 @@ field of the config can be set on the command line. Run again, the command goes 
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.report.page import write_report
+from diffusion_distillation.report.page import ladder_yardsticks, write_report
 from diffusion_distillation.training.ladder import run_ladder
 
 FLAGS = cli.RunFlags()
@@ -19,8 +19,9 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
+    yardsticks = ladder_yardsticks(config, source)  # first, for what it may lack
     run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config))
-    write_report(config, FLAGS.workdir, source)
+    write_report(config, FLAGS.workdir, source, yardsticks)
 
 
 if __name__ == "__main__":

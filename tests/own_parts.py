@@ -81,3 +81,9 @@ def stripes(length, side=8):
 
 def nothing(*_, **__):
     """What no name should lead to."""
+
+
+def brightness(images):
+    """Features and logits of one's own: the means of the rows, and twice the same."""
+    features = images.mean(axis=(2, 3))
+    return features, features

@@ -25,6 +25,7 @@ ONE_HALVING = [
     "--config.distillation.steps_per_iter=1",
     "--config.distillation.stages={}",
     "--config.eval.num_samples=4",
+    "--config.eval.metrics=('fid',)",
     "--config.eval.batch_size=4",
     "--config.eval.teacher_num_steps=(1,)",
     "--config.eval.ancestral_num_steps=(1,)",

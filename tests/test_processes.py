@@ -43,6 +43,8 @@ LADDER = [
     "--config.eval.batch_size=64",
     "--config.eval.teacher_num_steps=(2,1)",
     "--config.eval.ancestral_num_steps=(2,)",
+    "--config.eval.features=('pixels',)",
+    "--config.eval.metrics=('fid',)",
 ]
 WAYS = {  # to train, by the number of processes and that of devices each has
     (2, 1): ["shard_state=True"],
@@ -194,9 +196,9 @@ def test_a_ladder_of_two_processes(folder, alone, together):
     ladders = [folder / "ladder", folder / "ladder of two"]
     for student in ("steps_0002", "steps_0001"):
         assert_same(*(ladder / student for ladder in ladders), atol=1e-5)
-    figures = [json.loads((ladder / "report" / "figures.json").read_text())["rows"] for ladder in ladders]
+    figures = [json.loads((ladder / "report" / "evaluation.json").read_text())["rows"] for ladder in ladders]
     for one, two in zip(*figures, strict=True):
-        assert one["distance"] == pytest.approx(two["distance"], rel=1e-3)
+        assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-3)
 
 
 DRIFT = """

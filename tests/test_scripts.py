@@ -1,5 +1,7 @@
 """The scripts, as a user runs them, on the digits and a very small network."""
 
+import base64
+import io
 import json
 import re
 import signal
@@ -108,23 +110,29 @@ def test_distill(ladder):
 @pytest.mark.slow
 def test_report(ladder):
     report = ladder[0] / "report"
-    table = json.loads((report / "figures.json").read_text())
+    table = json.loads((report / "evaluation.json").read_text())
     rows = [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]]
     assert rows == [
         *(("teacher", "ddim", n) for n in (4, 2, 1)),
         ("teacher", "noisy", 2),
         *(("student", "ddim", n) for n in (2, 1)),
     ]
-    samples = {row: np.load(report / "samples" / "{}_{}_{:04d}.npz".format(*row))["arr_0"] for row in rows}
+    samples = {row: np.load(report / "samples" / "{}_{}_{}.npz".format(*row))["arr_0"] for row in rows}
     for row, of_row in zip(table["rows"], samples.values(), strict=True):
         assert row["images_per_sec"] > 0
-        assert row["distance"] == pytest.approx(distance_to_digits(of_row), rel=1e-5)
+        assert row["metrics"]["fid_pixels"] == pytest.approx(distance_to_digits(of_row), rel=1e-5)
+        assert 1 <= row["metrics"]["is_classifier"] <= 10
     drawn = from_checkpoint(ladder[0] / "steps_0002").sample(jax.random.key(0), 64)
     assert np.abs(drawn.astype(int) - samples["student", "ddim", 2]).max() <= 1  # other devices may round otherwise
     page = (report / "index.html").read_text()
-    for name in re.findall(r'img src="(.*?)"', page):
-        assert min(size_of(report / name)) > 150
-    assert all(f"{row['distance']:.3f}" in page for row in table["rows"])
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"image/png;base64,([^\"]+)", page)
+    ]
+    assert len(pictures) == len(list(report.glob("*.png"))) == 8 and all(min(it.size) > 150 for it in pictures)
+    cells = re.findall("<td>(.*?)</td>", page)
+    for row in table["rows"]:
+        shown = [value for name, value in row["metrics"].items() if not name.endswith("_std")]
+        assert all(any(f"{value:.4g}" in cell for cell in cells) for value in shown)
 
 
 def distance_to_digits(images):

@@ -1,17 +1,66 @@
-"""What images are compared by. A feature extractor maps uint8 images to a float64 matrix, a row an image."""
+"""What images are compared by: features, and logits where they come from a classifier.
+
+`pixels`, a `classifier` of the dataset's own classes, Inception's, which published figures are of; or a function of
+one's own, named as 'package.module:function', from uint8 images `[n, height, width, channels]` to a float array
+`[n, features]` or a pair of these, features and logits.
+"""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, UInt8
 
+from ..data import Source
 from ..data.images import area_weights
+from ..errors import InputError
+from ..registry import look_up
+from .classifier import train_classifier
 
-Features = Callable[[UInt8[np.ndarray, "n height width channels"]], Float64[np.ndarray, "n features"]]
+Images = UInt8[np.ndarray, "n height width channels"]
 MOST_PIXELS = 16  # a side: a covariance of more features than some hundreds takes long, and many images
 
 
-def pixels(images: UInt8[np.ndarray, "n height width channels"]) -> Float64[np.ndarray, "n features"]:
+class Extracted(NamedTuple):
+    """What is seen of some images, a row an image.
+
+    Attributes:
+      features: what they are compared by.
+      logits: of the classes of a classifier; None where there are none.
+    """
+
+    features: Float[np.ndarray, "n features"]
+    logits: Float[np.ndarray, "n classes"] | None = None
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """`extractor(images) -> Extracted`. Where several processes work together, all call it with the same images.
+
+    Attributes:
+      identity: a name for what it computes, weights and all, under which that may be kept; None if that is unknown.
+      has_logits: whether there are logits.
+    """
+
+    identity: str | None
+    has_logits: bool
+
+    def __call__(self, images: Images) -> Extracted:
+        """What is seen of these images."""
+
+
+class _Function(NamedTuple):
+    """An extractor of a function."""
+
+    function: Callable[[np.ndarray], Extracted]
+    identity: str | None
+    has_logits: bool = False
+
+    def __call__(self, images: np.ndarray) -> Extracted:
+        return self.function(images)
+
+
+def pixels(images: Images) -> Float[np.ndarray, "n features"]:
     """The pixels themselves, in [-1, 1]; of larger images, means over an even grid of 16 rows and columns.
 
     Fit for small images of one kind, such as digits. It sees shapes and colours, not texture: compare models of one
@@ -22,3 +71,48 @@ def pixels(images: UInt8[np.ndarray, "n height width channels"]) -> Float64[np.n
         rows, columns = (area_weights(side, min(side, MOST_PIXELS)) for side in (height, width))
         images = np.einsum("rh,nhwc,sw->nrsc", rows, images.astype(np.float32), columns, optimize=True)
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
+
+
+def _pixels(source: Source | None) -> Extractor:
+    return _Function(lambda images: Extracted(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
+
+
+def _classifier(source: Source | None) -> Extractor:
+    if source is None:
+        raise InputError("The classifier is trained on a dataset: give a checkpoint or a --config that names one.")
+    classify, identity = train_classifier(source)
+    return _Function(lambda images: Extracted(*classify(images)), identity, has_logits=True)
+
+
+EXTRACTORS: dict[str, Callable[[Source | None], Extractor]] = {"pixels": _pixels, "classifier": _classifier}
+
+
+def make_extractor(name: str, source: Source | None) -> Extractor:
+    """The extractor that a config or a flag names.
+
+    Args:
+      name: a key of `EXTRACTORS`, or 'package.module:function' for a function of one's own.
+      source: the dataset; the classifier is trained on it.
+
+    Raises:
+      InputError: for a name that is not known, or what an extractor lacks: labels, or a file of weights.
+    """
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](source)
+    return _own(name, look_up(name, EXTRACTORS, "eval.features"))
+
+
+def _own(name: str, function: Callable[[np.ndarray], Any]) -> Extractor:
+    def extract(images):
+        found = function(images)
+        extracted = Extracted(*found) if isinstance(found, tuple) else Extracted(found)
+        for part in extracted:
+            if part is not None and (np.ndim(part) != 2 or len(part) != len(images)):
+                raise InputError(
+                    f"{name!r} must return a row of features for each image, [{len(images)}, features], or a pair of "
+                    f"these and logits; an array is of shape {list(np.shape(part))}."
+                )
+        return Extracted(*(None if part is None else np.asarray(part) for part in extracted))
+
+    probe = extract(np.zeros((2, 32, 32, 3), np.uint8))
+    return _Function(extract, None, probe.logits is not None)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from ..errors import InputError
 
@@ -16,24 +16,41 @@ class Statistics(NamedTuple):
     covariance: Float64[np.ndarray, "features features"]
 
 
-def statistics(batches: Iterable[Float64[np.ndarray, "_ features"]]) -> Statistics:
-    """Mean and unbiased covariance of features that come in batches, in one pass.
+class Moments:
+    """Mean and covariance of features that come in batches: float64 sums, taken about a point near the mean."""
 
-    Raises:
-      InputError: for fewer than two rows in all.
-    """
-    count, origin, total, squares = 0, 0.0, 0.0, 0.0
+    def __init__(self):
+        self._count, self._origin, self._total, self._squares = 0, 0.0, 0.0, 0.0
+
+    def add(self, batch: Float[np.ndarray, "n features"]) -> None:
+        """Counts these rows in, each once."""
+        batch = np.asarray(batch, np.float64)
+        if self._count == 0:
+            self._origin = batch.mean(axis=0)  # about which the sums keep their digits
+        centered = batch - self._origin
+        self._count += len(batch)
+        self._total = self._total + centered.sum(axis=0)
+        self._squares = self._squares + centered.T @ centered
+
+    def statistics(self) -> Statistics:
+        """Mean and unbiased covariance of all rows.
+
+        Raises:
+          InputError: for fewer than two rows in all.
+        """
+        if self._count < 2:
+            raise InputError(f"A covariance needs at least 2 images; got {self._count}.")
+        mean = self._total / self._count
+        covariance = (self._squares - self._count * np.outer(mean, mean)) / (self._count - 1)
+        return Statistics(self._origin + mean, covariance)
+
+
+def statistics(batches: Iterable[Float[np.ndarray, "_ features"]]) -> Statistics:
+    """`Moments.statistics` of all these batches."""
+    moments = Moments()
     for batch in batches:
-        if count == 0:
-            origin = batch.mean(axis=0)  # sums are taken about a point near the mean, where they keep their digits
-        centered = batch - origin
-        count += len(batch)
-        total = total + centered.sum(axis=0)
-        squares = squares + centered.T @ centered
-    if count < 2:
-        raise InputError(f"A covariance needs at least 2 images; got {count}.")
-    mean = total / count
-    return Statistics(origin + mean, (squares - count * np.outer(mean, mean)) / (count - 1))
+        moments.add(batch)
+    return moments.statistics()
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

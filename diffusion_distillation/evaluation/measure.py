@@ -1,53 +1,205 @@
-"""What the samples of a pipeline are measured by: the data, and how fast they come."""
+"""Samples are drawn, a thousand at a time, and measured by yardsticks: features and metrics against a reference.
+
+What was seen of a thousand samples is kept in a folder until all are done, so that a measurement that was killed goes
+on where it was and ends in the same numbers.
+"""
 
 import functools
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
+from tqdm import tqdm
 
-from ..data import Source, read_examples
-from ..pipeline import Pipeline
-from .features import Features
-from .frechet import Statistics, frechet_distance, statistics
+from .. import multihost
+from ..data import Source
+from ..errors import InputError
+from ..files import save_whole
+from ..pipeline import Pipeline, to_uint8
+from ..shapes import Keys
+from .features import Extracted, Extractor, make_extractor
+from .metrics import METRICS, Observed, check, compute, needed, observe
+from .reference import Reference, observe_reference
 
-MOST_IMAGES = 50_000  # of a dataset that are looked at; as for published FIDs
+PIECE = 1000  # samples that are kept together, about
+SHOWN = 64  # of which the images are kept
+
+Images = UInt8[np.ndarray, "n height width channels"]
 
 
-class Drawn(NamedTuple):
-    """Samples of a pipeline.
+class Draw(NamedTuple):
+    """Where images come from.
 
     Attributes:
-      images: the samples.
-      images_per_sec: drawn, without compilation.
+      images: those of these numbers, in order, batch after batch.
+      piece: how many are best asked for at a time.
+      prepare: what is to be done before any time is taken.
     """
 
-    images: UInt8[np.ndarray, "n height width channels"]
+    images: Callable[[np.ndarray], Iterator[Images]]
+    piece: int = PIECE
+    prepare: Callable[[], Any] = lambda: None
+
+
+class Yardstick(NamedTuple):
+    """Metrics of one kind of features.
+
+    Attributes:
+      extractor: of the features.
+      metrics: names of `METRICS`.
+      suffix: of the names of its values; '' or '_<features>' where there are several kinds.
+      reference: gives what the metrics need of the reference, found once.
+    """
+
+    extractor: Extractor
+    metrics: tuple[str, ...]
+    suffix: str
+    reference: Callable[[], Observed]
+
+
+class Measured(NamedTuple):
+    """What was measured of samples.
+
+    Attributes:
+      metrics: names and values.
+      images_per_sec: drawn, without compilation.
+      images: the first 64 samples.
+    """
+
+    metrics: dict[str, float]
     images_per_sec: float
+    images: Images
 
 
-def data_indices(source: Source) -> np.ndarray:
-    """The images of a dataset to measure against: all, or 50,000 of them, in random order."""
-    return np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES]
+def make_yardsticks(
+    features: Sequence[str], metrics: Sequence[str], num_samples: int, source: Source | None, reference: Reference
+) -> list[Yardstick]:
+    """Yardsticks for each kind of features. The main process alone gets them, as it alone looks at images.
+
+    Args:
+      features: names, see `features.make_extractor`.
+      metrics: names of `METRICS`. With several kinds of features, those without logits leave out what needs them.
+      num_samples: how many are to be measured.
+      source: the dataset that a classifier is trained on.
+      reference: what samples are judged against.
+
+    Raises:
+      InputError: for unknown names, too few samples, or metrics that the features or the reference cannot give.
+    """
+    check(metrics, num_samples)
+    yardsticks: list[Yardstick] = []
+    if not multihost.is_main():
+        return yardsticks
+    for name in features:
+        extractor = make_extractor(name, source)
+        lacking = () if extractor.has_logits else tuple(name for name in metrics if "logits" in needed([name]))
+        if lacking and len(features) == 1:
+            raise InputError(f"Features {name!r} have no logits, which {', '.join(lacking)} needs: leave that out.")
+        possible = tuple(name for name in METRICS if name in metrics and name not in lacking)
+        suffix = f"_{name.rpartition(':')[2]}" if len(features) > 1 else ""
+        found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))
+        yardsticks.append(Yardstick(extractor, possible, suffix, found))
+    return yardsticks
 
 
-def data_statistics(source: Source, features: Features, indices: np.ndarray) -> Statistics:
-    """Statistics of these images of a dataset."""
-    return statistics(features(piece["image"]) for piece in read_examples(source, indices))
+def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder: epath.Path) -> Measured | None:
+    """Measures images. All processes draw; the main one alone looks at them, and gets the result.
+
+    Args:
+      draw: gives the images of these numbers.
+      num_images: how many; each is counted once.
+      yardsticks: what they are measured by.
+      folder: for what is to be kept until all are done. What it holds must be of the same images and yardsticks.
+    """
+    indices = [np.arange(start, min(start + draw.piece, num_images)) for start in range(0, num_images, draw.piece)]
+    pieces = [folder / f"{index[0]:07d}-{index[-1]:07d}.npz" for index in indices]
+    there = multihost.on_main(lambda: [path.exists() for path in pieces])
+    if not all(there):
+        draw.prepare()
+    quiet = None if multihost.is_main() else True  # None: unless on a terminal
+    with tqdm(total=num_images, unit=" images", leave=False, disable=quiet) as bar:
+        for index, path, done in zip(indices, pieces, there, strict=True):
+            if done:
+                bar.update(len(index))
+            else:
+                _measure_piece(draw, index, yardsticks, path, bar.update)
+    if not multihost.is_main():
+        return None
+    values = {}
+    for number, yardstick in enumerate(yardsticks):
+        seen = (_read(path, number) for path in pieces)
+        observed = observe(seen, needed(yardstick.metrics))
+        found = compute(yardstick.metrics, observed, yardstick.reference())
+        values |= {_named(name, yardstick.suffix): value for name, value in found.items()}
+    seconds = sum(float(_load(path)["seconds"]) for path in pieces)
+    return Measured(values, num_images / seconds, _load(pieces[0])["images"])
 
 
-def halves_distance(source: Source, features: Features, indices: np.ndarray) -> float:
-    """Frechet distance between two halves of these images: a level to hold the distance of samples against."""
-    return frechet_distance(*(data_statistics(source, features, half) for half in np.array_split(indices, 2)))
+def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0, **options: Any) -> Draw:
+    """Draws a pipeline's samples.
+
+    Args:
+      pipeline: of the model.
+      key: the same one gives the same noise to every pipeline and sampler.
+      batch_size: how many at a time, over all devices.
+      first: the number of the first sample.
+      **options: num_steps, sampler, eta and clip of `Pipeline.sample`.
+    """
+
+    def images(index, **options):
+        numbers = np.resize(first + index, max(len(index), batch_size)).astype(np.int32)  # a short piece fits as well
+        for x in pipeline.stream(key, numbers, batch_size=batch_size, **options):
+            yield to_uint8(x)[: len(index)]
+
+    def compile_it():  # a program serves every number of steps; a student would warn of any but its own
+        list(images(np.arange(1), **{**options, "num_steps": pipeline.distilled_for or 1}))
+
+    piece = batch_size * max(1, PIECE // batch_size)
+    return Draw(functools.partial(images, **options), piece, compile_it)
 
 
-def draw(pipeline: Pipeline, *, num_samples: int, batch_size: int, num_steps: int, sampler: str) -> Drawn:
-    """Draws samples, from the same noise for every pipeline and sampler, and takes the time. All processes draw."""
-    sample = functools.partial(pipeline.sample, jax.random.key(0), sampler=sampler, batch_size=batch_size)
-    # compiles the program that serves every number of steps; a student would warn of any but its own
-    sample(min(batch_size, num_samples), num_steps=pipeline.distilled_for or 1)
-    start = time.perf_counter()
-    images = sample(num_samples, num_steps=num_steps)
-    return Drawn(images, num_samples / (time.perf_counter() - start))
+def draw_images(source: Source) -> Draw:
+    """'Draws' images that are there already."""
+    return Draw(lambda index: iter([source[index]["image"]]))
+
+
+def _measure_piece(
+    draw: Draw, index: np.ndarray, yardsticks: Sequence[Yardstick], path: epath.Path, progress: Callable[[int], Any]
+) -> None:
+    """Draws samples of these numbers, and keeps what is seen of them."""
+    begun = time.perf_counter()
+    images = []
+    for batch in draw.images(index):
+        images.append(batch)
+        progress(len(batch))
+    seconds = time.perf_counter() - begun
+    if not multihost.is_main():
+        return
+    images = np.concatenate(images)
+    arrays: dict[str, Any] = {"seconds": seconds}
+    for number, yardstick in enumerate(yardsticks):
+        for name, part in yardstick.extractor(images)._asdict().items():
+            if part is not None:
+                arrays[f"{name}_{number}"] = part
+    if index[0] == 0:
+        arrays["images"] = images[:SHOWN]
+    save_whole(path, lambda file: np.savez(file, **arrays), sync=False)
+
+
+def _named(name: str, suffix: str) -> str:
+    """'fid_pixels' for 'fid', and 'kid_pixels_std' for 'kid_std'."""
+    metric, deviation, _ = name.partition("_std")
+    return f"{metric}{suffix}{deviation}"
+
+
+def _load(path: epath.Path) -> Any:
+    return np.load(path.open("rb"))
+
+
+def _read(path: epath.Path, number: int) -> Extracted:
+    arrays = _load(path)
+    logits = f"logits_{number}"
+    return Extracted(arrays[f"features_{number}"], arrays[logits] if logits in arrays.files else None)

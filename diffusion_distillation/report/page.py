@@ -1,62 +1,85 @@
-"""The report of a ladder: what its students draw, and how far that is from the data.
+"""The report of a ladder: what its students draw, and how good that is.
 
-report/index.html     the page
-report/samples.png    the same noise through the teacher and every student
-report/distances.png  Frechet distance against number of steps
-report/samplers.png   DDIM against ancestral sampling of the teacher
-report/figures.json   the table
-report/samples/       the first samples of each of its rows
+report/index.html       the page, which needs none of the other files
+report/evaluation.json  the table; .md and .tex have it too
+report/samples/         the first samples of each of its rows
+report/samples.png      the same noise through the teacher and every student
+report/distances.png    the first metric against number of steps
+report/metrics.png      the others, where there are others
+report/speed.png        the first metric against seconds an image
+report/samplers.png     DDIM against ancestral sampling of the teacher
+report/trajectories.png what is predicted at every step, from the same noise
+report/nearest.png      the dataset's images that are nearest to samples
+report/classes.png      samples by class, where the models have classes
+report/training.png     the losses of all stages
 """
 
-import functools
+import base64
 import html
 import io
 import json
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from string import Template
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..checkpoints import newest_step
 from ..data import Source
-from ..evaluation.features import MOST_PIXELS, pixels
-from ..evaluation.frechet import frechet_distance, statistics
-from ..evaluation.measure import data_indices, data_statistics, draw, halves_distance
-from ..files import as_path, save_whole, write_whole
+from ..errors import InputError
+from ..evaluation import tables
+from ..evaluation.evaluation import Entry, Evaluation, Row, open_once, read, samples_path
+from ..evaluation.ladder import evaluate_ladder, ladder_runs
+from ..evaluation.measure import Yardstick, make_yardsticks
+from ..evaluation.reference import nearest, of_dataset
+from ..files import as_path, write_whole
 from ..methods import make_method
-from ..pipeline import from_checkpoint
-from ..training.ladder import student_folder
-from .plots import STUDENT, TEACHER, save_columns, save_distances
+from .grids import save_grid
+from .plots import Line, Panel, save_columns, save_curves, save_losses
 
-SAMPLES_KEPT = 64
-SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral"}
+FILE = "evaluation.json"
+TRAJECTORIES = 2  # samples whose way is shown
+NEAREST, NEIGHBOURS = 10, 3  # samples and images of the dataset that are shown beside each
 
 
-class Row(NamedTuple):
-    """A line of the report's table.
+class Ladder(NamedTuple):
+    """A ladder that was measured.
 
     Attributes:
-      model: 'teacher' or 'student'.
-      sampler: 'ddim' or 'noisy'.
-      num_steps: sampling steps.
-      distance: Frechet distance to the data.
-      images_per_sec: drawn, on all devices.
-      updates: that the model had had.
+      name: as it is called on a page with others.
+      workdir: its folder.
+      config: its own, resolved.
+      found: the rows of its report.
     """
 
-    model: str
-    sampler: str
-    num_steps: int
-    distance: float
-    images_per_sec: float
-    updates: int | None = -1
+    name: str
+    workdir: epath.Path
+    config: ConfigDict
+    found: Evaluation
 
 
-def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) -> None:
+class Picture(NamedTuple):
+    """A section of the page: its heading, what it says of the picture, and the PNG file."""
+
+    heading: str
+    text: str
+    path: epath.Path
+
+
+def ladder_yardsticks(config: ConfigDict, source: Source) -> list[Yardstick]:
+    """What a ladder's report measures by: config.eval.features and metrics, against the dataset.
+
+    Raises:
+      InputError: if they cannot be, as where a file of weights is not there; better before the training than after.
+    """
+    reference = of_dataset(source, config.dataset.name)
+    return make_yardsticks(config.eval.features, config.eval.metrics, config.eval.num_samples, source, reference)
+
+
+def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, yardsticks: Sequence[Yardstick]) -> None:
     """Measures a finished ladder and writes its report. What an earlier call has measured is kept.
 
     All processes draw; the main one alone looks at the data and writes.
@@ -65,173 +88,316 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source) ->
       config: of the ladder, resolved.
       workdir: the ladder's folder.
       source: the images to compare with.
+      yardsticks: from `ladder_yardsticks`.
     """
     workdir = as_path(workdir)
-    folder, indices = workdir / "report", data_indices(source)
-    described = {
-        "features": "pixels" if max(source.image_shape) <= MOST_PIXELS else f"pixels, averaged to {MOST_PIXELS} a side",
-        "num_samples": config.eval.num_samples,
-        "num_images": len(indices),
-        "teacher": config.distillation.teacher_checkpoint_path,
-        "clip": config.model.eval_clip_denoised,
-    }
-    teacher = as_path(config.distillation.teacher_checkpoint_path)
-
-    def run_of(model: str, num_steps: int) -> epath.Path:
-        return teacher if model == "teacher" else student_folder(workdir, num_steps)
-
-    earlier = multihost.on_main(lambda: _read_figures(folder, described, run_of))
-    rows = {(row["model"], row["sampler"], row["num_steps"]): Row(**row) for row in earlier["rows"]}
-    floor = earlier["halves_distance"]
-    if floor is None and multihost.is_main():
-        floor = halves_distance(source, pixels, indices)
-    data = functools.cache(lambda: data_statistics(source, pixels, indices))
-    open_pipeline = functools.lru_cache(maxsize=1)(from_checkpoint)  # the teacher's rows follow each other
-    plan = _plan(config)
-    for key in plan:
-        model, sampler, num_steps = key
-        if key not in rows:
-            drawn = draw(
-                open_pipeline(run_of(model, num_steps)),
-                num_samples=config.eval.num_samples,
-                batch_size=config.eval.batch_size,
-                num_steps=num_steps,
-                sampler=sampler,
-            )
-            if multihost.is_main():
-                kept = drawn.images[:SAMPLES_KEPT]
-                save_whole(_samples_path(folder, *key), lambda file, kept=kept: np.savez_compressed(file, kept))
-                distance = frechet_distance(statistics([pixels(drawn.images)]), data())
-                rows[key] = Row(*key, distance, drawn.images_per_sec, newest_step(run_of(model, num_steps)))
-                measured = [rows[key]._asdict() for key in plan if key in rows]
-                figures = {**described, "halves_distance": floor, "rows": measured}
-                write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
-        if multihost.is_main():
-            print(
-                f"report  {model}, {SAMPLER_TITLES[sampler]}, {_steps(num_steps)}: Frechet distance "
-                f"{rows[key].distance:.3f}, {rows[key].images_per_sec:,.1f} images/s",
-                flush=True,
-            )
-    if multihost.is_main():
-        shown = [rows[key] for key in plan]
-        _draw(shown, floor, folder)
-        page = _page(shown, {**described, "halves_distance": floor}, config)
-        write_whole(folder / "index.html", page)
-        print(f"report  {folder / 'index.html'}", flush=True)
-
-
-def _steps(num_steps: int) -> str:
-    return "1 step" if num_steps == 1 else f"{num_steps} steps"
-
-
-def _plan(config: ConfigDict) -> list[tuple[str, str, int]]:
-    """(model, sampler, num_steps) of every row."""
-    evaluation = config.eval
-    by_ddim = sorted({*evaluation.teacher_num_steps, *evaluation.ancestral_num_steps}, reverse=True)
-    return [
-        *(("teacher", "ddim", num_steps) for num_steps in by_ddim),
-        *(("teacher", "noisy", num_steps) for num_steps in sorted(evaluation.ancestral_num_steps, reverse=True)),
-        *(("student", "ddim", rung.num_steps) for rung in make_method(config).rungs),
+    folder, reference = workdir / "report", of_dataset(source, config.dataset.name)
+    found = evaluate_ladder(
+        config, workdir, yardsticks, reference, folder / FILE,
+        shown=folder / "samples", say=lambda line: multihost.say(f"report  {line}"),
+    )  # fmt: skip
+    ways = _ways(config, workdir)
+    if not multihost.is_main():
+        return
+    ladder = Ladder(workdir.name, workdir, config, found)
+    published = tables.published(config)
+    write_whole(folder / "evaluation.md", tables.markdown(found, published))
+    write_whole(folder / "evaluation.tex", tables.latex(found, published))
+    pictures = [
+        *_samples(ladder, folder),
+        *_curves([ladder], folder),
+        *_samplers(ladder, folder),
+        *_trajectories(ways, folder),
+        *_classes(ladder, source.num_classes, folder),
+        *_nearest(ladder, source, yardsticks[0], folder),
+        *_training([ladder], folder),
     ]
-
-
-def _read_figures(
-    folder: epath.Path, described: dict[str, Any], run_of: Callable[[str, int], epath.Path]
-) -> dict[str, Any]:
-    """`halves_distance` (None if it is not known) and `rows` of an earlier call, if it measured the same alike."""
-    path, nothing = folder / "figures.json", {"halves_distance": None, "rows": []}
-    if not path.exists():
-        return nothing
-    try:
-        earlier = json.loads(path.read_text())
-        rows = [Row(**row) for row in earlier["rows"]]
-        if any(earlier.get(name) != value for name, value in described.items()):
-            return nothing
-        rows = [row for row in rows if row.updates == newest_step(run_of(row.model, row.num_steps))]
-        rows = [row._asdict() for row in rows if _samples_path(folder, *row[:3]).exists()]
-        return {"halves_distance": earlier["halves_distance"], "rows": rows}
-    except (ValueError, TypeError, KeyError):
-        logging.warning("%s is damaged; what it held is measured again.", path)
-        return nothing
-
-
-def _samples_path(folder: epath.Path, model: str, sampler: str, num_steps: int) -> epath.Path:
-    return folder / "samples" / f"{model}_{sampler}_{num_steps:04d}.npz"
-
-
-def _draw(rows: Sequence[Row], floor: float, folder: epath.Path) -> None:
-    """Writes the report's three pictures."""
-
-    def column(row: Row, by_sampler: bool = False) -> tuple[str, str, np.ndarray]:
-        kept = _samples_path(folder, row.model, row.sampler, row.num_steps)
-        images = np.load(io.BytesIO(kept.read_bytes()))["arr_0"]
-        colour = TEACHER if row.model == "teacher" else STUDENT
-        name = SAMPLER_TITLES[row.sampler] if by_sampler else row.model
-        return f"{name}\n{_steps(row.num_steps)}\n{row.distance:.2f}", colour, images
-
-    by_ddim = [row for row in rows if (row.model, row.sampler) == ("teacher", "ddim")]
-    ancestral = {row.num_steps: row for row in rows if row.sampler == "noisy"}
-    students = [row for row in rows if row.model == "student"]
-    few = [row for row in by_ddim if row.num_steps <= 8]
-    save_columns([column(row) for row in [*by_ddim[:1], *few, *students]], folder / "samples.png")
-    pairs = [(row, ancestral[row.num_steps]) for row in by_ddim if row.num_steps in ancestral]
-    save_columns([column(row, by_sampler=True) for pair in pairs for row in pair], folder / "samplers.png")
-    save_distances(
-        {row.num_steps: row.distance for row in by_ddim},
-        {row.num_steps: row.distance for row in students},
-        floor,
-        folder / "distances.png",
-    )
-
-
-def _page(rows: Sequence[Row], table: dict, config: ConfigDict) -> str:
-    """index.html: the pictures, the table, and what they were measured from."""
-    lines = "\n".join(
-        f"<tr><td>{row.model}</td><td>{SAMPLER_TITLES[row.sampler]}</td><td>{row.num_steps}</td>"
-        f"<td>{row.distance:.3f}</td><td>{row.images_per_sec:,.1f}</td></tr>"
-        for row in rows
-    )
     rungs = make_method(config).rungs
-    return PAGE.format(
-        dataset=html.escape(config.dataset.name),
-        start=rungs[0].teacher_num_steps,
-        end=rungs[-1].num_steps,
-        most=rows[0].num_steps,
-        lines=lines,
-        config=html.escape(config.to_json(indent=2)),
-        **table,
+    title = f"{config.dataset.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
+    write_whole(folder / "index.html", _page(title, [ladder], pictures))
+    multihost.say(f"report  {folder / 'index.html'}")
+
+
+def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folder: epath.PathLike) -> None:
+    """A page with several ladders, each with its report, side by side.
+
+    Args:
+      ladders: the folder and the resolved config of each.
+      folder: for index.html and its pictures.
+
+    Raises:
+      InputError: for a ladder without a report.
+    """
+    folder, shown = as_path(folder), []
+    for path, config in ladders:
+        workdir = as_path(path)
+        found = read(workdir / "report" / FILE)
+        if found is None:
+            raise InputError(f"{str(workdir)!r} has no report/{FILE}: scripts/report.py --workdir={path} makes it.")
+        shown.append(Ladder(workdir.name, workdir, config, found))
+    if len({ladder.name for ladder in shown}) < len(shown):
+        shown = [ladder._replace(name=str(ladder.workdir)) for ladder in shown]
+    pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]
+    write_whole(folder / "index.html", _page(" and ".join(ladder.name for ladder in shown), shown, pictures))
+    multihost.say(f"report  {folder / 'index.html'}")
+
+
+def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:
+    kept = samples_path(ladder.workdir / "report" / "samples", entry)
+    return np.load(io.BytesIO(kept.read_bytes()))["arr_0"]
+
+
+def _column(ladder: Ladder, entry: Entry, name: str) -> tuple[str, str, np.ndarray]:
+    """Of `save_columns`."""
+    [row] = [row for row in ladder.found.rows if row.entry == entry]
+    steps = "1 step" if entry.num_steps == 1 else f"{entry.num_steps} steps"
+    value = f"{next(iter(row.metrics.values())):.2f}"
+    return f"{name}\n{steps}\n{value}", entry.model, _first_samples(ladder, entry)
+
+
+def _entries(ladder: Ladder, model: str, sampler: str = "ddim") -> list[Entry]:
+    entries = [row.entry for row in ladder.found.rows]
+    return [entry for entry in entries if (entry.model, entry.sampler) == (model, sampler)]
+
+
+def _first_metric(ladder: Ladder) -> str:
+    return tables.title_of(ladder.found, tables.columns(ladder.found)[0])
+
+
+def _samples(ladder: Ladder, folder: epath.Path) -> list[Picture]:
+    of_teacher, of_students = _entries(ladder, "teacher"), _entries(ladder, "student")
+    few = [entry for entry in of_teacher[1:] if entry.num_steps <= 8]
+    path = folder / "samples.png"
+    save_columns([_column(ladder, entry, entry.model) for entry in [*of_teacher[:1], *few, *of_students]], path)
+    text = (
+        "A row starts from one noise image. Columns, by number of steps: the teacher at "
+        f"{of_teacher[0].num_steps}, the undistilled teacher at few steps, and the students. The last line of a "
+        f"heading is the {_first_metric(ladder)}."
     )
+    return [Picture("The same noise through every sampler", text, path)]
 
 
-PAGE = """<!doctype html>
+def _side_by_side(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
+    columns = [_column(ladder, entry, ladder.name) for ladder in ladders for entry in _entries(ladder, "student")[-4:]]
+    save_columns(columns, folder / "samples.png")
+    text = "A row starts from one noise image. The last line of a heading is the first column of the table."
+    return [Picture("The same noise through the students", text, folder / "samples.png")]
+
+
+def _samplers(ladder: Ladder, folder: epath.Path) -> list[Picture]:
+    ancestral = {entry.num_steps: entry for entry in _entries(ladder, "teacher", "noisy")}
+    pairs = [
+        (entry, ancestral[entry.num_steps]) for entry in _entries(ladder, "teacher") if entry.num_steps in ancestral
+    ]
+    if not pairs:
+        return []
+    path = folder / "samplers.png"
+    columns = [
+        _column(ladder, entry, name) for pair in pairs for entry, name in zip(pair, ("DDIM", "ancestral"), strict=True)
+    ]
+    save_columns(columns, path)
+    return [Picture("DDIM against ancestral sampling of the teacher", "The last line of a heading is as above.", path)]
+
+
+def _curves(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
+    """Quality against steps and against time."""
+    names = [name for name in tables.columns(ladders[0].found) if all(name in row.metrics for row in _rows(ladders))]
+
+    def lines(name: str, x: Callable) -> list[Line]:
+        found = []
+        for number, ladder in enumerate(ladders):
+            for model, title in (("teacher", "teacher"), ("student", "students")):
+                for sampler, suffix in (("ddim", ""), ("noisy", ", ancestral")):
+                    rows = [row for row in ladder.found.rows if row.entry[:2] == (model, sampler)]
+                    if rows:
+                        label = title + suffix if len(ladders) == 1 else f"{ladder.name}: {title}{suffix}"
+                        points = sorted((x(row), row.metrics[name]) for row in rows)
+                        found.append(Line(label, model, number, bool(suffix), points))
+        return found
+
+    def panels(names: Sequence[str], x: Callable) -> dict[str, Panel]:
+        return {
+            name: Panel(tables.title_of(ladders[0].found, name), lines(name, x), tables.is_distance(name))
+            for name in names
+        }
+
+    def steps_of(row: Row) -> int:
+        return row.entry.num_steps
+
+    floors, (first, *others) = ladders[0].found.floors, names
+    by_steps = {name: panel._replace(level=floors.get(name)) for name, panel in panels(names, steps_of).items()}
+    about = ladders[0].found.about
+    text = f"Of {about['num_samples']:,} samples each, against {html.escape(str(about['reference']))}."
+    if floors:
+        text += " The dashed line is the distance of two random halves of the data from each other."
+    pictures = [Picture("Quality against number of steps", text, folder / "distances.png")]
+    save_curves([by_steps[first]], "sampling steps", folder / "distances.png")
+    if others:
+        save_curves([by_steps[name] for name in others], "sampling steps", folder / "metrics.png")
+        pictures.append(Picture("Other metrics", "Of the same samples.", folder / "metrics.png"))
+    save_curves(
+        [*panels([first], lambda row: 1 / row.images_per_sec).values()], "seconds an image", folder / "speed.png"
+    )
+    text = "Drawn on all devices, without compilation."
+    return [*pictures, Picture("Quality against time", text, folder / "speed.png")]
+
+
+def _rows(ladders: Sequence[Ladder]) -> list[Row]:
+    return [row for ladder in ladders for row in ladder.found.rows]
+
+
+def _ways(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
+    """The x predicted at every step: of the teacher at 16 steps, and of the students of 8 to 2. All processes draw."""
+    runs = ladder_runs(config, workdir)
+    students = [entry for entry in runs if entry.model == "student" and 2 <= entry.num_steps <= 8]
+    teacher = next(iter(runs))
+    entries = [teacher._replace(num_steps=16), *students]
+    open_pipeline, ways = open_once(), {}
+    for entry in entries:
+        pipeline = open_pipeline(runs[teacher if entry.model == "teacher" else entry])
+        steps = pipeline.trajectory(jax.random.key(0), TRAJECTORIES, num_steps=entry.num_steps, sampler="ddim")
+        ways[f"{entry.model}, {entry.num_steps} steps"] = steps
+    return ways
+
+
+def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Picture]:
+    path, most = folder / "trajectories.png", max(len(steps) for steps in ways.values())
+    rows = []
+    for steps in ways.values():  # a step is as wide as the time it takes
+        wide = np.repeat(steps, most // len(steps), axis=0) if most % len(steps) == 0 else steps
+        rows.append(wide)
+    pictures = np.concatenate([row[:, sample] for sample in range(TRAJECTORIES) for row in rows])
+    save_grid(pictures, path, columns=most)
+    text = (
+        f"{TRAJECTORIES} samples; of each, a row for the {', the '.join(ways)}, all from the same noise, on the left. "
+        "A picture is what the model predicts there as the end; a student's is repeated as long as its step takes."
+    )
+    return [Picture("What is predicted on the way", text, path)]
+
+
+def _classes(ladder: Ladder, num_classes: int, folder: epath.Path) -> list[Picture]:
+    if num_classes == 1:
+        return []
+    path, columns = folder / "classes.png", min(num_classes, 10)
+    last = _entries(ladder, "student")[-1]
+    images = _first_samples(ladder, last)  # of classes 0, 1, 2, ... in turn
+    shown = [number for number in range(len(images)) if number % num_classes < columns]
+    shown = shown[: len(shown) // columns * columns] or shown
+    save_grid(images[shown], path, columns=columns)
+    return [Picture("Classes", f"Columns are classes 0 to {columns - 1}, by the {last.title}.", path)]
+
+
+def _nearest(ladder: Ladder, source: Source, yardstick: Yardstick, folder: epath.Path) -> list[Picture]:
+    path, last = folder / "nearest.png", _entries(ladder, "student")[-1]
+    images = _first_samples(ladder, last)[:NEAREST]
+    there = nearest(images, source, yardstick.extractor, NEIGHBOURS)
+    save_grid(
+        np.concatenate([images[:, np.newaxis], there], axis=1).reshape(-1, *images.shape[1:]), path, 1 + NEIGHBOURS
+    )
+    features = ladder.config.eval.features[0]
+    text = (
+        f"Left, samples of the {last.title}; beside each, the {NEIGHBOURS} images of the dataset that are nearest to "
+        f"it in {features}. A model that only remembers draws these again."
+    )
+    return [Picture("The nearest images of the dataset", text, path)]
+
+
+def _training(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
+    losses = {}
+    for ladder in ladders:
+        for entry, run in ladder_runs(ladder.config, ladder.workdir).items():
+            stage = "base model" if entry.model == "teacher" else f"{entry.num_steps} steps"
+            stage = stage if len(ladders) == 1 else f"{ladder.name}, {stage}"
+            file = run / "metrics.jsonl"
+            if stage not in losses and file.exists():
+                lines = [json.loads(line) for line in file.read_text().splitlines()]
+                losses[stage] = [(line["step"], line["loss"]) for line in lines]
+    if not losses:
+        return []
+    save_losses(losses, folder / "training.png")
+    return [Picture("Training", "The loss of every stage, by its updates.", folder / "training.png")]
+
+
+def _page(title: str, ladders: Sequence[Ladder], pictures: Sequence[Picture]) -> str:
+    """index.html, with its pictures inside."""
+    sections = "\n".join(
+        f"<section><h2>{html.escape(picture.heading)}</h2><p>{picture.text}</p>"
+        f'<button class="picture"><img alt="{html.escape(picture.heading)}" src="data:image/png;base64,'
+        f'{base64.b64encode(picture.path.read_bytes()).decode()}"></button></section>'
+        for picture in pictures
+    )
+    tables_, several = [], len(ladders) > 1
+    for ladder in ladders:
+        head, *lines = tables.table(ladder.found, tables.published(ladder.config))
+        heads = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
+        rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+        caption = f"<caption>{html.escape(ladder.name)}</caption>" if several else ""
+        tables_.append(
+            f'<div class="wide"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        )
+    configs = "".join(
+        f"<details><summary>Configuration{f' of {html.escape(ladder.name)}' if several else ''}</summary>"
+        f"<pre>{html.escape(ladder.config.to_json(indent=2))}</pre></details>"
+        for ladder in ladders
+    )
+    return PAGE.substitute(title=html.escape(title), tables="\n".join(tables_), sections=sections, configs=configs)
+
+
+PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Distillation: {dataset}, {start} to {end} steps</title>
+<link rel="icon" href="data:,">
+<title>$title</title>
 <style>
-  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #22262b; }}
-  img {{ max-width: 100%; }}
-  table {{ border-collapse: collapse; }}
-  th, td {{ padding: .2rem 1rem .2rem 0; text-align: right; border-bottom: 1px solid #e5e7ea; }}
-  th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
-  pre {{ font-size: 12px; overflow: auto; }}
+  :root { color-scheme: light dark; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; --mark: #d1495b; }
+  @media (prefers-color-scheme: dark) {
+    :root { --text: #e6e8eb; --back: #15181c; --line: #31363d; --muted: #9aa1ab; --mark: #f0788a; }
+  }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+         color: var(--text); background: var(--back); }
+  h1 { line-height: 1.2; }
+  h2 { margin-top: 2.5rem; }
+  p, summary { color: var(--muted); max-width: 44rem; }
+  button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+  .picture { display: block; cursor: zoom-in; background: #fff; border-radius: .5rem; padding: .5rem; max-width: 100%; }
+  .picture img { display: block; max-width: 100%; max-height: 56rem; margin: auto; }
+  dialog { max-width: 96vw; max-height: 96vh; padding: .5rem; border: 0; background: #fff; overflow: auto;
+           cursor: zoom-out; }
+  dialog img { display: block; min-width: min(92vw, 60rem); image-rendering: pixelated; }
+  dialog::backdrop { background: #000c; }
+  .wide { overflow-x: auto; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
+  caption { text-align: left; font-weight: 600; }
+  th, td { padding: .25rem 1rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+  th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+  th { vertical-align: bottom; white-space: normal; min-width: 4rem; }
+  th button { font-weight: 600; text-align: inherit; }
+  th[aria-sort] button { color: var(--mark); }
+  th[aria-sort=ascending] button::after { content: " ↑"; }
+  th[aria-sort=descending] button::after { content: " ↓"; }
+  pre { font-size: 12px; overflow: auto; }
 </style>
-<h1>{dataset}: {start} sampling steps become {end}</h1>
-<h2>The same noise through every sampler</h2>
-<p>A row starts from one noise image. Columns, by number of steps: the teacher at {most}, the undistilled teacher at few
-steps, and the students. The last line of a heading is the Fréchet distance.</p>
-<img src="samples.png" alt="Columns of samples of the teacher and of each student">
-<h2>Quality against number of steps</h2>
-<p>Fréchet distance ({features}) of {num_samples:,} samples to {num_images:,} images of the dataset; the smaller the
-better. Two random halves of these are {halves_distance:.3f} apart.</p>
-<img src="distances.png" alt="Fréchet distance against sampling steps, teacher and students">
-<h2>DDIM against ancestral sampling of the teacher</h2>
-<img src="samplers.png" alt="Samples of the teacher by DDIM and by ancestral sampling">
-<h2>Figures</h2>
-<table>
-<tr><th>model</th><th>sampler</th><th>steps</th><th>Fréchet distance</th><th>images/s</th></tr>
-{lines}
-</table>
-<details><summary>Configuration</summary><pre>{config}</pre></details>
+<h1>$title</h1>
+$tables
+$sections
+$configs
+<dialog><img alt=""></dialog>
+<script>
+  const dialog = document.querySelector("dialog");
+  for (const picture of document.querySelectorAll(".picture"))
+    picture.onclick = () => { dialog.firstChild.src = picture.firstChild.src; dialog.showModal(); };
+  dialog.onclick = () => dialog.close();
+  for (const button of document.querySelectorAll("th button"))
+    button.onclick = () => {
+      const head = button.parentNode, body = head.closest("table").tBodies[0], column = head.cellIndex;
+      const down = head.ariaSort === "ascending";
+      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+      head.ariaSort = down ? "descending" : "ascending";
+      const key = row => row.cells[column].textContent, number = row => parseFloat(key(row).replaceAll(",", ""));
+      const order = (a, b) => isNaN(number(a) + number(b)) ? key(a).localeCompare(key(b)) : number(a) - number(b);
+      body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
+    };
+</script>
 </html>
-"""
+""")

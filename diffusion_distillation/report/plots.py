@@ -1,46 +1,114 @@
 """The report's figures, drawn with matplotlib."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
-TEACHER, STUDENT, MUTED = "#4c5c73", "#d1495b", "#8a8f98"
+Points = Sequence[tuple[float, float]]
+COLOURS = {"teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"), "student": ("#d1495b", "#e9a23b", "#8a4fbe")}
+MUTED, LIGHT = "#8a8f98", "#e5e7ea"
+
+
+class Line(NamedTuple):
+    """A line of a plot.
+
+    Attributes:
+      label: in the legend.
+      model: 'teacher' or 'student'.
+      ladder: the number of the ladder on the page.
+      dotted: for a second sampler of the same model.
+      points: (x, y), by x.
+    """
+
+    label: str
+    model: str
+    ladder: int
+    dotted: bool
+    points: Points
+
+
+class Panel(NamedTuple):
+    """A plot of a metric.
+
+    Attributes:
+      title: the metric's.
+      lines: of models and samplers.
+      log: whether values are better seen on a log scale, if all are positive.
+      level: to hold them against, such as the distance of the data's halves.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    log: bool
+    level: float | None = None
 
 
 def save_columns(columns: Sequence[tuple[str, str, Images]], path: epath.Path, rows: int = 10) -> None:
-    """A column of images for each `(heading, colour, images)`; row j shows the j-th image of every column."""
+    """A column of images for each `(heading, model, images)`; row j shows the j-th image of every column."""
     figure = Figure(figsize=(0.66 * len(columns), 0.6 * rows + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axis, (heading, colour, images) in zip(axes, columns, strict=True):
+    for axis, (heading, model, images) in zip(axes, columns, strict=True):
         gap = max(1, images.shape[1] // 8)
         column = np.concatenate(np.pad(images[:rows], ((0, 0), (0, gap), (0, 0), (0, 0)), constant_values=255))[:-gap]
         axis.imshow(column, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(heading, fontsize=7, color=colour)
+        axis.set_title(heading, fontsize=7, color=COLOURS[model][0])
         axis.axis("off")
     save_whole(path, functools.partial(figure.savefig, format="png"))
 
 
-def save_distances(teacher: Mapping[int, float], students: Mapping[int, float], floor: float, path: epath.Path) -> None:
-    """Frechet distance against sampling steps, log-log: the teacher, its students, and the data's halves as a level."""
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for label, colour, marker, line in (("teacher", TEACHER, "o", teacher), ("students", STUDENT, "s", students)):
-        axis.plot(*zip(*sorted(line.items()), strict=True), marker=marker, color=colour, label=label)
-    axis.axhline(floor, color=MUTED, linestyle="--", linewidth=1, label="data, one half to the other")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("sampling steps")
-    axis.set_ylabel("Fréchet distance")
-    axis.grid(which="major", color="#e5e7ea")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None:
+    """A plot for each metric, against sampling steps or seconds, which are on a log scale."""
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    width, height = (6.4, 4.2) if len(panels) == 1 else (4.8 * columns, 3.4 * rows)
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, lines, log, level) in zip(axes, panels, strict=False):
+        for line in lines:
+            colour = COLOURS[line.model][line.ladder % len(COLOURS[line.model])]
+            style = dict(marker="o" if line.model == "teacher" else "s", linestyle=":" if line.dotted else "-")
+            axis.plot(*zip(*line.points, strict=True), color=colour, label=line.label, markersize=4, **style)
+        if level is not None:
+            axis.axhline(level, color=MUTED, linestyle="--", linewidth=1, label="data, one half to the other")
+        axis.set_xscale("log", base=2 if x_label == "sampling steps" else 10)
+        if x_label == "sampling steps":
+            axis.xaxis.set_major_formatter("{x:.0f}")
+        if log and all(y > 0 for line in lines for _, y in line.points):
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+        _style(axis, x_label, title)
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    axes[0].legend(frameon=False, fontsize=8)
     save_whole(path, functools.partial(figure.savefig, format="png"))
+
+
+def save_losses(losses: Mapping[str, Points], path: epath.Path) -> None:
+    """The loss of every stage against its updates, on a log scale."""
+    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    shades = colormaps["plasma"](np.linspace(0, 0.9, len(losses)))
+    for colour, (stage, points) in zip(shades, losses.items(), strict=True):
+        axis.plot(*zip(*points, strict=True), color=colour, label=stage, marker=".", markersize=3)
+    axis.set_yscale("log")
+    _style(axis, "updates", "loss")
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    save_whole(path, functools.partial(figure.savefig, format="png"))
+
+
+def _style(axis: Axes, x_label: str, y_label: str) -> None:
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(which="major", color=LIGHT)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -6,17 +6,27 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import multihost
 from diffusion_distillation.data import ArraySource
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation import evaluation
+from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.pipeline import Pipeline
-from diffusion_distillation.report import page
-from diffusion_distillation.report.page import write_report
+from diffusion_distillation.files import as_path
+from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.report.page import ladder_yardsticks, write_comparison, write_report
 
 CONFIG = ConfigDict(
     dict(
         dataset=dict(name="random"),
         model=dict(train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True),
-        eval=dict(num_samples=70, batch_size=50, teacher_num_steps=(2, 1), ancestral_num_steps=(2,)),
-        distillation=dict(method="progressive", teacher_checkpoint_path="base", start_num_steps=2, end_num_steps=1),
+        eval=dict(
+            features=("pixels",),
+            metrics=("fid", "recall"),
+            num_samples=70,
+            batch_size=50,
+            teacher_num_steps=(2, 1),
+            ancestral_num_steps=(2,),
+        ),
+        distillation=dict(method="progressive", teacher_checkpoint_path="base", start_num_steps=4, end_num_steps=1),
     )
 )
 
@@ -41,65 +51,114 @@ class Drawing(Pipeline):
     def __init__(self, path, drawn):
         self.path, self.drawn = path, drawn
 
-    def sample(self, key, num_samples, *, sampler, batch_size, num_steps):
-        if num_samples == CONFIG.eval.num_samples:
+    def stream(self, key, index, *, sampler, batch_size, num_steps):
+        if index.max() >= CONFIG.eval.num_samples - 1:  # all are asked for
             self.drawn.append((self.path.name, num_steps, sampler))
-        return np.random.default_rng(num_steps).integers(0, 256, (num_samples, 4, 4, 1), np.uint8)
+        for start in range(0, len(index), batch_size):
+            rngs = [np.random.default_rng((num_steps, number)) for number in index[start : start + batch_size]]
+            yield np.stack([rng.uniform(-1, 1, (4, 4, 1)) for rng in rngs]).astype(np.float32)
+
+    def trajectory(self, key, num_samples, *, sampler, num_steps):
+        return np.zeros((num_steps, num_samples, 4, 4, 1), np.uint8)
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     drawn = []
-    monkeypatch.setattr(page, "from_checkpoint", lambda path: Drawing(page.as_path(path), drawn))
+    monkeypatch.setattr(evaluation, "from_checkpoint", lambda path: Drawing(as_path(path), drawn))
     return drawn
 
 
+def write(workdir, source, config=CONFIG):
+    write_report(config, workdir, source, ladder_yardsticks(config, source))
+
+
 def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
-    source, figures = Images(), tmp_path / "report" / "figures.json"
-    write_report(CONFIG, tmp_path, source)
-    assert source.read == 200 and len(drawn) == 4  # all images, and their halves
-    table = json.loads(figures.read_text())
+    source, workdir = Images(), tmp_path / "ladder"
+    file = workdir / "report" / "evaluation.json"
+    write(workdir, source)
+    rows = [("base", 2, "ddim"), ("base", 1, "ddim"), ("base", 2, "noisy"), ("steps_0002", 2, "ddim")]
+    assert drawn == [*rows, ("steps_0001", 1, "ddim")]
+    table = json.loads(file.read_text())
     assert [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]] == [
-        ("teacher", "ddim", 2), ("teacher", "ddim", 1), ("teacher", "noisy", 2), ("student", "ddim", 1)
+        ("teacher", "ddim", 2), ("teacher", "ddim", 1), ("teacher", "noisy", 2), ("student", "ddim", 2),
+        ("student", "ddim", 1),
     ]  # fmt: skip
-    of_data = statistics([page.pixels(source[np.arange(100)]["image"])])
-    of_samples = statistics(
-        [page.pixels(Drawing(tmp_path, []).sample(None, 70, sampler="", batch_size=1, num_steps=2))]
-    )
-    assert table["rows"][0]["distance"] == pytest.approx(frechet_distance(of_samples, of_data))
-    source.read = 0
+    of_data = statistics([pixels(source[np.arange(100)]["image"])])
+    batches = Drawing(workdir, []).stream(None, np.arange(70), sampler="", batch_size=70, num_steps=2)
+    expected = frechet_distance(statistics(pixels(to_uint8(x)) for x in batches), of_data)
+    assert table["rows"][0]["metrics"]["fid"] == pytest.approx(expected)
+    assert table["metrics"]["teacher_ddim_2_fid"] == table["rows"][0]["metrics"]["fid"]
+    assert not list(workdir.rglob("*unfinished*"))
     drawn.clear()
-    write_report(CONFIG, tmp_path, source)
-    assert source.read == 0 and drawn == []
+    write(workdir, source)
+    assert drawn == []
 
-    (tmp_path / "steps_0001" / "checkpoints" / "7").mkdir(parents=True)  # it is another student now
-    write_report(CONFIG, tmp_path, source)
+    (workdir / "steps_0001" / "checkpoints" / "7").mkdir(parents=True)  # it is another student now
+    write(workdir, source)
     assert drawn == [("steps_0001", 1, "ddim")]
-    source.read = 0
     drawn.clear()
 
-    (tmp_path / "report" / "samples" / "teacher_noisy_0002.npz").unlink()
-    write_report(CONFIG, tmp_path, source)
-    assert source.read == 100 and drawn == [("base", 2, "noisy")]
-    assert json.loads(figures.read_text())["halves_distance"] == table["halves_distance"]
+    (workdir / "report" / "samples" / "teacher_noisy_2.npz").unlink()
+    write(workdir, source)
+    assert drawn == [("base", 2, "noisy")]
+    assert json.loads(file.read_text())["floors"] == table["floors"]
 
-    figures.write_text(figures.read_text()[:50])
-    write_report(CONFIG, tmp_path, source)
-    assert "figures.json is damaged; what it held is measured again" in caplog.text
-    assert [row["distance"] for row in json.loads(figures.read_text())["rows"]] == [
-        row["distance"] for row in table["rows"]
-    ]
-    assert not [path for path in figures.parent.rglob("*") if "unfinished" in path.name]
+    file.write_text(file.read_text()[:50])
+    write(workdir, source)
+    assert "evaluation.json is damaged; what it held is measured again" in caplog.text
+    assert [row["metrics"] for row in json.loads(file.read_text())["rows"]] == [row["metrics"] for row in table["rows"]]
+
+
+def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch):
+    """The report is stopped as the second thousand of samples is looked at."""
+    config = CONFIG.copy_and_resolve_references()
+    config.eval.num_samples = 1070
+    write(tmp_path / "whole", Images(), config)
+    wrong, seen = evaluation.measure, []
+
+    def stops(draw, *args):
+        def images(index):
+            seen.append(len(index))
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            return draw.images(index)
+
+        return wrong(draw._replace(images=images), *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure", stops)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "ladder", Images(), config)
+        write(tmp_path / "ladder", Images(), config)
+    assert seen[:4] == [1000, 70, 70, 1000]
+    whole, resumed = (
+        json.loads((tmp_path / name / "report" / "evaluation.json").read_text()) for name in ("whole", "ladder")
+    )
+    assert whole["metrics"] == resumed["metrics"]
 
 
 def test_the_main_process_alone_looks_at_the_data(tmp_path, drawn, monkeypatch):
     source = Images()
     monkeypatch.setattr(multihost, "is_main", lambda: False)
-    write_report(CONFIG, tmp_path, source)
-    assert source.read == 0 and len(drawn) == 4 and not list(tmp_path.iterdir())
+    write(tmp_path / "ladder", source)
+    assert source.read == 0 and len(drawn) == 5 and not list(tmp_path.iterdir())
 
 
 def test_in_a_bucket(bucket, drawn):
-    write_report(CONFIG, "gs://bucket/ladder", Images())
-    for name in ("index.html", "figures.json", "samples.png", "distances.png", "samplers.png"):
+    write("gs://bucket/ladder", Images())
+    pictures = ("samples.png", "distances.png", "metrics.png", "speed.png", "samplers.png", "nearest.png")
+    for name in ("index.html", "evaluation.json", "evaluation.md", *pictures):
         assert (bucket / "ladder" / "report" / name).stat().st_size > 100
+
+
+def test_several_ladders_on_a_page(tmp_path, drawn):
+    ladders = [tmp_path / name for name in ("one", "two")]
+    with pytest.raises(InputError, match=r"one' has no report/evaluation.json: scripts/report.py"):
+        write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
+    for path in ladders:
+        write(path, Images())
+    write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count("<table>") == 2 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4

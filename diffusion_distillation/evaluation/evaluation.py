@@ -1,0 +1,238 @@
+"""The samples of several models and samplers, measured alike: the rows of an evaluation.json.
+
+It is written after each row, and a row that it has is not measured again.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from .. import multihost
+from ..checkpoints import newest_step
+from ..files import save_whole, write_whole
+from ..pipeline import from_checkpoint
+from .measure import Draw, Images, Measured, Yardstick, measure
+from .metrics import HIGHER_IS_BETTER
+from .reference import Reference, halves_distance
+
+SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral"}
+
+
+class Entry(NamedTuple):
+    """Whose samples.
+
+    Attributes:
+      model: 'teacher', 'student', or 'samples' that were there already.
+      sampler: 'ddim' or 'noisy'; '' for samples that were there already.
+      num_steps: sampling steps; 0 for samples that were there already.
+    """
+
+    model: str
+    sampler: str = ""
+    num_steps: int = 0
+
+    @property
+    def title(self) -> str:
+        """As it is printed."""
+        if not self.sampler:
+            return self.model
+        steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
+        return f"{self.model}, {SAMPLER_TITLES[self.sampler]}, {steps}"
+
+    @property
+    def name(self) -> str:
+        """As it is in file names and in `metrics`."""
+        return "_".join(str(part) for part in self if part)
+
+
+class Row(NamedTuple):
+    """What was measured of an entry.
+
+    Attributes:
+      entry: whose samples.
+      metrics: names and values; with repeats, the best of each.
+      spread: with repeats, the largest value less the smallest; else nothing.
+      images_per_sec: drawn, on all devices.
+      updates: that the model had had.
+    """
+
+    entry: Entry
+    metrics: dict[str, float]
+    spread: dict[str, float]
+    images_per_sec: float
+    updates: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.entry._asdict() | {name: value for name, value in self._asdict().items() if name != "entry"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Row":
+        """The inverse of `to_json`."""
+        entry = Entry(*(values[name] for name in Entry._fields))
+        return cls(entry, *(values[name] for name in cls._fields if name != "entry"))
+
+
+class Evaluation(NamedTuple):
+    """The content of an evaluation.json.
+
+    Attributes:
+      about: what was measured and how; a row of another `about` is measured again.
+      floors: in a report, Frechet distances between two halves of the reference, to hold those of samples against.
+      rows: in order.
+    """
+
+    about: dict[str, Any]
+    floors: dict[str, float]
+    rows: list[Row]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Names and numbers; where there are several rows, names begin with the row's."""
+        if len(self.rows) == 1:
+            return dict(self.rows[0].metrics)
+        return {f"{row.entry.name}_{name}": value for row in self.rows for name, value in row.metrics.items()}
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        rows = [row.to_json() for row in self.rows]
+        values = {"metrics": self.metrics, "about": self.about, "floors": self.floors, "rows": rows}
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Evaluation":
+        """The inverse of `to_json`; raises a ValueError, TypeError or KeyError for anything else."""
+        values = json.loads(text)
+        return cls(values["about"], values["floors"], [Row.from_json(row) for row in values["rows"]])
+
+
+def read(path: epath.Path) -> Evaluation | None:
+    """What an evaluation.json holds; None, with a warning, if it is damaged, and without one if there is none."""
+    if not path.exists():
+        return None
+    try:
+        return Evaluation.from_json(path.read_text())
+    except (ValueError, TypeError, KeyError):
+        logging.warning("%s is damaged; what it held is measured again.", path)
+        return None
+
+
+def evaluate(
+    runs: Mapping[Entry, epath.Path | None],
+    draw: Callable[[Entry, int], Draw],
+    yardsticks: Sequence[Yardstick],
+    reference: Reference,
+    path: epath.Path,
+    *,
+    about: Mapping[str, Any],
+    num_samples: int,
+    repeats: int = 1,
+    shown: epath.Path | None = None,
+    say: Callable[[str], Any] = multihost.say,
+) -> Evaluation:
+    """Measures what an evaluation.json does not have yet. All processes draw; the main one alone looks and writes.
+
+    Args:
+      runs: what is measured, and the run that it is of.
+      draw: `draw(entry, first)` gives its images from number `first` on.
+      yardsticks: what they are measured by.
+      reference: what they are judged against.
+      path: of the evaluation.json; unfinished work is kept beside it.
+      about: what shapes the numbers besides, of JSON's types.
+      num_samples: of each.
+      repeats: how many sets of samples of each; of a metric the best is taken, as EDM does.
+      shown: a folder for the first samples of each row; a row whose samples are not there is measured again.
+      say: is told each row.
+    """
+    about = {
+        "features": {f"features{yardstick.suffix}": yardstick.extractor.identity for yardstick in yardsticks},
+        "wanted": {f"metrics{yardstick.suffix}": list(yardstick.metrics) for yardstick in yardsticks},
+        "reference": reference.name,
+        "num_samples": num_samples,
+        "repeats": repeats,
+        **about,
+    }
+
+    def is_known(row: Row) -> bool:
+        if row.entry not in runs or (shown is not None and not samples_path(shown, row.entry).exists()):
+            return False
+        run = runs[row.entry]
+        return run is None or row.updates == newest_step(run)
+
+    def begin() -> str:
+        earlier = read(path)
+        if earlier is None or earlier.about != json.loads(json.dumps(about)):
+            return Evaluation(about, {} if shown is None else _floors(yardsticks, reference), []).to_json()
+        return earlier._replace(rows=[row for row in earlier.rows if is_known(row)]).to_json()
+
+    _, floors, known = Evaluation.from_json(multihost.on_main(begin))
+    rows = {row.entry: row for row in known}
+    for entry, run in runs.items():
+        if entry not in rows:
+            updates = None if run is None else newest_step(run)
+            folder = path.with_name(f"{path.name}.unfinished") / _digest([entry, updates, about])
+            sets = [
+                measure(draw(entry, repeat * num_samples), num_samples, yardsticks, folder / str(repeat))
+                for repeat in range(repeats)
+            ]
+            if multihost.is_main():
+                rows[entry] = _row(entry, sets, updates)
+                if shown is not None:
+                    save_samples(shown, entry, sets[0].images)
+                found = Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
+                write_whole(path, found.to_json())
+                folder.parent.rmtree()
+        if multihost.is_main():
+            say(f"{entry.title}: {described(rows[entry])}")
+    return Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
+
+
+def described(row: Row) -> str:
+    """A row's values in a line."""
+    values = (
+        f"{name} {value:.4g}" + (f" (spread {row.spread[name]:.2g})" if name in row.spread else "")
+        for name, value in row.metrics.items()
+    )
+    return ", ".join([*values, f"{row.images_per_sec:,.1f} images/s"])
+
+
+def open_once() -> Callable[[epath.Path], Any]:
+    """`from_checkpoint`, which keeps the last pipeline: the rows of a teacher follow each other."""
+    return functools.lru_cache(maxsize=1)(from_checkpoint)
+
+
+def save_samples(folder: epath.Path, entry: Entry, images: Images) -> None:
+    """Keeps the first samples of a row."""
+    save_whole(samples_path(folder, entry), lambda file: np.savez_compressed(file, images))
+
+
+def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
+    """Where the first samples of a row are kept."""
+    return folder / f"{entry.name}.npz"
+
+
+def _row(entry: Entry, sets: Sequence[Measured], updates: int | None) -> Row:
+    values = {name: [found.metrics[name] for found in sets] for name in sets[0].metrics}
+    best = {name: _best(name, of_sets) for name, of_sets in values.items()}
+    spread = {name: max(of_sets) - min(of_sets) for name, of_sets in values.items()} if len(sets) > 1 else {}
+    speed = len(sets) / sum(1 / found.images_per_sec for found in sets)
+    return Row(entry, best, spread, speed, updates)
+
+
+def _best(name: str, values: Sequence[float]) -> float:
+    return max(values) if name.split("_")[0] in HIGHER_IS_BETTER else min(values)
+
+
+def _floors(yardsticks: Sequence[Yardstick], reference: Reference) -> dict[str, float]:
+    of_fid = [yardstick for yardstick in yardsticks if "fid" in yardstick.metrics]
+    return {f"fid{yardstick.suffix}": halves_distance(reference.images, yardstick.extractor) for yardstick in of_fid}
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""What of a ladder is measured: its teacher, undistilled and by ancestral sampling too, and its students."""
+
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from ..files import as_path
+from ..methods import make_method
+from ..training.ladder import student_folder
+from .evaluation import Entry, Evaluation, evaluate, open_once
+from .measure import Yardstick, draw_from
+from .reference import Reference
+
+
+def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
+    """The rows of a ladder's evaluation and the runs that they are of; config is the ladder's, resolved."""
+    teacher = as_path(config.distillation.teacher_checkpoint_path)
+    ancestral = sorted(config.eval.ancestral_num_steps, reverse=True)
+    by_ddim = sorted({*config.eval.teacher_num_steps, *ancestral}, reverse=True)
+    students = [rung.num_steps for rung in make_method(config).rungs]
+    return {
+        **{Entry("teacher", "ddim", num_steps): teacher for num_steps in by_ddim},
+        **{Entry("teacher", "noisy", num_steps): teacher for num_steps in ancestral},
+        **{Entry("student", "ddim", num_steps): student_folder(workdir, num_steps) for num_steps in students},
+    }
+
+
+def evaluate_ladder(
+    config: ConfigDict,
+    workdir: epath.Path,
+    yardsticks: list[Yardstick],
+    reference: Reference,
+    path: epath.Path,
+    *,
+    seed: int = 0,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Measures a finished ladder by the settings of its config's `eval` section, or by others.
+
+    Args:
+      config: of the ladder, resolved.
+      workdir: the ladder's folder.
+      yardsticks: what samples are measured by.
+      reference: what they are judged against.
+      path: of the evaluation.json.
+      seed: of the noise, which is the same for every row.
+      num_samples: of each row; by default config.eval.num_samples.
+      batch_size: drawn at a time; by default config.eval.batch_size.
+      **options: repeats, shown and say of `evaluate`.
+    """
+    runs, open_pipeline = ladder_runs(config, workdir), open_once()
+    batch_size = batch_size or config.eval.batch_size
+
+    def draw(entry, first):
+        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, batch_size=batch_size, first=first)
+        return draw_from(open_pipeline(runs[entry]), jax.random.key(seed), **settings)
+
+    about = {"teacher": config.distillation.teacher_checkpoint_path, "seed": seed}
+    about["clip"] = config.model.eval_clip_denoised
+    num_samples = num_samples or config.eval.num_samples
+    return evaluate(runs, draw, yardsticks, reference, path, about=about, num_samples=num_samples, **options)

@@ -1,0 +1,225 @@
+"""What images are judged against: a dataset, images made by someone else, or published statistics.
+
+Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM (which have images, `arr_0`, too).
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from sklearn.neighbors import NearestNeighbors
+
+from ..data import ArraySource, Source, read_examples
+from ..data.cache import cached
+from ..errors import InputError
+from ..files import as_path, save_whole
+from .features import Extracted, Extractor
+from .frechet import Statistics, frechet_distance, statistics
+from .metrics import Observed, needed, observe
+
+MOST_IMAGES = 50_000  # of a dataset that are looked at; as for published FIDs
+PIECE = 1000  # images whose features are found at a time
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Reference(NamedTuple):
+    """What a path or a dataset holds.
+
+    Attributes:
+      images: None if there are none.
+      published: statistics that came with them or instead of them; None if there were none.
+      features: the identity of the extractor that these are of; None for Inception's, as others publish them.
+      name: for messages.
+    """
+
+    images: Source | None
+    published: Statistics | None
+    features: str | None
+    name: str
+
+
+class Pictures:
+    """The images in a folder and its sub-folders, as they are, in the order of their paths: a `Source`.
+
+    Raises:
+      InputError: for a folder without images; and, once it is read, for one that is broken or not of the first's shape.
+    """
+
+    num_classes = 1
+
+    def __init__(self, folder: Path):
+        self._files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self._files:
+            raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
+        self._mode = "L" if self._opened(self._files[0]).mode in ("1", "L") else "RGB"
+        self.image_shape = self._read(self._files[0]).shape
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        images = [self._read(self._files[index]) for index in indices]
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != self.image_shape:
+                raise InputError(
+                    f"{str(self._files[index])!r} is of shape {image.shape}, and {str(self._files[0])!r} is of "
+                    f"{self.image_shape}: give images of one size."
+                )
+        return {"image": np.stack(images), "label": np.zeros(len(images), np.int32)}
+
+    def _opened(self, file: Path) -> Image.Image:
+        try:
+            return Image.open(file)
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
+
+    def _read(self, file: Path) -> np.ndarray:
+        with self._opened(file) as image:
+            try:
+                pixels = np.asarray(image.convert(self._mode))
+            except OSError as error:
+                raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
+        return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def of_dataset(source: Source, name: str) -> Reference:
+    """A dataset as a reference: all its images, or 50,000 of them."""
+    return Reference(source, None, None, name)
+
+
+def of_path(path: epath.PathLike) -> Reference:
+    """A folder of images, or an .npz with uint8 `images` or `arr_0`, with `mu` and `sigma`, or with both.
+
+    Raises:
+      InputError: if it is not there or holds something else.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        return Reference(Pictures(Path(path)), None, None, str(path))
+    if not path.exists():
+        raise InputError(f"There is no {str(path)!r}: give a folder of images or an .npz.")
+    try:
+        with np.load(path.open("rb"), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("images", "arr_0", "mu", "sigma", "features") if name in file.files}
+            there = sorted(file.files)
+    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as an .npz ({error}).") from None
+    images, published = arrays.get("images", arrays.get("arr_0")), None
+    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3)):
+        raise InputError(
+            f"{str(path)!r}: images must be uint8 [n, height, width, 1 or 3]; these are {images.dtype} "
+            f"{list(images.shape)}."
+        )
+    if "mu" in arrays and "sigma" in arrays:
+        published = Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")))
+        if published.covariance.shape != 2 * published.mean.shape:
+            raise InputError(
+                f"{str(path)!r}: mu {list(published.mean.shape)} and sigma {list(published.covariance.shape)} are no "
+                "mean and covariance."
+            )
+    if images is None and published is None:
+        raise InputError(f"{str(path)!r} has {there}, and neither 'images', 'arr_0' nor both 'mu' and 'sigma'.")
+    source = None if images is None else ArraySource(images, np.zeros(len(images)), 1)
+    features = str(arrays["features"]) if "features" in arrays else None
+    return Reference(source, published, features, str(path))
+
+
+def observe_reference(reference: Reference, extractor: Extractor, metrics: Sequence[str]) -> Observed:
+    """What these metrics need of a reference. What was found of its images is kept for the next time.
+
+    Raises:
+      InputError: if the reference does not have it.
+    """
+    fields = needed(metrics, of_reference=True)
+    if not fields:
+        return Observed()
+    published = reference.published if _is_of(reference, extractor) else None
+    to_find = fields - {"statistics"} if published is not None else fields
+    if not to_find:
+        return Observed(published)
+    if reference.images is None:
+        lacking = [name for name in metrics if needed([name], of_reference=True) & to_find]
+        what = "statistics of other features" if "statistics" in to_find else "statistics, and no images"
+        raise InputError(f"{reference.name} has {what}: {', '.join(lacking)} cannot be computed against it.")
+    found = observe(_in_pieces(extract(reference.images, extractor)), to_find)
+    return found if published is None else found._replace(statistics=published)
+
+
+def indices_of(source: Source) -> np.ndarray:
+    """The images of a dataset to measure against: all, or 50,000 of them, in random order."""
+    return np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES]
+
+
+def extract(source: Source, extractor: Extractor) -> Extracted:
+    """What is seen of the images of a dataset, in the order of `indices_of`: from the cache, where it is known."""
+    indices = indices_of(source)
+
+    def make() -> dict[str, np.ndarray]:
+        pieces = [extractor(images) for images in _pieces(source, indices)]
+        found = {name: [getattr(piece, name) for piece in pieces] for name in Extracted._fields}
+        return {name: np.concatenate(parts) for name, parts in found.items() if parts[0] is not None}
+
+    if extractor.identity is None:
+        kept = make()
+    else:
+        digest = hashlib.sha256()
+        for piece in _pieces(source, indices):
+            digest.update(np.ascontiguousarray(piece))
+        kept = cached("features", {"images": digest.hexdigest(), "features": extractor.identity, "version": 1}, make)
+    return Extracted(kept["features"], kept.get("logits"))
+
+
+def halves_distance(source: Source, extractor: Extractor) -> float:
+    """Frechet distance between two halves of a dataset: a level to hold the distance of samples against."""
+    halves = np.array_split(extract(source, extractor).features, 2)
+    return frechet_distance(*(statistics([half]) for half in halves))
+
+
+def nearest(
+    images: np.ndarray, source: Source, extractor: Extractor, k: int
+) -> UInt8[np.ndarray, "n k height width channels"]:
+    """The k images of a dataset that are nearest to each of these in the features."""
+    there = extract(source, extractor).features
+    search = NearestNeighbors(n_neighbors=min(k, len(there)), algorithm="brute").fit(there)
+    _, neighbours = search.kneighbors(extractor(images).features)
+    found = source[indices_of(source)[neighbours.ravel()]]["image"]
+    return found.reshape(*neighbours.shape, *found.shape[1:])
+
+
+def save_statistics(path: epath.PathLike, found: Statistics, extractor: Extractor) -> None:
+    """Writes `mu` and `sigma` as others read them, and the `features` that they are of."""
+    arrays = dict(mu=found.mean, sigma=found.covariance, features=np.array(extractor.identity or "of one's own"))
+    save_whole(as_path(path), lambda file: np.savez_compressed(file, **arrays))
+
+
+def _is_of(reference: Reference, extractor: Extractor) -> bool:
+    """Whether the statistics of a reference are of this extractor's features."""
+    if reference.published is None:
+        return False
+    if reference.features is not None:
+        return reference.features == extractor.identity
+    return (extractor.identity or "").startswith("inception")
+
+
+def _in_pieces(found: Extracted) -> Iterator[Extracted]:
+    """A thousand rows at a time."""
+    for start in range(0, len(found.features), PIECE):
+        yield Extracted(*(None if part is None else part[start : start + PIECE] for part in found))
+
+
+def _pieces(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
+    """The images, a thousand at a time."""
+    pieces: list[np.ndarray] = []
+    for examples in read_examples(source, indices):
+        pieces.append(examples["image"])
+        if sum(map(len, pieces)) >= PIECE:
+            yield np.concatenate(pieces)
+            pieces = []
+    if pieces:
+        yield np.concatenate(pieces)

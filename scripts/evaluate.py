@@ -1,0 +1,170 @@
+"""Measures samples: FID, KID, Inception Score, precision, recall and others.
+
+    python scripts/evaluate.py --checkpoint=runs/digits/ladder/steps_0004 --features=classifier --out=evaluation.json
+    python scripts/evaluate.py --checkpoint=runs/digits/ladder --features=classifier --out=ladder.json
+    python scripts/evaluate.py --samples=samples/ --reference=cifar10.npz --features=inception --out=evaluation.json
+
+--checkpoint is a run, a student or a whole ladder; --samples a folder of images or an .npz with uint8 `images` or
+`arr_0`, made by anyone. They are judged against --reference, which is the like, or an .npz with `mu` and `sigma` as
+they are published; by default against the dataset of the checkpoint's config. evaluation.json has the values under
+`metrics`; evaluation.md and evaluation.tex beside it have them as a table, with the published ones where the config is
+one of the paper's. Run again after it was stopped, the command goes on where it was.
+
+Published FIDs are of features=inception, whose weights scripts/convert_inception.py makes, and of 50,000 samples.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_distillation import checkpoints, cli, multihost
+from diffusion_distillation.data import load_source
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation import tables
+from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, evaluate
+from diffusion_distillation.evaluation.ladder import evaluate_ladder
+from diffusion_distillation.evaluation.measure import Draw, draw_from, draw_images, make_yardsticks
+from diffusion_distillation.evaluation.metrics import METRICS
+from diffusion_distillation.evaluation.reference import Reference, of_dataset, of_path, save_statistics
+from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.report import folder
+from diffusion_distillation.sampling import SAMPLERS
+from diffusion_distillation.training.runs import read_config
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, of a student, or of a ladder.")
+SAMPLES = flags.DEFINE_string("samples", None, "Images made by someone else: a folder or an .npz.")
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "A folder of images or an .npz; by default the dataset of the checkpoint's config."
+)
+FEATURES = flags.DEFINE_list(
+    "features", ["pixels"], "pixels, classifier, inception or package.module:function; several with commas between."
+)
+WANTED = flags.DEFINE_list("metrics", ["fid"], f"Some of {', '.join(METRICS)}; 'all' for all that the features allow.")
+OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
+NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' is ancestral (DDPM) sampling.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 1, "Sets of samples; the best value and the spread are given.", lower_bound=1)
+KEEP = flags.DEFINE_string("keep", None, "A folder that the samples of a run are kept in, a PNG file each.")
+SAVE_REFERENCE = flags.DEFINE_string("save_reference", None, "An .npz for mu and sigma of the reference.")
+PROCESSES = cli.ProcessFlags()
+
+NUM_IMAGES = 50_000  # as for published FIDs
+
+
+def main() -> None:
+    """Runs the script."""
+    if (CHECKPOINT.value is None) == (SAMPLES.value is None):
+        raise InputError("Give either --checkpoint or --samples.")
+    out = as_path(OUT.value)
+    if out.suffix != ".json":
+        raise InputError(f"--out={OUT.value} must end in .json.")
+    PROCESSES.start(BATCH_SIZE.value)
+    if SAMPLES.value is not None:
+        found, config = of_samples(out)
+    elif checkpoints.newest_step(as_path(CHECKPOINT.value)) is None and is_ladder():
+        found, config = of_ladder(out)
+    else:
+        found, config = of_run(out)
+    if multihost.is_main():
+        published = tables.published(config)
+        write_whole(out.with_suffix(".md"), tables.markdown(found, published))
+        write_whole(out.with_suffix(".tex"), tables.latex(found, published))
+        print(tables.markdown(found, published), end="")
+
+
+def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
+    """Measures images that are there already."""
+    if REFERENCE.value is None:
+        raise InputError("--samples need a --reference to be judged against.")
+    for flag in (NUM_STEPS, SAMPLER, KEEP):
+        if flag.value is not None:
+            raise InputError(f"--{flag.name} is for a --checkpoint: --samples are there already.")
+    given = of_path(SAMPLES.value)
+    if given.images is None:
+        raise InputError(f"--samples={SAMPLES.value} has statistics alone, and no images.")
+    num_samples = min(NUM_SAMPLES.value or len(given.images), len(given.images))
+    draw = draw_images(given.images)
+    about = {"samples": SAMPLES.value}
+    return judge({Entry("samples"): None}, lambda entry, first: draw, None, out, about, num_samples, repeats=1), None
+
+
+def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
+    """Measures the samples of a run."""
+    params, metadata = checkpoints.load(CHECKPOINT.value)
+    pipeline, config = Pipeline(params, metadata, NUM_STEPS.value), metadata.config
+    model = "student" if pipeline.distilled_for else "teacher"
+    entry = Entry(model, SAMPLER.value or config.sampler, pipeline.num_steps)
+    num_samples = NUM_SAMPLES.value or NUM_IMAGES
+    settings = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
+
+    def draw(entry, first):
+        drawn = draw_from(pipeline, jax.random.key(SEED.value), first=first, **settings)
+        return drawn if KEEP.value is None else drawn._replace(images=functools.partial(kept, drawn, first))
+
+    about = {"checkpoint": CHECKPOINT.value, "seed": SEED.value, "clip": config.model.eval_clip_denoised}
+    if KEEP.value is not None and multihost.is_main():
+        folder.start(as_path(KEEP.value), {**about, "step": metadata.step, **entry._asdict()})
+    found = judge({entry: as_path(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value)
+    return found, config
+
+
+def kept(drawn: Draw, first: int, index: np.ndarray) -> Any:
+    """Draws images and keeps them."""
+    done = 0
+    for batch in drawn.images(index):
+        if multihost.is_main():
+            folder.write(as_path(KEEP.value), first + index[done : done + len(batch)], batch)
+        done += len(batch)
+        yield batch
+
+
+def is_ladder() -> bool:
+    """Whether the checkpoint is a ladder's folder."""
+    path = as_path(CHECKPOINT.value)
+    return (path / "config.json").exists() and "distillation" in read_config(path)
+
+
+def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
+    """Measures a teacher and all its students."""
+    for flag in (NUM_STEPS, SAMPLER, KEEP):
+        if flag.value is not None:
+            raise InputError(f"--{flag.name} is for a single run; {CHECKPOINT.value!r} is a ladder.")
+    workdir = as_path(CHECKPOINT.value)
+    config = read_config(workdir)
+    options = dict(seed=SEED.value, num_samples=NUM_SAMPLES.value or NUM_IMAGES, repeats=REPEATS.value)
+    yardsticks, reference = yardsticks_of(config, options["num_samples"])
+    batch_size = min(BATCH_SIZE.value, options["num_samples"])
+    return evaluate_ladder(config, workdir, yardsticks, reference, out, batch_size=batch_size, **options), config
+
+
+def judge(runs, draw, config, out, about, num_samples, *, repeats) -> Evaluation:
+    """`evaluate` by the flags."""
+    yardsticks, reference = yardsticks_of(config, num_samples)
+    settings: dict[str, Any] = dict(about=about, num_samples=num_samples, repeats=repeats)
+    return evaluate(runs, draw, yardsticks, reference, out, **settings)
+
+
+def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Reference]:
+    """What is measured, by the flags, and against what."""
+    source = None if config is None else load_source(config.dataset.name, **config.dataset.args)
+    reference = of_dataset(source, config.dataset.name) if REFERENCE.value is None else of_path(REFERENCE.value)
+    metrics = list(METRICS) if WANTED.value == ["all"] else WANTED.value
+    yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference)
+    if SAVE_REFERENCE.value is not None and multihost.is_main():
+        if len(yardsticks) > 1 or "fid" not in yardsticks[0].metrics:
+            raise InputError("--save_reference is for one kind of --features, and --metrics with fid among them.")
+        save_statistics(SAVE_REFERENCE.value, yardsticks[0].reference().statistics, yardsticks[0].extractor)
+    return yardsticks, reference
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,55 @@
+"""Writes the page of a ladder again, or one with several ladders side by side.
+
+    python scripts/report.py --workdir=runs/digits/ladder
+    python scripts/report.py --workdir=runs/digits/ladder,runs/digits/other --out=runs/digits/compared
+
+The first measures what the ladder's report lacks, as at the end of scripts/distill.py, and writes report/index.html;
+other metrics than the config's can be asked for, as by --metrics=fid,recall. The second puts the reports of ladders on
+one page.
+"""
+
+from absl import flags
+
+from diffusion_distillation import cli
+from diffusion_distillation.data import load_source
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.files import as_path
+from diffusion_distillation.report.page import ladder_yardsticks, write_comparison, write_report
+from diffusion_distillation.training.runs import read_config
+
+WORKDIR = flags.DEFINE_list("workdir", None, "The folders of ladders, with commas between.", required=True)
+OUT = flags.DEFINE_string("out", None, "Where the page of several ladders goes.")
+FEATURES = flags.DEFINE_list("features", None, "By default those of the ladder's config.eval.features.")
+METRICS = flags.DEFINE_list("metrics", None, "By default those of the ladder's config.eval.metrics.")
+PROCESSES = cli.ProcessFlags()
+
+
+def main() -> None:
+    """Runs the script."""
+    several = len(WORKDIR.value) > 1
+    if several != (OUT.value is not None):
+        raise InputError("--out is for the page of several ladders: give it with two folders in --workdir or more.")
+    if several and (FEATURES.value or METRICS.value):
+        raise InputError("--features and --metrics are for one ladder: give one --workdir at a time.")
+    ladders = []
+    for path in WORKDIR.value:
+        if not (as_path(path) / "config.json").exists():
+            raise InputError(f"{path!r} is no run's folder: it has no config.json.")
+        config = read_config(as_path(path))
+        if "distillation" not in config:
+            raise InputError(f"{path!r} is no ladder: its config has no section config.distillation.")
+        with config.unlocked():
+            config.eval.features = tuple(FEATURES.value or config.eval.features)
+            config.eval.metrics = tuple(METRICS.value or config.eval.metrics)
+        ladders.append((path, config))
+    if several:
+        write_comparison(ladders, OUT.value)
+        return
+    [(workdir, config)] = ladders
+    PROCESSES.start(config.eval.batch_size, config.model.dtype)
+    source = load_source(config.dataset.name, **config.dataset.args)
+    write_report(config, workdir, source, ladder_yardsticks(config, source))
+
+
+if __name__ == "__main__":
+    cli.run(main)

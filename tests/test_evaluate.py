@@ -1,0 +1,169 @@
+"""scripts/evaluate.py, in this process but where it is killed."""
+
+import json
+import signal
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from running import OWN_PARTS, call, run, start, wait_until
+from test_pipeline import KEY, SHAPE, make_model
+
+from diffusion_distillation import from_checkpoint
+from diffusion_distillation.checkpoints import Checkpoints
+from diffusion_distillation.evaluation.features import pixels
+from diffusion_distillation.evaluation.frechet import Statistics, frechet_distance, statistics
+
+
+class State(NamedTuple):
+    step: np.ndarray
+    params: Any
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The folder of a class-conditional student of 4 steps, of which every sample takes no time."""
+    folder = tmp_path_factory.mktemp("student")
+    params, metadata = make_model(num_steps=4)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
+
+
+@pytest.fixture
+def reference(images, tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=images)
+    return tmp_path / "reference.npz"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run(checkpoint, reference, images, tmp_path):
+    out, kept = tmp_path / "new" / "evaluation.json", tmp_path / "kept"
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=30", "--batch_size=16"]
+    printed = call("evaluate", *flags, "--seed=3", "--metrics=fid,recall,kid", f"--out={out}", f"--keep={kept}")
+    drawn = from_checkpoint(checkpoint).sample(KEY, 30)
+    found = read(out)
+    assert list(found["metrics"]) == ["fid", "kid", "kid_std", "recall"]
+    expected = frechet_distance(statistics([pixels(drawn)]), statistics([pixels(images)]))
+    assert found["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
+    assert found["rows"][0] | {"updates": 7, "num_steps": 4, "model": "student"} == found["rows"][0]
+    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in sorted(kept.glob("*.png"))], drawn)
+    head, _, row = out.with_suffix(".md").read_text().splitlines()
+    assert head.startswith("| model | sampler | steps | Fréchet distance | KID | recall |")
+    assert f"| student | DDIM | 4 | {expected:.4g} | {found['metrics']['kid']:.4g} ± " in row and row in printed
+    assert r"\begin{tabular}{llrrrrr}" in out.with_suffix(".tex").read_text()
+    assert not list(tmp_path.rglob("*unfinished*"))
+
+
+def test_repeats(checkpoint, reference, images, tmp_path):
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=20", "--seed=3"]
+    call("evaluate", *flags, "--metrics=fid,precision", "--repeats=3", f"--out={tmp_path / 'e.json'}")
+    drawn, data = from_checkpoint(checkpoint).sample(KEY, 60), statistics([pixels(images)])
+    sets = [frechet_distance(statistics([pixels(part)]), data) for part in np.split(drawn, 3)]
+    [row] = read(tmp_path / "e.json")["rows"]
+    assert row["metrics"]["fid"] == pytest.approx(min(sets))
+    assert row["spread"]["fid"] == pytest.approx(max(sets) - min(sets))
+    assert 0 <= row["metrics"]["precision"] - row["spread"]["precision"] <= 1  # the best is the largest of these
+
+
+def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypatch):
+    folder, published = tmp_path / "samples", tmp_path / "published.npz"
+    folder.mkdir()
+    samples = np.random.default_rng(1).integers(0, 256, (30, *SHAPE), np.uint8)
+    for number, image in enumerate(samples):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    flags = [f"--samples={folder}", "--metrics=fid"]
+    call(
+        "evaluate", *flags, f"--reference={reference}", f"--save_reference={published}", f"--out={tmp_path / 'a.json'}"
+    )
+    call("evaluate", *flags, f"--reference={published}", f"--out={tmp_path / 'b.json'}")
+    expected = frechet_distance(statistics([pixels(samples)]), statistics([pixels(images)]))
+    for name in "ab":
+        assert read(tmp_path / f"{name}.json")["metrics"] == {"fid": pytest.approx(expected, rel=1e-9)}
+    with np.load(published) as file:
+        saved = Statistics(file["mu"], file["sigma"])
+    np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)
+
+    monkeypatch.syspath_prepend(OWN_PARTS["PYTHONPATH"].split(":")[0])
+    own = ["--features=own_parts:brightness", "--metrics=fid,is", f"--samples={folder}"]
+    call("evaluate", *own, f"--reference={reference}", f"--out={tmp_path / 'c.json'}")
+    assert read(tmp_path / "c.json")["metrics"]["is"] >= 1
+
+
+def test_bad_input(checkpoint, images, reference, tmp_path):
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "floats.npz", images=images.astype(np.float32))
+    np.savez(tmp_path / "nothing.npz", x=images)
+    (tmp_path / "cut.npz").write_bytes(reference.read_bytes()[:1000])
+    np.save(tmp_path / "code.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "code.npy").rename(tmp_path / "code.npz")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for number, side in enumerate((8, 9)):
+        Image.new("L", (side, side)).save(tmp_path / "mixed" / f"{number}.png")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("no image")
+    of_run, out = f"--checkpoint={checkpoint}", f"--out={tmp_path / 'e.json'}"
+    of_samples, against = f"--samples={reference}", f"--reference={reference}"
+
+    def at(name):
+        return f"--reference={tmp_path / name}"
+
+    for flags, message in {
+        (): "Give either --checkpoint or --samples",
+        (of_run, of_samples): "Give either --checkpoint or --samples",
+        (of_samples,): "--samples need a --reference",
+        (of_run, "--out=e.txt"): "--out=e.txt must end in .json",
+        (of_run, against, "--metrics=fib"): "Unknown metric 'fib'",
+        (of_run, against, "--metrics=is"): "Features 'pixels' have no logits, which is needs",
+        (of_run, against, "--metrics=kid", "--num_samples=1"): "num_samples",
+        (of_run, against, "--features=pixel"): "Did you mean 'pixels'",
+        (of_run, at("theirs.npz")): "statistics of other features: fid cannot be computed",
+        (of_samples, at("floats.npz")): "images must be uint8 [n, height, width, 1 or 3]; these are float32",
+        (of_samples, at("nothing.npz")): "has ['x'], and neither 'images', 'arr_0' nor both",
+        (of_samples, at("cut.npz")): "cannot be read as an .npz",
+        (of_samples, at("code.npz")): "cannot be read as an .npz",
+        (of_samples, at("nowhere")): "There is no",
+        (of_samples, at("empty")): "has no images: files that end in .png",
+        (of_samples, at("mixed")): "give images of one size",
+        (of_samples, at("broken")): "a.png' is no image that can be read",
+        (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
+        (f"--checkpoint={tmp_path}", against): "no finished checkpoint",
+    }.items():
+        error = call("evaluate", out, *flags, fails=True)
+        assert message in error and "Traceback" not in error, (flags, error)
+    assert not (tmp_path / "e.json").exists()
+
+
+@pytest.mark.slow
+def test_killed(checkpoint, reference, tmp_path):
+    """It goes on with what it has, and ends in the same numbers."""
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=3000", "--batch_size=100"]
+    flags += ["--metrics=fid,swd", "--num_steps=64"]
+    whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
+    run("evaluate", *flags, f"--out={whole}", devices=2)
+    process = start("evaluate", *flags, f"--out={killed}", devices=2)
+    wait_until(lambda: list(tmp_path.glob("killed.json.unfinished/*/0/*.npz")), process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not killed.exists()
+    there = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed.json.unfinished/*/0/*.npz")}
+    process = start("evaluate", *flags, f"--out={killed}", devices=2)
+    wait_until(killed.exists, process)
+    assert process.wait() == 0 and 1 <= len(there) < 3
+    assert read(killed)["metrics"] == read(whole)["metrics"]
+    assert jax.device_count() == 8
