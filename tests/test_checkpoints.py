@@ -253,8 +253,9 @@ def test_only_damage_moves_a_checkpoint(tmp_path, two_checkpoints, monkeypatch, 
 
     monkeypatch.setattr(ckpt, "_read_arrays", read)
     for act in (load, lambda run: Checkpoints(run).restore(abstract(two_checkpoints[1][0]))):
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error)) as raised:
             act(tmp_path / "run")
+        assert raised.value is error
     assert tree_of(tmp_path) == before
 
 

@@ -42,6 +42,14 @@ def test_a_failure_of_the_first_process_alone(tmp_path):
     assert all("error: Another process works in" in error and "Traceback" not in error for error in errors)
 
 
+def test_a_failure_of_the_first_process_while_it_trains(tmp_path):
+    """What only it writes cannot be written: the other is told, or it would wait for minutes."""
+    (tmp_path / "metrics.jsonl").mkdir()
+    status, errors = run_two(f"--workdir={tmp_path}")
+    assert status == [1, 1]
+    assert "error: process 0 stopped: IsADirectoryError" in errors[1]
+
+
 def test_another_config(tmp_path):
     status, errors = run_two(f"--workdir={tmp_path}", second=["--config.train.learning_rate=0.5"])
     assert status == [2, 2]

@@ -305,6 +305,47 @@ def test_processes_agree(tmp_path):
     assert [process.wait(timeout=120) for process in started] == [0, 0]
 
 
+BUSY = """
+import sys
+from diffusion_distillation import multihost
+assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+import jax
+from training.test_loop import SOURCE, make_config
+from diffusion_distillation.training import loop
+
+make, before, idle = loop.make_runner, [], []
+
+def make_runner(*args):
+    runner = make(*args)
+    def steps(*args):
+        idle.append(all(metric.is_ready() for metric in jax.tree.leaves(before)))
+        state, metrics = runner.steps(*args)
+        before[:] = [metrics]
+        return state, metrics
+    return runner._replace(steps=steps)
+
+loop.make_runner = make_runner
+config = make_config(batch_size=512, log_loss_every_steps=1)
+with config.unlocked():
+    config.model.args.width = 2048  # a step takes a while
+loop.train(config, sys.argv[3], SOURCE)
+assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is compiled
+"""
+
+
+@pytest.mark.slow
+def test_devices_always_have_work(tmp_path):
+    """A call is given to them before the one before it is done, though processes decide together and losses are read."""
+    port = str(free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, port, str(index), tmp_path], cwd=ROOT, env=environment(1, OWN_PARTS)
+        )
+        for index in range(2)
+    ]
+    assert [process.wait(timeout=PATIENCE) for process in started] == [0, 0]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_stops_the_others(tmp_path):
     flags = [

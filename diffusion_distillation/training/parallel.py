@@ -125,11 +125,18 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
     step = make_train_step(config, network, num_shards=mesh.size)
     split = NamedSharding(mesh, PartitionSpec(*[None] * scan, AXIS))
 
-    def constrained(state, key, teacher, batch):  # in a scan this holds from step to step, not at its end alone
+    def lie(state):
+        """Where the state lies before and after every step, inside a scan too."""
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh, shard=shard))
+
+    def constrained(state, key, teacher, batch):
         new, metrics = step(state, key, teacher, batch)
-        return jax.lax.with_sharding_constraint(
-            (new, metrics), (state_shardings(new, mesh, shard=shard), jax.tree.map(lambda _: replicated(mesh), metrics))
-        )
+        return lie(new), metrics
+
+    def call(state, key, teacher, batches):  # what holds in a scan does not hold for what comes out of it
+        new, metrics = _over_batches(constrained, scan)(state, key, teacher, batches)
+        everywhere = jax.tree.map(lambda _: replicated(mesh), metrics)
+        return lie(new), jax.lax.with_sharding_constraint(metrics, everywhere)
 
     def put(batch):
         return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
@@ -140,7 +147,7 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
             place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
-    compiled = jax.jit(_over_batches(constrained, scan), donate_argnums=0)
+    compiled = jax.jit(call, donate_argnums=0)
     return Runner(place_both, _run(compiled, put, scan, lambda metric: metric), lambda state: state, scan)
 
 

@@ -15,7 +15,7 @@ from diffusion_distillation.devices import data_mesh
 from diffusion_distillation.methods import Rung, diffusion
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
-from diffusion_distillation.training.parallel import check_batch_size, make_runner
+from diffusion_distillation.training.parallel import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
 
 SOURCE = load_source("digits")
@@ -110,15 +110,38 @@ def test_every_way_of_training_gives_the_same(way):
     np.testing.assert_allclose(losses, of_others, rtol=1e-6)
 
 
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_state_stays_where_it_was_placed(parallel):
-    """Or else the second step would be compiled once more."""
-    config = make_config(parallel=parallel)
-    runner = make_runner(config, NETWORK, data_mesh())
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("how", [dict(), dict(shard_state=True), dict(parallel="pmap")], ids=["jit", "sharded", "pmap"])
+def test_a_state_stays_where_it_was_placed(how, scan):
+    """Or else the second call would be compiled once more."""
+    config = make_config(**how)
+    runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
     placed, _ = runner.place(init_state(config, AFFINE), None)
     before = jax.tree.map(lambda leaf: leaf.sharding, placed)
-    after, _ = runner.steps(placed, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(1), 16)))
-    assert jax.tree.map(lambda leaf: leaf.sharding, after) == before
+    after, _ = runner.steps(placed, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
+    moved = jax.tree.map(lambda leaf, sharding: not leaf.sharding.is_equivalent_to(sharding, leaf.ndim), after, before)
+    assert not any(jax.tree.leaves(moved)), moved
+
+
+def test_a_state_is_made_where_it_lies():
+    """No device ever holds more of the moments and the average than its share."""
+    held, put, size = [0], jax.device_put, 512 * 512 * 4
+
+    def bytes_here():
+        arrays = [part.data for array in jax.live_arrays() for part in array.addressable_shards]
+        return sum(part.nbytes for part in arrays if part.devices() == {jax.devices()[0]})
+
+    def device_put(*args, **kwargs):
+        held.append(bytes_here() - before)
+        return put(*args, **kwargs)
+
+    before = bytes_here()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_put", device_put)
+        state = begin(make_config(shard_state=True), {"table": np.zeros((512, 512), np.float32)}, data_mesh())
+    held.append(bytes_here() - before)
+    assert state.params["table"].shape == (512, 512)
+    assert max(held) < 2.5 * size  # as given and as trained, and an eighth of three
 
 
 def test_a_sharded_state_takes_less_on_each_device():
