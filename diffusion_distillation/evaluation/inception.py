@@ -198,11 +198,10 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: UInt8[Array, "n height width channels"]
+        self, images: UInt8[Array, "n height width 3"]
     ) -> tuple[Float[Array, "n 2048"], Float[Array, "n 1008"]]:
-        """Features and logits of RGB or grey images of any size, in float32 through and through on every backend."""
+        """Features and logits of images of any size, in float32 through and through on every backend."""
         x = (resize(images) - 128) / 128
-        x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
         x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, "VALID")
         x = conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, "VALID")
         x = max_pool(conv(x, "Conv2d_2b_3x3", 64, (3, 3)))
@@ -274,6 +273,7 @@ class Extractor:
                 f"Inception looks at images of [height, width, 3], or 1 channel for grey ones; got those of "
                 f"{list(images.shape[1:])}."
             )
+        images = np.broadcast_to(images, (*images.shape[:-1], 3))
         rows = [np.empty((0, NUM_FEATURES + NUM_LOGITS), np.float32)]
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
@@ -333,7 +333,7 @@ def identity_of(weights: Mapping[str, np.ndarray]) -> str:
 @functools.cache
 def weight_shapes() -> dict[str, tuple[int, ...]]:
     """The shape of every array in the weight file, by its name there. Kernels are [out, in, height, width]."""
-    image = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, 1, 1, 3), jnp.uint8)
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
     shapes = {"fc.bias": (NUM_LOGITS,)}
     for (*module, name), leaf in flax.traverse_util.flatten_dict(params).items():
