@@ -40,9 +40,9 @@ def relative_error(found, expected):
 
 
 def assert_right(found, name, expected):
-    """Two float32 networks that sum in different orders differ by about 5e-6."""
+    """Two float32 networks that sum in different orders differ by 1e-6 to 6e-6."""
     for part in ("features", "logits"):
-        assert relative_error(getattr(found, part), expected[f"{name}_{part}"]) < 5e-5, (name, part)
+        assert relative_error(getattr(found, part), expected[f"{name}_{part}"]) < 2e-5, (name, part)
 
 
 def test_features_and_logits_are_torch_fidelitys(extract, golden):
@@ -53,7 +53,6 @@ def test_features_and_logits_are_torch_fidelitys(extract, golden):
         assert_right(extract(batch), name, expected)
 
 
-@pytest.mark.slow
 def test_images_that_are_not_square(extract, golden):
     assert_right(extract(seeded.images("smooth", 2, 150, 400)), "wide", golden("inception"))
 

@@ -152,7 +152,7 @@ def write_golden(natural):
 
 
 @torch.no_grad()
-def speed(batch_size, channels_last, seconds=20):
+def speed(batch_size, channels_last, seconds):
     """Images a second, and threads."""
     net, images = network(), rgb(seeded.images("noise", batch_size, 32, 32))
     if channels_last:
@@ -175,6 +175,7 @@ def main():
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--kid_subset_size", type=int, default=DEFAULTS["kid_subset_size"])
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
     match args.what:
         case "golden":
@@ -188,7 +189,7 @@ def main():
         case "images":
             args.out.write_text(json.dumps(end_to_end(**np.load(args.images), kid_subset_size=args.kid_subset_size)))
         case "speed":
-            print(speed(args.batch_size, args.channels_last))
+            print(speed(args.batch_size, args.channels_last, args.seconds))
 
 
 if __name__ == "__main__":
