@@ -36,8 +36,6 @@ PUBLISHED_AT = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_w
 PUBLISHED_BYTES = 95_628_359
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-Images = UInt8[np.ndarray, "n height width channels"]
-
 
 class Activations(NamedTuple):
     """What the network says of images.
@@ -262,16 +260,16 @@ class Extractor:
         self._params = hold(params, self._mesh, "jit")
         self._apply = spread(_apply, self._mesh, "jit")
 
-    def __call__(self, images: Images) -> Activations:
-        """Features and logits of RGB or grey images of one size, any number of them.
+    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Activations:
+        """Features and logits of RGB or grey images of one size, uint8, any number of them.
 
         Raises:
           InputError: if they are not uint8 images of 1 or 3 channels.
         """
-        if images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
+        if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
             raise InputError(
-                f"Inception looks at images of [height, width, 3], or 1 channel for grey ones; got those of "
-                f"{list(images.shape[1:])}."
+                "Inception looks at uint8 images of [height, width, 3], or 1 channel for grey ones; got those of "
+                f"{images.dtype} {list(images.shape[1:])}."
             )
         images = np.broadcast_to(images, (*images.shape[:-1], 3))
         rows = [np.empty((0, NUM_FEATURES + NUM_LOGITS), np.float32)]

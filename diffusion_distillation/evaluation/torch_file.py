@@ -68,7 +68,7 @@ class _RefusedError(Exception):
     """What is wrong with a file, as the rest of a sentence."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: that in C allocates as much as a damaged file says
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict

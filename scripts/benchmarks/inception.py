@@ -23,7 +23,6 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_b
 ROUNDS = flags.DEFINE_integer("rounds", 3, "How many turns.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 10, "How long each turn is.", lower_bound=0)
 PEER = flags.DEFINE_string("peer", None, "A Python that has torch-fidelity, as from make peer, to compare with.")
-
 THEIRS = Path(__file__).parents[2] / "tests" / "peers" / "fidelity.py"
 
 
