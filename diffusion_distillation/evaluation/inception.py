@@ -301,7 +301,7 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(
             f"{path}: there are no weights of Inception. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
-            f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py {PUBLISHED}"
+            f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py --weights={PUBLISHED}"
             f"{'' if os.fspath(path) == os.fspath(default_path()) else f' --out={path}'}"
         ) from None
     try:

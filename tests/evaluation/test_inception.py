@@ -121,7 +121,9 @@ def small(monkeypatch):
 def test_where_the_weights_are(small, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path))
     monkeypatch.delenv(inception.VARIABLE, raising=False)
-    with pytest.raises(InputError, match=r"95,628,359 bytes.* python scripts/convert_inception.py \S+$") as error:
+    with pytest.raises(
+        InputError, match=r"95,628,359 bytes.* python scripts/convert_inception.py --weights=\S+\.pth$"
+    ) as error:
         load_inception()
     assert inception.PUBLISHED_SHA256 in str(error.value) and "--out" not in str(error.value)
     (tmp_path / "inception-2015-12-05.safetensors").write_bytes(safetensors.numpy.save(small))
