@@ -1,6 +1,7 @@
 # make demo   installs what it needs, then trains, distills and reports on the embedded digits
 # make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
-# make peer   installs PyTorch in an environment of its own, for scripts/benchmarks/benchmark.py --peer
+# make peer   installs PyTorch and torch-fidelity in an environment of their own, to compare with: tests/peers and
+#             scripts/benchmarks/benchmark.py --peer
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 
@@ -43,9 +44,10 @@ $(VENV)/installed_test: setup.py
 
 peer: $(PEER)/installed
 
-$(PEER)/installed: scripts/benchmarks/requirements-peer.txt
+$(PEER)/installed: scripts/benchmarks/requirements-peer.txt scripts/benchmarks/requirements-peer-alone.txt
 	python3.11 -m venv $(PEER)
 	$(PEER)/bin/python -m pip install --quiet --requirement $<
+	$(PEER)/bin/python -m pip install --quiet --no-deps --requirement $(word 2,$^)
 	touch $@
 
 clean:

@@ -30,6 +30,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=10.4",
+        "safetensors>=0.5",
         "scikit-learn>=1.5.2",
         "tensorflow-datasets>=4.9.10",
         "tensorboardX>=2.6.5",

@@ -52,3 +52,11 @@ def test_benchmark_beside_pytorch(tmp_path):
     assert all(row["error"] < 1e-5 and row["images_per_sec"] > 0 and row["peak_bytes"] > 0 for row in rows)
     works = re.findall(r"^\| (\w[\w ]*?) \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", printed, re.MULTILINE)
     assert works == ["distillation step", "sample 2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+def test_benchmark_of_inception():
+    printed = run("benchmarks/inception", f"--peer={PEER}", "--batch_size=2", "--rounds=1", "--seconds=0.1")
+    speeds = re.findall(r"^(\w.*?)  +([\d.]+) images/s", printed, re.MULTILINE)
+    assert [name for name, _ in speeds] == ["ours, 1 cpu device(s)", "torch-fidelity", "torch-fidelity, channels-last"]

@@ -1,0 +1,384 @@
+"""The Inception network of 2015-12-05 as FID uses it (Szegedy et al. 2015; Heusel et al. 2017), and its weights.
+
+It is the one of TensorFlow's archive that published FIDs, KIDs and Inception scores are computed with. From textbook
+Inception v3 it differs in this: average pools leave padding out of the mean, the last block pools by the maximum,
+images are resized as TensorFlow 1 did, and there are 1008 logits.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import linen as nn
+from jaxtyping import Float, Float32, Shaped, UInt8
+from safetensors import SafetensorError
+
+from ..devices import data_mesh, hold, spread
+from ..errors import InputError, did_you_mean
+from ..files import as_path, cache_folder
+from ..shapes import Array, Params
+
+SIDE = 299  # of the images that the network looks at
+NUM_FEATURES, NUM_LOGITS = 2048, 1008
+EPSILON = 1e-3  # of batch normalization
+VARIABLE = "DIFFUSION_DISTILLATION_INCEPTION"
+PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
+PUBLISHED_AT = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PUBLISHED}"
+PUBLISHED_BYTES = 95_628_359
+PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class Activations(NamedTuple):
+    """What the network says of images.
+
+    Attributes:
+      features: means over the last block's activations; of FID, KID, precision and recall.
+      logits: of the classes, without the bias; of the Inception score.
+    """
+
+    features: Float32[np.ndarray, "n 2048"]
+    logits: Float32[np.ndarray, "n 1008"]
+
+
+class Weights(nn.Module):
+    """A convolution's kernel, `[height, width, in, out]`, and bias: what it is called by is the caller's to say."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self):
+        """Both of them."""
+        kernel = self.param("kernel", nn.initializers.he_normal(), self.shape)
+        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
+
+
+def conv(x: Array, name: str, features: int, size: tuple[int, int], stride: int = 1, padding: str = "SAME") -> Array:
+    """A convolution of the module that is being called, with a bias; then ReLU."""
+    kernel, bias = Weights((*size, x.shape[-1], features), name=name)()
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=layout, precision="highest"
+    )
+    return nn.relu(y + bias)
+
+
+def pointwise(x: Array, **features: int) -> list[Array]:
+    """1x1 convolutions of one input, by name, as a single matrix product. What ReLU makes of them is left to do."""
+    weights = [Weights((1, 1, x.shape[-1], width), name=name)() for name, width in features.items()]
+    kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*weights, strict=True))
+    y = jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0], precision="highest") + bias
+    return jnp.split(y, np.cumsum([*features.values()])[:-1], axis=-1)
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of 3x3 pixels, at every other one. In two steps it takes XLA a fifth of the time on CPU."""
+    return nn.max_pool(nn.max_pool(x, (3, 1), (2, 1)), (1, 3), (1, 2))
+
+
+def average(x: Array) -> Array:
+    """Means over 3x3 pixels, of those that are in the image."""
+    _, height, width, _ = x.shape
+    rows, columns = (
+        np.minimum(np.arange(side) + 2, side) - np.maximum(np.arange(side) - 1, 0) for side in (height, width)
+    )
+    for axis, side in ((1, height), (2, width)):
+        padded = jnp.pad(x, [(int(a == axis),) * 2 for a in range(4)])
+        x = sum(jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(3))
+    return x / np.outer(rows, columns)[..., None].astype(np.float32)
+
+
+def join(*branches: Array) -> Array:
+    """Their channels one after another."""
+    return jnp.concatenate(branches, axis=-1)
+
+
+class BlockA(nn.Module):
+    """35x35 pixels. Of all blocks: means are taken after the 1x1 convolution, of fewer channels; it is the same."""
+
+    pool_features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The next activations."""
+        one, five, three, pool = pointwise(
+            x, branch1x1=64, branch5x5_1=48, branch3x3dbl_1=64, branch_pool=self.pool_features
+        )
+        five = conv(nn.relu(five), "branch5x5_2", 64, (5, 5))
+        three = conv(nn.relu(three), "branch3x3dbl_2", 96, (3, 3))
+        three = conv(three, "branch3x3dbl_3", 96, (3, 3))
+        return join(nn.relu(one), five, three, nn.relu(average(pool)))
+
+
+class BlockB(nn.Module):
+    """From 35x35 to 17x17 pixels."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The next activations."""
+        three = conv(x, "branch3x3", 384, (3, 3), 2, "VALID")
+        [double] = pointwise(x, branch3x3dbl_1=64)
+        double = conv(nn.relu(double), "branch3x3dbl_2", 96, (3, 3))
+        double = conv(double, "branch3x3dbl_3", 96, (3, 3), 2, "VALID")
+        return join(three, double, max_pool(x))
+
+
+class BlockC(nn.Module):
+    """17x17 pixels, 7x7 convolutions in two parts."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The next activations."""
+        width = self.width
+        one, seven, double, pool = pointwise(x, branch1x1=192, branch7x7_1=width, branch7x7dbl_1=width, branch_pool=192)
+        seven = conv(nn.relu(seven), "branch7x7_2", width, (1, 7))
+        seven = conv(seven, "branch7x7_3", 192, (7, 1))
+        double = conv(nn.relu(double), "branch7x7dbl_2", width, (7, 1))
+        double = conv(double, "branch7x7dbl_3", width, (1, 7))
+        double = conv(double, "branch7x7dbl_4", width, (7, 1))
+        double = conv(double, "branch7x7dbl_5", 192, (1, 7))
+        return join(nn.relu(one), seven, double, nn.relu(average(pool)))
+
+
+class BlockD(nn.Module):
+    """From 17x17 to 8x8 pixels."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The next activations."""
+        three, seven = pointwise(x, branch3x3_1=192, branch7x7x3_1=192)
+        three = conv(nn.relu(three), "branch3x3_2", 320, (3, 3), 2, "VALID")
+        seven = conv(nn.relu(seven), "branch7x7x3_2", 192, (1, 7))
+        seven = conv(seven, "branch7x7x3_3", 192, (7, 1))
+        seven = conv(seven, "branch7x7x3_4", 192, (3, 3), 2, "VALID")
+        return join(three, seven, max_pool(x))
+
+
+class BlockE(nn.Module):
+    """8x8 pixels. The last one of the network pools by the maximum, which must come before the convolution."""
+
+    last: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The next activations."""
+        widths = dict(branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448)
+        if self.last:
+            one, three, double = pointwise(x, **widths)
+            [pool] = pointwise(nn.max_pool(x, (3, 3), padding="SAME"), branch_pool=192)
+        else:
+            one, three, double, pool = pointwise(x, **widths, branch_pool=192)
+            pool = average(pool)
+        three = nn.relu(three)
+        double = conv(nn.relu(double), "branch3x3dbl_2", 384, (3, 3))
+        return join(
+            nn.relu(one),
+            conv(three, "branch3x3_2a", 384, (1, 3)),
+            conv(three, "branch3x3_2b", 384, (3, 1)),
+            conv(double, "branch3x3dbl_3a", 384, (1, 3)),
+            conv(double, "branch3x3dbl_3b", 384, (3, 1)),
+            nn.relu(pool),
+        )
+
+
+class Inception(nn.Module):
+    """The network, its modules named as in the weight file, batch normalization folded into the convolutions."""
+
+    @nn.compact
+    def __call__(
+        self, images: UInt8[Array, "n height width 3"]
+    ) -> tuple[Float[Array, "n 2048"], Float[Array, "n 1008"]]:
+        """Features and logits of images of any size, in float32 through and through on every backend."""
+        x = (resize(images) - 128) / 128
+        x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, "VALID")
+        x = conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, "VALID")
+        x = max_pool(conv(x, "Conv2d_2b_3x3", 64, (3, 3)))
+        [x] = pointwise(x, Conv2d_3b_1x1=80)
+        x = max_pool(conv(nn.relu(x), "Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"))
+        for name, pool_features in {"5b": 32, "5c": 64, "5d": 64}.items():
+            x = BlockA(pool_features, name=f"Mixed_{name}")(x)
+        x = BlockB(name="Mixed_6a")(x)
+        for name, width in {"6b": 128, "6c": 160, "6d": 160, "6e": 192}.items():
+            x = BlockC(width, name=f"Mixed_{name}")(x)
+        x = BlockD(name="Mixed_7a")(x)
+        x = BlockE(last=False, name="Mixed_7b")(x)
+        x = BlockE(last=True, name="Mixed_7c")(x)
+        features = x.mean(axis=(1, 2))
+        return features, nn.Dense(NUM_LOGITS, use_bias=False, precision="highest", name="fc")(features)
+
+
+def resize(images: Shaped[Array, "n height width channels"]) -> Float[Array, "n 299 299 channels"]:
+    """Bilinear, as TensorFlow 1 did it: source = destination * scale, of the nearest two pixels, however small it gets.
+
+    Its arithmetic is in float32, in TensorFlow's order.
+    """
+    x = images.astype(jnp.float32)
+    for axis in (2, 1):
+        size = x.shape[axis]
+        source = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
+        low = source.astype(np.int32)
+        high, part = np.minimum(low + 1, size - 1), source - low
+        a, b = jnp.take(x, low, axis=axis), jnp.take(x, high, axis=axis)
+        x = a + (b - a) * np.expand_dims(part, (0, 3, 3 - axis))
+    return x
+
+
+class Extractor:
+    """Features and logits of uint8 images, from all devices of all processes.
+
+    Every process must call it with the same images, and gets all rows. One program serves all calls for images of one
+    shape: fewer than a batch are filled up to it.
+
+    Attributes:
+      identity: names the network and its weights, for what is kept of its results.
+      batch_size: images at a time, over all devices.
+    """
+
+    def __init__(self, params: Params, identity: str, batch_size: int | None = None):
+        """Places the parameters, those of `Inception`, on all devices.
+
+        Raises:
+          InputError: for a batch_size below 1.
+        """
+        self._mesh = data_mesh()
+        if batch_size is None:
+            batch_size = self._mesh.size * (16 if jax.default_backend() == "cpu" else 128)
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1.")
+        self.identity = identity
+        self.batch_size = batch_size + -batch_size % self._mesh.size
+        self._params = hold(params, self._mesh, "jit")
+        self._apply = spread(_apply, self._mesh, "jit")
+
+    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Activations:
+        """Features and logits of RGB or grey images of one size, uint8, any number of them.
+
+        Raises:
+          InputError: if they are not uint8 images of 1 or 3 channels.
+        """
+        if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
+            raise InputError(
+                "Inception looks at uint8 images of [height, width, 3], or 1 channel for grey ones; got those of "
+                f"{images.dtype} {list(images.shape[1:])}."
+            )
+        images = np.broadcast_to(images, (*images.shape[:-1], 3))
+        rows = [np.empty((0, NUM_FEATURES + NUM_LOGITS), np.float32)]
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            filled_up = batch[np.arange(self.batch_size) % len(batch)]
+            rows.append(self._apply(self._params, None, filled_up)[: len(batch)])
+        return Activations(*np.split(np.concatenate(rows), [NUM_FEATURES], axis=1))
+
+
+def _apply(params: Params, _: None, images: Array) -> Array:
+    return jnp.concatenate(Inception().apply({"params": params}, images), axis=1)
+
+
+def load_inception(path: epath.PathLike | None = None, batch_size: int | None = None) -> Extractor:
+    """The network with the weights of a file that `scripts/convert_inception.py` wrote.
+
+    Args:
+      path: the file; by default that of the environment variable DIFFUSION_DISTILLATION_INCEPTION, or the one in the
+        cache folder.
+      batch_size: how many images at a time, over all devices; by default 16 a CPU device, 128 an accelerator.
+
+    Raises:
+      InputError: if the file is missing, or is not such a file, with what to do about it.
+    """
+    path = as_path(path or os.environ.get(VARIABLE) or default_path())
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(
+            f"{path}: there are no weights of Inception. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
+            f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py --weights={PUBLISHED}"
+            f"{'' if os.fspath(path) == os.fspath(default_path()) else f' --out={path}'}"
+        ) from None
+    try:
+        weights = safetensors.numpy.load(content)
+    except (SafetensorError, KeyError) as error:
+        raise InputError(
+            f"{path}: is not a safetensors file ({error}); make it anew with scripts/convert_inception.py."
+        ) from None
+    check_weights(weights, path)
+    return Extractor(fold(weights), identity_of(weights), batch_size)
+
+
+def default_path() -> Path:
+    """Where the weights are, unless one says otherwise."""
+    return cache_folder() / "inception-2015-12-05.safetensors"
+
+
+def identity_of(weights: Mapping[str, np.ndarray]) -> str:
+    """'inception-2015-12-05-' and a hash of the weights."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights[name]))
+    return f"inception-2015-12-05-{digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def weight_shapes() -> dict[str, tuple[int, ...]]:
+    """The shape of every array in the weight file, by its name there. Kernels are [out, in, height, width]."""
+    image = jax.ShapeDtypeStruct((1, 1, 1, 3), jnp.uint8)
+    params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
+    shapes = {"fc.bias": (NUM_LOGITS,)}
+    for (*module, name), leaf in flax.traverse_util.flatten_dict(params).items():
+        module = ".".join(module)
+        if name == "kernel":
+            *size, wide_in, wide_out = leaf.shape
+            shapes[f"{module}.conv.weight" if size else f"{module}.weight"] = (wide_out, wide_in, *size)
+        else:
+            shapes |= {f"{module}.bn.{part}": leaf.shape for part in ("weight", "bias", "running_mean", "running_var")}
+    return shapes
+
+
+def check_weights(weights: Mapping[str, np.ndarray], origin: epath.PathLike) -> None:
+    """Sees to it that these are all the network's weights and no others, of their shapes and finite.
+
+    Raises:
+      InputError: naming the first that is wrong, and where they come from.
+    """
+    expected = weight_shapes()
+    for name in expected:
+        if name not in weights:
+            raise InputError(f"{origin}: {name!r} is missing; these are not the weights of {PUBLISHED}.")
+    for name, array in weights.items():
+        if name not in expected:
+            raise InputError(f"{origin}: {name!r} is none of Inception's weights.{did_you_mean(name, expected)}")
+        if array.shape != expected[name] or array.dtype != np.float32:
+            raise InputError(
+                f"{origin}: {name!r} is {array.dtype} {list(array.shape)}; Inception's is float32 "
+                f"{list(expected[name])}."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{origin}: {name!r} has values that are not finite; the file is damaged.")
+
+
+def fold(weights: Mapping[str, np.ndarray]) -> Params:
+    """The parameters of `Inception` for the arrays of a weight file: convolutions that also normalize, as trained."""
+    params = {("fc", "kernel"): weights["fc.weight"].T}
+    for name in weights:
+        if not name.endswith(".conv.weight"):
+            continue
+        module = name.removesuffix(".conv.weight")
+        gamma, beta, mean, variance = (
+            weights[f"{module}.bn.{part}"].astype(np.float64)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gamma / np.sqrt(variance + EPSILON)
+        kernel = weights[name].transpose(2, 3, 1, 0) * scale
+        params[*module.split("."), "kernel"] = kernel.astype(np.float32)
+        params[*module.split("."), "bias"] = (beta - mean * scale).astype(np.float32)
+    return flax.traverse_util.unflatten_dict(params)

@@ -1,0 +1,50 @@
+"""What both sides of a comparison make from a seed with NumPy alone: weights, images and activations."""
+
+import math
+import zlib
+
+import numpy as np
+
+
+def weights(shapes, seed=0):
+    """Float32 arrays of these shapes, {name: shape} as in Inception's weight file, which keep activations alive."""
+    return {name: _weight(name, tuple(shape), seed) for name, shape in shapes.items() if not name.endswith("tracked")}
+
+
+def _weight(name, shape, seed):
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # whatever the order of the names
+    if len(shape) > 1:
+        array = rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / math.prod(shape[1:])))
+        # images would come to look alike with nothing off their means, and with all of it, rounding errors grow large
+        array -= 0.5 * array.mean(axis=tuple(range(1, len(shape))), keepdims=True)
+    elif name.endswith("running_var"):
+        array = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith("bn.weight"):
+        array = rng.uniform(0.8, 1.6, shape)
+    else:  # means and biases
+        array = rng.normal(-0.2 if name.endswith("bn.bias") else 0, 0.3, shape)
+    return array.astype(np.float32)
+
+
+def images(kind, count, height, width, seed=0):
+    """uint8 images: 'noise', 'smooth' waves of colour, or 'grey', such waves in a single channel."""
+    rng = np.random.default_rng([seed, height, width])
+    if kind == "noise":
+        return rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    y, x = np.arange(height)[:, None, None] * 512 // height, np.arange(width)[:, None] * 512 // width
+    along_y, along_x = rng.integers(-3, 4, (2, count, 1, 1, 3))
+    start = rng.integers(0, 512, (count, 1, 1, 3))
+    waves = np.abs((along_y * y + along_x * x + start) % 512 - 256).clip(0, 255).astype(np.uint8)
+    return waves[..., :1] if kind == "grey" else waves
+
+
+def activations(count=2000, features=64, classes=1008, seed=0):
+    """Two sets of features and the first one's logits, float32, of few dimensions below, as those of images are."""
+    rng = np.random.default_rng(seed)
+    spread, first, second = (rng.standard_normal(shape) for shape in ((6, features), (count, 6), (count, 6)))
+    logits = 2 * rng.standard_normal((count, classes))
+    sets = (np.einsum("nk,kf->nf", z, spread) for z in (first, 0.9 * second + 0.3))
+    return {
+        **{f"features_{i}": np.maximum(x + 1, 0).astype(np.float32) for i, x in enumerate(sets, 1)},
+        "logits_1": logits.astype(np.float32),
+    }
