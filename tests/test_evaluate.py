@@ -4,7 +4,6 @@ import json
 import signal
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,7 +61,8 @@ def test_a_run(checkpoint, reference, images, tmp_path):
     expected = frechet_distance(statistics([pixels(drawn)]), statistics([pixels(images)]))
     assert found["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
     assert found["rows"][0] | {"updates": 7, "num_steps": 4, "model": "student"} == found["rows"][0]
-    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in sorted(kept.glob("*.png"))], drawn)
+    pictures = [np.asarray(Image.open(file)) for file in sorted(kept.glob("*.png"))]
+    np.testing.assert_array_equal(pictures, drawn[..., 0])
     head, _, row = out.with_suffix(".md").read_text().splitlines()
     assert head.startswith("| model | sampler | steps | Fréchet distance | KID | recall |")
     assert f"| student | DDIM | 4 | {expected:.4g} | {found['metrics']['kid']:.4g} ± " in row and row in printed
@@ -86,7 +86,7 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
     folder.mkdir()
     samples = np.random.default_rng(1).integers(0, 256, (30, *SHAPE), np.uint8)
     for number, image in enumerate(samples):
-        Image.fromarray(image).save(folder / f"{number:02d}.png")
+        Image.fromarray(image[..., 0]).save(folder / f"{number:02d}.png")
     flags = [f"--samples={folder}", "--metrics=fid"]
     call(
         "evaluate", *flags, f"--reference={reference}", f"--save_reference={published}", f"--out={tmp_path / 'a.json'}"
@@ -94,7 +94,9 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
     call("evaluate", *flags, f"--reference={published}", f"--out={tmp_path / 'b.json'}")
     expected = frechet_distance(statistics([pixels(samples)]), statistics([pixels(images)]))
     for name in "ab":
-        assert read(tmp_path / f"{name}.json")["metrics"] == {"fid": pytest.approx(expected, rel=1e-9)}
+        assert read(tmp_path / f"{name}.json")["metrics"] == {
+            "fid": pytest.approx(expected, rel=1e-6)
+        }  # of singular covariances
     with np.load(published) as file:
         saved = Statistics(file["mu"], file["sigma"])
     np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)
@@ -129,11 +131,11 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_run, of_samples): "Give either --checkpoint or --samples",
         (of_samples,): "--samples need a --reference",
         (of_run, "--out=e.txt"): "--out=e.txt must end in .json",
-        (of_run, against, "--metrics=fib"): "Unknown metric 'fib'",
-        (of_run, against, "--metrics=is"): "Features 'pixels' have no logits, which is needs",
-        (of_run, against, "--metrics=kid", "--num_samples=1"): "num_samples",
-        (of_run, against, "--features=pixel"): "Did you mean 'pixels'",
-        (of_run, at("theirs.npz")): "statistics of other features: fid cannot be computed",
+        (of_samples, against, "--metrics=fib"): "Unknown metric 'fib'",
+        (of_samples, against, "--metrics=is"): "Features 'pixels' have no logits, which is needs",
+        (of_samples, against, "--num_samples=1"): "num_samples",
+        (of_samples, against, "--features=pixel"): "Did you mean 'pixels'",
+        (of_samples, at("theirs.npz")): "statistics of other features: fid cannot be computed",
         (of_samples, at("floats.npz")): "images must be uint8 [n, height, width, 1 or 3]; these are float32",
         (of_samples, at("nothing.npz")): "has ['x'], and neither 'images', 'arr_0' nor both",
         (of_samples, at("cut.npz")): "cannot be read as an .npz",
@@ -143,7 +145,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples, at("mixed")): "give images of one size",
         (of_samples, at("broken")): "a.png' is no image that can be read",
         (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
-        (f"--checkpoint={tmp_path}", against): "no finished checkpoint",
+        (f"--checkpoint={tmp_path}", against): "No checkpoint in",
     }.items():
         error = call("evaluate", out, *flags, fails=True)
         assert message in error and "Traceback" not in error, (flags, error)
@@ -153,17 +155,16 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
 @pytest.mark.slow
 def test_killed(checkpoint, reference, tmp_path):
     """It goes on with what it has, and ends in the same numbers."""
-    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=3000", "--batch_size=100"]
-    flags += ["--metrics=fid,swd", "--num_steps=64"]
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=2000", "--batch_size=100"]
+    flags += ["--metrics=fid,swd", "--num_steps=32"]
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
     run("evaluate", *flags, f"--out={whole}", devices=2)
     process = start("evaluate", *flags, f"--out={killed}", devices=2)
     wait_until(lambda: list(tmp_path.glob("killed.json.unfinished/*/0/*.npz")), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL and not killed.exists()
-    there = {file: file.stat().st_mtime_ns for file in tmp_path.glob("killed.json.unfinished/*/0/*.npz")}
+    there = list(tmp_path.glob("killed.json.unfinished/*/0/*.npz"))
     process = start("evaluate", *flags, f"--out={killed}", devices=2)
     wait_until(killed.exists, process)
-    assert process.wait() == 0 and 1 <= len(there) < 3
+    assert process.wait() == 0 and len(there) == 1
     assert read(killed)["metrics"] == read(whole)["metrics"]
-    assert jax.device_count() == 8

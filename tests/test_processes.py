@@ -335,7 +335,7 @@ assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is 
 
 @pytest.mark.slow
 def test_devices_always_have_work(tmp_path):
-    """A call is given to them before the one before it is done, though processes decide together and losses are read."""
+    """A call is given to them before the last one is done, though processes decide together and losses are read."""
     port = str(free_port())
     started = [
         subprocess.Popen(

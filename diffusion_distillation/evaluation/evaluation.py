@@ -17,7 +17,8 @@ from .. import multihost
 from ..checkpoints import newest_step
 from ..files import save_whole, write_whole
 from ..pipeline import from_checkpoint
-from .measure import Draw, Images, Measured, Yardstick, measure
+from .extractor import Images
+from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
 from .reference import Reference, halves_distance
 

@@ -6,47 +6,20 @@ one's own, named as 'package.module:function', from uint8 images `[n, height, wi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from ..data import Source
 from ..data.images import area_weights
 from ..errors import InputError
 from ..registry import look_up
 from .classifier import train_classifier
+from .extractor import Extracted, Extractor, Images
+from .inception import load_inception
 
-Images = UInt8[np.ndarray, "n height width channels"]
 MOST_PIXELS = 16  # a side: a covariance of more features than some hundreds takes long, and many images
-
-
-class Extracted(NamedTuple):
-    """What is seen of some images, a row an image.
-
-    Attributes:
-      features: what they are compared by.
-      logits: of the classes of a classifier; None where there are none.
-    """
-
-    features: Float[np.ndarray, "n features"]
-    logits: Float[np.ndarray, "n classes"] | None = None
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """`extractor(images) -> Extracted`. Where several processes work together, all call it with the same images.
-
-    Attributes:
-      identity: a name for what it computes, weights and all, under which that may be kept; None if that is unknown.
-      has_logits: whether there are logits.
-    """
-
-    identity: str | None
-    has_logits: bool
-
-    def __call__(self, images: Images) -> Extracted:
-        """What is seen of these images."""
 
 
 class _Function(NamedTuple):
@@ -77,6 +50,10 @@ def _pixels(source: Source | None) -> Extractor:
     return _Function(lambda images: Extracted(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
 
 
+def _inception(source: Source | None) -> Extractor:
+    return load_inception()
+
+
 def _classifier(source: Source | None) -> Extractor:
     if source is None:
         raise InputError("The classifier is trained on a dataset: give a checkpoint or a --config that names one.")
@@ -84,7 +61,11 @@ def _classifier(source: Source | None) -> Extractor:
     return _Function(lambda images: Extracted(*classify(images)), identity, has_logits=True)
 
 
-EXTRACTORS: dict[str, Callable[[Source | None], Extractor]] = {"pixels": _pixels, "classifier": _classifier}
+EXTRACTORS: dict[str, Callable[[Source | None], Extractor]] = {
+    "pixels": _pixels,
+    "classifier": _classifier,
+    "inception": _inception,
+}
 
 
 def make_extractor(name: str, source: Source | None) -> Extractor:

@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import flax
 import jax
@@ -19,13 +18,15 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 from flax import linen as nn
-from jaxtyping import Float, Float32, Shaped, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Float, Shaped, UInt8
 from safetensors import SafetensorError
 
-from ..devices import data_mesh, hold, spread
+from ..devices import AXIS, hold, spread
 from ..errors import InputError, did_you_mean
 from ..files import as_path, cache_folder
 from ..shapes import Array, Params
+from .extractor import Extracted
 
 SIDE = 299  # of the images that the network looks at
 NUM_FEATURES, NUM_LOGITS = 2048, 1008
@@ -35,18 +36,6 @@ PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 PUBLISHED_AT = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PUBLISHED}"
 PUBLISHED_BYTES = 95_628_359
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-
-
-class Activations(NamedTuple):
-    """What the network says of images.
-
-    Attributes:
-      features: means over the last block's activations; of FID, KID, precision and recall.
-      logits: of the classes, without the bias; of the Inception score.
-    """
-
-    features: Float32[np.ndarray, "n 2048"]
-    logits: Float32[np.ndarray, "n 1008"]
 
 
 class Weights(nn.Module):
@@ -234,23 +223,26 @@ def resize(images: Shaped[Array, "n height width channels"]) -> Float[Array, "n 
 
 
 class Extractor:
-    """Features and logits of uint8 images, from all devices of all processes.
+    """Features and logits of uint8 images, from all devices of this process.
 
-    Every process must call it with the same images, and gets all rows. One program serves all calls for images of one
-    shape: fewer than a batch are filled up to it.
+    The features, `[n, 2048]`, are means over the last block's activations; the logits, `[n, 1008]`, are without bias.
+    One program serves all calls for images of one shape: fewer than a batch are filled up to it.
 
     Attributes:
       identity: names the network and its weights, for what is kept of its results.
-      batch_size: images at a time, over all devices.
+      has_logits: it does.
+      batch_size: images at a time, over these devices.
     """
 
+    has_logits = True
+
     def __init__(self, params: Params, identity: str, batch_size: int | None = None):
-        """Places the parameters, those of `Inception`, on all devices.
+        """Places the parameters, those of `Inception`, on the devices.
 
         Raises:
           InputError: for a batch_size below 1.
         """
-        self._mesh = data_mesh()
+        self._mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
         if batch_size is None:
             batch_size = self._mesh.size * (16 if jax.default_backend() == "cpu" else 128)
         if batch_size < 1:
@@ -260,7 +252,7 @@ class Extractor:
         self._params = hold(params, self._mesh, "jit")
         self._apply = spread(_apply, self._mesh, "jit")
 
-    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Activations:
+    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Extracted:
         """Features and logits of RGB or grey images of one size, uint8, any number of them.
 
         Raises:
@@ -277,7 +269,7 @@ class Extractor:
             batch = images[start : start + self.batch_size]
             filled_up = batch[np.arange(self.batch_size) % len(batch)]
             rows.append(self._apply(self._params, None, filled_up)[: len(batch)])
-        return Activations(*np.split(np.concatenate(rows), [NUM_FEATURES], axis=1))
+        return Extracted(*np.split(np.concatenate(rows), [NUM_FEATURES], axis=1))
 
 
 def _apply(params: Params, _: None, images: Array) -> Array:
@@ -290,7 +282,8 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
     Args:
       path: the file; by default that of the environment variable DIFFUSION_DISTILLATION_INCEPTION, or the one in the
         cache folder.
-      batch_size: how many images at a time, over all devices; by default 16 a CPU device, 128 an accelerator.
+      batch_size: how many images at a time, over all devices of this process; by default 16 for each CPU device, 128
+        for each accelerator.
 
     Raises:
       InputError: if the file is missing, or is not such a file, with what to do about it.

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from .. import multihost
@@ -20,14 +19,13 @@ from ..errors import InputError
 from ..files import save_whole
 from ..pipeline import Pipeline, to_uint8
 from ..shapes import Keys
-from .features import Extracted, Extractor, make_extractor
+from .extractor import Extracted, Extractor, Images
+from .features import make_extractor
 from .metrics import METRICS, Observed, check, compute, needed, observe
 from .reference import Reference, observe_reference
 
 PIECE = 1000  # samples that are kept together, about
 SHOWN = 64  # of which the images are kept
-
-Images = UInt8[np.ndarray, "n height width channels"]
 
 
 class Draw(NamedTuple):

@@ -14,7 +14,7 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
 from ..errors import InputError, did_you_mean
-from .features import Extracted
+from .extractor import Extracted
 from .frechet import Moments, Statistics, frechet_distance
 
 Features = Float[np.ndarray, "_ features"]

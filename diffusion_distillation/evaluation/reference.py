@@ -19,7 +19,7 @@ from ..data import ArraySource, Source, read_examples
 from ..data.cache import cached
 from ..errors import InputError
 from ..files import as_path, save_whole
-from .features import Extracted, Extractor
+from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe
 

@@ -1,4 +1,6 @@
-"""Metrics against their definitions, written out in float64."""
+"""Metrics against their definitions, written out in float64, and against torch-fidelity's."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,8 +8,10 @@ import scipy.linalg
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import seeded
+from running import ROOT
 
-from diffusion_distillation.evaluation.features import Extracted
+from diffusion_distillation.evaluation.extractor import Extracted
 from diffusion_distillation.evaluation.frechet import Moments, Statistics, frechet_distance, statistics
 from diffusion_distillation.evaluation.metrics import (
     METRICS,
@@ -173,3 +177,23 @@ def test_bad_names_and_numbers():
         check(["fib"], 10)
     with pytest.raises(ValueError, match="'is' needs at least 10 samples; 9 are few"):
         check(["fid", "is"], 9)
+
+
+def test_against_torch_fidelity():
+    """Of 2,000 images, at its default settings: `golden/metrics.json`, made by tests/peers/fidelity.py."""
+    expected = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())["float64"]
+    given = seeded.activations()
+    fields = frozenset(["statistics", "features", "logits"])
+    samples = observe([Extracted(given["features_1"], given["logits_1"])], fields)
+    found = compute(list(METRICS), samples, observe([Extracted(given["features_2"], given["logits_1"])], fields))
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "is": "inception_score_mean",
+        "is_std": "inception_score_std",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(expected[theirs], rel=1e-6), ours
