@@ -28,7 +28,7 @@ from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
 from .training.interrupt import exit_on_signals
-from .training.loop import OnMetrics
+from .training.loop import OnEval, OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
 NOT_OUR_FAULT = {
@@ -107,11 +107,11 @@ class RunFlags(ProcessFlags):
         multihost.say(f"{self.workdir}: reading the data, {config.dataset.name}")
         return load_source(config.dataset.name, **config.dataset.args)
 
-    def options(self, config: ConfigDict) -> dict[str, Any]:
+    def options(self, config: ConfigDict, source: Source) -> dict[str, Any]:
         """What `train` and `run_ladder` are told besides; call it once JAX has started."""
         to_wandb = self._wandb.value is not None and multihost.is_main()
         on_metrics = _to_wandb(self._wandb.value, self.workdir, config) if to_wandb else None
-        return dict(on_eval=draw_samples, on_metrics=on_metrics, change=self._change.value)
+        return dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, change=self._change.value)
 
 
 def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:
@@ -212,6 +212,23 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except KeyError as error:  # --config.<section>.<field> of a section that is not there
         print(f"error: Unknown field of --config: {error.args[0]}", file=sys.stderr)
         sys.exit(2)
+
+
+def _on_eval(config: ConfigDict, source: Source) -> OnEval:
+    """Draws samples, and measures some where the config says so."""
+    every = config.eval.metrics_every_steps
+    if not every:
+        return draw_samples
+    from .evaluation import during, ladder  # whose libraries take a second to import
+
+    yardsticks = ladder.config_yardsticks(config, source, config.eval.metrics_num_samples)
+
+    def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
+        draw_samples(params, metadata, workdir)
+        if metadata.step % every == 0 or metadata.step == metadata.config.train.num_steps:
+            during.measure_during_training(params, metadata, workdir, yardsticks)
+
+    return on_eval
 
 
 def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) -> None:

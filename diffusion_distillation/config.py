@@ -110,9 +110,12 @@ FIELDS = {
         "retain_checkpoint_every_steps": 0,  # keep these for good; 0 for none
         "eval_every_steps": 10_000,  # grids of samples
     },
-    "eval": {  # the report of a ladder
+    "eval": {  # the report of a ladder; and metrics during training
         "features": ("pixels",),  # what images are compared by, see `evaluation.features`
         "metrics": ("fid",),  # names of `evaluation.metrics.METRICS`
+        "inception": OrNone(str),  # the file of Inception's weights, where it is not in its place
+        "metrics_every_steps": 0,  # a multiple of train.eval_every_steps, or 0: only the report measures
+        "metrics_num_samples": 1000,  # then; the best model by the first metric is kept in the run's folder `best`
         "num_samples": 10_000,  # of each model and sampler
         "batch_size": 500,
         "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # DDIM, undistilled
@@ -330,6 +333,11 @@ def _check_ranges(config: ConfigDict) -> None:
         raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")
     if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:
         raise InputError(f"config.train.avg_type={train.avg_type!r} needs config.train.avg_steps, at least 1.")
+    if config.eval.metrics_every_steps % max(train.eval_every_steps, 1):
+        raise InputError(
+            f"config.eval.metrics_every_steps={config.eval.metrics_every_steps} must be a multiple of "
+            f"config.train.eval_every_steps={train.eval_every_steps}."
+        )
     for name in ("teacher_num_steps", "ancestral_num_steps"):
         if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name]):
             raise InputError(f"config.eval.{name}={config.eval[name]} must hold numbers of steps, at least 1 each.")

@@ -8,7 +8,8 @@ field of the config can be set on the command line. Run again, the command goes 
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.report.page import ladder_yardsticks, write_report
+from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder
 
 FLAGS = cli.RunFlags()
@@ -19,8 +20,8 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    yardsticks = ladder_yardsticks(config, source)  # first, for what it may lack
-    run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config))
+    yardsticks = config_yardsticks(config, source, config.eval.num_samples)  # first, for what it may lack
+    run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, yardsticks)
 
 

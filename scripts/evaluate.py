@@ -55,6 +55,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time
 REPEATS = flags.DEFINE_integer("repeats", 1, "Sets of samples; the best value and the spread are given.", lower_bound=1)
 KEEP = flags.DEFINE_string("keep", None, "A folder that the samples of a run are kept in, a PNG file each.")
 SAVE_REFERENCE = flags.DEFINE_string("save_reference", None, "An .npz for mu and sigma of the reference.")
+INCEPTION = flags.DEFINE_string("inception", None, "The file of Inception's weights, where it is not in its place.")
 PROCESSES = cli.ProcessFlags()
 
 NUM_IMAGES = 50_000  # as for published FIDs
@@ -158,7 +159,7 @@ def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Re
     source = None if config is None else load_source(config.dataset.name, **config.dataset.args)
     reference = of_dataset(source, config.dataset.name) if REFERENCE.value is None else of_path(REFERENCE.value)
     metrics = list(METRICS) if WANTED.value == ["all"] else WANTED.value
-    yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference)
+    yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
     if SAVE_REFERENCE.value is not None and multihost.is_main():
         if len(yardsticks) > 1 or "fid" not in yardsticks[0].metrics:
             raise InputError("--save_reference is for one kind of --features, and --metrics with fid among them.")

@@ -13,14 +13,16 @@ from absl import flags
 from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation.ladder import config_yardsticks
 from diffusion_distillation.files import as_path
-from diffusion_distillation.report.page import ladder_yardsticks, write_comparison, write_report
+from diffusion_distillation.report.page import write_comparison, write_report
 from diffusion_distillation.training.runs import read_config
 
 WORKDIR = flags.DEFINE_list("workdir", None, "The folders of ladders, with commas between.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the page of several ladders goes.")
 FEATURES = flags.DEFINE_list("features", None, "By default those of the ladder's config.eval.features.")
 METRICS = flags.DEFINE_list("metrics", None, "By default those of the ladder's config.eval.metrics.")
+INCEPTION = flags.DEFINE_string("inception", None, "The file of Inception's weights, where it is not in its place.")
 PROCESSES = cli.ProcessFlags()
 
 
@@ -40,6 +42,7 @@ def main() -> None:
             raise InputError(f"{path!r} is no ladder: its config has no section config.distillation.")
         with config.unlocked():
             config.eval.features = tuple(FEATURES.value or config.eval.features)
+            config.eval.inception = INCEPTION.value or config.eval.inception
             config.eval.metrics = tuple(METRICS.value or config.eval.metrics)
         ladders.append((path, config))
     if several:
@@ -48,7 +51,7 @@ def main() -> None:
     [(workdir, config)] = ladders
     PROCESSES.start(config.eval.batch_size, config.model.dtype)
     source = load_source(config.dataset.name, **config.dataset.args)
-    write_report(config, workdir, source, ladder_yardsticks(config, source))
+    write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    train(config, FLAGS.workdir, source, **FLAGS.options(config))
+    train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
 
 
 if __name__ == "__main__":

@@ -220,13 +220,14 @@ def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
 
 def _row(entry: Entry, sets: Sequence[Measured], updates: int | None) -> Row:
     values = {name: [found.metrics[name] for found in sets] for name in sets[0].metrics}
-    best = {name: _best(name, of_sets) for name, of_sets in values.items()}
+    best = {name: best_of(name, of_sets) for name, of_sets in values.items()}
     spread = {name: max(of_sets) - min(of_sets) for name, of_sets in values.items()} if len(sets) > 1 else {}
     speed = len(sets) / sum(1 / found.images_per_sec for found in sets)
     return Row(entry, best, spread, speed, updates)
 
 
-def _best(name: str, values: Sequence[float]) -> float:
+def best_of(name: str, values: Sequence[float]) -> float:
+    """The largest or the smallest, whichever is better for this metric."""
     return max(values) if name.split("_")[0] in HIGHER_IS_BETTER else min(values)
 
 

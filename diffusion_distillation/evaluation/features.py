@@ -46,40 +46,41 @@ def pixels(images: Images) -> Float[np.ndarray, "n features"]:
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
 
 
-def _pixels(source: Source | None) -> Extractor:
+def _pixels(source: Source | None, weights: str | None) -> Extractor:
     return _Function(lambda images: Extracted(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
 
 
-def _inception(source: Source | None) -> Extractor:
-    return load_inception()
+def _inception(source: Source | None, weights: str | None) -> Extractor:
+    return load_inception(weights)
 
 
-def _classifier(source: Source | None) -> Extractor:
+def _classifier(source: Source | None, weights: str | None) -> Extractor:
     if source is None:
         raise InputError("The classifier is trained on a dataset: give a checkpoint or a --config that names one.")
     classify, identity = train_classifier(source)
     return _Function(lambda images: Extracted(*classify(images)), identity, has_logits=True)
 
 
-EXTRACTORS: dict[str, Callable[[Source | None], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[Source | None, str | None], Extractor]] = {
     "pixels": _pixels,
     "classifier": _classifier,
     "inception": _inception,
 }
 
 
-def make_extractor(name: str, source: Source | None) -> Extractor:
+def make_extractor(name: str, source: Source | None, weights: str | None = None) -> Extractor:
     """The extractor that a config or a flag names.
 
     Args:
       name: a key of `EXTRACTORS`, or 'package.module:function' for a function of one's own.
       source: the dataset; the classifier is trained on it.
+      weights: the file of Inception's; by default where `load_inception` looks.
 
     Raises:
       InputError: for a name that is not known, or what an extractor lacks: labels, or a file of weights.
     """
     if name in EXTRACTORS:
-        return EXTRACTORS[name](source)
+        return EXTRACTORS[name](source, weights)
     return _own(name, look_up(name, EXTRACTORS, "eval.features"))
 
 

@@ -6,12 +6,23 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from ..data import Source
 from ..files import as_path
 from ..methods import make_method
 from ..training.ladder import student_folder
 from .evaluation import Entry, Evaluation, evaluate, open_once
-from .measure import Yardstick, draw_from
-from .reference import Reference
+from .measure import Yardstick, draw_from, make_yardsticks
+from .reference import Reference, of_dataset
+
+
+def config_yardsticks(config: ConfigDict, source: Source, num_samples: int) -> list[Yardstick]:
+    """What a config measures by, config.eval.features and metrics, against its dataset.
+
+    Raises:
+      InputError: if it cannot, as where a file of weights is not there; better before the training than after.
+    """
+    wanted, reference = config.eval, of_dataset(source, config.dataset.name)
+    return make_yardsticks(wanted.features, wanted.metrics, num_samples, source, reference, wanted.inception)
 
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:

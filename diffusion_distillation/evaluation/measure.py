@@ -73,7 +73,12 @@ class Measured(NamedTuple):
 
 
 def make_yardsticks(
-    features: Sequence[str], metrics: Sequence[str], num_samples: int, source: Source | None, reference: Reference
+    features: Sequence[str],
+    metrics: Sequence[str],
+    num_samples: int,
+    source: Source | None,
+    reference: Reference,
+    weights: str | None = None,
 ) -> list[Yardstick]:
     """Yardsticks for each kind of features. The main process alone gets them, as it alone looks at images.
 
@@ -83,6 +88,7 @@ def make_yardsticks(
       num_samples: how many are to be measured.
       source: the dataset that a classifier is trained on.
       reference: what samples are judged against.
+      weights: the file of Inception's.
 
     Raises:
       InputError: for unknown names, too few samples, or metrics that the features or the reference cannot give.
@@ -92,7 +98,7 @@ def make_yardsticks(
     if not multihost.is_main():
         return yardsticks
     for name in features:
-        extractor = make_extractor(name, source)
+        extractor = make_extractor(name, source, weights)
         lacking = () if extractor.has_logits else tuple(name for name in metrics if "logits" in needed([name]))
         if lacking and len(features) == 1:
             raise InputError(f"Features {name!r} have no logits, which {', '.join(lacking)} needs: leave that out.")

@@ -33,7 +33,7 @@ from ..errors import InputError
 from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, Row, open_once, read, samples_path
 from ..evaluation.ladder import evaluate_ladder, ladder_runs
-from ..evaluation.measure import Yardstick, make_yardsticks
+from ..evaluation.measure import Yardstick
 from ..evaluation.reference import nearest, of_dataset
 from ..files import as_path, write_whole
 from ..methods import make_method
@@ -69,16 +69,6 @@ class Picture(NamedTuple):
     path: epath.Path
 
 
-def ladder_yardsticks(config: ConfigDict, source: Source) -> list[Yardstick]:
-    """What a ladder's report measures by: config.eval.features and metrics, against the dataset.
-
-    Raises:
-      InputError: if they cannot be, as where a file of weights is not there; better before the training than after.
-    """
-    reference = of_dataset(source, config.dataset.name)
-    return make_yardsticks(config.eval.features, config.eval.metrics, config.eval.num_samples, source, reference)
-
-
 def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, yardsticks: Sequence[Yardstick]) -> None:
     """Measures a finished ladder and writes its report. What an earlier call has measured is kept.
 
@@ -88,7 +78,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
       config: of the ladder, resolved.
       workdir: the ladder's folder.
       source: the images to compare with.
-      yardsticks: from `ladder_yardsticks`.
+      yardsticks: from `evaluation.ladder.config_yardsticks`.
     """
     workdir = as_path(workdir)
     folder, reference = workdir / "report", of_dataset(source, config.dataset.name)

@@ -10,9 +10,10 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import evaluation
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
+from diffusion_distillation.evaluation.ladder import config_yardsticks
 from diffusion_distillation.files import as_path
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report.page import ladder_yardsticks, write_comparison, write_report
+from diffusion_distillation.report.page import write_comparison, write_report
 
 CONFIG = ConfigDict(
     dict(
@@ -21,6 +22,7 @@ CONFIG = ConfigDict(
         eval=dict(
             features=("pixels",),
             metrics=("fid", "recall"),
+            inception=None,
             num_samples=70,
             batch_size=50,
             teacher_num_steps=(2, 1),
@@ -71,7 +73,7 @@ def drawn(monkeypatch, tmp_path):
 
 
 def write(workdir, source, config=CONFIG):
-    write_report(config, workdir, source, ladder_yardsticks(config, source))
+    write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
 
 
 def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):

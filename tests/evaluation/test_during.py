@@ -1,0 +1,39 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_pipeline import make_model
+
+from diffusion_distillation import from_checkpoint
+from diffusion_distillation.checkpoints import newest_step
+from diffusion_distillation.data import load_source
+from diffusion_distillation.evaluation.during import measure_during_training
+from diffusion_distillation.evaluation.features import pixels
+from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
+from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.files import as_path
+
+
+def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
+    """Of a model that gets better, and then worse."""
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
+    params, metadata = make_model(num_classes=1)
+    config, source, folder = metadata.config, load_source("digits"), as_path(tmp_path / "run")
+    with config.unlocked():
+        config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20)
+    yardsticks = config_yardsticks(config, source, 20)
+    data = statistics([pixels(source[np.arange(len(source))]["image"])])
+    for step, scale in ((10, 1.0), (20, 0.0), (30, 1.0)):
+        scaled = {**params, "conv_out": {name: scale * leaf for name, leaf in params["conv_out"].items()}}
+        for _ in range(2):  # the second time, as a run does that is taken up, there is nothing to do
+            measure_during_training(scaled, dataclasses.replace(metadata, step=step), folder, yardsticks)
+        assert f"run  step {step}  fid " in capsys.readouterr().out
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    best = min(lines, key=lambda line: line["fid"])
+    assert newest_step(folder / "best") == best["step"]
+    drawn = from_checkpoint(folder / "best").sample(jax.random.key(0), 20)
+    assert best["fid"] == pytest.approx(frechet_distance(statistics([pixels(drawn)]), data), rel=1e-6)
+    assert not list(folder.glob("*unfinished*"))
