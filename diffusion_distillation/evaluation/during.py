@@ -1,7 +1,7 @@
 """Metrics during training: how good the samples of a run are as it goes on, and the best of its checkpoints."""
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -62,5 +62,5 @@ def measure_during_training(
             checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
 
 
-def _lines(path: epath.Path) -> list[dict[str, float]]:
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
