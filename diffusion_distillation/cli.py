@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import sys
@@ -60,6 +61,14 @@ class ProcessFlags:
         use_onednn(dtype)
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)
+
+
+def dtype_of(checkpoint: epath.PathLike) -> str:
+    """The type that a run's activations are in, as its config.json says; that can be read before JAX starts."""
+    try:
+        return json.loads((as_path(checkpoint) / "config.json").read_text())["model"]["dtype"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return "float32"
 
 
 def define_config() -> flags.FlagHolder:

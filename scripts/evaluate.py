@@ -68,7 +68,7 @@ def main() -> None:
     out = as_path(OUT.value)
     if out.suffix != ".json":
         raise InputError(f"--out={OUT.value} must end in .json.")
-    PROCESSES.start(BATCH_SIZE.value)
+    PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if SAMPLES.value is not None:
         found, config = of_samples(out)
     elif checkpoints.newest_step(as_path(CHECKPOINT.value)) is None and is_ladder():

@@ -59,7 +59,7 @@ def main() -> None:
         raise InputError(f"--out={OUT.value} must end in .png or .npz, or in / for a folder.")
     if FLOAT.value and (to_folder or out.suffix != ".npz"):
         raise InputError(f"--float is for a .npz, and --out={OUT.value} is none: PNG files hold uint8. Leave one out.")
-    PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value))
+    PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
     params, metadata = checkpoints.load(CHECKPOINT.value)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value

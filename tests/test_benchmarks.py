@@ -34,6 +34,15 @@ SMALL_UNET = [
 PEER = ROOT / ".venv-peer" / "bin" / "python"
 
 
+def test_bad_flags_of_the_benchmark():
+    for flag, message in {
+        "--image_shape=32,x,3": "must be height, width and channels",
+        "--peer=/nowhere/python": "is no program: give a Python that has torch",
+    }.items():
+        error = run("benchmarks/benchmark", flag, fails=True)
+        assert message in error and "Traceback" not in error
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
 def test_benchmark_beside_pytorch(tmp_path):

@@ -43,3 +43,16 @@ def test_wandb_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r'pip install -e ".\[wandb\]"'):
         cli._to_wandb("digits", epath.Path(tmp_path), ConfigDict())
+
+
+def test_dtype_of_a_run(tmp_path):
+    """What is not there, or not a run's, is float32, which is right but for speed."""
+    assert cli.dtype_of(tmp_path) == "float32"
+    for text, dtype in {
+        '{"model": {"dtype": "bfloat16"}}': "bfloat16",
+        '{"model": {}}': "float32",
+        "[]": "float32",
+        "{": "float32",
+    }.items():
+        (tmp_path / "config.json").write_text(text)
+        assert cli.dtype_of(tmp_path) == dtype

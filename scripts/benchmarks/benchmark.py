@@ -15,6 +15,7 @@ that the process held.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,10 @@ def main() -> None:
     unknown = [what for what in WHAT.value if what not in FORWARDS and not re.fullmatch(r"sample [1-9]\d*", what)]
     if unknown:
         raise InputError(f"--work={','.join(unknown)}: choose of {', '.join(FORWARDS)} and 'sample N'.")
+    if len(IMAGE_SHAPE.value) != 3 or not all(size.isdigit() and int(size) for size in IMAGE_SHAPE.value):
+        raise InputError(f"--image_shape={','.join(IMAGE_SHAPE.value)} must be height, width and channels: 32,32,3.")
+    if PEER.value is not None and shutil.which(PEER.value) is None:
+        raise InputError(f"--peer={PEER.value} is no program: give a Python that has torch, as from make peer.")
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
     network = make_network(resolve(config).model, shape, 1)
