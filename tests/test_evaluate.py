@@ -97,6 +97,7 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
         assert read(tmp_path / f"{name}.json")["metrics"] == {
             "fid": pytest.approx(expected, rel=1e-6)
         }  # of singular covariances
+    assert (tmp_path / "a.md").read_text().splitlines()[-1] == f"| samples |  |  | {expected:.4g} |  |"
     with np.load(published) as file:
         saved = Statistics(file["mu"], file["sigma"])
     np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)

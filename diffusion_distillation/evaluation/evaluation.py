@@ -59,14 +59,14 @@ class Row(NamedTuple):
       entry: whose samples.
       metrics: names and values; with repeats, the best of each.
       spread: with repeats, the largest value less the smallest; else nothing.
-      images_per_sec: drawn, on all devices.
+      images_per_sec: drawn, on all devices; None for samples that were there already.
       updates: that the model had had.
     """
 
     entry: Entry
     metrics: dict[str, float]
     spread: dict[str, float]
-    images_per_sec: float
+    images_per_sec: float | None
     updates: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def described(row: Row) -> str:
         f"{name} {value:.4g}" + (f" (spread {row.spread[name]:.2g})" if name in row.spread else "")
         for name, value in row.metrics.items()
     )
-    return ", ".join([*values, f"{row.images_per_sec:,.1f} images/s"])
+    return ", ".join([*values, *([] if row.images_per_sec is None else [f"{row.images_per_sec:,.1f} images/s"])])
 
 
 def open_once() -> Callable[[epath.Path], Any]:
@@ -222,7 +222,7 @@ def _row(entry: Entry, sets: Sequence[Measured], updates: int | None) -> Row:
     values = {name: [found.metrics[name] for found in sets] for name in sets[0].metrics}
     best = {name: best_of(name, of_sets) for name, of_sets in values.items()}
     spread = {name: max(of_sets) - min(of_sets) for name, of_sets in values.items()} if len(sets) > 1 else {}
-    speed = len(sets) / sum(1 / found.images_per_sec for found in sets)
+    speed = len(sets) / sum(1 / found.images_per_sec for found in sets) if entry.sampler else None
     return Row(entry, best, spread, speed, updates)
 
 

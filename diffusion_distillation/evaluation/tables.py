@@ -73,7 +73,9 @@ def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
     ]
     for row in found.rows:
         line = [row.entry.model, SAMPLER_TITLES.get(row.entry.sampler, ""), str(row.entry.num_steps or "")]
-        line += [values_of(row, name) for name in names] + [f"{row.images_per_sec:,.1f}"]
+        line += [values_of(row, name) for name in names] + [
+            "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"
+        ]
         if published:
             value = published.get(row.entry.num_steps) if row.entry.model == "student" else None
             line.append("" if value is None else f"{value:.2f}")
