@@ -19,6 +19,7 @@ setup(
         "absl-py>=2.1",
         "etils[epath]>=1.9.4",
         "flax>=0.11.2",
+        "fsspec>=2024.9",
         "grain>=0.2.15",
         "importlib_resources>=6.4.5",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
         "jax>=0.8",
@@ -26,6 +27,7 @@ setup(
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
         "ml_collections>=1.1",
+        "msgpack>=1.0.8",
         "numpy>=2.1",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
@@ -37,11 +39,14 @@ setup(
         "tqdm>=4.66.5",
     ],
     extras_require={
-        "gcs": ["gcsfs"],
+        "gcs": ["gcsfs"],  # for gs://
+        "http": ["aiohttp>=3.10"],  # for models at https://
+        "s3": ["s3fs"],  # for models at s3://
         "wandb": ["wandb>=0.31"],
         "prepare": PREPARE,
         "test": [
             *PREPARE,
+            "aiohttp>=3.10",
             "beartype>=0.20",
             "flatbuffers>=24",
             "hypothesis>=6.112",

@@ -15,11 +15,11 @@ __version__ = "0.1.0"
 __all__ = ["diffusion", "distillation", "from_checkpoint", "losses", "model", "sampling", "schedules", "unet"]
 
 
-def from_checkpoint(path, num_steps: int | None = None) -> "Pipeline":
-    """The pipeline of a run's newest checkpoint: `from_checkpoint(path).sample(jax.random.key(0), 64)` draws images.
+def from_checkpoint(path, num_steps: int | None = None, config=None) -> "Pipeline":
+    """The pipeline of the model at a path: `from_checkpoint(path).sample(jax.random.key(0), 64)` draws images.
 
-    See `pipeline.from_checkpoint`; it is loaded, and orbax with it, at the first call.
+    See `interop.from_checkpoint`; it is loaded, and orbax with it, at the first call.
     """
-    from .pipeline import from_checkpoint
+    from .interop import from_checkpoint
 
-    return from_checkpoint(path, num_steps)
+    return from_checkpoint(path, num_steps, config)

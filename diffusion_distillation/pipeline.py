@@ -1,4 +1,4 @@
-"""From a model to images: `Pipeline`, and `from_checkpoint` for that of a run's newest checkpoint."""
+"""From a model to images."""
 
 import functools
 import logging
@@ -8,12 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from . import multihost, sampling
-from .checkpoints import load
 from .devices import data_mesh, hold, spread
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
@@ -270,20 +268,6 @@ class Pipeline:
             got = np.array2string(labels, threshold=20, separator=", ")
             raise InputError(f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {got}.")
         return labels
-
-
-def from_checkpoint(path: epath.PathLike, num_steps: int | None = None) -> Pipeline:
-    """The pipeline of a run's newest checkpoint.
-
-    Args:
-      path: the run's folder, such as `runs/digits/ladder/steps_0004`.
-      num_steps: sampling steps; by default those the student was distilled for, or the base model's
-        eval_sampling_num_steps.
-
-    Raises:
-      InputError: if there is no checkpoint at the path, or num_steps is below 1.
-    """
-    return Pipeline(*load(path), num_steps)
 
 
 def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -22,7 +22,8 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_distillation import checkpoints, cli, multihost
+from diffusion_distillation import cli, interop, multihost
+from diffusion_distillation.checkpoints import newest_step
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
@@ -32,12 +33,14 @@ from diffusion_distillation.evaluation.measure import Draw, draw_from, draw_imag
 from diffusion_distillation.evaluation.metrics import METRICS
 from diffusion_distillation.evaluation.reference import Reference, of_dataset, of_path, save_statistics
 from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import folder
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.training.runs import read_config
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, of a student, or of a ladder.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, a student or a ladder, or another model's path.")
+CONFIG = cli.define_config()
 SAMPLES = flags.DEFINE_string("samples", None, "Images made by someone else: a folder or an .npz.")
 REFERENCE = flags.DEFINE_string(
     "reference", None, "A folder of images or an .npz; by default the dataset of the checkpoint's config."
@@ -71,7 +74,7 @@ def main() -> None:
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if SAMPLES.value is not None:
         found, config = of_samples(out)
-    elif checkpoints.newest_step(as_path(CHECKPOINT.value)) is None and is_ladder():
+    elif is_ladder():
         found, config = of_ladder(out)
     else:
         found, config = of_run(out)
@@ -100,7 +103,7 @@ def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
 
 def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     """Measures the samples of a run."""
-    params, metadata = checkpoints.load(CHECKPOINT.value)
+    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     pipeline, config = Pipeline(params, metadata, NUM_STEPS.value), metadata.config
     model = "student" if pipeline.distilled_for else "teacher"
     entry = Entry(model, SAMPLER.value or config.sampler, pipeline.num_steps)
@@ -114,7 +117,9 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     about = {"checkpoint": CHECKPOINT.value, "seed": SEED.value, "clip": config.model.eval_clip_denoised}
     if KEEP.value is not None and multihost.is_main():
         folder.start(as_path(KEEP.value), {**about, "step": metadata.step, **entry._asdict()})
-    found = judge({entry: as_path(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value)
+    found = judge(
+        {entry: interop.place(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value
+    )
     return found, config
 
 
@@ -130,8 +135,10 @@ def kept(drawn: Draw, first: int, index: np.ndarray) -> Any:
 
 def is_ladder() -> bool:
     """Whether the checkpoint is a ladder's folder."""
-    path = as_path(CHECKPOINT.value)
-    return (path / "config.json").exists() and "distillation" in read_config(path)
+    path = interop.place(CHECKPOINT.value)
+    if newest_step(path) is not None or not (path / "config.json").exists() or is_archive(path):
+        return False
+    return "distillation" in read_config(path)
 
 
 def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:

@@ -7,6 +7,9 @@ compute FIDs read them; the same command again draws those that are not there ye
 the image that the model predicts at every step, from noise on the left to the sample on the right. Several processes
 draw together when each is started with --coordinator, --num_processes and --process_id, as for training; the first
 writes the files.
+
+--checkpoint may also be an archive that scripts/export.py wrote; a checkpoint in the format of the paper's code, with
+the --config of its model; or a URL of one of these.
 """
 
 import hashlib
@@ -20,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_distillation import checkpoints, cli, multihost
+from diffusion_distillation import cli, interop, multihost
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.pipeline import Pipeline, to_uint8
@@ -29,7 +32,8 @@ from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.shapes import Params
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
+CONFIG = cli.define_config()
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -60,7 +64,7 @@ def main() -> None:
     if FLOAT.value and (to_folder or out.suffix != ".npz"):
         raise InputError(f"--float is for a .npz, and --out={OUT.value} is none: PNG files hold uint8. Leave one out.")
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
-    params, metadata = checkpoints.load(CHECKPOINT.value)
+    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value
     classes = None if LABELS.value is None else parse_labels(LABELS.value)

@@ -4,7 +4,6 @@ The networks are narrower and shallower, batches smaller; all else is the config
 """
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -31,11 +30,7 @@ ONE_HALVING = [
     "--config.eval.ancestral_num_steps=(1,)",
 ]
 HEADS = ["--config.model.args.head_dim=32"]
-SMALL = [
-    "--config.dataset.args.path={images}",
-    "--config.dataset.args.image_size=16",
-    "--config.model.args.ch_mult=(1,)",
-]
+SMALL = ["--config.dataset.args.path={images}", "--config.dataset.args.image_size=16"]
 CONFIGS = {
     "digits": [],
     "cifar": [],
@@ -74,43 +69,54 @@ def env(stand_ins, tmp_path_factory):
     }
 
 
-def train_and_distill(base, ladder, flags, steps, workdir, env):
-    """Two steps of a base model and a halving of one."""
+def training_and_distilling(base, ladder, flags, steps, workdir):
+    """The commands of two steps of a base model and a halving of one."""
     model = cfg.load(ROOT / base).model.args
     if isinstance(model.ch_mult, tuple):  # lists cannot be set by flags
         first, last = max(model.attn_resolutions), min(model.attn_resolutions)
-        mult = (1,) * (len(model.ch_mult) - (first // last).bit_length() + 1)  # down to the first with attention
-        flags = [f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)", *flags]
+        levels = len(model.ch_mult) - (first // last).bit_length() + 1  # down to the first with attention
+        mult = (1,) * (1 if SMALL[-1] in flags else levels)
+        flags = [*flags, f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
     flags = [*SHRUNK, *flags]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
     halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]
-    run_together(
-        [
-            ["train", f"--config={base}", *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b"],
-            ["distill", f"--config={ladder}", *flags, *halving, f"--workdir={workdir}/l"],
-        ],
-        env=env,
-    )
+    return [
+        ["train", f"--config={base}", *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b"],
+        ["distill", f"--config={ladder}", *flags, *halving, f"--workdir={workdir}/l"],
+    ]
+
+
+def end_of(name):
+    """The number of steps of the last student."""
+    return 2 if name == "cars64" else 1
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, images, env):
+    """The folder of all configs' runs, which are made in one process: libraries take long to import."""
+    folder, commands = tmp_path_factory.mktemp("runs"), []
+    for name, flags in CONFIGS.items():
+        flags = [flag.format(images=images) for flag in flags]
+        paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
+        commands += training_and_distilling(*paths, flags, (2 * end_of(name), end_of(name)), folder / name)
+    run_together(commands, env=env)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_trains_and_distills(name, tmp_path, images, env):
-    flags = [flag.format(images=images) for flag in CONFIGS[name]]
-    end = 2 if name == "cars64" else 1
-    base, ladder = f"configs/{name}_base.py", f"configs/{name}_distill.py"
-    train_and_distill(base, ladder, flags, (2 * end, end), tmp_path, env)
-    student = tmp_path / "l" / f"steps_{end:04d}"
-    for workdir, updates in ((tmp_path / "b", 2), (student, 1)):
+def test_trains_and_distills(name, runs):
+    ladder = runs / name / "l"
+    student = ladder / f"steps_{end_of(name):04d}"
+    for workdir, updates in ((runs / name / "b", 2), (student, 1)):
         params, metadata = load(workdir)
         assert metadata.step == updates
         assert metadata.num_classes == (1000 if name == "imagenet64" else 1)
         assert all(np.isfinite(leaf).all() for leaf in params["conv_out"].values())
         losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert len(losses) == 1 and np.isfinite(losses[0])
-    assert (tmp_path / "l" / "report" / "index.html").exists()
-    shutil.rmtree(tmp_path)
+    assert (ladder / "report" / "index.html").exists()
 
 
 PUBLISHED = """
@@ -155,7 +161,7 @@ def test_configs_of_the_published_schema_run(tmp_path, env):
     ladder.write_text(
         PUBLISHED.format(distillation=distillation, dropout=0.0, num_steps=1, warmup=0, anneal=anneal, ema=0.0)
     )
-    train_and_distill(base, ladder, [], (2, 1), tmp_path, env)
+    run_together(training_and_distilling(base, ladder, [], (2, 1), tmp_path), env=env)
     assert load(tmp_path / "l" / "steps_0001")[1].step == 1
     assert cfg.resolve(cfg.load(ladder)).distillation.start_num_steps == 8192
 

@@ -15,7 +15,6 @@ from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.model import eval_schedule, init_params, make_network
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SHAPE = (8, 8, 1)
 KEY = jax.random.key(3)
 WAYS = pytest.mark.parametrize("way", [dict(), dict(sampler="noisy"), dict(eta=0.5)], ids=["ddim", "noisy", "eta"])

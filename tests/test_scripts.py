@@ -16,7 +16,6 @@ from running import TINY, assert_same, call, run, start, steps_saved, wait_until
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
 
-pytestmark = pytest.mark.usefixtures("optimized")
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_steps=20"]
 LADDER = [
     "--config=configs/digits_distill.py",

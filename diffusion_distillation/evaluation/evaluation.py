@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from .. import multihost
 from ..checkpoints import newest_step
 from ..files import save_whole, write_whole
-from ..pipeline import from_checkpoint
+from ..interop import from_checkpoint
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
@@ -203,9 +204,9 @@ def described(row: Row) -> str:
     return ", ".join([*values, *([] if row.images_per_sec is None else [f"{row.images_per_sec:,.1f} images/s"])])
 
 
-def open_once() -> Callable[[epath.Path], Any]:
-    """`from_checkpoint`, which keeps the last pipeline: the rows of a teacher follow each other."""
-    return functools.lru_cache(maxsize=1)(from_checkpoint)
+def open_once(config: ConfigDict) -> Callable[[epath.Path], Any]:
+    """`from_checkpoint` with a config, which keeps the last pipeline: the rows of a teacher follow each other."""
+    return functools.lru_cache(maxsize=1)(lambda path: from_checkpoint(path, config=config))
 
 
 def save_samples(folder: epath.Path, entry: Entry, images: Images) -> None:

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..data import Source
-from ..files import as_path
+from ..interop import place
 from ..methods import make_method
 from ..training.ladder import student_folder
 from .evaluation import Entry, Evaluation, evaluate, open_once
@@ -27,7 +27,7 @@ def config_yardsticks(config: ConfigDict, source: Source, num_samples: int) -> l
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
     """The rows of a ladder's evaluation and the runs that they are of; config is the ladder's, resolved."""
-    teacher = as_path(config.distillation.teacher_checkpoint_path)
+    teacher = place(config.distillation.teacher_checkpoint_path)
     ancestral = sorted(config.eval.ancestral_num_steps, reverse=True)
     by_ddim = sorted({*config.eval.teacher_num_steps, *ancestral}, reverse=True)
     students = [rung.num_steps for rung in make_method(config).rungs]
@@ -63,7 +63,7 @@ def evaluate_ladder(
       batch_size: drawn at a time; by default config.eval.batch_size.
       **options: repeats, shown and say of `evaluate`.
     """
-    runs, open_pipeline = ladder_runs(config, workdir), open_once()
+    runs, open_pipeline = ladder_runs(config, workdir), open_once(config)
     batch_size = batch_size or config.eval.batch_size
 
     def draw(entry, first):

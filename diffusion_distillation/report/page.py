@@ -242,7 +242,7 @@ def _ways(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
     students = [entry for entry in runs if entry.model == "student" and 2 <= entry.num_steps <= 8]
     teacher = next(iter(runs))
     entries = [teacher._replace(num_steps=16), *students]
-    open_pipeline, ways = open_once(), {}
+    open_pipeline, ways = open_once(config), {}
     for entry in entries:
         pipeline = open_pipeline(runs[teacher if entry.model == "teacher" else entry])
         steps = pipeline.trajectory(jax.random.key(0), TRAJECTORIES, num_steps=entry.num_steps, sampler="ddim")

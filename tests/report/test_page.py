@@ -68,7 +68,7 @@ class Drawing(Pipeline):
 def drawn(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     drawn = []
-    monkeypatch.setattr(evaluation, "from_checkpoint", lambda path: Drawing(as_path(path), drawn))
+    monkeypatch.setattr(evaluation, "from_checkpoint", lambda path, config: Drawing(as_path(path), drawn))
     return drawn
 
 

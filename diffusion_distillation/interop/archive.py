@@ -1,0 +1,79 @@
+"""The archive of a model: a folder with its parameters as safetensors and all else as JSON."""
+
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
+
+from ..checkpoints import Metadata, abstract_params
+from ..errors import InputError
+from ..files import write_whole
+from ..shapes import Params
+from .published import fit
+
+FORMAT = "diffusion_distillation"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MOST_BYTES = 2**20  # of a config
+
+
+def write(folder: epath.Path, params: Params, metadata: Metadata, dtype: str = "float32") -> None:
+    """Writes a model to a folder.
+
+    Args:
+      folder: made if it is missing.
+      params: of the model.
+      metadata: of the model.
+      dtype: that the parameters are stored in: 'float32', or 'float16' for half the size.
+    """
+    arrays = {"/".join(path): np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
+    values = {"format": FORMAT, "step": metadata.step, **metadata.to_json()}
+    write_whole(folder / WEIGHTS, safetensors.numpy.save(arrays, {"format": FORMAT}))
+    write_whole(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+
+
+def is_archive(folder: epath.Path) -> bool:
+    """Whether a folder is an archive of ours, as its config.json says."""
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == FORMAT
+
+
+def read(folder: epath.Path) -> tuple[Params, Metadata]:
+    """The parameters, in float32, and the metadata of an archive.
+
+    Raises:
+      InputError: if it is damaged, or its parameters are not those of its config's network.
+    """
+    values = read_json(folder / CONFIG)
+    try:
+        metadata = Metadata.from_json(values, int(values["step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{str(folder / CONFIG)!r} is not what we wrote ({error!r}).") from None
+    given = {tuple(name.split("/")): array for name, array in read_safetensors(folder / WEIGHTS).items()}
+    return fit(given, abstract_params(metadata), str(folder / WEIGHTS)), metadata
+
+
+def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file; raises an InputError if it is missing or none."""
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"There is no {str(path)!r}.") from None
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{str(path)!r} is no safetensors file that can be read ({error}).") from None
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a JSON file; raises an InputError if it is too large, or none."""
+    size = path.stat().length
+    if size > MOST_BYTES:
+        raise InputError(f"{str(path)!r} has {size:,} bytes; configs have {MOST_BYTES:,} at most.")
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is no JSON that can be read ({str(error)[:100]}).") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{str(path)!r} has no object, but {type(values).__name__}.")
+    return values

@@ -1,0 +1,62 @@
+"""A model by its path: a run of ours, an archive of ours, a published checkpoint, or one of another library."""
+
+import os
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from .. import checkpoints
+from ..checkpoints import Metadata
+from ..files import as_path
+from ..pipeline import Pipeline
+from ..shapes import Params
+from . import archive, published
+from .download import is_url, local_copy
+
+
+def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params, Metadata]:
+    """The sampling parameters of a model and what is needed besides them, from whatever is at the path.
+
+    Where several processes work together, all must call it, and get the same.
+
+    Args:
+      path: one of
+        - the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`: its newest checkpoint;
+        - an archive, a folder with `model.safetensors` and our `config.json`, as scripts/export.py writes it;
+        - a checkpoint in the format of the paper's code, a single file of flax's msgpack; it needs a `config`.
+        Each may also be a URL, `gs://`, `s3://`, `https://` or `hf://user/name`, and is then downloaded once.
+      config: of the model, resolved or not; of published checkpoints alone, which do not say it.
+
+    Raises:
+      InputError: if there is nothing there that can be read, with what was found, or it does not fit the config.
+    """
+    path = place(path)
+    if archive.is_archive(path):
+        return archive.read(path)
+    if path.is_file():
+        return published.read(path, config)
+    return checkpoints.load(path)
+
+
+def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: ConfigDict | None = None) -> Pipeline:
+    """The pipeline of the model at a path; see `load` for what that may be.
+
+    Args:
+      path: such as `runs/digits/ladder/steps_0004`, or the file of a published checkpoint.
+      num_steps: sampling steps; by default those that a student was distilled for, or a base model's own.
+      config: of the model, for published checkpoints.
+
+    Raises:
+      InputError: if there is no model at the path, or num_steps is below 1.
+    """
+    return Pipeline(*load(path, config), num_steps)
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """Where a model is here: its path; or, at a URL, that of its copy, made now if there is none."""
+    return as_path(local_copy(os.fspath(path)) if is_url(path) and not _is_run(path) else path)
+
+
+def _is_run(path: epath.PathLike) -> bool:
+    """Whether a URL is that of a run in a bucket, which is read where it is."""
+    return os.fspath(path).startswith("gs://") and (as_path(path) / "checkpoints").is_dir()

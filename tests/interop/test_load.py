@@ -1,0 +1,310 @@
+"""Models by their paths: published checkpoints, archives of ours, URLs; and what is none of these."""
+
+import http.server
+import json
+import threading
+from typing import ClassVar
+
+import flax.serialization
+import fsspec
+import jax
+import msgpack
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from running import ROOT
+from test_pipeline import KEY, make_model
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation import from_checkpoint, interop
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.files import as_path
+from diffusion_distillation.interop import archive, download
+from diffusion_distillation.pipeline import Pipeline
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(folder))
+    return folder
+
+
+def golden_config(mean_type="x"):
+    config = cfg.defaults()
+    config.dataset.name = "ImageFolder"
+    config.dataset.args = ConfigDict(dict(path="unread", image_size=16))
+    config.model.args.update(json.loads((GOLDEN / "unet_uncond.json").read_text())["model_args"])
+    config.model.mean_type = mean_type
+    config.train.update(batch_size=8, learning_rate=1e-3)
+    return config
+
+
+@pytest.mark.parametrize(("mean_type", "clip"), [("x", True), ("v", False), ("eps", True)])
+def test_a_published_checkpoint_draws_the_golden_samples(golden, mean_type, clip, optimized):
+    expected = golden("sampling_uncond")
+    pipeline = from_checkpoint(GOLDEN / "unet_uncond.msgpack", config=golden_config(mean_type))
+    assert (pipeline.image_shape, pipeline.num_classes, pipeline.num_steps) == ((16, 16, 3), 1, 1024)
+    names = [name for name in expected.files if name.startswith(f"ddim_{mean_type}_")]
+    names = [name for name in names if name.endswith("_clip" if clip else "_noclip")]
+    assert names
+    for name in names:
+        drawn = pipeline.from_noise(expected["init_z"], num_steps=int(name.split("_")[2]), clip=clip)
+        np.testing.assert_allclose(drawn, expected[name], atol=1e-4, rtol=1e-4)
+
+
+def written(path, tree):
+    path.write_bytes(flax.serialization.msgpack_serialize(tree))
+    return path
+
+
+def small(tmp_path, params=None, num_steps=4):
+    """A published checkpoint of a small network, its config and its parameters."""
+    params, metadata = (params, None) if params is not None else make_model(num_classes=1)
+    tree = {"ema_params": params, "num_sample_steps": np.int32(num_steps), "step": np.int32(7), "optimizer": {}}
+    return written(tmp_path / "checkpoint", tree), metadata and metadata.config, params
+
+
+def test_a_published_checkpoint_of_a_small_network(tmp_path):
+    path, config, params = small(tmp_path)
+    loaded, metadata = interop.load(path, config)
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.asarray, params))
+    assert (metadata.step, metadata.num_steps, metadata.config.model.eval_sampling_num_steps) == (7, 0, 4)
+
+
+def test_attention_without_heads_is_reshaped(tmp_path):
+    """Of older files: kernels of q, k and v are [channels, channels], and so is that of proj_out."""
+    params = flax.serialization.msgpack_restore((GOLDEN / "unet_uncond.msgpack").read_bytes())["ema_params"]
+    flat = flatten_dict(params)
+    older = {
+        path: array.reshape(-1, np.shape(array)[-1]) if path[-2:] == ("proj_out", "kernel")
+        else array.reshape(len(array), -1) if path[-2] in "qkv" and path[-1] == "kernel"
+        else array.ravel() if path[-2] in "qkv" else array
+        for path, array in flat.items()
+    }  # fmt: skip
+    assert sum(older[path].shape != flat[path].shape for path in flat) >= 7
+    path = small(tmp_path, unflatten_dict(older))[0]
+    loaded, _ = interop.load(path, golden_config())
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    path, config, params = small(tmp_path)
+    with pytest.raises(InputError, match=r"which does not say of which network: give its config"):
+        interop.load(path)
+    flat = flatten_dict(params)
+    del flat["conv_in", "bias"], flat["norm_out", "scale"]
+    flat["conv_in", "offset"], flat["dense0", "bias"] = np.zeros(3), np.zeros(5, np.float32)
+    other = small(tmp_path, unflatten_dict(flat))[0]
+    with pytest.raises(InputError) as error:
+        interop.load(other, config)
+    for part in ("missing: conv_in/bias, norm_out/scale;", "unexpected: conv_in/offset;", "dense0/bias is [5] there"):
+        assert part in str(error.value)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.dataset.name = "TFDS"
+    with pytest.raises(InputError, match="does not say how large the images are"):
+        interop.load(path, config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no file of flax's msgpack"),
+        (b"\x93NUMPY", "no file of flax's msgpack"),
+        (msgpack.packb([1, 2]), "has no 'ema_params', as published checkpoints have; it has list"),
+        (msgpack.packb({"a": 1}), r"it has \['a'\]"),
+        (msgpack.packb({"ema_params": {}, "num_sample_steps": "x"}), "num_sample_steps='x', which is no number"),
+        (msgpack.packb({"ema_params": {}, "num_sample_steps": 4}), "no conv_in/kernel of four dimensions"),
+        (b"\xdd\xff\xff\xff\xff" * 5, "no file of flax's msgpack"),  # lists of four billion lists
+        (b"\x91" * 100_000, "no file of flax's msgpack"),
+        (b"\xc7\x05\x01\x93\x93\xa1O\xc0", "no file of flax's msgpack"),
+    ],
+)
+def test_files_that_are_none(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        interop.load(tmp_path / "file", golden_config())
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 0), ("float16", 1e-3)])
+def test_an_archive_is_read_back(tmp_path, dtype, atol):
+    params, metadata = make_model(num_steps=4)
+    archive.write(as_path(tmp_path / "a"), params, metadata, dtype)
+    loaded, read = interop.load(tmp_path / "a")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), loaded, params)
+    assert read == metadata and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded))
+    images = from_checkpoint(tmp_path / "a").sample(KEY, 5)
+    assert np.abs(images.astype(int) - Pipeline(params, metadata).sample(KEY, 5)).max() <= (1 if atol else 0)
+
+
+@pytest.fixture(scope="module")
+def archived(tmp_path_factory):
+    folder = as_path(tmp_path_factory.mktemp("archive"))
+    archive.write(folder, *make_model(num_classes=1))
+    return folder
+
+
+def test_damaged_archives(archived, tmp_path):
+    def damaged(name, content):
+        for file in (archive.WEIGHTS, archive.CONFIG):
+            (tmp_path / file).write_bytes((archived / file).read_bytes() if file != name else content)
+        with pytest.raises(InputError) as error:
+            interop.load(tmp_path)
+        return str(error.value)
+
+    weights = (archived / archive.WEIGHTS).read_bytes()
+    assert "no safetensors file" in damaged(archive.WEIGHTS, weights[:-100])
+    assert "no safetensors file" in damaged(archive.WEIGHTS, (2**60).to_bytes(8, "little") + weights[8:])
+    overlap = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}).encode()
+    assert "no safetensors file" in damaged(archive.WEIGHTS, len(overlap).to_bytes(8, "little") + overlap + bytes(16))
+    assert "no safetensors file" in damaged(archive.WEIGHTS, b"\x80\x04cos\nsystem\n(S'touch x'\ntR.")
+    assert "missing: class" not in damaged(archive.WEIGHTS, safetensors.numpy.save({"a": np.zeros(2, np.float32)}))
+    assert "is not what we wrote" in damaged(archive.CONFIG, json.dumps({"format": archive.FORMAT}).encode())
+    assert "configs have 1,048,576 at most" in damaged(archive.CONFIG, b" " * 2**21)
+    assert "no JSON" in damaged(archive.CONFIG, b'{"a":' * 100_000)
+    assert "no JSON" in damaged(archive.CONFIG, b"{")
+    (tmp_path / archive.WEIGHTS).unlink()
+    (tmp_path / archive.CONFIG).write_bytes((archived / archive.CONFIG).read_bytes())
+    with pytest.raises(InputError, match=r"There is no .*model\.safetensors"):
+        interop.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def originals(archived, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    rng = np.random.default_rng(0)
+    tree = {"ema_params": {"conv_in": {"kernel": rng.normal(size=(3, 3, 1, 2)).astype(np.float32)}}}
+    tree |= {"num_sample_steps": 4, "step": 1}
+    return {
+        "msgpack": written(folder / "m", tree).read_bytes(),
+        "safetensors": safetensors.numpy.save({"a/b": np.zeros((2, 3), np.float32), "c": np.zeros(1, np.float16)}),
+        "json": (archived / archive.CONFIG).read_bytes(),
+    }
+
+
+@settings(max_examples=1000)
+@given(data=st.data(), kind=st.sampled_from(["msgpack", "safetensors", "json"]))
+def test_mutated_files_are_a_line(originals, archived, tmp_path_factory, data, kind):
+    """Whatever bytes are changed, cut out or put in, there is a model or an InputError."""
+    content = bytearray(originals[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(len(content) - 1, 0)))
+        new = data.draw(st.binary(max_size=4))
+        content[at : at + data.draw(st.integers(0, 8))] = new
+    folder = tmp_path_factory.mktemp("mutated")
+    if kind == "msgpack":
+        path = folder / "file"
+        path.write_bytes(content)
+    else:
+        path = folder
+        files = {archive.CONFIG: originals["json"], archive.WEIGHTS: originals["safetensors"]}
+        files[archive.CONFIG if kind == "json" else archive.WEIGHTS] = bytes(content)
+        for name, there in files.items():
+            (folder / name).write_bytes(there)
+    try:
+        interop.load(path, golden_config())
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Files of a dict, whole or in parts; `broken_after` requests it gives no more."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    requests: ClassVar[list[str]] = []
+    broken_after = 10**9
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        content = self.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        asked = self.headers.get("Range")
+        if body:
+            self.requests.append(asked)
+        if len([part for part in self.requests if part]) > self.broken_after:
+            self.send_error(500)
+            return
+        start, end = 0, len(content)
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1, end) if last else end
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[start:end])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    path, config, _ = small(tmp_path)
+    Server.files, Server.requests, Server.broken_after = {"/checkpoint": path.read_bytes()}, [], 10**9
+    with http.server.ThreadingHTTPServer(("localhost", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/checkpoint", config, path
+        server.shutdown()
+
+
+def test_a_url_is_copied_once(server):
+    url, config, path = server
+    expected = interop.load(path, config)[0]
+    for _ in range(2):
+        jax.tree.map(np.testing.assert_array_equal, interop.load(url, config)[0], expected)
+    assert len(Server.requests) == 1
+    with pytest.raises(InputError, match="there is nothing there"):
+        interop.load(url + "s", config)
+
+
+def test_a_download_that_was_cut_off_goes_on(server, monkeypatch, cache):
+    url, config, path = server
+    monkeypatch.setattr(download, "PIECE", 100_000)
+    Server.broken_after = 2
+    with pytest.raises(InputError, match=r"cannot be downloaded: .* Try again\."):
+        interop.load(url, config)
+    [part] = cache.rglob("*.part")
+    assert part.stat().st_size == 200_000 and not list(cache.rglob("checkpoint"))
+    Server.broken_after, Server.requests[:] = 10**9, []
+    interop.load(url, config)
+    assert Server.requests[0] == "bytes=200000-299999" and not list(cache.rglob("*.part"))
+    [copy] = cache.rglob("checkpoint")
+    assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
+    monkeypatch.setitem(download.SCHEMES, "memory", "fsspec")
+    files = fsspec.filesystem("memory")
+    for name in (archive.WEIGHTS, archive.CONFIG):
+        files.pipe(f"/there/{name}", (archived / name).read_bytes())
+    files.pipe("/there/run.py", b"raise SystemExit")
+    assert interop.load("memory://there")[1].image_shape == (8, 8, 1)
+    assert not list(cache.rglob("run.py"))
+    monkeypatch.setattr(type(files), "find", lambda *_: ["/elsewhere/../../../away.json"])
+    files.pipe("/elsewhere/config.json", b"{}")
+    with pytest.raises(InputError, match="leads out of the folder"):
+        interop.load("memory://elsewhere")
+
+
+def test_a_scheme_without_its_library(monkeypatch):
+    with pytest.raises(InputError, match=r"s3:// is read with s3fs: pip install s3fs"):
+        interop.load("s3://bucket/model")
