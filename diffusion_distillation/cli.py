@@ -1,6 +1,7 @@
 """What the scripts share."""
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from . import multihost
+from . import interop, multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
@@ -120,7 +121,9 @@ class RunFlags(ProcessFlags):
         """What `train` and `run_ladder` are told besides; call it once JAX has started."""
         to_wandb = self._wandb.value is not None and multihost.is_main()
         on_metrics = _to_wandb(self._wandb.value, self.workdir, config) if to_wandb else None
-        return dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, change=self._change.value)
+        load_model = functools.partial(interop.load, config=config)
+        hooks = dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, load_model=load_model)
+        return {**hooks, "change": self._change.value}
 
 
 def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:

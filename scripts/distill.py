@@ -7,9 +7,7 @@ Each student gets a folder in the workdir, here steps_0032 to steps_0001; at the
 field of the config can be set on the command line. Run again, the command goes on where it stopped.
 """
 
-import functools
-
-from diffusion_distillation import cli, interop
+from diffusion_distillation import cli
 from diffusion_distillation.evaluation.ladder import config_yardsticks
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder
@@ -23,8 +21,7 @@ def main() -> None:
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
     yardsticks = config_yardsticks(config, source, config.eval.num_samples)  # first, for what it may lack
-    load_teacher = functools.partial(interop.load, config=config)
-    run_ladder(config, FLAGS.workdir, source, load_teacher=load_teacher, **FLAGS.options(config, source))
+    run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, yardsticks)
 
 

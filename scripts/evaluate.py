@@ -163,7 +163,8 @@ def judge(runs, draw, config, out, about, num_samples, *, repeats) -> Evaluation
 
 def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Reference]:
     """What is measured, by the flags, and against what."""
-    source = None if config is None else load_source(config.dataset.name, **config.dataset.args)
+    needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
+    source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
     reference = of_dataset(source, config.dataset.name) if REFERENCE.value is None else of_path(REFERENCE.value)
     metrics = list(METRICS) if WANTED.value == ["all"] else WANTED.value
     yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)

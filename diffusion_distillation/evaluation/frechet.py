@@ -60,7 +60,12 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """
     # (A B)^(1/2) has the trace of (R B R)^(1/2), R = A^(1/2), which is symmetric and so keeps clear of complex roots
     eigenvalues, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
+    root = (vectors * np.sqrt(_without_rounding(eigenvalues))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ b.covariance @ root)
-    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(_without_rounding(cross)).sum()
     return float(np.square(a.mean - b.mean).sum() + trace)
+
+
+def _without_rounding(eigenvalues: np.ndarray) -> np.ndarray:
+    """With zeros for those that are rounding errors, whose square roots would be many digits larger."""
+    return np.where(eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues.max(), eigenvalues, 0)

@@ -140,9 +140,12 @@ def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:
 def _column(ladder: Ladder, entry: Entry, name: str) -> tuple[str, str, np.ndarray]:
     """Of `save_columns`."""
     [row] = [row for row in ladder.found.rows if row.entry == entry]
-    steps = "1 step" if entry.num_steps == 1 else f"{entry.num_steps} steps"
     value = f"{next(iter(row.metrics.values())):.2f}"
-    return f"{name}\n{steps}\n{value}", entry.model, _first_samples(ladder, entry)
+    return f"{name}\n{_steps(entry)}\n{value}", entry.model, _first_samples(ladder, entry)
+
+
+def _steps(entry: Entry) -> str:
+    return "1 step" if entry.num_steps == 1 else f"{entry.num_steps} steps"
 
 
 def _entries(ladder: Ladder, model: str, sampler: str = "ddim") -> list[Entry]:
@@ -296,7 +299,7 @@ def _training(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
     losses = {}
     for ladder in ladders:
         for entry, run in ladder_runs(ladder.config, ladder.workdir).items():
-            stage = "base model" if entry.model == "teacher" else f"{entry.num_steps} steps"
+            stage = "base model" if entry.model == "teacher" else _steps(entry)
             stage = stage if len(ladders) == 1 else f"{ladder.name}, {stage}"
             file = run / "metrics.jsonl"
             if stage not in losses and file.exists():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[int | float, int | float]]
 COLOURS = {"teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"), "student": ("#d1495b", "#e9a23b", "#8a4fbe")}
 MUTED, LIGHT = "#8a8f98", "#e5e7ea"
 

@@ -2,7 +2,7 @@
 
 import datetime
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -17,12 +17,9 @@ from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import train_schedule
 from ..multihost import say
-from ..shapes import Params
-from .loop import OnEval, OnMetrics, check_processes, train
+from .loop import Load, OnEval, OnMetrics, check_processes, train
 from .runs import locked, open_run, read_config
 from .step import Teacher
-
-Load = Callable[[epath.PathLike], tuple[Params, Metadata]]
 
 
 def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
@@ -38,7 +35,7 @@ def run_ladder(
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
     change: bool = False,
-    load_teacher: Load = load,
+    load_model: Load = load,
 ) -> None:
     """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
@@ -53,7 +50,7 @@ def run_ladder(
       on_metrics: see `loop.train`; the values also have the student's `num_steps`.
       change: go on with this config in a ladder of another one. Students that are finished stay as they are; it is for
         the one at work and those to come.
-      load_teacher: gives the parameters and the metadata at teacher_checkpoint_path; by default those of a run.
+      load_model: gives the parameters and the metadata at teacher_checkpoint_path; by default those of a run.
 
     Raises:
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
@@ -62,7 +59,7 @@ def run_ladder(
     rungs = make_method(config).rungs
     workdir = as_path(workdir)
     check_processes(config, source)
-    params, metadata = load_teacher(config.distillation.teacher_checkpoint_path)
+    params, metadata = load_model(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
     with locked(workdir):
         open_run(workdir, config, change)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params, newest_step, restore_from
+from ..checkpoints import Checkpoints, Metadata, abstract_params, load, newest_step, restore_from
 from ..data import Source, read_batches
 from ..devices import data_mesh, described
 from ..errors import InputError, RunError
@@ -39,6 +39,7 @@ LAST = ("skipped", "learning_rate")  # metrics of which not the mean is shown, b
 SLOW = 2.0  # seconds that a call of the devices takes from which on none is queued behind it
 OnEval = Callable[[Params, Metadata, epath.Path], None]
 OnMetrics = Callable[[int, Mapping[str, float]], None]
+Load = Callable[[epath.PathLike], tuple[Params, Metadata]]
 
 
 def train(
@@ -50,6 +51,7 @@ def train(
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
     change: bool = False,
+    load_model: Load = load,
 ) -> None:
     """Trains for config.train.num_steps updates, from the newest checkpoint in the workdir if there is one.
 
@@ -62,6 +64,7 @@ def train(
         and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
       change: go on with this config in a workdir of another one, see `runs.open_run`.
+      load_model: gives the parameters and the metadata at train.init_from, where that is no run of ours.
 
     Raises:
       InputError: for a workdir of another config, or a batch or a network that does not fit the devices or the images;
@@ -72,17 +75,16 @@ def train(
     check_processes(config, source)
     if (newest_step(workdir) or 0) < config.train.num_steps:
         check_batch_size(config.train, mesh)
-    if config.train.init_from is not None:
-        _check_source_run(config.train)
     network = make_network(config.model, source.image_shape, source.num_classes)
+    num_steps = int(teacher.rung.num_steps) if teacher else 0
+    metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
+    initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
     with locked(workdir):
         open_run(workdir, config, change)
-        num_steps = int(teacher.rung.num_steps) if teacher else 0
-        metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
         runner = _runner(_what_shapes_a_step(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-            run = _Run(metadata, workdir, source, teacher, on_eval, on_metrics, runner, checkpoints)
-            _resume(run, network, mesh)
+            run = _Run(metadata, workdir, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
+            _resume(run, mesh)
 
 
 class _Run(NamedTuple):
@@ -92,6 +94,7 @@ class _Run(NamedTuple):
     workdir: epath.Path
     source: Source
     teacher: Teacher | None
+    initial: Callable[[], Params]
     on_eval: OnEval | None
     on_metrics: OnMetrics | None
     runner: Runner
@@ -130,19 +133,45 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         raise InputError(f"{named or 'The processes have different configs'}: give all of them the same command.")
 
 
-def _check_source_run(train: ConfigDict) -> None:
-    """Raises an InputError unless there is a run to go on from, and something left to do."""
-    step = newest_step(as_path(train.init_from))
-    if step is None:
-        raise InputError(f"config.train.init_from={train.init_from!r} has no finished checkpoint: give a run's folder.")
-    if step >= train.num_steps:
+def _initial_params(
+    metadata: Metadata, network: Network, teacher: Teacher | None, load_model: Load, *, begun: bool
+) -> Callable[[], Params]:
+    """Gives the parameters that a run begins with, unless it goes on from a whole state.
+
+    Raises:
+      InputError: if it is to go on from train.init_from, and there is nothing, nothing left to do, or another network.
+    """
+    init_from, num_steps = metadata.config.train.init_from, metadata.config.train.num_steps
+    if teacher is not None:
+        return lambda: teacher.params
+    if init_from is None or begun or _is_run(init_from):
+        if not begun and init_from is not None and (step := newest_step(as_path(init_from))) >= num_steps:
+            raise InputError(
+                f"config.train.init_from={init_from!r} has done {step:,} updates, and config.train.num_steps="
+                f"{num_steps:,} counts these: set it to more."
+            )
+        key = run_key(metadata.config.seed)
+        return lambda: init_params(network, key, metadata.image_shape, metadata.num_classes)
+    params, _ = load_model(init_from)
+    here, there = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (abstract_params(metadata), params)
+    )
+    if here != there:
+        name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
         raise InputError(
-            f"config.train.init_from={train.init_from!r} has done {step:,} updates, and config.train.num_steps="
-            f"{train.num_steps:,} counts these: set it to more."
+            f"config.train.init_from={init_from!r} is of another network: {name} is {there.get(name, 'missing')} "
+            f"there and {here.get(name, 'missing')} here."
         )
+    return lambda: params
 
 
-def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
+def _is_run(path: str) -> bool:
+    """Whether there is a whole state, to go on from, and not parameters alone."""
+    return "://" not in path.removeprefix("gs://") and newest_step(as_path(path)) is not None
+
+
+def _resume(run: _Run, mesh: Mesh) -> None:
     """Takes the run up where it stopped, or begins it, and goes on to the end."""
     config = run.metadata.config
     like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
@@ -151,11 +180,11 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
         say(f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, {described(mesh)}")
         like = jax.tree.map(_abstract, like, shardings)
         state = run.checkpoints.restore(like)
-        if state is None and config.train.init_from is not None:
+        if state is None and config.train.init_from is not None and _is_run(config.train.init_from):
             state = restore_from(config.train.init_from, like)
             run.checkpoints.save(state, run.metadata)  # from now on it does not depend on the other run
         if state is None:
-            state = begin(config, _initial_params(run, network), mesh)
+            state = begin(config, run.initial(), mesh)
         step = int(state.step)
         finished = step >= config.train.num_steps
         state, teacher = run.runner.place(state, None if finished else run.teacher)
@@ -165,13 +194,6 @@ def _resume(run: _Run, network: Network, mesh: Mesh) -> None:
             run.evaluate(state, step)  # unless that is done; the run may have been stopped before it was
         if not finished:
             _go_on(run._replace(teacher=teacher), state, step, interrupt)
-
-
-def _initial_params(run: _Run, network: Network) -> Params:
-    if run.teacher:
-        return run.teacher.params
-    key = run_key(run.metadata.config.seed)
-    return init_params(network, key, run.source.image_shape, run.source.num_classes)
 
 
 def _abstract(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -184,7 +206,7 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     Each round gives the devices one call more, and then looks at what the call before it brought; so the devices always
     have work, and are never far ahead of what is known of them.
     """
-    metadata, workdir, source, teacher, _, _, runner, checkpoints = run
+    metadata, workdir, source, teacher, _, _, _, runner, checkpoints = run
     train, key = metadata.config.train, run_key(metadata.config.seed)
     length = run.call_length
     monitor, decisions = Monitor(run, step), Decisions()

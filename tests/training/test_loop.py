@@ -207,11 +207,37 @@ def test_a_finished_run_is_extended(tmp_path):
 def test_what_a_run_goes_on_from_must_be_there(tmp_path):
     """And leave something to do; a run that was refused has begun nothing."""
     train(make_config(), tmp_path / "run", SOURCE)
-    messages = {"nowhere": "has no finished checkpoint", "run": "has done 20 updates, and .*=20 counts"}
+    messages = {"nowhere": "No checkpoint in", "run": "has done 20 updates, and .*=20 counts"}
     for source, message in messages.items():
         with pytest.raises(ValueError, match=message):
             train(make_config(init_from=str(tmp_path / source)), tmp_path / "new", SOURCE)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
+    """With a state of its own, at step 0; the place they came from is not asked for again."""
+    train(make_config(), tmp_path / "run", SOURCE)
+    given, asked = load(tmp_path / "run"), []
+
+    def load_model(path):
+        asked.append(path)
+        return given
+
+    config = make_config(init_from="elsewhere://model", learning_rate=0.0, num_steps=5, ema_decay=0.0)
+    for _ in range(2):
+        train(config, tmp_path / "new", SOURCE, load_model=load_model)
+    assert asked == ["elsewhere://model"]
+    params, metadata = load(tmp_path / "new")
+    assert metadata.step == 5
+    jax.tree.map(np.testing.assert_array_equal, params, given[0])
+    other = make_config(init_from="elsewhere://model", num_steps=5)
+    with other.unlocked():
+        other.model.args.width = 4
+    with pytest.raises(
+        ValueError, match=r"init_from='elsewhere://model' is of another network: .* is \(.*\) there and"
+    ):
+        train(other, tmp_path / "other", SOURCE, load_model=load_model)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
