@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
-from running import OWN_PARTS, call, run, start, wait_until
+from running import OWN_PARTS, call, free_port, run, start, wait_until
 from test_pipeline import KEY, SHAPE, make_model
 
 from diffusion_distillation import from_checkpoint
@@ -151,6 +151,33 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         error = call("evaluate", out, *flags, fails=True)
         assert message in error and "Traceback" not in error, (flags, error)
     assert not (tmp_path / "e.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 1)])
+def test_on_any_number_of_devices_and_processes(checkpoint, reference, images, tmp_path, processes, devices):
+    """Samples are the same but for a float's last digit, and the same images give the same numbers."""
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--metrics=fid,kid,recall,swd"]
+    flags += ["--num_samples=24", "--batch_size=16"]
+    call("evaluate", *flags, f"--out={tmp_path / 'here.json'}", f"--keep={tmp_path / 'here'}")
+    port, there = free_port(), [f"--out={tmp_path / 'there.json'}", f"--keep={tmp_path / 'there'}"]
+    started = [
+        start("evaluate", *flags, *there, *together, devices=devices)
+        for together in (
+            [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
+            for index in range(processes)
+        )
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0] * processes
+    here, there = (
+        np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / name).glob("*.png"))])
+        for name in ("here", "there")
+    )
+    assert np.abs(here.astype(int) - there).max() <= 1
+    given = [f"--samples={tmp_path / 'there'}", f"--reference={reference}", "--metrics=fid,kid,recall,swd"]
+    call("evaluate", *given, f"--out={tmp_path / 'again.json'}")
+    expected = read(tmp_path / "again.json")["metrics"]
+    assert read(tmp_path / "there.json")["metrics"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -13,11 +13,17 @@ LAUNCH = "".join(path.read_text() for path in sorted((ROOT / "scripts" / "launch
 
 
 def test_the_functions_work_as_shown():
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "two_step_target" in block]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    functions, edm = ([block for block in blocks if name in block] for name in ("two_step_target", "edm_denoiser"))
     names = {}
-    exec(block, names)
+    exec(*functions, names)
     assert names["x"].shape == (16, 32, 32, 3)
     assert names["loss"].shape == (16,) and np.all(np.isfinite(names["loss"]))
+    exec(*edm, names)
+    found = names["denoise"](names["z"], np.full(16, 1.0))
+    alpha, _ = names["diffusion"].alpha_sigma(1.0)
+    np.testing.assert_allclose(found.x, alpha * names["z"], rtol=1e-4, atol=1e-5)  # x of Gaussian data, as is known
+    np.testing.assert_allclose(np.std(names["x"]), np.cos(np.pi / 16) ** 8, rtol=0.01)  # of 8 DDIM steps
 
 
 def test_the_paths_are_there():
