@@ -226,6 +226,14 @@ def load(path: epath.PathLike) -> tuple[Params, Metadata]:
     return next(iter(params.values())), Metadata.from_json(values, step)
 
 
+def digest_of(params: Params) -> str:
+    """A name for parameters that no others have."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]
+
+
 def restore_from(path: epath.PathLike, like: State) -> State:
     """The newest sound state of another run, whose folder stays as it is. Every process must call it.
 

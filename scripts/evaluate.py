@@ -23,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop, multihost
-from diffusion_distillation.checkpoints import newest_step
+from diffusion_distillation.checkpoints import digest_of, newest_step
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
@@ -97,7 +97,7 @@ def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
         raise InputError(f"--samples={SAMPLES.value} has statistics alone, and no images.")
     num_samples = min(NUM_SAMPLES.value or len(given.images), len(given.images))
     draw = draw_images(given.images)
-    about = {"samples": SAMPLES.value}
+    about = {"samples": SAMPLES.value, "content": given.content}
     return judge({Entry("samples"): None}, lambda entry, first: draw, None, out, about, num_samples, repeats=1), None
 
 
@@ -114,9 +114,12 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
         drawn = draw_from(pipeline, jax.random.key(SEED.value), first=first, **settings)
         return drawn if KEEP.value is None else drawn._replace(images=functools.partial(kept, drawn, first))
 
-    about = {"checkpoint": CHECKPOINT.value, "seed": SEED.value, "clip": config.model.eval_clip_denoised}
-    if KEEP.value is not None and multihost.is_main():
-        folder.start(as_path(KEEP.value), {**about, "step": metadata.step, **entry._asdict()})
+    about = {"checkpoint": CHECKPOINT.value, "parameters": digest_of(params), "seed": SEED.value}
+    about["clip"] = config.model.eval_clip_denoised
+    if KEEP.value is not None:
+        about["keep"] = KEEP.value  # what was measured and not kept is drawn again
+        if multihost.is_main():
+            folder.start(as_path(KEEP.value), {**about, "step": metadata.step, **entry._asdict()})
     found = judge(
         {entry: interop.place(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value
     )

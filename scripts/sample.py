@@ -12,7 +12,6 @@ writes the files.
 the --config of its model; or a URL of one of these.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffusion_distillation import cli, interop, multihost
+from diffusion_distillation.checkpoints import digest_of
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.pipeline import Pipeline, to_uint8
@@ -122,11 +122,8 @@ def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batc
 
 def settings_of(params: Params, config: ConfigDict, num_steps: int) -> dict[str, Any]:
     """What shapes a sample: the parameters, the seed and the options, whether given or left to the config."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
     return {
-        "parameters": digest.hexdigest()[:16],
+        "parameters": digest_of(params),
         "seed": SEED.value,
         "num_steps": num_steps,
         "sampler": SAMPLER.value or config.sampler,

@@ -1,6 +1,7 @@
 """scripts/evaluate.py, in this process but where it is killed."""
 
 import json
+import os
 import signal
 from typing import Any, NamedTuple
 
@@ -93,6 +94,13 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
     )
     call("evaluate", *flags, f"--reference={published}", f"--out={tmp_path / 'b.json'}")
     expected = frechet_distance(statistics([pixels(samples)]), statistics([pixels(images)]))
+    Image.fromarray(samples[1, ..., 0]).save(folder / "00.png")  # one is changed
+    os.utime(folder / "00.png", (1, 1))
+    call("evaluate", *flags, f"--reference={reference}", f"--out={tmp_path / 'a.json'}")
+    assert read(tmp_path / "a.json")["metrics"]["fid"] != pytest.approx(expected, rel=1e-6)
+    Image.fromarray(samples[0, ..., 0]).save(folder / "00.png")
+    os.utime(folder / "00.png", (2, 2))
+    call("evaluate", *flags, f"--reference={reference}", f"--out={tmp_path / 'a.json'}")
     for name in "ab":
         assert read(tmp_path / f"{name}.json")["metrics"] == {
             "fid": pytest.approx(expected, rel=1e-6)

@@ -155,7 +155,7 @@ def evaluate(
     about = {
         "features": {f"features{yardstick.suffix}": yardstick.extractor.identity for yardstick in yardsticks},
         "wanted": {f"metrics{yardstick.suffix}": list(yardstick.metrics) for yardstick in yardsticks},
-        "reference": reference.name,
+        "reference": [reference.name, reference.content],
         "num_samples": num_samples,
         "repeats": repeats,
         **about,

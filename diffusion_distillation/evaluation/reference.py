@@ -4,6 +4,7 @@ Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM 
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,12 +37,14 @@ class Reference(NamedTuple):
       published: statistics that came with them or instead of them; None if there were none.
       features: the identity of the extractor that these are of; None for Inception's, as others publish them.
       name: for messages.
+      content: something that is another if the content is.
     """
 
     images: Source | None
     published: Statistics | None
     features: str | None
     name: str
+    content: str
 
 
 class Pictures:
@@ -54,21 +57,21 @@ class Pictures:
     num_classes = 1
 
     def __init__(self, folder: Path):
-        self._files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not self._files:
+        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self.files:
             raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
-        self._mode = "L" if self._opened(self._files[0]).mode in ("1", "L") else "RGB"
-        self.image_shape = self._read(self._files[0]).shape
+        self._mode = "L" if self._opened(self.files[0]).mode in ("1", "L") else "RGB"
+        self.image_shape = self._read(self.files[0]).shape
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        images = [self._read(self._files[index]) for index in indices]
+        images = [self._read(self.files[index]) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != self.image_shape:
                 raise InputError(
-                    f"{str(self._files[index])!r} is of shape {image.shape}, and {str(self._files[0])!r} is of "
+                    f"{str(self.files[index])!r} is of shape {image.shape}, and {str(self.files[0])!r} is of "
                     f"{self.image_shape}: give images of one size."
                 )
         return {"image": np.stack(images), "label": np.zeros(len(images), np.int32)}
@@ -88,9 +91,16 @@ class Pictures:
         return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
 
 
+def _content_of(files: Sequence[epath.PathLike]) -> str:
+    """A name for files of these names, sizes and times."""
+    about = ((os.fspath(file), epath.Path(file).stat()) for file in files)
+    lines = "\n".join(f"{name} {stat.length} {stat.mtime}" for name, stat in about)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
 def of_dataset(source: Source, name: str) -> Reference:
     """A dataset as a reference: all its images, or 50,000 of them."""
-    return Reference(source, None, None, name)
+    return Reference(source, None, None, name, f"{len(source)} images of {source.image_shape}")
 
 
 def of_path(path: epath.PathLike) -> Reference:
@@ -101,7 +111,8 @@ def of_path(path: epath.PathLike) -> Reference:
     """
     path = as_path(path)
     if path.is_dir():
-        return Reference(Pictures(Path(path)), None, None, str(path))
+        pictures = Pictures(Path(path))
+        return Reference(pictures, None, None, str(path), _content_of(pictures.files))
     if not path.exists():
         raise InputError(f"There is no {str(path)!r}: give a folder of images or an .npz.")
     try:
@@ -127,7 +138,7 @@ def of_path(path: epath.PathLike) -> Reference:
         raise InputError(f"{str(path)!r} has {there}, and neither 'images', 'arr_0' nor both 'mu' and 'sigma'.")
     source = None if images is None else ArraySource(images, np.zeros(len(images)), 1)
     features = str(arrays["features"]) if "features" in arrays else None
-    return Reference(source, published, features, str(path))
+    return Reference(source, published, features, str(path), _content_of([path]))
 
 
 def observe_reference(reference: Reference, extractor: Extractor, metrics: Sequence[str]) -> Observed:

@@ -220,7 +220,7 @@ def _curves(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
     floors, (first, *others) = ladders[0].found.floors, names
     by_steps = {name: panel._replace(level=floors.get(name)) for name, panel in panels(names, steps_of).items()}
     about = ladders[0].found.about
-    text = f"Of {about['num_samples']:,} samples each, against {html.escape(str(about['reference']))}."
+    text = f"Of {about['num_samples']:,} samples each, against {html.escape(about['reference'][0])}."
     if floors:
         text += " The dashed line is the distance of two random halves of the data from each other."
     pictures = [Picture("Quality against number of steps", text, folder / "distances.png")]
