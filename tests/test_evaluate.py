@@ -3,32 +3,23 @@
 import json
 import os
 import signal
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 from running import OWN_PARTS, call, free_port, run, start, wait_until
-from test_pipeline import KEY, SHAPE, make_model
+from test_pipeline import KEY, SHAPE, save_model
 
 from diffusion_distillation import from_checkpoint
-from diffusion_distillation.checkpoints import Checkpoints
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import Statistics, frechet_distance, statistics
-
-
-class State(NamedTuple):
-    step: np.ndarray
-    params: Any
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The folder of a class-conditional student of 4 steps, of which every sample takes no time."""
     folder = tmp_path_factory.mktemp("student")
-    params, metadata = make_model(num_steps=4)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
+    save_model(folder, num_steps=4)
     return folder
 
 

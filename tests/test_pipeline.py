@@ -1,6 +1,7 @@
 """From parameters to images, with a very small network whose parameters are random."""
 
 import types
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from diffusion_distillation import config as cfg
 from diffusion_distillation import pipeline as module
 from diffusion_distillation import sampling
-from diffusion_distillation.checkpoints import Metadata
+from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.model import eval_schedule, init_params, make_network
 from diffusion_distillation.pipeline import Pipeline, to_uint8
@@ -32,6 +33,20 @@ def make_model(num_classes=3, num_steps=0, parallel="jit", **model):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
     return params, Metadata(config, SHAPE, num_classes, num_steps)
+
+
+class State(NamedTuple):
+    """What a checkpoint must have."""
+
+    step: np.ndarray
+    params: Any
+
+
+def save_model(folder, **kwargs):
+    """Writes a checkpoint of `make_model`, as if after 7 updates."""
+    params, metadata = make_model(**kwargs)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,24 +9,16 @@ import pytest
 from absl import flags
 from PIL import Image
 from running import ROOT, run
-from test_pipeline import KEY, make_model
+from test_pipeline import KEY, save_model
 
 from diffusion_distillation import from_checkpoint
-from diffusion_distillation.checkpoints import Checkpoints
-
-
-class State(NamedTuple):
-    step: np.ndarray
-    params: Any
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The folder of a class-conditional student of 4 steps."""
     folder = tmp_path_factory.mktemp("student")
-    params, metadata = make_model(num_steps=4)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
+    save_model(folder, num_steps=4)
     return folder
 
 
