@@ -163,8 +163,8 @@ def observe_reference(reference: Reference, extractor: Extractor, metrics: Seque
 
 
 def indices_of(source: Source) -> np.ndarray:
-    """The images of a dataset to measure against: all, or 50,000 of them, in random order."""
-    return np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES]
+    """The images of a dataset to measure against: all, in their order, or 50,000 of them."""
+    return np.sort(np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES])
 
 
 def extract(source: Source, extractor: Extractor) -> Extracted:
@@ -188,7 +188,8 @@ def extract(source: Source, extractor: Extractor) -> Extracted:
 
 def halves_distance(source: Source, extractor: Extractor) -> float:
     """Frechet distance between two halves of a dataset: a level to hold the distance of samples against."""
-    halves = np.array_split(extract(source, extractor).features, 2)
+    features = extract(source, extractor).features
+    halves = np.array_split(features[np.random.default_rng(0).permutation(len(features))], 2)
     return frechet_distance(*(statistics([half]) for half in halves))
 
 
