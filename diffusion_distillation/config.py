@@ -339,6 +339,8 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config.train.eval_every_steps={train.eval_every_steps}."
         )
     for name in ("teacher_num_steps", "ancestral_num_steps"):
+        if name == "teacher_num_steps" and not config.eval[name]:
+            raise InputError("config.eval.teacher_num_steps=() must hold one number of steps at least.")
         if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name]):
             raise InputError(f"config.eval.{name}={config.eval[name]} must hold numbers of steps, at least 1 each.")
 

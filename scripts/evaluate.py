@@ -13,23 +13,22 @@ one of the paper's. Run again after it was stopped, the command goes on where it
 Published FIDs are of features=inception, whose weights scripts/convert_inception.py makes, and of 50,000 samples.
 """
 
-import functools
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop, multihost
 from diffusion_distillation.checkpoints import digest_of, newest_step
+from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, evaluate
-from diffusion_distillation.evaluation.ladder import evaluate_ladder
-from diffusion_distillation.evaluation.measure import Draw, draw_from, draw_images, make_yardsticks
+from diffusion_distillation.evaluation.ladder import check_finished, evaluate_ladder
+from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
 from diffusion_distillation.evaluation.metrics import METRICS
 from diffusion_distillation.evaluation.reference import Reference, of_dataset, of_path, save_statistics
 from diffusion_distillation.files import as_path, write_whole
@@ -71,6 +70,8 @@ def main() -> None:
     out = as_path(OUT.value)
     if out.suffix != ".json":
         raise InputError(f"--out={OUT.value} must end in .json.")
+    if SAVE_REFERENCE.value is not None and (len(FEATURES.value) > 1 or not {"fid", "all"} & {*WANTED.value}):
+        raise InputError("--save_reference is for one kind of --features, and --metrics with fid among them.")
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if SAMPLES.value is not None:
         found, config = of_samples(out)
@@ -87,18 +88,20 @@ def main() -> None:
 
 def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
     """Measures images that are there already."""
-    if REFERENCE.value is None:
-        raise InputError("--samples need a --reference to be judged against.")
     for flag in (NUM_STEPS, SAMPLER, KEEP):
         if flag.value is not None:
             raise InputError(f"--{flag.name} is for a --checkpoint: --samples are there already.")
+    if REPEATS.value > 1:
+        raise InputError("--repeats is for a --checkpoint: --samples are one set.")
+    config = None if CONFIG.value is None else resolve(CONFIG.value)
+    if REFERENCE.value is None and config is None:
+        raise InputError("--samples need a --reference to be judged against, or a --config that names a dataset.")
     given = of_path(SAMPLES.value)
     if given.images is None:
         raise InputError(f"--samples={SAMPLES.value} has statistics alone, and no images.")
     num_samples = min(NUM_SAMPLES.value or len(given.images), len(given.images))
-    draw = draw_images(given.images)
-    about = {"samples": SAMPLES.value, "content": given.content}
-    return judge({Entry("samples"): None}, lambda entry, first: draw, None, out, about, num_samples, repeats=1), None
+    draw, about = draw_images(given.images), {"samples": SAMPLES.value, "content": given.content}
+    return judge({Entry("samples"): None}, lambda entry, first: draw, config, out, about, num_samples, repeats=1), None
 
 
 def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
@@ -110,30 +113,25 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     num_samples = NUM_SAMPLES.value or NUM_IMAGES
     settings = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
 
-    def draw(entry, first):
-        drawn = draw_from(pipeline, jax.random.key(SEED.value), first=first, **settings)
-        return drawn if KEEP.value is None else drawn._replace(images=functools.partial(kept, drawn, first))
-
     about = {"checkpoint": CHECKPOINT.value, "parameters": digest_of(params), "seed": SEED.value}
     about["clip"] = config.model.eval_clip_denoised
     if KEEP.value is not None:
-        about["keep"] = KEEP.value  # what was measured and not kept is drawn again
+        about["keep"] = KEEP.value
+        kept = as_path(KEEP.value)
+        folder.missing(kept, {**about, **entry._asdict()}, num_samples)  # or it is of other samples
         if multihost.is_main():
-            folder.start(as_path(KEEP.value), {**about, "step": metadata.step, **entry._asdict()})
+            folder.start(kept, {**about, **entry._asdict()})
+
+    def draw(entry, first):
+        drawn = draw_from(pipeline, jax.random.key(SEED.value), first=first, **settings)
+        if KEEP.value is None:
+            return drawn
+        return drawn._replace(keep=lambda index, images: folder.write(kept, first + index, images))
+
     found = judge(
         {entry: interop.place(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value
     )
     return found, config
-
-
-def kept(drawn: Draw, first: int, index: np.ndarray) -> Any:
-    """Draws images and keeps them."""
-    done = 0
-    for batch in drawn.images(index):
-        if multihost.is_main():
-            folder.write(as_path(KEEP.value), first + index[done : done + len(batch)], batch)
-        done += len(batch)
-        yield batch
 
 
 def is_ladder() -> bool:
@@ -151,6 +149,7 @@ def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
             raise InputError(f"--{flag.name} is for a single run; {CHECKPOINT.value!r} is a ladder.")
     workdir = as_path(CHECKPOINT.value)
     config = read_config(workdir)
+    check_finished(config, workdir)
     options = dict(seed=SEED.value, num_samples=NUM_SAMPLES.value or NUM_IMAGES, repeats=REPEATS.value)
     yardsticks, reference = yardsticks_of(config, options["num_samples"])
     batch_size = min(BATCH_SIZE.value, options["num_samples"])
@@ -168,12 +167,10 @@ def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Re
     """What is measured, by the flags, and against what."""
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
     source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
-    reference = of_dataset(source, config.dataset.name) if REFERENCE.value is None else of_path(REFERENCE.value)
+    reference = of_dataset(source, config.dataset) if REFERENCE.value is None else of_path(REFERENCE.value)
     metrics = list(METRICS) if WANTED.value == ["all"] else WANTED.value
     yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
     if SAVE_REFERENCE.value is not None and multihost.is_main():
-        if len(yardsticks) > 1 or "fid" not in yardsticks[0].metrics:
-            raise InputError("--save_reference is for one kind of --features, and --metrics with fid among them.")
         save_statistics(SAVE_REFERENCE.value, yardsticks[0].reference().statistics, yardsticks[0].extractor)
     return yardsticks, reference
 

@@ -6,6 +6,7 @@ Its features are the last layer before the logits. It is trained once on a datas
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,11 @@ from ..data import Source, read_examples
 from ..data.cache import cached
 from ..errors import InputError
 
-MOST_IMAGES = 50_000
+MOST_IMAGES, MOST_BYTES = 50_000, 2**30
 HELD_OUT = 0.1
 UPDATES, BATCH_SIZE, LEARNING_RATE = 500, 128, 2e-3
 FEATURES = 64
-ROWS = 512  # classified at a time
+ROWS = 256  # classified at a time
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(source: Source) -> tuple[Classify, str]:
-    """A classifier of a dataset, trained on nine tenths of its images, or of 50,000 of them, or as it was kept.
+    """A classifier of a dataset, trained on nine tenths of its images, or of a gigabyte of them, or as it was kept.
 
     Returns:
       A function from uint8 images to features and logits, float32, and a name for it, weights and all.
@@ -58,7 +59,8 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
     Raises:
       InputError: for a dataset without labels.
     """
-    order = np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES]
+    most = min(MOST_IMAGES, max(1000, MOST_BYTES // math.prod(source.image_shape)))
+    order = np.random.default_rng(0).permutation(len(source))[:most]
     examples = list(read_examples(source, order))
     images, labels = (np.concatenate([piece[name] for piece in examples]) for name in ("image", "label"))
     num_classes = int(labels.max()) + 1
@@ -66,8 +68,9 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
         raise InputError("features='classifier' needs a dataset with labels of two classes or more; this one has none.")
     network = Classifier(num_classes)
     like = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *source.image_shape)))
-    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    key = {"images": digest, "training": [UPDATES, BATCH_SIZE, LEARNING_RATE, FEATURES], "version": 1}
+    digest = hashlib.sha256(images)
+    digest.update(labels)
+    key = {"images": digest.hexdigest(), "training": [UPDATES, BATCH_SIZE, LEARNING_RATE, FEATURES], "version": 1}
 
     def make():
         variables = _train(network, images, labels)
@@ -77,15 +80,15 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
     leaves = [jnp.asarray(kept[name]) for name in _flat(like)]
     variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
     weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
-    apply = jax.jit(functools.partial(_classify, network))
-
-    def classify(images):
-        padded = -len(images) % ROWS  # so that one program serves for all
-        filled = np.resize(images, (len(images) + padded, *images.shape[1:]))
-        found = [apply(variables, filled[start : start + ROWS]) for start in range(0, len(filled), ROWS)]
-        return tuple(np.concatenate(part)[: len(images)] for part in zip(*found, strict=True))
-
+    classify = functools.partial(_in_rows, jax.jit(functools.partial(_classify, network)), variables)
     return classify, f"classifier {weights[:16]}"
+
+
+def _in_rows(apply: Callable[..., Any], variables: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and logits of any number of images, by one program."""
+    filled = np.resize(images, (len(images) + -len(images) % ROWS, *images.shape[1:]))
+    found = [apply(variables, filled[start : start + ROWS]) for start in range(0, len(filled), ROWS)]
+    return tuple(np.concatenate(part)[: len(images)] for part in zip(*found, strict=True))
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def _train(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Any:
         rows = rng.choice(train, min(BATCH_SIZE, len(train)), replace=False)
         variables, state = update(variables, state, images[rows], labels[rows])
     if held_out:
-        right = np.mean(np.argmax(_classify(network, variables, images[test])[1], axis=1) == labels[test])
+        _, logits = _in_rows(jax.jit(functools.partial(_classify, network)), variables, images[test])
+        right = np.mean(np.argmax(logits, axis=1) == labels[test])
         logging.info("A classifier was trained: %.1f%% of %d held-out images are right.", 100 * right, held_out)
     return variables

@@ -1,5 +1,6 @@
 """Metrics during training: how good the samples of a run are as it goes on, and the best of its checkpoints."""
 
+import hashlib
 import json
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata
+from ..checkpoints import Checkpoints, Metadata, digest_of
 from ..files import write_whole
 from ..pipeline import Pipeline
 from ..shapes import Params
@@ -31,7 +32,7 @@ def measure_during_training(
 ) -> None:
     """Measures config.eval.metrics_num_samples samples and adds a line to evaluations.jsonl, unless it is there.
 
-    The best by the first metric is kept in the folder `best`, which is a run's folder to whatever reads one. All
+    The best by the first metric is kept in the folder `best`, to be sampled, evaluated and taught with as a run is. All
     processes draw; the main one alone looks and writes.
 
     Args:
@@ -46,20 +47,26 @@ def measure_during_training(
     pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
     draw = draw_from(pipeline, jax.random.key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
-    measured = measure(draw, num_samples, yardsticks, workdir / f"{FILE}.unfinished" / str(metadata.step))
+    unfinished = workdir / f"{FILE}.unfinished"
+    about = [metadata.step, digest_of(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
+    folder = unfinished / multihost.of_main(hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
+    measured = measure(draw, num_samples, yardsticks, folder)
 
-    def write() -> bool:
-        (workdir / f"{FILE}.unfinished").rmtree()
+    def is_best() -> bool:
+        name, value = next(iter(measured.metrics.items()))
+        earlier = [line[name] for line in _lines(path) if line["step"] < metadata.step and name in line]
+        return best_of(name, [*earlier, value]) == value
+
+    if multihost.on_main(is_best):
+        with Checkpoints(workdir / BEST) as checkpoints:
+            checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
+    if multihost.is_main():
         lines = [line for line in _lines(path) if line["step"] < metadata.step]
         lines.append({"step": metadata.step, **measured.metrics})
         write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
-        name, values = next(iter(measured.metrics)), measured.metrics.items()
-        print(f"{workdir.name}  step {metadata.step:,}  {', '.join(f'{name} {value:.4g}' for name, value in values)}")
-        return best_of(name, [line[name] for line in lines]) == measured.metrics[name]
-
-    if multihost.on_main(write):
-        with Checkpoints(workdir / BEST) as checkpoints:
-            checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in measured.metrics.items())
+        print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)
+        unfinished.rmtree()
 
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:

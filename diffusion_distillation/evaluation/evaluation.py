@@ -15,9 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..checkpoints import newest_step
 from ..files import save_whole, write_whole
-from ..interop import from_checkpoint
+from ..interop import content_of, from_checkpoint
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
@@ -61,14 +60,14 @@ class Row(NamedTuple):
       metrics: names and values; with repeats, the best of each.
       spread: with repeats, the largest value less the smallest; else nothing.
       images_per_sec: drawn, on all devices; None for samples that were there already.
-      updates: that the model had had.
+      content: of the run, see `interop.content_of`.
     """
 
     entry: Entry
     metrics: dict[str, float]
     spread: dict[str, float]
     images_per_sec: float | None
-    updates: int | None = None
+    content: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -153,7 +152,7 @@ def evaluate(
       say: is told each row.
     """
     about = {
-        "features": {f"features{yardstick.suffix}": yardstick.extractor.identity for yardstick in yardsticks},
+        "features": {f"features{of.suffix}": [of.name, of.extractor.identity] for of in yardsticks},
         "wanted": {f"metrics{yardstick.suffix}": list(yardstick.metrics) for yardstick in yardsticks},
         "reference": [reference.name, reference.content],
         "num_samples": num_samples,
@@ -161,37 +160,45 @@ def evaluate(
         **about,
     }
 
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    content = {entry: None if run is None else content_of(run) for entry, run in runs.items()}
+
     def is_known(row: Row) -> bool:
         if row.entry not in runs or (shown is not None and not samples_path(shown, row.entry).exists()):
             return False
-        run = runs[row.entry]
-        return run is None or row.updates == newest_step(run)
+        return row.content == content[row.entry]
 
     def begin() -> str:
+        for yardstick in yardsticks:
+            yardstick.reference()  # before anything is drawn: it may not have what is needed
         earlier = read(path)
+        if any(yardstick.extractor.identity is None for yardstick in yardsticks):  # it may be another one now
+            earlier = None
+            if unfinished.exists():
+                unfinished.rmtree()
         if earlier is None or earlier.about != json.loads(json.dumps(about)):
             return Evaluation(about, {} if shown is None else _floors(yardsticks, reference), []).to_json()
         return earlier._replace(rows=[row for row in earlier.rows if is_known(row)]).to_json()
 
     _, floors, known = Evaluation.from_json(multihost.on_main(begin))
     rows = {row.entry: row for row in known}
-    for entry, run in runs.items():
+    for entry in runs:
         if entry not in rows:
-            updates = None if run is None else newest_step(run)
-            folder = path.with_name(f"{path.name}.unfinished") / _digest([entry, updates, about])
+            folder = unfinished / multihost.of_main(_digest([entry, content[entry], about]))
             sets = [
                 measure(draw(entry, repeat * num_samples), num_samples, yardsticks, folder / str(repeat))
                 for repeat in range(repeats)
             ]
             if multihost.is_main():
-                rows[entry] = _row(entry, sets, updates)
+                rows[entry] = _row(entry, sets, content[entry])
                 if shown is not None:
                     save_samples(shown, entry, sets[0].images)
                 found = Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
                 write_whole(path, found.to_json())
-                folder.parent.rmtree()
+                unfinished.rmtree()
         if multihost.is_main():
             say(f"{entry.title}: {described(rows[entry])}")
+    multihost.wait_for_all("what was drawn is measured")
     return Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
 
 
@@ -219,12 +226,15 @@ def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
     return folder / f"{entry.name}.npz"
 
 
-def _row(entry: Entry, sets: Sequence[Measured], updates: int | None) -> Row:
+def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:
     values = {name: [found.metrics[name] for found in sets] for name in sets[0].metrics}
     best = {name: best_of(name, of_sets) for name, of_sets in values.items()}
+    for name in best:
+        if (metric := name.removesuffix("_std")) != name:  # of the set whose value is the best
+            best[name] = values[name][values[metric].index(best[metric])]
     spread = {name: max(of_sets) - min(of_sets) for name, of_sets in values.items()} if len(sets) > 1 else {}
     speed = len(sets) / sum(1 / found.images_per_sec for found in sets) if entry.sampler else None
-    return Row(entry, best, spread, speed, updates)
+    return Row(entry, best, spread, speed, content)
 
 
 def best_of(name: str, values: Sequence[float]) -> float:

@@ -68,25 +68,32 @@ EXTRACTORS: dict[str, Callable[[Source | None, str | None], Extractor]] = {
 }
 
 
-def make_extractor(name: str, source: Source | None, weights: str | None = None) -> Extractor:
+def make_extractor(
+    name: str, source: Source | None, weights: str | None = None, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> Extractor:
     """The extractor that a config or a flag names.
 
     Args:
       name: a key of `EXTRACTORS`, or 'package.module:function' for a function of one's own.
       source: the dataset; the classifier is trained on it.
       weights: the file of Inception's; by default where `load_inception` looks.
+      image_shape: of the images that a function of one's own is tried with.
 
     Raises:
       InputError: for a name that is not known, or what an extractor lacks: labels, or a file of weights.
     """
     if name in EXTRACTORS:
         return EXTRACTORS[name](source, weights)
-    return _own(name, look_up(name, EXTRACTORS, "eval.features"))
+    return _own(name, look_up(name, EXTRACTORS, "eval.features"), image_shape)
 
 
-def _own(name: str, function: Callable[[np.ndarray], Any]) -> Extractor:
+def _own(name: str, function: Callable[[np.ndarray], Any], image_shape: tuple[int, int, int]) -> Extractor:
     def extract(images):
-        found = function(images)
+        try:
+            found = function(images)
+        except Exception as error:  # whatever the user's code does
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{name!r}, called with images {list(images.shape)}, gave {what}") from error
         extracted = Extracted(*found) if isinstance(found, tuple) else Extracted(found)
         for part in extracted:
             if part is not None and (np.ndim(part) != 2 or len(part) != len(images)):
@@ -96,5 +103,5 @@ def _own(name: str, function: Callable[[np.ndarray], Any]) -> Extractor:
                 )
         return Extracted(*(None if part is None else np.asarray(part) for part in extracted))
 
-    probe = extract(np.zeros((2, 32, 32, 3), np.uint8))
+    probe = extract(np.zeros((2, *image_shape), np.uint8))
     return _Function(extract, None, probe.logits is not None)

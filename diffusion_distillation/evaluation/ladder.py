@@ -6,7 +6,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from .. import multihost
+from ..checkpoints import newest_step
+from ..config import stage
 from ..data import Source
+from ..errors import InputError
 from ..interop import place
 from ..methods import make_method
 from ..training.ladder import student_folder
@@ -21,7 +25,7 @@ def config_yardsticks(config: ConfigDict, source: Source, num_samples: int) -> l
     Raises:
       InputError: if it cannot, as where a file of weights is not there; better before the training than after.
     """
-    wanted, reference = config.eval, of_dataset(source, config.dataset.name)
+    wanted, reference = config.eval, of_dataset(source, config.dataset)
     return make_yardsticks(wanted.features, wanted.metrics, num_samples, source, reference, wanted.inception)
 
 
@@ -36,6 +40,19 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
         **{Entry("teacher", "noisy", num_steps): teacher for num_steps in ancestral},
         **{Entry("student", "ddim", num_steps): student_folder(workdir, num_steps) for num_steps in students},
     }
+
+
+def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
+    """Raises an InputError that names a student that is missing, or that has not had all its updates."""
+    for rung in make_method(config).rungs:
+        folder = student_folder(workdir, rung.num_steps)
+        step, of = multihost.on_main(lambda folder=folder: newest_step(folder)), rung.num_steps
+        wanted = stage(config, of).train.num_steps
+        if step is None or step < wanted:
+            raise InputError(
+                f"The student of {of} step(s) in {str(workdir)!r} has had {step or 0:,} updates of {wanted:,}: run "
+                "scripts/distill.py to its end first."
+            )
 
 
 def evaluate_ladder(

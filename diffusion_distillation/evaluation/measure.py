@@ -5,6 +5,7 @@ on where it was and ends in the same numbers.
 """
 
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -35,23 +36,27 @@ class Draw(NamedTuple):
       images: those of these numbers, in order, batch after batch.
       piece: how many are best asked for at a time.
       prepare: what is to be done before any time is taken.
+      keep: is given the images and their numbers in the main process, after the time is taken.
     """
 
     images: Callable[[np.ndarray], Iterator[Images]]
     piece: int = PIECE
     prepare: Callable[[], Any] = lambda: None
+    keep: Callable[[np.ndarray, Images], Any] = lambda index, images: None
 
 
 class Yardstick(NamedTuple):
     """Metrics of one kind of features.
 
     Attributes:
+      name: of the features, as it was given.
       extractor: of the features.
       metrics: names of `METRICS`.
       suffix: of the names of its values; '' or '_<features>' where there are several kinds.
       reference: gives what the metrics need of the reference, found once.
     """
 
+    name: str
     extractor: Extractor
     metrics: tuple[str, ...]
     suffix: str
@@ -94,18 +99,22 @@ def make_yardsticks(
       InputError: for unknown names, too few samples, or metrics that the features or the reference cannot give.
     """
     check(metrics, num_samples)
+    if not features:
+        raise InputError("No features are named: give one kind at least, such as 'pixels'.")
     yardsticks: list[Yardstick] = []
     if not multihost.is_main():
         return yardsticks
     for name in features:
-        extractor = make_extractor(name, source, weights)
+        shown = source if reference.images is None else reference.images
+        shape = {} if shown is None else {"image_shape": tuple(shown.image_shape)}
+        extractor = make_extractor(name, source, weights, **shape)
         lacking = () if extractor.has_logits else tuple(name for name in metrics if "logits" in needed([name]))
         if lacking and len(features) == 1:
             raise InputError(f"Features {name!r} have no logits, which {', '.join(lacking)} needs: leave that out.")
         possible = tuple(name for name in METRICS if name in metrics and name not in lacking)
-        suffix = f"_{name.rpartition(':')[2]}" if len(features) > 1 else ""
+        suffix = f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}" if len(features) > 1 else ""
         found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))
-        yardsticks.append(Yardstick(extractor, possible, suffix, found))
+        yardsticks.append(Yardstick(name, extractor, possible, suffix, found))
     return yardsticks
 
 
@@ -183,6 +192,7 @@ def _measure_piece(
     if not multihost.is_main():
         return
     images = np.concatenate(images)
+    draw.keep(index, images)
     arrays: dict[str, Any] = {"seconds": seconds}
     for number, yardstick in enumerate(yardsticks):
         for name, part in yardstick.extractor(images)._asdict().items():

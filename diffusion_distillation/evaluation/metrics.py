@@ -158,6 +158,12 @@ def _x_log_x(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x * np.log(np.maximum(x, np.finfo(x.dtype).tiny)), 0)
 
 
+def _width(observed: Observed) -> int | None:
+    if observed.features is not None:
+        return observed.features.shape[1]
+    return None if observed.statistics is None else len(observed.statistics.mean)
+
+
 def _fid(observed: Observed, reference: Observed) -> dict[str, float]:
     return {"fid": frechet_distance(observed.statistics, reference.statistics)}
 
@@ -204,6 +210,8 @@ HIGHER_IS_BETTER = frozenset({"is", "is_5000", "precision", "recall", "density",
 
 def check(names: Sequence[str], num_images: int) -> None:
     """Raises an InputError unless each is a metric's, and so many images are enough for it."""
+    if not names:
+        raise InputError(f"No metric is named: give one at least of {list(METRICS)}.")
     for name in names:
         if name not in METRICS:
             raise InputError(f"Unknown metric {name!r}; choose from {list(METRICS)}.{did_you_mean(name, METRICS)}")
@@ -242,6 +250,12 @@ def compute(names: Sequence[str], observed: Observed, reference: Observed) -> di
       observed: of the images that are judged, with what `needed(names)` says.
       reference: of those that they are to be like.
     """
+    widths = [_width(of_set) for of_set in (observed, reference)]
+    if None not in widths and widths[0] != widths[1]:
+        raise InputError(
+            f"The images have {widths[0]} features and the reference {widths[1]}: give images of the same shape, and "
+            "statistics of the same features."
+        )
     values: dict[str, Any] = {}
     for metric in dict.fromkeys(METRICS[name] for name in names):
         values |= metric.compute(observed, reference)

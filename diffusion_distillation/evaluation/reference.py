@@ -13,20 +13,21 @@ from zipfile import BadZipFile
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from ml_collections import ConfigDict
 from sklearn.neighbors import NearestNeighbors
 
 from ..data import ArraySource, Source, read_examples
 from ..data.cache import cached
+from ..data.folder import SUFFIXES
+from ..data.images import BrokenImageError, decode
 from ..errors import InputError
-from ..files import as_path, save_whole
+from ..files import as_path, is_remote, save_whole
 from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe
 
 MOST_IMAGES = 50_000  # of a dataset that are looked at; as for published FIDs
 PIECE = 1000  # images whose features are found at a time
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Reference(NamedTuple):
@@ -48,7 +49,10 @@ class Reference(NamedTuple):
 
 
 class Pictures:
-    """The images in a folder and its sub-folders, as they are, in the order of their paths: a `Source`.
+    """The images in a folder and its sub-folders, in their own size, in the order of their paths: a `Source`.
+
+    They are read as `data.images.decode` reads them: 8 bits, upright, no transparency. If all are grey they have one
+    channel.
 
     Raises:
       InputError: for a folder without images; and, once it is read, for one that is broken or not of the first's shape.
@@ -57,38 +61,41 @@ class Pictures:
     num_classes = 1
 
     def __init__(self, folder: Path):
-        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        self.files = sorted(file for file in found if not file.name.startswith("."))
         if not self.files:
             raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
-        self._mode = "L" if self._opened(self.files[0]).mode in ("1", "L") else "RGB"
-        self.image_shape = self._read(self.files[0]).shape
+        self._grey = _is_grey(self._read(self.files[0]))
+        self.image_shape = self[np.array([0])]["image"].shape[1:]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         images = [self._read(self.files[index]) for index in indices]
+        shape = getattr(self, "image_shape", (*images[0].shape[:2], 1 if self._grey else 3))
         for index, image in zip(indices, images, strict=True):
-            if image.shape != self.image_shape:
+            if image.shape[:2] != shape[:2]:
                 raise InputError(
-                    f"{str(self.files[index])!r} is of shape {image.shape}, and {str(self.files[0])!r} is of "
-                    f"{self.image_shape}: give images of one size."
+                    f"{str(self.files[index])!r} is of {image.shape[0]}x{image.shape[1]} pixels, and "
+                    f"{str(self.files[0])!r} of {shape[0]}x{shape[1]}: give images of one size."
                 )
-        return {"image": np.stack(images), "label": np.zeros(len(images), np.int32)}
-
-    def _opened(self, file: Path) -> Image.Image:
-        try:
-            return Image.open(file)
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
+            if self._grey and not _is_grey(image):
+                raise InputError(
+                    f"{str(self.files[index])!r} is in colour, and {str(self.files[0])!r} is grey: give images of one "
+                    "kind."
+                )
+        return {"image": np.stack(images)[..., : shape[2]], "label": np.zeros(len(images), np.int32)}
 
     def _read(self, file: Path) -> np.ndarray:
-        with self._opened(file) as image:
-            try:
-                pixels = np.asarray(image.convert(self._mode))
-            except OSError as error:
-                raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
-        return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+        try:
+            return np.asarray(decode(file.read_bytes()))
+        except (OSError, BrokenImageError) as error:
+            raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    return bool((image == image[..., :1]).all())
 
 
 def _content_of(files: Sequence[epath.PathLike]) -> str:
@@ -98,9 +105,9 @@ def _content_of(files: Sequence[epath.PathLike]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def of_dataset(source: Source, name: str) -> Reference:
-    """A dataset as a reference: all its images, or 50,000 of them."""
-    return Reference(source, None, None, name, f"{len(source)} images of {source.image_shape}")
+def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
+    """A dataset as a reference: all its images, or 50,000 of them; `dataset` is the config's section."""
+    return Reference(source, None, None, dataset.name, f"{len(source)} images, {dataset.to_json(sort_keys=True)}")
 
 
 def of_path(path: epath.PathLike) -> Reference:
@@ -110,6 +117,8 @@ def of_path(path: epath.PathLike) -> Reference:
       InputError: if it is not there or holds something else.
     """
     path = as_path(path)
+    if is_remote(path) and path.is_dir():
+        raise InputError(f"{str(path)!r}: a folder of images must be a local one; copy it, or give an .npz.")
     if path.is_dir():
         pictures = Pictures(Path(path))
         return Reference(pictures, None, None, str(path), _content_of(pictures.files))

@@ -6,11 +6,11 @@ from ml_collections import ConfigDict
 
 from .evaluation import SAMPLER_TITLES, Evaluation, Row
 
-# FID of 50,000 samples by the number of steps of a student. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as
-# given by Song et al. 2023, table 2.
+# FID of 50,000 samples by the number of steps of a student; by the dataset, and by the channels and image size that the
+# paper's model has. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as given by Song et al. 2023, table 2.
 PUBLISHED = {
-    "CIFAR10": {8: 2.57, 4: 3.00, 2: 4.51, 1: 9.12},
-    "ImageNet": {2: 8.95, 1: 15.39},
+    ("CIFAR10", 256, None): {8: 2.57, 4: 3.00, 2: 4.51, 1: 9.12},
+    ("ImageNet", 192, 64): {2: 8.95, 1: 15.39},
 }
 
 TITLES = {
@@ -22,9 +22,13 @@ TITLES = {
 def title_of(found: Evaluation, name: str) -> str:
     """A metric's name as the head of a column. Only a Frechet distance of Inception's features is called FID."""
     metric, features = _parts(name)
-    identity = found.about["features"][f"features_{features}" if features else "features"] or ""
-    title = "Fréchet distance" if metric == "fid" and not identity.startswith("inception") else TITLES[metric]
+    title = "Fréchet distance" if metric == "fid" and not _is_inception(found, features) else TITLES[metric]
     return f"{title}, {features}" if features else title
+
+
+def _is_inception(found: Evaluation, features: str) -> bool:
+    _, identity = found.about["features"][f"features_{features}" if features else "features"]
+    return (identity or "").startswith("inception")
 
 
 def is_distance(name: str) -> bool:
@@ -39,7 +43,9 @@ def _parts(name: str) -> tuple[str, str]:
 
 def published(config: ConfigDict | None) -> Mapping[int, float]:
     """The paper's FIDs by a student's number of steps, for one of its configs."""
-    return {} if config is None else PUBLISHED.get(config.dataset.name, {})
+    if config is None:
+        return {}
+    return PUBLISHED.get((config.dataset.name, config.model.args.get("ch"), config.dataset.args.get("image_size")), {})
 
 
 def values_of(row: Row, name: str) -> str:
@@ -61,6 +67,7 @@ def columns(found: Evaluation) -> list[str]:
 def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
     """The head and the rows."""
     names = columns(found)
+    published = published if any(_is_inception(found, _parts(name)[1]) for name in names) else {}
     lines = [
         [
             "model",

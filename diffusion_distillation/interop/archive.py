@@ -1,6 +1,7 @@
 """The archive of a model: a folder with its parameters as safetensors and all else as JSON."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,38 @@ def is_archive(folder: epath.Path) -> bool:
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == FORMAT
 
 
-def read(folder: epath.Path) -> tuple[Params, Metadata]:
+def read(folder: epath.Path, *, trusted: bool = True) -> tuple[Params, Metadata]:
     """The parameters, in float32, and the metadata of an archive.
+
+    Args:
+      folder: of the archive.
+      trusted: whether its config may name code, 'package.module:function', which is then imported and called.
 
     Raises:
       InputError: if it is damaged, or its parameters are not those of its config's network.
     """
     values = read_json(folder / CONFIG)
+    if not trusted and ":" in json.dumps([*_strings(values.get("config"))]):
+        raise InputError(
+            f"{str(folder / CONFIG)!r} was downloaded and names code to run, 'package.module:function'. Look at it "
+            "and, if you trust it, give the path of a copy."
+        )
     try:
         metadata = Metadata.from_json(values, int(values["step"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{str(folder / CONFIG)!r} is not what we wrote ({error!r}).") from None
     given = {tuple(name.split("/")): array for name, array in read_safetensors(folder / WEIGHTS).items()}
     return fit(given, abstract_params(metadata), str(folder / WEIGHTS)), metadata
+
+
+def _strings(values: Any) -> Iterator[str]:
+    """All strings in a config but paths of datasets."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+            if name not in ("args", "teacher_checkpoint_path", "init_from"):
+                yield from _strings(value)
 
 
 def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:

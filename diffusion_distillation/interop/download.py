@@ -70,6 +70,15 @@ def local_copy(url: str) -> Path:
     return target
 
 
+def _version_of(files: Any, source: str) -> str:
+    """A name for what a file is now, so that no parts of two versions are put together; where that can be told."""
+    try:
+        about = files.ukey(source)
+    except Exception:  # not all file systems tell
+        about = ""
+    return hashlib.sha256(str(about).encode()).hexdigest()[:8]
+
+
 def _within(folder: Path, name: str, url: str) -> Path:
     """The path of a file in a folder; raises an InputError for a name that leads out of it."""
     path = (folder / name).resolve()
@@ -83,7 +92,7 @@ def _copy(files: Any, source: str, target: Path) -> None:
     if target.exists():
         return
     size = files.size(source)
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.{_version_of(files, source)}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     start = part.stat().st_size if part.exists() else 0
     if size is None or start > size:

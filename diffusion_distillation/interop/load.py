@@ -1,12 +1,13 @@
 """A model by its path: a run of ours, an archive of ours, a published checkpoint, or one of another library."""
 
+import hashlib
 import os
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from .. import checkpoints
-from ..checkpoints import Metadata
+from ..checkpoints import Metadata, newest_step
 from ..files import as_path
 from ..pipeline import Pipeline
 from ..shapes import Params
@@ -30,9 +31,9 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     Raises:
       InputError: if there is nothing there that can be read, with what was found, or it does not fit the config.
     """
-    path = place(path)
+    given, path = path, place(path)
     if archive.is_archive(path):
-        return archive.read(path)
+        return archive.read(path, trusted=not is_url(given))
     if path.is_file():
         return published.read(path, config)
     return checkpoints.load(path)
@@ -57,6 +58,28 @@ def place(path: epath.PathLike) -> epath.Path:
     return as_path(local_copy(os.fspath(path)) if is_url(path) and not _is_run(path) else path)
 
 
+def content_of(path: epath.Path) -> str:
+    """A name for what is at a path, as far as can be told without reading it all; another model has another one.
+
+    Of a run, the step and the fingerprints of its newest checkpoint; of others, names, sizes and times of files.
+    """
+    step, digest = newest_step(path), hashlib.sha256()
+    if step is None:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                digest.update(f"{file.name} {stat.length} {stat.mtime}".encode())
+        return digest.hexdigest()[:16]
+    metadata = path / "checkpoints" / str(step) / "metadata" / "metadata"
+    digest.update(metadata.read_bytes() if metadata.exists() else b"")
+    return f"step {step}, {digest.hexdigest()[:16]}"
+
+
 def _is_run(path: epath.PathLike) -> bool:
-    """Whether a URL is that of a run in a bucket, which is read where it is."""
-    return os.fspath(path).startswith("gs://") and (as_path(path) / "checkpoints").is_dir()
+    """Whether a URL is that of a run or a ladder in a bucket, which is read where it is."""
+    if not os.fspath(path).startswith("gs://"):
+        return False
+    folder = as_path(path)
+    return (folder / "checkpoints").is_dir() or (
+        (folder / archive.CONFIG).exists() and not (folder / archive.WEIGHTS).exists()
+    )

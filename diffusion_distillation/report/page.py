@@ -41,6 +41,7 @@ from .grids import save_grid
 from .plots import Line, Panel, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"
+ALIKE = ("features", "wanted", "reference", "num_samples")  # in what reports must agree to share a page
 TRAJECTORIES = 2  # samples whose way is shown
 NEAREST, NEIGHBOURS = 10, 3  # samples and images of the dataset that are shown beside each
 
@@ -81,7 +82,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
       yardsticks: from `evaluation.ladder.config_yardsticks`.
     """
     workdir = as_path(workdir)
-    folder, reference = workdir / "report", of_dataset(source, config.dataset.name)
+    folder, reference = workdir / "report", of_dataset(source, config.dataset)
     found = evaluate_ladder(
         config, workdir, yardsticks, reference, folder / FILE,
         shown=folder / "samples", say=lambda line: multihost.say(f"report  {line}"),
@@ -125,6 +126,13 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
         if found is None:
             raise InputError(f"{str(workdir)!r} has no report/{FILE}: scripts/report.py --workdir={path} makes it.")
         shown.append(Ladder(workdir.name, workdir, config, found))
+    alike = [{name: ladder.found.about[name] for name in ALIKE} for ladder in shown]
+    if any(about != alike[0] for about in alike):
+        other = [name for name in ALIKE if len({str(about[name]) for about in alike}) > 1]
+        raise InputError(
+            f"The reports differ in {', '.join(other)}: make them alike with scripts/report.py, --features and "
+            "--metrics."
+        )
     if len({ladder.name for ladder in shown}) < len(shown):
         shown = [ladder._replace(name=str(ladder.workdir)) for ladder in shown]
     pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]
@@ -257,8 +265,7 @@ def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Pi
     path, most = folder / "trajectories.png", max(len(steps) for steps in ways.values())
     rows = []
     for steps in ways.values():  # a step is as wide as the time it takes
-        wide = np.repeat(steps, most // len(steps), axis=0) if most % len(steps) == 0 else steps
-        rows.append(wide)
+        rows.append(steps[np.arange(most) * len(steps) // most])
     pictures = np.concatenate([row[:, sample] for sample in range(TRAJECTORIES) for row in rows])
     save_grid(pictures, path, columns=most)
     text = (

@@ -17,8 +17,8 @@ from diffusion_distillation.report.page import write_comparison, write_report
 
 CONFIG = ConfigDict(
     dict(
-        dataset=dict(name="random"),
-        model=dict(train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True),
+        dataset=dict(name="random", args={}),
+        model=dict(args=dict(ch=32), train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True),
         eval=dict(
             features=("pixels",),
             metrics=("fid", "recall"),
