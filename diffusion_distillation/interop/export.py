@@ -1,8 +1,7 @@
 """A model for elsewhere: its sampler as one file that needs JAX alone, by `jax.export`, or its archive; and a card.
 
 The file holds the whole program, from a seed or from noise to images, for CPUs, GPUs and TPUs, whichever of them it is
-written on. What it draws is what `Pipeline` draws: bit for bit on the same device with a batch size that is fixed; with
-one that is free XLA may round a float's last digit otherwise.
+written on. What it draws is what `Pipeline` draws on one device of the same kind, bit for bit.
 """
 
 import datetime
@@ -116,7 +115,9 @@ def write(
     for name, content in files.items():
         write_whole(place / name, content)
     if place != folder:
-        place.replace(folder)
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        place.rename(folder)
     return sorted(folder.iterdir(), key=lambda path: -path.stat().length)
 
 
