@@ -164,7 +164,8 @@ def export_sampler(params: Params, metadata: Metadata, options: Options) -> byte
             raise
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"The network does not work with a free batch size ({what}): fix it, --batch_size=64."
+            f"The network does not work with a batch size that is free ({what}): give batch_size, or let it ask for "
+            "x.shape[0], which may be a symbol, and never len(x)."
         ) from error
     return bytes(exported.serialize())
 

@@ -146,6 +146,13 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+def test_a_network_that_needs_to_know_the_batch_size(monkeypatch):
+    monkeypatch.setattr(export, "sampler_function", lambda *_: lambda **inputs: np.zeros(len(inputs["index"])))
+    with pytest.raises(InputError, match=r"does not work with a batch size that is free \(.*\): give batch_size"):
+        exported(*make_model())
+    assert exported(*make_model(), batch_size=4).call(seed=SEED, index=INDEX, labels=LABELS).shape == (4,)
+
+
 def test_all_or_nothing_is_written(tmp_path, monkeypatch):
     model, out = make_model(), as_path(tmp_path / "out")
     out.mkdir()

@@ -40,7 +40,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             self.server.private[name] = asked.get("private", asked.get("visibility") == "private")
-            self.server.repos.setdefault(name, {})
+            self.server.repos.setdefault(name, {"main": {}})
             return self.answer(200, {"url": f"{self.server.address}/{name}"})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
@@ -59,7 +59,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             }
             commit = hashlib.sha1(body).hexdigest()
             commits = self.server.repos[found[1]]
-            commits[commit] = commits["main"] = {**commits.get("main", {}), **files}
+            commits[commit] = commits["main"] = {**commits["main"], **files}
             url = f"{self.server.address}/{found[1]}/commit/{commit}"
             return self.answer(200, {"commitUrl": url, "commitOid": commit})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", path):
@@ -70,7 +70,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.server.gets.append(path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)(?:/revision/([^/]+))?", path):
             revision = found[2] or "main"
             if revision not in self.server.repos.get(found[1], {}):
                 return self.missing("RevisionNotFound" if found[1] in self.server.repos else "RepoNotFound")
@@ -168,7 +168,7 @@ def test_there_and_back(stand_in, exported, tmp_path):
     assert said.splitlines()[-1].startswith("error: The Hub does not let this token write to 'user/digits' (403)")
     env["HF_ENDPOINT"] = f"http://localhost:{free_port()}"
     said = run("push_to_hub", f"--folder={folder}", "--repo=user/digits", env=env, fails=True)
-    assert said.splitlines()[-1].startswith("error: The Hub cannot be reached: ConnectError")
+    assert said.splitlines()[-1].startswith("error: The Hub cannot be reached: Connect")
 
 
 def test_nothing_is_sent_of_what_cannot_be(exported, tmp_path, monkeypatch):
