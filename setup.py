@@ -41,6 +41,7 @@ setup(
     extras_require={
         "gcs": ["gcsfs"],  # for gs://
         "http": ["aiohttp>=3.10"],  # for models at https://
+        "hub": ["huggingface_hub>=0.34.6"],  # for models at hf://, and scripts/push_to_hub.py
         "s3": ["s3fs"],  # for models at s3://
         "wandb": ["wandb>=0.31"],
         "prepare": PREPARE,
@@ -49,6 +50,7 @@ setup(
             "aiohttp>=3.10",
             "beartype>=0.20",
             "flatbuffers>=24",
+            "huggingface_hub>=0.34.6",
             "hypothesis>=6.112",
             "jsonschema>=4.23",
             "kubernetes-validate>=1.31",

@@ -122,10 +122,11 @@ def predict(z, logsnr, *, x=None, eps=None, v=None, both=None) -> Prediction:
     if both is not None:
         x_head, eps_head = jnp.split(both, 2, axis=-1)
         x = sigma**2 * x_head + alpha * (z - sigma * eps_head)  # alpha^2 x_from_eps, without dividing by alpha
+    # Of `a / b` with b a number XLA makes `a * (1 / b)` in one program and not in another that does the same.
     if eps is not None:
-        x = (z - sigma * eps) / alpha
+        x = (z - sigma * eps) * (1 / alpha)
     else:
-        eps = (z - alpha * x) / sigma
+        eps = (z - alpha * x) * (1 / sigma)
     return Prediction(x=x, eps=eps, v=alpha * eps - sigma * x)
 
 

@@ -79,7 +79,7 @@ class GroupNorm(nn.Module):
         film: tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]] | None = None,
     ) -> Float[Array, "batch *space channels"]:
         """Normalizes x; then, with `film = scale, shift` (Perez et al. 2018), y becomes y * (1 + scale) + shift."""
-        batch, channels = len(x), x.shape[-1]
+        batch, channels = x.shape[0], x.shape[-1]  # batch may be symbolic, as in an export
         gamma = self.param("scale", nn.initializers.ones, (channels,))
         beta = self.param("bias", nn.initializers.zeros, (channels,))
         f = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -106,8 +106,8 @@ def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], 
     return jax.jit(network.init)(key, x, jnp.zeros(1), **condition)["params"]
 
 
-def label_condition(labels: Int[Array, "batch"], num_classes: int) -> Condition:
-    """The condition that labels are; none for an unconditional network."""
+def label_condition(labels: Int[Array, "batch"] | None, num_classes: int) -> Condition:
+    """The condition that labels are; none for an unconditional network, which may do without them."""
     return {"y": labels} if num_classes > 1 else {}
 
 

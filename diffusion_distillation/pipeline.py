@@ -191,6 +191,39 @@ class Pipeline:
         apply = _compiled_denoiser(image_shape=self.image_shape, clip_x=clip_x, **self._network)
         return jax.tree_util.Partial(apply, self._params_of_no_device(), labels)
 
+    def as_function(
+        self, *, sampler: str | None = None, eta: float = 0.0, clip: bool | None = None
+    ) -> tuple[Callable[..., jax.Array], Params]:
+        """What `sample` computes as a pure function, for programs of one's own, and the parameters that it takes.
+
+        Args:
+          sampler: as for `sample`.
+          eta: as for `sample`.
+          clip: as for `sample`.
+
+        Returns:
+          `draw, params`. `draw(params, (key, num_steps), (z, index, labels))` gives float32 images x as `from_noise`
+          does, for standard normal noise z, `[batch, height, width, channels]`, integers index and labels, `[batch]`,
+          and an integer num_steps, which may be traced. `start_noise(key, index, image_shape)` is the z of `sample`.
+          Deterministic DDIM takes None for the key and the index, an unconditional model for the labels.
+
+        Raises:
+          InputError: for an unknown sampler, an eta out of its range, or eta with the 'noisy' sampler.
+        """
+        settings = self._draw_settings(sampler, eta, clip)
+        return functools.partial(_draw_rows, trajectory=None, **settings), self._params_of_no_device()
+
+    def is_deterministic(self, *, sampler: str | None = None, eta: float = 0.0) -> bool:
+        """Whether the noise that a sample starts from is all that it draws."""
+        return (self._sampler if sampler is None else sampler) == "ddim" and eta == 0
+
+    def _draw_settings(self, sampler: str | None, eta: float, clip: bool | None) -> dict[str, Any]:
+        """The settings of `_draw_rows`, with the config's where there is None."""
+        sampler = self._sampler if sampler is None else sampler
+        _check_sampler(sampler, eta)
+        clip_x = self._clip if clip is None else clip
+        return dict(sampler=sampler, eta=eta, clip_x=clip_x, **self._network, **self._process)
+
     def _draw(
         self,
         noise: Callable[[np.ndarray], np.ndarray],
@@ -212,12 +245,11 @@ class Pipeline:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
         num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
-        sampler = self._sampler if sampler is None else sampler
-        _check_sampler(sampler, eta)
-        if sampler == "ddim" and eta == 0:
+        settings = self._draw_settings(sampler, eta, clip)
+        if self.is_deterministic(sampler=sampler, eta=eta):
             key = None  # so that one program serves whether there is a key or not
         elif key is None:
-            what = f"DDIM with eta={eta}" if eta else f"The {sampler!r} sampler"
+            what = f"DDIM with eta={eta}" if eta else f"The {settings['sampler']!r} sampler"
             raise InputError(f"{what} draws fresh noise at every step: give it a key, as in key=jax.random.key(0).")
         labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
         if self.distilled_for not in (0, num_steps) and multihost.is_main():
@@ -226,16 +258,7 @@ class Pipeline:
                 self.distilled_for,
                 num_steps,
             )
-        draw = _compiled(
-            self._mesh,
-            self._parallel,
-            sampler=sampler,
-            eta=eta,
-            clip_x=self._clip if clip is None else clip,
-            trajectory=num_steps if trajectory else None,
-            **self._network,
-            **self._process,
-        )
+        draw = _compiled(self._mesh, self._parallel, trajectory=num_steps if trajectory else None, **settings)
         shared = (key, None if trajectory else num_steps)
         size = min(batch_size, len(index))
         size += -size % self._mesh.size
@@ -249,7 +272,7 @@ class Pipeline:
         return batches()
 
     def _noise(self, key: Keys, index: np.ndarray) -> np.ndarray:
-        return np.asarray(_start_noise(key, index, image_shape=self.image_shape))
+        return np.asarray(start_noise(key, index, self.image_shape))
 
     def _params_of_no_device(self) -> Params:
         """The parameters, to be used wherever the arrays are that they meet."""
@@ -310,7 +333,10 @@ def _keys(key: Keys, index: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="image_shape")
-def _start_noise(key: Keys, index: Array, *, image_shape: tuple[int, int, int]) -> jax.Array:
+def start_noise(
+    key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
+) -> Float[jax.Array, "n height width channels"]:
+    """The standard normal noise that these samples of a key start from."""
     return jax.vmap(lambda key: jax.random.normal(key, image_shape))(_keys(key, index)[:, 0])
 
 

@@ -30,10 +30,19 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, dtype: str = "
       metadata: of the model.
       dtype: that the parameters are stored in: 'float32', or 'float16' for half the size.
     """
-    arrays = {"/".join(path): np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
     values = {"format": FORMAT, "step": metadata.step, **metadata.to_json()}
-    write_whole(folder / WEIGHTS, safetensors.numpy.save(arrays, {"format": FORMAT}))
+    write_weights(folder, params, dtype)
     write_whole(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+
+
+def write_weights(folder: epath.Path, params: Params, dtype: str = "float32") -> None:
+    """Writes the parameters alone."""
+    write_whole(folder / WEIGHTS, safetensors.numpy.save(by_names(params, dtype), {"format": FORMAT}))
+
+
+def by_names(params: Params, dtype: str) -> dict[str, np.ndarray]:
+    """The parameters by their names in a file, 'down_0.block_0/conv1/kernel'."""
+    return {"/".join(path): np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
 
 
 def is_archive(folder: epath.Path) -> bool:

@@ -25,7 +25,8 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
         - the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`: its newest checkpoint;
         - an archive, a folder with `model.safetensors` and our `config.json`, as scripts/export.py writes it;
         - a checkpoint in the format of the paper's code, a single file of flax's msgpack; it needs a `config`.
-        Each may also be a URL, `gs://`, `s3://`, `https://` or `hf://user/name`, and is then downloaded once.
+        Each may also be a URL, `gs://`, `s3://`, `https://`, or `hf://user/name` or `hf://user/name@revision`, and is
+        then downloaded once.
       config: of the model, resolved or not; of published checkpoints alone, which do not say it.
 
     Raises:

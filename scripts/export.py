@@ -1,0 +1,79 @@
+"""Writes a model for elsewhere: its sampler as one file that needs JAX alone, its archive, or both, with a card.
+
+    python scripts/export.py --checkpoint=runs/digits/ladder/steps_0004 --out=digits_4/
+    pip install jax flatbuffers                   # elsewhere, where that is all it takes:
+    python digits_4/run.py 64 0 images.npy
+
+draws the images that `scripts/sample.py --seed=0` draws. The file is for CPUs, GPUs and TPUs, whichever it is written
+on; JAX promises to read it for six months. `--format=archive` writes the parameters as safetensors and the config as
+JSON, which `from_checkpoint` and every --checkpoint here read.
+"""
+
+from absl import flags
+
+from diffusion_distillation import cli, interop
+from diffusion_distillation.checkpoints import Metadata
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation.evaluation import Evaluation, described
+from diffusion_distillation.files import as_path
+from diffusion_distillation.interop import card, export
+from diffusion_distillation.interop.export import About, Options
+from diffusion_distillation.sampling import SAMPLERS
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
+CONFIG = cli.define_config()
+OUT = flags.DEFINE_string("out", None, "The folder to write, a new or an empty one.", required=True)
+FORMAT = flags.DEFINE_enum("format", "sampler", list(export.FORMATS), "What to write.")
+INPUT = flags.DEFINE_enum("input", "seed", export.INPUTS, "What the sampler starts from.")
+OUTPUT = flags.DEFINE_enum("output", "uint8", export.OUTPUTS, "What the sampler returns.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default it is free.", lower_bound=1)
+NUM_STEPS = flags.DEFINE_string(
+    "num_steps", None, "Sampling steps, by default the model's own; 'free' makes them an input."
+)
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' takes --input=seed.")
+PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "What the sampler's file is for.")
+PARAMS = flags.DEFINE_enum("params", "inside", export.PLACES, "Parameters in the sampler's file or in one beside it.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", export.DTYPES, "What parameters are stored in.")
+LICENSE = flags.DEFINE_string("license", "unknown", "For the card: such as apache-2.0, as the Hugging Face Hub has it.")
+EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the model, for the card.")
+
+
+def main() -> None:
+    """Runs the script."""
+    options = Options(
+        INPUT.value, OUTPUT.value, BATCH_SIZE.value, parse_steps(NUM_STEPS.value), SAMPLER.value,
+        tuple(PLATFORMS.value), PARAMS.value, DTYPE.value,
+    )  # fmt: skip
+    card.check_licence(LICENSE.value)
+    out = as_path(OUT.value)
+    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
+    about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value, metadata))
+    for path in export.write(out, params, metadata, FORMAT.value, options, about):
+        print(f"{path}: {path.stat().length:,} bytes")
+
+
+def parse_steps(text: str | None) -> int | str | None:
+    """The number that --num_steps is, or 'free'; None if it is not given."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def read_metrics(path: str, metadata: Metadata) -> dict[str, str]:
+    """The rows of an evaluation.json in words; raises an InputError if it is none, or has none of this model."""
+    try:
+        found = Evaluation.from_json(as_path(path).read_text())
+    except OSError as error:
+        raise InputError(f"--evaluation={path} cannot be read ({error.strerror}).") from None
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"--evaluation={path} is no evaluation.json, as scripts/evaluate.py writes it.") from None
+    updates = {row.updates for row in found.rows} - {None}
+    if updates and metadata.step not in updates:
+        raise InputError(
+            f"--evaluation={path} is of a model of {', '.join(map(str, sorted(updates)))} updates; this one has had "
+            f"{metadata.step}: measure it with scripts/evaluate.py."
+        )
+    against = f"{found.about['num_samples']:,} samples against {found.about['reference']}"
+    return {f"{row.entry.title} ({against})": described(row) for row in found.rows}
+
+
+if __name__ == "__main__":
+    cli.run(main)
