@@ -144,10 +144,8 @@ class UNet(nn.Module):
             mid_norm = functools.partial(norm, num_groups=self.mid_attn_groups) if self.mid_attn_groups else None
 
         def residual(h, name, out_ch=None, resample=None):
-            block = residual_block(
-                out_ch or h.shape[-1], self.dropout, resample, self.scale_shift, norm, dtype, name=name
-            )
-            return block(h, emb, index)
+            options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
+            return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, index)
 
         def attention(h, name, norm=norm):
             return attention_block(self.num_heads, self.head_dim, norm, dtype, name=name)(h)
@@ -156,12 +154,12 @@ class UNet(nn.Module):
             return conv3x3(h, h.shape[-1], dtype=dtype, name=name, **options)
 
         def downsample(h, stage):
-            if self._resamples_inside(stage):
+            if self.resamples_inside(stage):
                 return residual(h, f"{stage}.downsample", resample=average_pool)
             return conv(h, f"{stage}.downsample", strides=2, padding=1 if self.pad_both_sides else "SAME")
 
         def upsample(h, stage):
-            if self._resamples_inside(stage):
+            if self.resamples_inside(stage):
                 return residual(h, f"{stage}.upsample", resample=nearest)
             return conv(nearest(h), f"{stage}.upsample")
 
@@ -171,7 +169,7 @@ class UNet(nn.Module):
             stage = f"down_{level}"
             for block in range(self.num_res_blocks):
                 h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
-                if self._attends(stage, h.shape[1]):
+                if self.attends(stage, h.shape[1]):
                     h = attention(h, f"{stage}.attn_{block}")
                 skips.append(h)
             if level < num_levels - 1:
@@ -179,7 +177,7 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = residual(h, "mid.block_1")
-        if self._attends("mid"):
+        if self.attends("mid"):
             h = attention(h, "mid.attn_1", mid_norm)
         h = residual(h, "mid.block_2")
 
@@ -188,7 +186,7 @@ class UNet(nn.Module):
             for block in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
-                if self._attends(stage, h.shape[1]):
+                if self.attends(stage, h.shape[1]):
                     h = attention(h, f"{stage}.attn_{block}")
             if level > 0:
                 h = upsample(h, stage)
@@ -227,7 +225,7 @@ class UNet(nn.Module):
             if unknown := sorted(set(getattr(self, name) or ()) - set(stages)):
                 raise InputError(f"{name} has {unknown}; the stages of this network are {sorted(stages)}.")
         sides = {stage: height // 2 ** int(stage.partition("_")[2] or 0) for stage in stages}
-        attended = [ch for stage, ch in stages.items() if self._attends(stage, sides[stage])]
+        attended = [ch for stage, ch in stages.items() if self.attends(stage, sides[stage])]
         option, value = ("num_heads", self.num_heads) if self.head_dim is None else ("head_dim", self.head_dim)
         for channels in attended:
             if value < 1 or channels % value:
@@ -252,6 +250,16 @@ class UNet(nn.Module):
         """The sinusoids that log-SNR enters as; they depend on no parameter."""
         return sinusoidal_embedding(self._time(logsnr), self.ch, self.freq_shift)
 
+    def attends(self, stage: str, side: int | None = None) -> bool:
+        """Whether a stage has self-attention, with images of this side there."""
+        if self.attn_stages is not None:
+            return stage in self.attn_stages
+        return stage == "mid" or side in self.attn_resolutions
+
+    def resamples_inside(self, stage: str) -> bool:
+        """Whether a stage resamples inside a residual block."""
+        return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
+
     def _time(self, logsnr):
         if self.logsnr_input_type == "step":
             return self.schedule.step(logsnr)
@@ -261,14 +269,6 @@ class UNet(nn.Module):
             return 1000 * nn.sigmoid(logsnr)
         low, high = self.logsnr_scale_range
         return 1000 * ((logsnr - low) / (high - low))
-
-    def _attends(self, stage, side=None):
-        if self.attn_stages is not None:
-            return stage in self.attn_stages
-        return stage == "mid" or side in self.attn_resolutions
-
-    def _resamples_inside(self, stage):
-        return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
 
 
 class ResidualBlock(nn.Module):

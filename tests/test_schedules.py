@@ -79,7 +79,7 @@ def test_time_in_bfloat16_and_float64(name):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'nichol_dhariwal'\]"),
+        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'discrete', 'nichol_dhariwal'\]"),
         (dict(name="cosine", logsnr_mn=-20), "'logsnr_mn'; it takes"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "logsnr_min < logsnr_max"),
     ],
