@@ -75,6 +75,39 @@ MEAN_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 BLOCKS = {"down": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
           "up": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")}  # fmt: skip
 
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# Images of {size} in {num_steps} steps
+
+{what}
+
+{call}
+**Pass num_inference_steps={num_steps}.** The network looks its time up in a table of {num_steps} rows, those of these
+steps; another number gives other images than the model's.
+"""
+DRAW = """```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("this/folder")
+images = pipeline(batch_size=16, num_inference_steps={num_steps}{clip}).images
+```
+"""
+DRAW_CLASSES = """It has {num_classes} classes, which `DDIMPipeline` does not pass on. Draw in a loop of your own:
+
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("this/folder")
+pipeline.scheduler.set_timesteps({num_steps})
+for t in pipeline.scheduler.timesteps:  # z: standard normal noise; labels: a class for each, integers
+    output = pipeline.unet(z, t, labels).sample
+    z = pipeline.scheduler.step(output, t, z{clip}).prev_sample
+```
+"""
+
 # Our names of modules, theirs.
 TOP = {
     "conv_in": "conv_in",
@@ -121,7 +154,7 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
         )
     if not (unet / WEIGHTS).is_file():
         raise InputError(
-            f"There is no {str(unet / WEIGHTS)!r}. Weights are read from a single safetensors file, never from a pickle "
+            f"There is no {str(unet / WEIGHTS)!r}. Weights are read from one safetensors file, never from a pickle "
             "(.bin): load them in diffusers and save_pretrained them."
         )
     arrays = {_newer(name): array for name, array in read_safetensors(unet / WEIGHTS).items()}
@@ -530,30 +563,10 @@ def _card(metadata: Metadata, num_steps: int) -> str:
     height, width, channels = metadata.image_shape
     student = f"a student, distilled for {metadata.num_steps} sampling steps" if metadata.num_steps else "a base model"
     clip = ", use_clipped_model_output=True" if metadata.config.model.eval_clip_denoised else ""
-    call = (
-        f"""```python
-from diffusers import DDIMPipeline
-
-pipeline = DDIMPipeline.from_pretrained("this/folder")
-images = pipeline(batch_size=16, num_inference_steps={num_steps}{clip}).images
-```
-"""
-        if metadata.num_classes == 1
-        else f"""It has {metadata.num_classes} classes, which `DDIMPipeline` does not pass on: call its `unet(z, t, class_labels)` and its
-`scheduler.step(..., eta=0{clip})` in a loop over `scheduler.timesteps` of your own, after
-`scheduler.set_timesteps({num_steps})`.
-"""
+    call = DRAW if metadata.num_classes == 1 else DRAW_CLASSES
+    return CARD.format(
+        what=f"This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation.",
+        size=f"{height}x{width}x{channels}",
+        call=call.format(num_classes=metadata.num_classes, num_steps=num_steps, clip=clip),
+        num_steps=num_steps,
     )
-    return f"""---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
----
-
-# Images of {height}x{width}x{channels} in {num_steps} steps
-
-This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation.
-
-{call}
-**Pass num_inference_steps={num_steps}.** The network looks its time up in a table of {num_steps} rows, which fit the times of these
-steps; another number gives other times, and other images than the model's.
-"""
