@@ -260,15 +260,15 @@ class Discrete:
 
 def _betas(schedule: Discrete) -> np.ndarray:
     """In float32, by float32 arithmetic as far as it is theirs."""
-    num_steps, start, end = schedule.num_steps, np.float32(schedule.beta_start), np.float32(schedule.beta_end)
+    num_steps, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
     match schedule.betas:
         case "linear":
             return _linspace(start, end, num_steps)
         case "scaled_linear":
-            return _linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, num_steps) ** 2
+            return _linspace(start**0.5, end**0.5, num_steps) ** 2
         case "sigmoid":
             rising = 1 / (1 + np.exp(-_linspace(-6, 6, num_steps).astype(np.float64)))
-            return rising.astype(np.float32) * np.float32(schedule.beta_end - schedule.beta_start) + start
+            return rising.astype(np.float32) * np.float32(end - start) + np.float32(start)
         case "squaredcos_cap_v2":
             product = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
             return np.minimum(1 - product[1:] / product[:-1], 0.999).astype(np.float32)
@@ -280,10 +280,9 @@ def _betas(schedule: Discrete) -> np.ndarray:
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
     """From both ends to the middle, as PyTorch does it in float32."""
-    start, end = np.float32(start), np.float32(end)
-    step = np.float64((end - start) / np.float32(max(count - 1, 1)))
-    i = np.arange(count)
-    return np.where(i < count // 2, start + step * i, end - step * (count - 1 - i)).astype(np.float32)
+    first, last, i = np.float32(start), np.float32(end), np.arange(count)
+    step = np.float64((last - first) / np.float32(max(count - 1, 1)))
+    return np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
 
 
 SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal, "discrete": Discrete}

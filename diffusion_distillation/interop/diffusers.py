@@ -340,7 +340,7 @@ def _scheduler(folder: epath.Path) -> dict[str, Any]:
             values = _checked(read_json(path), SCHEDULER_DEFAULTS, SCHEDULER_ALLOWED, str(path))
             if values["clip_sample"] and values["clip_sample_range"] != 1:
                 raise InputError(
-                    f"{str(path)}: clip_sample_range={values['clip_sample_range']!r} must be 1: x is in [-1, 1]."
+                    f"{path!s}: clip_sample_range={values['clip_sample_range']!r} must be 1: x is in [-1, 1]."
                 )
             return values
     logging.warning("%s has no %s: it counts as DDPM's, with 1000 linear betas.", folder, SCHEDULER)

@@ -37,7 +37,8 @@ MODELS = {
     "cifar": (CIFAR, dict(beta_schedule="linear"), False),
     "resnet": (
         SMALL | dict(
-            block_out_channels=[16, 32, 32, 48], downsample_type="resnet", upsample_type="resnet", attention_head_dim=16,
+            block_out_channels=[16, 32, 32, 48], attention_head_dim=16,
+            downsample_type="resnet", upsample_type="resnet",
             down_block_types=["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "DownBlock2D"],
             up_block_types=["UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"],
         ),
@@ -45,7 +46,10 @@ MODELS = {
         True,
     ),
     "heads": (
-        SMALL | dict(down_block_types=["AttnDownBlock2D"] * 2, up_block_types=["UpBlock2D", "AttnUpBlock2D"], in_channels=1, out_channels=1),
+        SMALL | dict(
+            down_block_types=["AttnDownBlock2D"] * 2, up_block_types=["UpBlock2D", "AttnUpBlock2D"],
+            in_channels=1, out_channels=1,
+        ),
         dict(beta_schedule="scaled_linear", num_train_timesteps=500, clip_sample=False),
         True,
     ),
@@ -55,7 +59,9 @@ MODELS = {
         False,
     ),
     "freq_shift": (
-        SMALL | dict(freq_shift=0, flip_sin_to_cos=True, add_attention=False, attention_head_dim=None, downsample_padding=0),
+        SMALL | dict(
+            freq_shift=0, flip_sin_to_cos=True, add_attention=False, attention_head_dim=None, downsample_padding=0,
+        ),
         dict(trained_betas=np.linspace(0.001, 0.06, 200).tolist(), num_train_timesteps=200, beta_schedule="linear"),
         False,
     ),
