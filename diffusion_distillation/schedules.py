@@ -267,7 +267,7 @@ def _betas(schedule: Discrete) -> np.ndarray:
         case "scaled_linear":
             return _linspace(start**0.5, end**0.5, num_steps) ** 2
         case "sigmoid":
-            rising = 1 / (1 + np.exp(-_linspace(-6, 6, num_steps).astype(np.float64)))
+            rising = 1 / (1 + np.exp(-_linspace(-6.0, 6.0, num_steps).astype(np.float64)))
             return rising.astype(np.float32) * np.float32(end - start) + np.float32(start)
         case "squaredcos_cap_v2":
             product = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2

@@ -112,7 +112,7 @@ def test_products_of_discrete_betas(betas):
 def test_discrete_against_float64(betas):
     """Steps of samplers, between its times and on them, where a network reads their number off the log-SNR."""
     schedule = get_logsnr_schedule("discrete", betas=betas, **DISCRETE[betas])
-    for num_steps in (1, 4, schedule.num_steps // 10, 64, schedule.num_steps):
+    for num_steps in (1, 64, schedule.num_steps):
         i = np.arange(num_steps)
         dt = np.float32(1) / np.float32(num_steps)
         t, s = (i + 1) / num_steps, i / num_steps
