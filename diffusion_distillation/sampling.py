@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from .diffusion import Denoiser, Prediction, per_example, posterior
 from .errors import InputError
@@ -102,7 +103,7 @@ def ddim(
     *,
     eta: float = 0.0,
     key: Keys | None = None,
-    start: float = 1.0,
+    start: Float[Array, ""] | float = 1.0,
     trajectory: bool = False,
 ) -> Images | tuple[Images, Trajectory]:
     """Samples with DDIM, deterministically unless eta > 0.
@@ -174,7 +175,7 @@ def _sample(
     schedule: Schedule,
     num_steps: Count,
     trajectory: bool,
-    start: float = 1.0,
+    start: Float[Array, ""] | float = 1.0,
 ) -> Images | tuple[Images, Trajectory]:
     if isinstance(num_steps, int) and num_steps < 1:
         raise InputError(f"num_steps must be at least 1; got {num_steps}.")

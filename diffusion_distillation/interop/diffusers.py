@@ -404,6 +404,8 @@ def _outward(params: Params, metadata: Metadata) -> dict[str, np.ndarray]:
     arrays = {}
     for path, name in _names(params, len(metadata.config.model.args.ch_mult)):
         array = flat[path]
+        if path == ("class_emb", "bias"):
+            continue
         if path[0] == "class_emb":
             array = flat[("class_emb", "kernel")] + flat[("class_emb", "bias")]
         elif path[-2] in ("q", "k", "v"):

@@ -213,7 +213,7 @@ def test_a_table_that_was_changed(tmp_path):
     path = tmp_path / "unet" / diffusers.WEIGHTS
     arrays = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(arrays | {"time_proj.weight": arrays["time_proj.weight"] + 0.1}, path)
-    with pytest.raises(cfg.InputError, match="time_proj.weight was changed"):
+    with pytest.raises(cfg.InputError, match="weight was changed since"):
         interop.load(tmp_path)
 
 
