@@ -1,7 +1,7 @@
 # make demo   installs what it needs, then trains, distills and reports on the embedded digits
 # make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
-# make peer   installs PyTorch and torch-fidelity in an environment of their own, to compare with: tests/peers and
-#             scripts/benchmarks/benchmark.py --peer
+# make peer   installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
+#             and scripts/benchmarks/benchmark.py --peer
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 

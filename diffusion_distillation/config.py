@@ -68,6 +68,15 @@ FIELDS = {
             "logsnr_scale_range": (-10.0, 10.0),
             "resblock_resample": False,
             "remat": False,  # save memory by computing activations twice
+            # what makes networks of other projects of it
+            "freq_shift": 1,
+            "scale_shift": True,
+            "norm_groups": 32,
+            "norm_eps": 1e-6,
+            "mid_attn_groups": OrNone(int),
+            "pad_both_sides": False,
+            "attn_stages": OrNone(tuple),
+            "resample_stages": OrNone(tuple),
         },
         "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
         "mean_type": _one_of("x", MEAN_TYPES),

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from .shapes import Array
 
-EPSILON = 1e-6  # added to variances
+EPSILON = 1e-6
 
 
 def computed_once(y: Array) -> Array:
@@ -66,11 +66,13 @@ class GroupNorm(nn.Module):
       num_groups: a divisor of the channels.
       dtype: of the result; by default that of x.
       activation: what comes last.
+      epsilon: what is added to variances.
     """
 
     num_groups: int
     dtype: Any = None
     activation: Callable[[Array], Array] | None = None
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(
@@ -90,7 +92,7 @@ class GroupNorm(nn.Module):
             return jnp.repeat(groups, channels // self.num_groups, axis=-1)
 
         mean, mean_square = of_groups(f.mean(axis=space)), of_groups(jnp.square(f).mean(axis=space))
-        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + EPSILON)
+        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
         shift = beta - mean * scale
         if film is not None:
             scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]

@@ -39,6 +39,7 @@ def unet_iddpm(config: Any, image_shape: tuple[int, int, int], num_classes: int)
         num_classes=num_classes,
         out_ch=_output_channels(config, channels),
         dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
+        schedule=train_schedule(config) if config.args.logsnr_input_type == "step" else None,
         **dict(config.args.items()),
     )
     network.validate(height, width)

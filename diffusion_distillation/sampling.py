@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from .diffusion import Denoiser, Prediction, per_example, posterior
 from .errors import InputError
@@ -55,7 +56,7 @@ def ddim_step(
     if eta != 0:
         if key is None:
             raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
-        log_r = per_example(schedule(t) - schedule(t - dt), z)  # r = SNR(t) / SNR(s)
+        log_r = per_example(schedule(t) - schedule(jnp.maximum(t - dt, 0)), z)  # r = SNR(t) / SNR(s)
         kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
         fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
         sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
@@ -102,6 +103,7 @@ def ddim(
     *,
     eta: float = 0.0,
     key: Keys | None = None,
+    start: Float[Array, ""] | float = 1.0,
     trajectory: bool = False,
 ) -> Images | tuple[Images, Trajectory]:
     """Samples with DDIM, deterministically unless eta > 0.
@@ -113,6 +115,9 @@ def ddim(
       num_steps: calls of the denoiser.
       eta: share of fresh noise at every step, see `ddim_step`.
       key: needed when eta is not 0. With one key an example, its sample does not depend on the rest of the batch.
+      start: the time at which the steps start, though from noise as at t = 1; they are 1 / num_steps long, and the last
+        ends at t = 0. diffusers' 'leading' steps of a schedule of T times start at 1 - 1 / num_steps + 1 / T, and its
+        'trailing' ones at 1, where num_steps divides T.
       trajectory: return every predicted x too.
 
     Returns:
@@ -126,7 +131,7 @@ def ddim(
         step_key = None if key is None else fold_in(key, i)
         return ddim_step(prediction, z, schedule, t, dt, eta=eta, key=step_key)
 
-    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+    return _sample(step, denoise, z, schedule, num_steps, trajectory, start)
 
 
 def ancestral(
@@ -164,7 +169,13 @@ def ancestral(
 
 
 def _sample(
-    step: Callable, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, trajectory: bool
+    step: Callable,
+    denoise: Denoiser,
+    z: Images,
+    schedule: Schedule,
+    num_steps: Count,
+    trajectory: bool,
+    start: Float[Array, ""] | float = 1.0,
 ) -> Images | tuple[Images, Trajectory]:
     if isinstance(num_steps, int) and num_steps < 1:
         raise InputError(f"num_steps must be at least 1; got {num_steps}.")
@@ -172,7 +183,7 @@ def _sample(
     dt = 1 / jnp.asarray(num_steps, time_type)
 
     def one_step(z, i):
-        t = (i + 1).astype(time_type) * dt
+        t = (i + 1).astype(time_type) * dt - (1 - start)
         prediction = denoise(z, schedule(t))
         return step(i, prediction, z, t, dt), prediction.x
 

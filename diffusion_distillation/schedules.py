@@ -11,10 +11,13 @@ The last is not left to a subtraction: in float32, at 8192 steps, that would kee
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 
 from .errors import InputError
 from .shapes import Array, Times
@@ -144,15 +147,153 @@ class NicholDhariwal:
         return math.asin(math.sqrt(0.001) * math.sin(0.001 * self._a)) / self._a
 
 
-SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal}
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """The schedule of networks that were trained at T discrete times (Ho et al. 2020), by its betas.
+
+    Step i of theirs, 0 <= i < T, is time (i + 1) / T here, where alpha^2 is the product of 1 - beta up to step i, with
+    betas and products rounded to float32 as diffusers has them. Between these times the log-SNR is linear in time, and
+    so decreases everywhere; from the first of them to t = 0 it rises to 20. A time that float32's rounding may have
+    moved off one of theirs counts as that one.
+
+    Attributes:
+      betas: 'linear', 'scaled_linear' (of the root), 'sigmoid', from beta_start to beta_end; 'squaredcos_cap_v2',
+        Nichol & Dhariwal's cosine with betas of 0.999 at most; or T numbers between 0 and 1.
+      num_steps: T, where betas is a name.
+      beta_start: the first beta.
+      beta_end: the last.
+
+    Raises:
+      InputError: for other betas, or such as leave no signal or take no step in float32.
+    """
+
+    betas: str | Sequence[float] = "linear"
+    num_steps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+
+    def __post_init__(self):
+        if not isinstance(self.betas, str):
+            object.__setattr__(self, "betas", tuple(self.betas))
+            object.__setattr__(self, "num_steps", len(self.betas))
+        if self.num_steps < 1:
+            raise InputError(f"The 'discrete' schedule needs steps; got num_steps={self.num_steps}.")
+        products = self.alphas_cumprod
+        if not (products[-1] > 0 and products[0] < 1 and np.all(np.diff(products) < 0)):  # nor with NaN
+            raise InputError(
+                f"The 'discrete' schedule with betas={str(self.betas)[:50]}, num_steps={self.num_steps}, beta_start="
+                f"{self.beta_start}, beta_end={self.beta_end} has steps that leave no signal, or add no noise, in "
+                "float32: betas must be above 0 and below 1."
+            )
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """alpha^2 at each of the T times, float32."""
+        return np.cumprod((1 - _betas(self)).astype(np.float64)).astype(np.float32)
+
+    def __call__(self, t: Times) -> Array:
+        """See `Schedule`."""
+        t = _as_time(t)
+        return self._logsnr(*self._cell(t))
+
+    def angle(self, t: Times) -> Array:
+        """See `Schedule`."""
+        return jnp.arctan(jnp.exp(-0.5 * self(t)))
+
+    def angle_step(self, t: Times, dt: Times) -> Array:
+        """See `Schedule`."""
+        t, dt = _as_time(t), _as_time(dt)
+        cell_t, part_t = self._cell(t)
+        cell_s, part_s = self._before(cell_t, part_t, dt)
+        # tan(phi_t - phi_s) = sinh((logsnr_s - logsnr_t) / 4) / cosh((logsnr_s + logsnr_t) / 4)
+        high, low = self._knots(t.dtype)
+        slope_t, slope_s = (self._slopes(t.dtype)[cell] for cell in (cell_t, cell_s))
+        decrease = (high[cell_s] - high[cell_t]) + (low[cell_s] - low[cell_t])
+        # within a cell, of the difference of the parts alone
+        decrease += jnp.where(cell_t == cell_s, slope_t * (part_s - part_t), slope_s * part_s - slope_t * part_t)
+        both = self._logsnr(cell_s, part_s) + self._logsnr(cell_t, part_t)
+        step = jnp.arctan(jnp.sinh(0.25 * decrease) / jnp.cosh(0.25 * both))
+        return jnp.where(t <= dt, self.angle(t), step)
+
+    def step(self, logsnr: Times) -> Array:
+        """The number of their step with this log-SNR, an integer at their times; from -1 at t = 0 to T - 1."""
+        logsnr = _as_time(logsnr)
+        knots, _ = self._knots(logsnr.dtype)
+        return jnp.interp(-logsnr, -knots, np.arange(-1, self.num_steps, dtype=logsnr.dtype))
+
+    def _cell(self, t: Array) -> tuple[Array, Array]:
+        """Between which times t lies: T t as an integer and a part, in [0, 1)."""
+        # T t to the last digit of t, by its first 11 bits and the rest
+        first = jnp.round(t * 2048) / 2048
+        whole = jnp.round(self.num_steps * first)
+        rest = (self.num_steps * first - whole) + self.num_steps * (t - first)
+        return self._normal(whole, rest, t)
+
+    def _before(self, cell: Array, part: Array, dt: Array) -> tuple[Array, Array]:
+        """The same of t - dt, from that of t."""
+        steps = self.num_steps * dt
+        whole = jnp.round(steps)
+        return self._normal(cell - whole, part - (steps - whole), (cell + part) / self.num_steps)
+
+    def _normal(self, whole: Array, rest: Array, t: Array) -> tuple[Array, Array]:
+        nearest = jnp.round(rest)
+        rest = jnp.where(jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(t.dtype).eps, nearest, rest)
+        cell = jnp.clip(whole + jnp.floor(rest), 0, self.num_steps - 1)
+        return cell.astype(int), jnp.clip((whole - cell) + rest, 0, 1)
+
+    def _logsnr(self, cell: Array, part: Array) -> Array:
+        return self._knots(part.dtype)[0][cell] + part * self._slopes(part.dtype)[cell]
+
+    def _knots(self, dtype) -> tuple[Array, Array]:
+        """Log-SNR at t = 0, 1 / T, ..., 1: rounded, and what rounding took."""
+        high = self._logsnrs.astype(dtype)
+        return jnp.asarray(high), jnp.asarray((self._logsnrs - high).astype(dtype))
+
+    def _slopes(self, dtype) -> Array:
+        return jnp.asarray(np.diff(self._logsnrs).astype(dtype))
+
+    @functools.cached_property
+    def _logsnrs(self) -> np.ndarray:
+        products = self.alphas_cumprod.astype(np.float64)
+        return np.concatenate([[20.0], np.log(products) - np.log1p(-products)])
+
+
+def _betas(schedule: Discrete) -> np.ndarray:
+    """In float32, by float32 arithmetic as far as it is theirs."""
+    num_steps, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
+    match schedule.betas:
+        case "linear":
+            return _linspace(start, end, num_steps)
+        case "scaled_linear":
+            return _linspace(start**0.5, end**0.5, num_steps) ** 2
+        case "sigmoid":
+            rising = 1 / (1 + np.exp(-_linspace(-6.0, 6.0, num_steps).astype(np.float64)))
+            return rising.astype(np.float32) * np.float32(end - start) + np.float32(start)
+        case "squaredcos_cap_v2":
+            product = np.cos((np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.minimum(1 - product[1:] / product[:-1], 0.999).astype(np.float32)
+        case str(name):
+            names = ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
+            raise InputError(f"The 'discrete' schedule has no betas={name!r}; choose one of {names}, or give numbers.")
+    return np.array(schedule.betas, np.float32)
+
+
+def _linspace(start: float, end: float, count: int) -> np.ndarray:
+    """From both ends to the middle, as PyTorch does it in float32."""
+    first, last, i = np.float32(start), np.float32(end), np.arange(count)
+    step = np.float64((last - first) / np.float32(max(count - 1, 1)))
+    return np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
+
+
+SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal, "discrete": Discrete}
 
 
 def get_logsnr_schedule(name: str, **kwargs) -> Schedule:
     """The schedule called `name`, as configs spell it: `get_logsnr_schedule('cosine', logsnr_min=-20, logsnr_max=20)`.
 
     Args:
-      name: 'cosine' or 'nichol_dhariwal'.
-      **kwargs: the schedule's attributes, see `Cosine` and `NicholDhariwal`.
+      name: 'cosine', 'nichol_dhariwal' or 'discrete'.
+      **kwargs: the schedule's attributes, see `Cosine`, `NicholDhariwal` and `Discrete`.
 
     Returns:
       A `Schedule`; called with t in [0, 1] it gives log(alpha^2 / sigma^2).

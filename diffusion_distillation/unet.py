@@ -1,5 +1,6 @@
 """The Improved-DDPM U-Net in Flax, with the parameter names of the published checkpoints."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,11 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from .errors import InputError
-from .layers import GroupNorm, conv3x3
+from .layers import EPSILON, GroupNorm, conv3x3
+from .schedules import Discrete
 from .shapes import Array
 
-LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear")
-NUM_GROUPS = 32
+LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
 class UNet(nn.Module):
@@ -22,7 +23,7 @@ class UNet(nn.Module):
 
     Attributes:
       num_classes: number of classes; 1 for an unconditional network.
-      ch: channels at the first level, a multiple of 32 (the number of groups of the group normalization).
+      ch: channels at the first level, a multiple of norm_groups.
       emb_ch: width of the embedding of log-SNR and class.
       out_ch: output channels: those of the image, twice that for mean_type 'both'.
       ch_mult: channels of each level in multiples of ch; from level to level the resolution halves.
@@ -31,7 +32,7 @@ class UNet(nn.Module):
       num_heads: attention heads; give this or head_dim.
       dropout: rate in every residual block, applied when `train`.
       logsnr_input_type: how log-SNR enters: 'inv_cos' is atan(exp(-logsnr / 2)) / (pi/2), 'sigmoid' is
-        sigmoid(logsnr), 'linear' maps logsnr_scale_range to [0, 1].
+        sigmoid(logsnr), 'linear' maps logsnr_scale_range to [0, 1]; 'step' is the number of the step of `schedule`.
       logsnr_scale_range: for 'linear'.
       resblock_resample: resample inside a residual block (average pool, nearest neighbour), not by a convolution.
       head_dim: channels of each attention head; give this or num_heads.
@@ -40,6 +41,19 @@ class UNet(nn.Module):
       dtype: type of the activations (jnp.bfloat16 for mixed precision); by default the type of the input. Parameters
         stay float32, and the head (`norm_out`, swish, `conv_out`) computes in float32 at least: an x rounded to
         bfloat16 would be off by 1e-3, which the SNR weighs by up to 1e8.
+      schedule: for 'step', the discrete schedule that the network was trained with.
+
+    By the others, networks of other projects are this one. A stage is a level on the way down or up, or the middle:
+    'down_0', 'down_1', ..., 'mid', ..., 'up_1', 'up_0'.
+
+      freq_shift: see `sinusoidal_embedding`.
+      scale_shift: the embedding scales and shifts inside residual blocks; if not, it is added before `norm2`.
+      norm_groups: groups of the group normalizations.
+      norm_eps: what they add to variances.
+      mid_attn_groups: groups of the middle's attention, if others; 0 for no normalization there.
+      pad_both_sides: pad images with zeros on all sides, not only below and on the right, for strided convolutions.
+      attn_stages: the stages with self-attention, where not attn_resolutions says it (and the middle has it).
+      resample_stages: the stages that resample inside a residual block, where not resblock_resample says it for all.
     """
 
     num_classes: int
@@ -57,11 +71,21 @@ class UNet(nn.Module):
     head_dim: int | None = None
     remat: bool = False
     dtype: Any = None
+    schedule: Discrete | None = None
+    freq_shift: int = 1
+    scale_shift: bool = True
+    norm_groups: int = 32
+    norm_eps: float = EPSILON
+    mid_attn_groups: int | None = None
+    pad_both_sides: bool = False
+    attn_stages: Sequence[str] | None = None
+    resample_stages: Sequence[str] | None = None
 
     def __post_init__(self):
         # Lists, as JSON has them, would keep the network from being a static argument of a jitted function.
-        for name in ("ch_mult", "attn_resolutions", "logsnr_scale_range"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("ch_mult", "attn_resolutions", "logsnr_scale_range", "attn_stages", "resample_stages"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
 
     @nn.compact
@@ -102,7 +126,7 @@ class UNet(nn.Module):
             index = jnp.arange(batch)
 
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.promote_types(x.dtype, jnp.float32)), (batch,))
-        emb = sinusoidal_embedding(1000 * self._logsnr_input(logsnr), self.ch).astype(dtype)
+        emb = self.time_embedding(logsnr).astype(dtype)
         emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense0")(emb)
         emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense1")(nn.swish(emb))
         if self.num_classes > 1:
@@ -114,45 +138,61 @@ class UNet(nn.Module):
         if self.remat:
             residual_block, attention_block = nn.remat(ResidualBlock), nn.remat(AttentionBlock)
 
+        norm = functools.partial(GroupNorm, num_groups=self.norm_groups, dtype=dtype, epsilon=self.norm_eps)
+        mid_norm = norm
+        if self.mid_attn_groups is not None:
+            mid_norm = functools.partial(norm, num_groups=self.mid_attn_groups) if self.mid_attn_groups else None
+
         def residual(h, name, out_ch=None, resample=None):
-            block = residual_block(out_ch or h.shape[-1], self.dropout, resample, dtype, name=name)
-            return block(h, emb, index)
+            options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
+            return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, index)
 
-        def attention(h, name):
-            return attention_block(self.num_heads, self.head_dim, dtype, name=name)(h)
+        def attention(h, name, norm=norm):
+            return attention_block(self.num_heads, self.head_dim, norm, dtype, name=name)(h)
 
-        def conv(h, name, strides=1):
-            return conv3x3(h, h.shape[-1], strides=strides, dtype=dtype, name=name)
+        def conv(h, name, **options):
+            return conv3x3(h, h.shape[-1], dtype=dtype, name=name, **options)
+
+        def downsample(h, stage):
+            if self.resamples_inside(stage):
+                return residual(h, f"{stage}.downsample", resample=average_pool)
+            return conv(h, f"{stage}.downsample", strides=2, padding=1 if self.pad_both_sides else "SAME")
+
+        def upsample(h, stage):
+            if self.resamples_inside(stage):
+                return residual(h, f"{stage}.upsample", resample=nearest)
+            return conv(nearest(h), f"{stage}.upsample")
 
         h = conv3x3(x.astype(dtype), self.ch, dtype=dtype, name="conv_in")
         skips = [h]
         for level, mult in enumerate(self.ch_mult):
+            stage = f"down_{level}"
             for block in range(self.num_res_blocks):
-                h = residual(h, f"down_{level}.block_{block}", out_ch=self.ch * mult)
-                if h.shape[1] in self.attn_resolutions:
-                    h = attention(h, f"down_{level}.attn_{block}")
+                h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
+                if self.attends(stage, h.shape[1]):
+                    h = attention(h, f"{stage}.attn_{block}")
                 skips.append(h)
             if level < num_levels - 1:
-                name = f"down_{level}.downsample"
-                h = residual(h, name, resample=average_pool) if self.resblock_resample else conv(h, name, strides=2)
+                h = downsample(h, stage)
                 skips.append(h)
 
         h = residual(h, "mid.block_1")
-        h = attention(h, "mid.attn_1")
+        if self.attends("mid"):
+            h = attention(h, "mid.attn_1", mid_norm)
         h = residual(h, "mid.block_2")
 
         for level, mult in reversed(list(enumerate(self.ch_mult))):
+            stage = f"up_{level}"
             for block in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = residual(h, f"up_{level}.block_{block}", out_ch=self.ch * mult)
-                if h.shape[1] in self.attn_resolutions:
-                    h = attention(h, f"up_{level}.attn_{block}")
+                h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
+                if self.attends(stage, h.shape[1]):
+                    h = attention(h, f"{stage}.attn_{block}")
             if level > 0:
-                name = f"up_{level}.upsample"
-                h = residual(h, name, resample=upsample) if self.resblock_resample else conv(upsample(h), name)
+                h = upsample(h, stage)
 
         head_dtype = jnp.promote_types(dtype, jnp.float32)
-        h = group_norm(head_dtype, "norm_out", nn.swish)(h)
+        h = norm(dtype=head_dtype, activation=nn.swish, name="norm_out")(h)
         h = conv3x3(h, self.out_ch, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")
         return h.astype(x.dtype)
 
@@ -170,18 +210,22 @@ class UNet(nn.Module):
                 f"that {downsampling} divides (one halving between levels)."
             )
         for channels in levels:
-            if channels % NUM_GROUPS:
+            if channels % self.norm_groups:
                 raise InputError(
-                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level {channels} channels; group "
-                    f"normalization needs a multiple of {NUM_GROUPS}. Choose ch as a multiple of {NUM_GROUPS}."
+                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level {channels} channels; group normalization "
+                    f"needs a multiple of {self.norm_groups}. Choose ch as a multiple of {self.norm_groups}."
                 )
         if (self.num_heads is None) == (self.head_dim is None):
             raise InputError(
                 f"Give either num_heads or head_dim; got num_heads={self.num_heads}, head_dim={self.head_dim}."
             )
-        sides = [height // 2**level for level in range(len(levels))]
-        attended = [ch for ch, side in zip(levels, sides, strict=True) if side in self.attn_resolutions]
-        attended.append(levels[-1] if self.num_res_blocks else self.ch)  # the middle's
+        middle = levels[-1] if self.num_res_blocks else self.ch
+        stages = {f"{way}_{level}": ch for level, ch in enumerate(levels) for way in ("down", "up")} | {"mid": middle}
+        for name in ("attn_stages", "resample_stages"):
+            if unknown := sorted(set(getattr(self, name) or ()) - set(stages)):
+                raise InputError(f"{name} has {unknown}; the stages of this network are {sorted(stages)}.")
+        sides = {stage: height // 2 ** int(stage.partition("_")[2] or 0) for stage in stages}
+        attended = [ch for stage, ch in stages.items() if self.attends(stage, sides[stage])]
         option, value = ("num_heads", self.num_heads) if self.head_dim is None else ("head_dim", self.head_dim)
         for channels in attended:
             if value < 1 or channels % value:
@@ -190,36 +234,66 @@ class UNet(nn.Module):
             raise InputError(
                 f"Unknown logsnr_input_type {self.logsnr_input_type!r}; choose one of {list(LOGSNR_INPUT_TYPES)}."
             )
+        if self.logsnr_input_type == "step" and not isinstance(self.schedule, Discrete):
+            raise InputError(
+                "logsnr_input_type='step' needs the 'discrete' schedule that the network was trained with: set "
+                "model.train_logsnr_schedule to it."
+            )
+        if self.ch % 2 or self.ch // 2 <= self.freq_shift:
+            raise InputError(f"ch={self.ch} must be even and above 2 * freq_shift, with freq_shift={self.freq_shift}.")
+        if self.mid_attn_groups and middle % self.mid_attn_groups:
+            raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
-    def _logsnr_input(self, logsnr):
+    def time_embedding(self, logsnr: Float[Array, "batch"]) -> Float[Array, "batch ch"]:
+        """The sinusoids that log-SNR enters as; they depend on no parameter."""
+        return sinusoidal_embedding(self._time(logsnr), self.ch, self.freq_shift)
+
+    def attends(self, stage: str, side: int | None = None) -> bool:
+        """Whether a stage has self-attention, with images of this side there."""
+        if self.attn_stages is not None:
+            return stage in self.attn_stages
+        return stage == "mid" or side in self.attn_resolutions
+
+    def resamples_inside(self, stage: str) -> bool:
+        """Whether a stage resamples inside a residual block."""
+        return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
+
+    def _time(self, logsnr):
+        if self.logsnr_input_type == "step":
+            return self.schedule.step(logsnr)
         if self.logsnr_input_type == "inv_cos":
-            return jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20, 20))) / (0.5 * jnp.pi)
+            return 1000 * (jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20, 20))) / (0.5 * jnp.pi))
         if self.logsnr_input_type == "sigmoid":
-            return nn.sigmoid(logsnr)
+            return 1000 * nn.sigmoid(logsnr)
         low, high = self.logsnr_scale_range
-        return (logsnr - low) / (high - low)
+        return 1000 * ((logsnr - low) / (high - low))
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block; the embedding scales and shifts the second normalization."""
+    """Pre-activation residual block; the embedding scales and shifts the second normalization, or is added before."""
 
     out_ch: int
     dropout: float
     resample: Any
+    scale_shift: bool
+    norm: Any
     dtype: Any
 
     @nn.compact
     def __call__(self, x, emb, index):
         """`index` is the examples' positions in the global batch, for dropout; None for none."""
-        h = group_norm(self.dtype, "norm1", nn.swish)(x)
+        h = self.norm(activation=nn.swish, name="norm1")(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, name="conv1")
 
-        emb = nn.Dense(2 * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
-        h = group_norm(self.dtype, "norm2", nn.swish)(h, film=tuple(jnp.split(emb, 2, axis=-1)))
+        emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
+        film = tuple(jnp.split(emb, 2, axis=-1)) if self.scale_shift else None
+        if film is None:
+            h += emb[:, None, None]
+        h = self.norm(activation=nn.swish, name="norm2")(h, film=film)
         if index is not None:
             h = dropout(h, self.make_rng("dropout"), index, self.dropout)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
@@ -234,6 +308,7 @@ class AttentionBlock(nn.Module):
 
     num_heads: int | None
     head_dim: int | None
+    norm: Any
     dtype: Any
 
     @nn.compact
@@ -242,7 +317,8 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x.shape
         head_dim = self.head_dim or channels // self.num_heads
         heads = (channels // head_dim, head_dim)
-        h = group_norm(self.dtype, "norm")(x).reshape(batch, height * width, channels)
+        h = x if self.norm is None else self.norm(name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
         q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
         h = jax.nn.dot_product_attention(q, k, v)
         h = nn.DenseGeneral(
@@ -251,17 +327,15 @@ class AttentionBlock(nn.Module):
         return x + h.reshape(x.shape)
 
 
-def sinusoidal_embedding(time: Float[Array, "batch"], width: int) -> Float[Array, "batch width"]:
-    """Sines and cosines of `time` at width / 2 frequencies, from 1 down to 1 / 10000 (Vaswani et al. 2017)."""
+def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: int = 1) -> Float[Array, "batch width"]:
+    """Sines and cosines of `time` at width / 2 frequencies, from 1 down to 1 / 10000 (Vaswani et al. 2017).
+
+    The last frequency is 1 / 10000 with a freq_shift of 1; with 0, the one after it would be.
+    """
     half = width // 2
-    frequencies = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=time.dtype))
+    frequencies = jnp.exp(-math.log(10000) / (half - freq_shift) * jnp.arange(half, dtype=time.dtype))
     phases = time[:, None] * frequencies
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
-
-
-def group_norm(dtype, name, activation=None):
-    """Group normalization as everywhere in the network."""
-    return GroupNorm(NUM_GROUPS, dtype, activation, name=name)
 
 
 def average_pool(x):
@@ -269,8 +343,8 @@ def average_pool(x):
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 
-def upsample(x):
-    """Nearest neighbour, twice the size."""
+def nearest(x):
+    """Each pixel four times, twice the size."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 

@@ -15,25 +15,38 @@ def unet(params, options, x, logsnr, y=None):
     `options` are `UNet`'s arguments; `params` is its tree.
     """
 
-    def residual(h, name, resample=None):
-        return residual_block(params[name], h, emb, resample)
+    groups, epsilon = options.get("norm_groups", 32), options.get("norm_eps", 1e-6)
+    stages, resampling = options.get("attn_stages"), options.get("resample_stages")
 
-    def attention(h, name):
-        return attention_block(params[name], h, options.get("num_heads"), options.get("head_dim"))
+    def residual(h, name, resample=None):
+        return residual_block(params[name], h, emb, resample, groups, epsilon)
+
+    def attention(h, name, groups=groups):
+        heads = options.get("num_heads"), options.get("head_dim")
+        return attention_block(params[name], h, *heads, groups, epsilon)
 
     def attended(h, name):
-        return attention(h, name) if h.shape[1] in options["attn_resolutions"] else h
+        stage = name.partition(".")[0]
+        attends = h.shape[1] in options["attn_resolutions"] if stages is None else stage in stages
+        return attention(h, name) if attends else h
+
+    def inside(stage):
+        return options.get("resblock_resample", False) if resampling is None else stage in resampling
 
     x, logsnr = np.asarray(x, np.float64), np.asarray(logsnr, np.float64)
     ends = options.get("logsnr_scale_range", (-10, 10))
-    time = LOGSNR_INPUTS[options["logsnr_input_type"]](logsnr, ends)
-    emb = dense(params["dense1"], swish(dense(params["dense0"], embedding(1000 * time, options["ch"]))))
+    if options["logsnr_input_type"] == "step":
+        products = options["schedule"].alphas_cumprod.astype(np.float64)
+        time = np.interp(-logsnr, np.log(1 / products - 1), np.arange(len(products)))
+    else:
+        time = 1000 * LOGSNR_INPUTS[options["logsnr_input_type"]](logsnr, ends)
+    sinusoids = embedding(time, options["ch"], options.get("freq_shift", 1))
+    emb = dense(params["dense1"], swish(dense(params["dense0"], sinusoids)))
     if options["num_classes"] > 1:
         emb = emb + dense(params["class_emb"], np.eye(options["num_classes"])[y])
     emb = swish(emb)
 
     levels, blocks = len(options["ch_mult"]), options["num_res_blocks"]
-    inside = options.get("resblock_resample", False)
     h = conv(params["conv_in"], x)
     skips = [h]
     for level in range(levels):
@@ -42,33 +55,43 @@ def unet(params, options, x, logsnr, y=None):
             skips.append(h)
         if level < levels - 1:
             name = f"down_{level}.downsample"
-            h = residual(h, name, pool) if inside else conv(params[name], h, stride=2)
+            both = options.get("pad_both_sides", False)
+            h = residual(h, name, pool) if inside(f"down_{level}") else conv(params[name], h, 2, both)
             skips.append(h)
-    h = residual(attention(residual(h, "mid.block_1"), "mid.attn_1"), "mid.block_2")
+    h = residual(h, "mid.block_1")
+    if stages is None or "mid" in stages:
+        mid_groups = options.get("mid_attn_groups")
+        h = attention(h, "mid.attn_1", groups if mid_groups is None else mid_groups)
+    h = residual(h, "mid.block_2")
     for level in reversed(range(levels)):
         for block in range(blocks + 1):
             h = np.concatenate([h, skips.pop()], axis=-1)
             h = attended(residual(h, f"up_{level}.block_{block}"), f"up_{level}.attn_{block}")
         if level > 0:
             name = f"up_{level}.upsample"
-            h = residual(h, name, nearest) if inside else conv(params[name], nearest(h))
-    return conv(params["conv_out"], swish(group_norm(params["norm_out"], h)))
+            h = residual(h, name, nearest) if inside(f"up_{level}") else conv(params[name], nearest(h))
+    return conv(params["conv_out"], swish(group_norm(params["norm_out"], h, groups, epsilon)))
 
 
-def residual_block(p, x, emb, resample):
-    h = swish(group_norm(p["norm1"], x))
+def residual_block(p, x, emb, resample, groups, epsilon):
+    h = swish(group_norm(p["norm1"], x, groups, epsilon))
     if resample:
         h, x = resample(h), resample(x)
-    scale, shift = np.split(dense(p["temb_proj"], emb)[:, None, None], 2, axis=-1)
-    h = swish(group_norm(p["norm2"], conv(p["conv1"], h)) * (1 + scale) + shift)
+    emb, h = dense(p["temb_proj"], emb)[:, None, None], conv(p["conv1"], h)
+    if emb.shape[-1] == h.shape[-1]:
+        h = group_norm(p["norm2"], h + emb, groups, epsilon)
+    else:
+        scale, shift = np.split(emb, 2, axis=-1)
+        h = group_norm(p["norm2"], h, groups, epsilon) * (1 + scale) + shift
+    h = swish(h)
     return conv(p["conv2"], h) + (dense(p["nin_shortcut"], x) if "nin_shortcut" in p else x)
 
 
-def attention_block(p, x, num_heads, head_dim):
+def attention_block(p, x, num_heads, head_dim, groups, epsilon):
     channels = x.shape[-1]
     num_heads = num_heads or channels // head_dim
     assert p["q"]["kernel"].shape == (channels, num_heads, channels // num_heads)
-    pixels = group_norm(p["norm"], x).reshape(len(x), -1, channels)
+    pixels = (group_norm(p["norm"], x, groups, epsilon) if groups else x).reshape(len(x), -1, channels)
     out = p["proj_out"]["bias"] + np.zeros(pixels.shape)
     for head in range(num_heads):
         q, k, v = (pixels @ p[name]["kernel"][:, head] + p[name]["bias"][head] for name in "qkv")
@@ -77,21 +100,21 @@ def attention_block(p, x, num_heads, head_dim):
     return x + out.reshape(x.shape)
 
 
-def embedding(time, width):
+def embedding(time, width, freq_shift):
     half = width // 2
-    phases = time[:, None] / 10000 ** (np.arange(half) / (half - 1))
+    phases = time[:, None] / 10000 ** (np.arange(half) / (half - freq_shift))
     return np.concatenate([np.sin(phases), np.cos(phases)], axis=1)
 
 
-def group_norm(p, x, groups=32, epsilon=1e-6):
+def group_norm(p, x, groups, epsilon):
     grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
     mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
     return ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * p["scale"] + p["bias"]
 
 
-def conv(p, x, stride=1):
+def conv(p, x, stride=1, both_sides=False):
     """3x3. To half the size, zeros are put below and on the right alone, as TensorFlow's and Flax's SAME has it."""
-    zeros = (1, 1) if stride == 1 else (0, 1)
+    zeros = (1, 1) if stride == 1 or both_sides else (0, 1)
     x = np.pad(x, [(0, 0), zeros, zeros, (0, 0)])
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::stride, ::stride]
     return np.tensordot(windows, p["kernel"], [(4, 5, 3), (0, 1, 2)]) + p["bias"]

@@ -76,11 +76,77 @@ def test_time_in_bfloat16_and_float64(name):
         np.testing.assert_allclose(schedule(t), oracle.logsnr(ORACLES[name](np.asarray(t))), rtol=1e-9, atol=1e-9)
 
 
+DISCRETE = {
+    "linear": dict(),
+    "scaled_linear": dict(num_steps=500, beta_end=0.012),
+    "sigmoid": dict(num_steps=100, beta_end=0.1),
+    "squaredcos_cap_v2": dict(),
+}
+discrete = pytest.mark.parametrize("betas", DISCRETE)
+
+
+def discrete_logsnr(schedule, t):
+    """In float64, linear between the times (i + 1) / T, and 20 at t = 0."""
+    products = schedule.alphas_cumprod.astype(np.float64)
+    return np.interp(schedule.num_steps * t, np.arange(len(products) + 1), [20, *-np.log(1 / products - 1)])
+
+
+@discrete
+def test_products_of_discrete_betas(betas):
+    """From their definitions (Ho et al. 2020; Nichol & Dhariwal 2021), to float32's rounding of every beta."""
+    schedule = get_logsnr_schedule("discrete", betas=betas, **DISCRETE[betas])
+    count, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
+    alpha2 = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
+    expected = {
+        "linear": np.linspace(start, end, count),
+        "scaled_linear": np.linspace(start**0.5, end**0.5, count) ** 2,
+        "sigmoid": start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count))),
+        "squaredcos_cap_v2": np.minimum(1 - alpha2[1:] / alpha2[:-1], 0.999),
+    }[betas]
+    np.testing.assert_allclose(schedule.alphas_cumprod, np.cumprod(1 - expected), rtol=3e-5)
+    given = get_logsnr_schedule("discrete", betas=np.float32(expected).tolist())
+    np.testing.assert_allclose(given.alphas_cumprod, schedule.alphas_cumprod, rtol=3e-5)
+
+
+@discrete
+def test_discrete_against_float64(betas):
+    """Steps of samplers, between its times and on them, where a network reads their number off the log-SNR."""
+    schedule = get_logsnr_schedule("discrete", betas=betas, **DISCRETE[betas])
+    for num_steps in (1, 64, schedule.num_steps):
+        i = np.arange(num_steps)
+        dt = np.float32(1) / np.float32(num_steps)
+        t, s = (i + 1) / num_steps, i / num_steps
+        logsnr = schedule(np.float32(i + 1) * dt)
+        np.testing.assert_allclose(logsnr, discrete_logsnr(schedule, t), rtol=1e-6, atol=1e-6)
+        angle_t, angle_s = (np.arctan(np.exp(-0.5 * discrete_logsnr(schedule, u))) for u in (t, s))
+        step = schedule.angle_step(np.float32(i + 1) * dt, dt)
+        np.testing.assert_allclose(step, angle_t - np.where(i > 0, angle_s, 0), rtol=2e-6)
+        np.testing.assert_allclose(schedule.angle(np.float32(t)), angle_t, rtol=2e-6)
+        if schedule.num_steps % num_steps == 0:
+            number = jax.jit(lambda t: schedule.step(schedule(t)))(np.float32(i + 1) * dt)
+            np.testing.assert_array_equal(number, (i + 1) * (schedule.num_steps // num_steps) - 1)
+    t = jnp.linspace(0, 1, 1003)
+    assert np.all(np.diff(schedule(t)) <= 0)
+    assert np.all(np.isfinite(jax.vmap(jax.grad(schedule))(t)))
+    np.testing.assert_allclose(schedule.step(schedule(t)), schedule.num_steps * t - 1, atol=2e-2)
+
+
+def test_discrete_in_float64():
+    with jax.enable_x64(True):
+        schedule, t = get_logsnr_schedule("discrete"), np.linspace(0.01, 0.99, 137)
+        np.testing.assert_allclose(schedule(t), discrete_logsnr(schedule, t), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'nichol_dhariwal'\]"),
+        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'discrete', 'nichol_dhariwal'\]"),
         (dict(name="cosine", logsnr_mn=-20), "'logsnr_mn'; it takes"),
+        (dict(name="discrete", betas="quadratic"), "no betas='quadratic'; choose one of"),
+        (dict(name="discrete", num_steps=0), "needs steps"),
+        (dict(name="discrete", betas=(0.1, 0.0)), "must be above 0 and below 1"),
+        (dict(name="discrete", betas=(0.1, 1.0)), "must be above 0 and below 1"),
+        (dict(name="discrete", betas=(float("nan"),)), "must be above 0 and below 1"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "logsnr_min < logsnr_max"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_distillation.diffusion import make_denoiser, q_sample
 from diffusion_distillation.losses import data_target, training_loss
-from diffusion_distillation.schedules import get_logsnr_schedule
+from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
 from diffusion_distillation.unet import UNet, dropout
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -66,8 +66,28 @@ def test_numpy_unet_is_golden(golden, golden_unet):
         dict(num_classes=5, attn_resolutions=(8, 4), num_heads=None, head_dim=32),
         dict(logsnr_input_type="linear", logsnr_scale_range=(-12.0, 9.0), ch_mult=(1, 2, 1), resblock_resample=True),
         dict(logsnr_input_type="sigmoid", out_ch=6, ch_mult=(2, 1, 1), num_res_blocks=2, attn_resolutions=(2, 8)),
+        dict(
+            logsnr_input_type="step",
+            schedule=Discrete(num_steps=100, beta_end=0.2),
+            freq_shift=0,
+            scale_shift=False,
+            norm_groups=8,
+            norm_eps=1e-2,
+            mid_attn_groups=16,
+            pad_both_sides=True,
+            attn_stages=("down_0", "mid"),
+        ),
+        dict(mid_attn_groups=0, ch_mult=(1, 1, 1), attn_stages=("up_1", "mid"), resample_stages=("down_1", "up_1")),
+        dict(attn_stages=(), pad_both_sides=True, scale_shift=False),
     ],
-    ids=["classes, head_dim, convolutions", "linear, three levels", "sigmoid, both, two blocks, convolutions"],
+    ids=[
+        "classes, head_dim, convolutions",
+        "linear, three levels",
+        "sigmoid, both, two blocks, convolutions",
+        "diffusers'",
+        "by stages",
+        "no attention",
+    ],
 )
 def test_options_against_numpy(change):
     """In float64 (but for the attention's softmax), with no layer that is zero at first."""
@@ -76,6 +96,8 @@ def test_options_against_numpy(change):
     y = np.array([0, 3, 4, 1], np.int32) if network.num_classes > 1 else None
     params = random_params(network, y=y)
     logsnr = np.array([-21.0, -3.0, 0.5, 19.0])
+    if network.schedule is not None:
+        logsnr = np.array([-3.7, -3.0, 0.5, 2.0])  # between its first time and its last
     expected = numpy_unet.unet(params, options, X, logsnr, y)
     with jax.enable_x64(True):
         out = np.asarray(apply(network, params, X.astype(np.float64), logsnr, y))
@@ -217,6 +239,12 @@ def test_dropout_keeps_the_mean():
         (dict(logsnr_input_type="cos"), 8, "'cos'; choose one of"),
         (dict(ch_mult=()), 8, r"ch_mult=\(\) must not be empty"),
         (dict(dropout=1.0), 8, "dropout=1.0"),
+        (dict(logsnr_input_type="step"), 8, "needs the 'discrete' schedule"),
+        (dict(attn_stages=("down_2",)), 8, r"attn_stages has \['down_2'\]; the stages"),
+        (dict(resample_stages=("middle",)), 8, r"resample_stages has \['middle'\]"),
+        (dict(mid_attn_groups=5), 8, "mid_attn_groups=5 must divide the middle's 64"),
+        (dict(norm_groups=48), 8, "multiple of 48"),
+        (dict(freq_shift=16), 8, "ch=32 must be even and above"),
     ],
 )
 def test_errors(change, side, message):

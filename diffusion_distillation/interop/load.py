@@ -11,7 +11,7 @@ from ..checkpoints import Metadata, newest_step
 from ..files import as_path
 from ..pipeline import Pipeline
 from ..shapes import Params
-from . import archive, published
+from . import archive, diffusers, published
 from .download import is_url, local_copy
 
 
@@ -24,6 +24,7 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
       path: one of
         - the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`: its newest checkpoint;
         - an archive, a folder with `model.safetensors` and our `config.json`, as scripts/export.py writes it;
+        - a folder of diffusers' UNet2DModel, or of a pipeline of one, see `diffusers.read`;
         - a checkpoint in the format of the paper's code, a single file of flax's msgpack; it needs a `config`.
         Each may also be a URL, `gs://`, `s3://`, `https://`, or `hf://user/name` or `hf://user/name@revision`, and is
         then downloaded once.
@@ -35,6 +36,8 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     given, path = path, place(path)
     if archive.is_archive(path):
         return archive.read(path, trusted=not is_url(given))
+    if diffusers.is_diffusers(path):
+        return diffusers.read(path)
     if path.is_file():
         return published.read(path, config)
     return checkpoints.load(path)

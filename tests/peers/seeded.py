@@ -26,6 +26,25 @@ def _weight(name, shape, seed):
     return array.astype(np.float32)
 
 
+def unet_weights(shapes, seed=0):
+    """Float32 arrays of these shapes, {name: shape} as in a UNet2DModel's weight file; no layer is zero."""
+    return {name: _unet_weight(name, tuple(shape), seed) for name, shape in shapes.items()}
+
+
+def _unet_weight(name, shape, seed):
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if len(shape) > 1:
+        scale = 1 if "embedding.weight" in name or name.startswith("time_proj") else math.prod(shape[1:]) ** -0.5
+        return rng.standard_normal(shape, np.float32) * np.float32(scale)
+    centre = 1 if "norm" in name and name.endswith("weight") else 0
+    return rng.normal(centre, 0.2, shape).astype(np.float32)
+
+
+def noise(count, side, channels, seed=0):
+    """Standard normal, [count, side, side, channels] float32."""
+    return np.random.default_rng(seed).standard_normal((count, side, side, channels), np.float32)
+
+
 def images(kind, count, height, width, seed=0):
     """uint8 images: 'noise', 'smooth' waves of colour, or 'grey', such waves in a single channel."""
     rng = np.random.default_rng([seed, height, width])

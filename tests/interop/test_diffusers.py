@@ -1,0 +1,251 @@
+"""Models of diffusers, in and out: against numbers of its own, and beside it where it is (make peer)."""
+
+import json
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from compare_diffusers import network_error, sample_errors
+from ml_collections import ConfigDict
+from peers import seeded
+from running import ROOT
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation import interop
+from diffusion_distillation.checkpoints import Metadata, abstract_params
+from diffusion_distillation.files import as_path
+from diffusion_distillation.interop import diffusers
+from diffusion_distillation.pipeline import Pipeline, to_uint8
+
+GOLDEN = ROOT / "tests" / "golden"
+DESCRIBED = json.loads((GOLDEN / "diffusers.json").read_text())
+NAMES = ("cifar", "resnet", "heads", "classes", "freq_shift", "no_norm")  # of tests/peers/diffusers_peer.py
+PEER = ROOT / ".venv-peer" / "bin" / "python"
+needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
+
+
+def written(folder, name="classes", unet=(), scheduler=(), pipeline=False):
+    """The folder of a model whose numbers are golden, with changes of its configs."""
+    described = DESCRIBED[name]
+    unets, schedulers = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
+    for path in (unets, schedulers):
+        path.mkdir(parents=True, exist_ok=True)
+    if pipeline:
+        (folder / diffusers.PIPELINE).write_text('{"_class_name": "DDPMPipeline"}')
+    kind = {"_class_name": "UNet2DModel"}
+    (unets / diffusers.UNET).write_text(json.dumps(kind | described["unet"] | dict(unet)))
+    kind = {"_class_name": "DDPMScheduler"}
+    (schedulers / diffusers.SCHEDULER).write_text(json.dumps(kind | described["scheduler"] | dict(scheduler)))
+    safetensors.numpy.save_file(seeded.unet_weights(described["shapes"]), unets / diffusers.WEIGHTS)
+    return folder
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_golden(name, tmp_path, optimized):
+    """Networks and DDIM's samples of three models, to float32's rounding."""
+    arrays = np.load(GOLDEN / "diffusers.npz")
+    expected = {key.removeprefix(f"{name}_"): arrays[key] for key in arrays.files if key.startswith(f"{name}_")}
+    params, metadata = interop.load(written(tmp_path, name, pipeline=name == "heads"))
+    assert network_error(params, metadata, expected) < 1e-5
+    errors = sample_errors(params, metadata, expected)
+    assert len(errors) == 8 and max(errors.values()) < 1e-4
+
+
+def test_what_is_carried_over(tmp_path):
+    scheduler = dict(variance_type="fixed_small_log", clip_sample=False, num_train_timesteps=50)
+    pipeline = interop.from_checkpoint(written(tmp_path, scheduler=scheduler))
+    assert (pipeline.image_shape, pipeline.num_classes, pipeline.num_steps) == ((8, 8, 3), 5, 50)
+    model = interop.load(tmp_path)[1].config.model
+    assert (model.mean_type, model.logvar_type, model.eval_clip_denoised) == ("x", "fixed_small", False)
+
+
+def test_without_a_scheduler(tmp_path, caplog):
+    (written(tmp_path) / diffusers.SCHEDULER).unlink()
+    model = interop.load(tmp_path)[1].config.model
+    assert (model.mean_type, model.eval_sampling_num_steps, model.eval_clip_denoised) == ("eps", 1000, True)
+    assert "it counts as DDPM's" in caplog.text
+
+
+def test_older_names_of_attention(tmp_path):
+    params, _ = interop.load(written(tmp_path))
+    arrays = safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS)
+    for older, newer in diffusers.OLDER.items():
+        arrays = {name.replace(newer, older): array for name, array in arrays.items()}
+    safetensors.numpy.save_file(arrays, tmp_path / diffusers.WEIGHTS)
+    jax.tree.map(np.testing.assert_array_equal, interop.load(tmp_path)[0], params)
+
+
+@pytest.mark.parametrize(
+    ("unet", "message"),
+    [
+        (dict(_class_name="UNet2DConditionModel"), "_class_name='UNet2DConditionModel' is not supported"),
+        (dict(time_embedding_type="fourier"), "time_embedding_type='fourier' is not supported here"),
+        (dict(time_embedding_type="learned"), "time_embedding_type='learned'"),
+        (dict(act_fn="gelu"), "act_fn='gelu' is not supported here, only"),
+        (dict(act_fn=None), "act_fn=None"),
+        (dict(center_input_sample=True), "center_input_sample=True"),
+        (dict(mid_block_scale_factor=1.4), "mid_block_scale_factor=1.4"),
+        (dict(mid_block_type=None), "mid_block_type=None"),
+        (dict(class_embed_type="timestep"), "class_embed_type='timestep'"),
+        (dict(num_class_embeds=1), "num_class_embeds=1 must be 2 at least"),
+        (dict(sample_size=None), "sample_size=None must be a number: images must be square"),
+        (dict(sample_size=[8, 16]), r"sample_size=\[8, 16\] must be a number"),
+        (dict(sample_size=9), "images are 9x9"),
+        (dict(out_channels=6), "out_channels=6 must be in_channels=3"),
+        (dict(down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "down_block_types has .'SkipDownBlock2D'., which"),
+        (dict(down_block_types=["AttnSkipDownBlock2D", "DownBlock2D"]), "'AttnSkipDownBlock2D'"),
+        (dict(up_block_types=["KUpBlock2D", "UpBlock2D"]), "'KUpBlock2D'"),
+        (dict(up_block_types=["UpBlock2D"]), "must be of one length"),
+        (dict(up_block_types=None), "up_block_types=None must be a list"),
+        (dict(block_out_channels=[16, 24]), r"block_out_channels=\[16, 24\] must be multiples of the first"),
+        (dict(block_out_channels=[16, "a"]), "block_out_channels='a' must be a positive integer"),
+        (dict(freq_shift=2), "freq_shift=2 must be 0 or 1"),
+        (dict(downsample_padding=2), "downsample_padding=2"),
+        (dict(norm_num_groups=None), "norm_num_groups=None must be a positive integer"),
+        (dict(norm_eps="a"), "norm_eps='a' must be of type float"),
+        (dict(attention_head_dim=7), "head_dim=7 must divide"),
+        (dict(layers_per_block=2), "missing: "),
+        (dict(add_attention=False), "unexpected: mid_block.attentions.0.group_norm.bias"),
+    ],
+)
+def test_networks_that_are_refused(unet, message, tmp_path):
+    with pytest.raises(cfg.InputError, match=message):
+        interop.load(written(tmp_path, unet=unet))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (dict(_class_name="EulerDiscreteScheduler"), "_class_name='EulerDiscreteScheduler' is not supported"),
+        (dict(rescale_betas_zero_snr=True), "rescale_betas_zero_snr=True"),
+        (dict(thresholding=True), "thresholding=True"),
+        (dict(clip_sample_range=2.0), "clip_sample_range=2.0 must be 1"),
+        (dict(beta_schedule="laplace"), "beta_schedule='laplace'"),
+        (dict(variance_type="learned"), "variance_type='learned'"),
+        (dict(prediction_type="flow"), "prediction_type='flow'"),
+        (dict(num_train_timesteps="a"), "num_train_timesteps='a' must be a positive integer"),
+        (dict(trained_betas=[0.1, "a"]), "scheduler's config"),
+        (dict(trained_betas=[0.1, 1.0]), "must be above 0 and below 1"),
+    ],
+)
+def test_schedulers_that_are_refused(scheduler, message, tmp_path):
+    with pytest.raises(cfg.InputError, match=message):
+        interop.load(written(tmp_path, scheduler=scheduler))
+
+
+def test_files_that_are_missing(tmp_path):
+    (tmp_path / diffusers.PIPELINE).write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(cfg.InputError, match="is a pipeline of diffusers without unet"):
+        interop.load(tmp_path)
+    written(tmp_path, pipeline=True)
+    weights = tmp_path / "unet" / diffusers.WEIGHTS
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(cfg.InputError, match="never from a pickle"):
+        interop.load(tmp_path)
+
+
+def digits_model(mean_type="v", num_steps=4, num_classes=1, clip=False, **args):
+    """Parameters of a network for digits, all random, and metadata."""
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    small = dict(ch=32, emb_ch=64, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=2)
+    config.model.args.update(ConfigDict(small | args))
+    config.model.update(mean_type=mean_type, eval_clip_denoised=clip)
+    config.train.update(batch_size=8, learning_rate=1e-3)
+    metadata = Metadata(cfg.resolve(config), (8, 8, 1), num_classes, num_steps, step=7)
+    leaves, tree = jax.tree.flatten(abstract_params(metadata))
+    rng = np.random.default_rng(1)
+    return jax.tree.unflatten(tree, [rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves]), metadata
+
+
+WRITTEN = {
+    "v": dict(),
+    "v in one step": dict(num_steps=1, clip=True),
+    "x": dict(mean_type="x", num_steps=8, clip=True),
+    "inside": dict(resblock_resample=True, attn_resolutions=(8, 4), num_heads=1, ch_mult=(1, 2, 1)),
+    "in stages": dict(attn_stages=("down_1", "up_0"), resample_stages=("up_1",), head_dim=16, num_heads=None),
+}
+
+
+@pytest.mark.parametrize("change", WRITTEN.values(), ids=WRITTEN)
+def test_out_and_in_again(change, tmp_path):
+    params, metadata = digits_model(**change)
+    diffusers.write(as_path(tmp_path), params, metadata)
+    again, known = interop.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert (known.to_json(), known.step) == (metadata.to_json(), 7)
+    assert f"num_inference_steps={metadata.num_steps}" in (tmp_path / "README.md").read_text()
+
+
+def test_in_and_out_and_in_again(tmp_path):
+    params, metadata = interop.load(written(tmp_path / "theirs"))
+    diffusers.write(as_path(tmp_path / "ours"), params, metadata, 20)
+    again, known = interop.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert known.to_json() == metadata.to_json()
+    assert "has 5 classes" in (tmp_path / "ours" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(mean_type="both"), "no prediction_type for mean_type 'both'"),
+        (dict(mean_type="eps"), "cannot follow this schedule at 4 steps with mean_type 'eps'"),
+        (dict(attn_resolutions=(8, 4)), r"num_heads=2 at levels of \[32, 64\] channels has no equal"),
+        (dict(num_res_blocks=0, ch_mult=(1, 1), attn_resolutions=()), "no network with num_res_blocks=0"),
+        (dict(mid_attn_groups=0, scale_shift=False), "no mid_attn_groups=0 with scale_shift=False"),
+        (
+            dict(attn_stages=("down_0", "down_1"), ch_mult=(1, 1, 1), resample_stages=("down_0",)),
+            "on the way down resample in different ways",
+        ),
+    ],
+)
+def test_models_that_cannot_be_written(change, message, tmp_path):
+    with pytest.raises(cfg.InputError, match=message):
+        diffusers.write(as_path(tmp_path), *digits_model(**change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_was_changed(tmp_path):
+    diffusers.write(as_path(tmp_path), *digits_model())
+    path = tmp_path / "unet" / diffusers.WEIGHTS
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays | {"time_proj.weight": arrays["time_proj.weight"] + 0.1}, path)
+    with pytest.raises(cfg.InputError, match="weight was changed since"):
+        interop.load(tmp_path)
+
+
+def peer(*flags):
+    command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+@needs_peer
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_and_samples_beside_diffusers(name, tmp_path, optimized):
+    peer("model", f"--name={name}", f"--folder={tmp_path / name}", f"--out={tmp_path / 'out.npz'}")
+    expected = dict(np.load(tmp_path / "out.npz"))
+    params, metadata = interop.load(tmp_path / name)
+    assert network_error(params, metadata, expected) < 1e-5
+    assert max(sample_errors(params, metadata, expected).values()) < 1e-4
+
+
+@needs_peer
+@pytest.mark.slow
+@pytest.mark.parametrize("change", WRITTEN.values(), ids=WRITTEN)
+def test_images_of_a_model_that_was_written(change, tmp_path, optimized):
+    """64 of them, to a grey level."""
+    params, metadata = digits_model(**change)
+    diffusers.write(as_path(tmp_path / "model"), params, metadata)
+    noise = seeded.noise(64, 8, 1)
+    np.savez(tmp_path / "in.npz", noise=noise)
+    folder, out = tmp_path / "model", tmp_path / "out.npz"
+    peer("pipeline", f"--folder={folder}", f"--noise={tmp_path / 'in.npz'}", f"--out={out}")
+    theirs = np.round(255 * np.load(out)["images"]).astype(int)
+    ours = to_uint8(Pipeline(params, metadata).from_noise(noise))
+    assert ours.std() > 5
+    assert np.abs(theirs - ours).max() <= 1
