@@ -125,21 +125,22 @@ def several_step_target(
     grid = jnp.asarray(num_steps) * count
     dt = 1 / grid.astype(time_type)
     start = (jnp.asarray(i) + 1) * count  # in steps of the teacher, so that the last one ends at 0 exactly
+    first = start / grid.astype(time_type)
 
     def step(j, carry):
-        z, v, turned = carry
+        z, v = carry
         t = (start - j) / grid.astype(time_type)
         prediction = teacher(z, schedule(t))
-        d = jnp.broadcast_to(schedule.angle_step(t, dt), turned.shape)
-        turn, before = per_example(d, z_t), per_example(turned, z_t)
+        d = schedule.angle_step(t, dt)
+        before = jnp.where(j > 0, schedule.angle_step(first, j * dt), 0)
+        turn, before = per_example(d, z_t), per_example(before, z_t)
         sines = jnp.sin(before) * (jnp.cos(turn) * v - jnp.sin(turn) * z_t) + jnp.sin(turn) * prediction.v
         z = ddim_step(prediction, z, schedule, t, dt)
         if displacement is not None:
             beside = per_example(displacement(prediction, schedule.angle(t), d), z_t) * prediction.eps
             sines, z = sines - beside, (z + beside).astype(z.dtype)
-        return z, sines / jnp.sin(before + turn), turned + d
+        return z, sines / jnp.sin(before + turn)
 
-    nothing = jnp.zeros(start.shape, time_type)
-    _, v, _ = jax.lax.fori_loop(0, count, step, (z_t, jnp.zeros(z_t.shape, time_type), nothing))
-    target = predict(z_t, per_example(schedule(start / grid.astype(time_type)), z_t), v=v)
+    _, v = jax.lax.fori_loop(0, count, step, (z_t, jnp.zeros(z_t.shape, time_type)))
+    target = predict(z_t, per_example(schedule(first), z_t), v=v)
     return Prediction(*(part.astype(z_t.dtype) for part in target))

@@ -1,0 +1,60 @@
+"""Every method trains its ladder to the end, and takes it up where it stopped, with all that its state holds."""
+
+import jax
+import numpy as np
+import own_parts
+import pytest
+from methods.test_targets import METHODS
+from training.test_ladder import ladder_of
+from training.test_loop import make_config, stop_at
+
+from diffusion_distillation.checkpoints import Checkpoints, load
+from diffusion_distillation.training.ladder import run_ladder
+from diffusion_distillation.training.loop import train
+from diffusion_distillation.training.step import init_state
+
+SOURCE = own_parts.stripes(64)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base model and its config."""
+    config, folder = make_config(num_steps=5), tmp_path_factory.mktemp("base")
+    train(config, folder, SOURCE)
+    return config, folder
+
+
+def ladder(base, name):
+    """The resolved config of a method's ladder, with an average to be sampled."""
+    config, folder = base
+    fields = {f"distillation.{field}": value for field, value in METHODS[name].items() if field != "consistency"}
+    fields |= {f"distillation.consistency.{field}": of for field, of in METHODS[name].get("consistency", {}).items()}
+    return ladder_of(config, folder, **{"train.ema_decay": 0.9, "distillation.steps_per_iter": 10, **fields})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_ladder_goes_on_where_it_stopped(name, base, tmp_path):
+    config = ladder(base, name)
+    run_ladder(config, tmp_path / "undisturbed", SOURCE)
+    with pytest.raises(SystemExit):
+        run_ladder(config, tmp_path / "run", SOURCE, on_metrics=stop_at(5))
+    run_ladder(config, tmp_path / "run", SOURCE)
+    students = sorted(path.name for path in (tmp_path / "run").glob("steps_*"))
+    assert students == sorted(path.name for path in (tmp_path / "undisturbed").glob("steps_*"))
+    for student in students:
+        (one, about), (other, _) = (load(tmp_path / folder / student) for folder in ("undisturbed", "run"))
+        assert about.step == 10 and about.num_steps == int(student.removeprefix("steps_"))
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(one))
+    state = jax.eval_shape(lambda: init_state(config, one))
+    with Checkpoints(tmp_path / "run" / students[0], 0) as checkpoints:
+        restored = checkpoints.restore(jax.tree.map(sharded, state))
+    assert (restored.average is not None) == (config.distillation.method == "tract")
+    jax.tree.map(np.testing.assert_array_equal, restored.ema_params, load(tmp_path / "run" / students[0])[0])
+    if restored.average is not None:
+        apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), restored.average, restored.ema_params)
+        assert max(jax.tree.leaves(apart)) > 1e-6  # the self-teacher is not the average that is sampled
+
+
+def sharded(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
