@@ -21,7 +21,7 @@ def ladder_rungs(distillation: Any) -> tuple[Rung, ...]:
     Raises:
       InputError: if they are not what `halvings` or `given_rungs` takes, or if the section has both or neither.
     """
-    rungs, start, end = distillation.rungs, distillation.start_num_steps, distillation.end_num_steps
+    rungs, start, end = tuple(distillation.rungs), distillation.start_num_steps, distillation.end_num_steps
     if rungs and start is not None:
         raise InputError(f"rungs={rungs} says all steps of the ladder: leave start_num_steps={start} out (None).")
     if start is None and not rungs:

@@ -200,7 +200,7 @@ def test_rungs():
     paper = make_method(make_config(distillation=dict(method="consistency", start_num_steps=None, end_num_steps=8)))
     assert paper.rungs == (Rung(1280, 8),)
     several = dict(METHODS["tuning"], start_num_steps=None, end_num_steps=2)
-    with pytest.raises(ValueError, match="consistency.times='tuning' is for one group: end_num_steps=2 must be 1"):
+    with pytest.raises(ValueError, match=r"consistency.times='tuning' is for one group: end_num_steps=2 must be 1"):
         make_config(distillation=several)
     with pytest.raises(ValueError, match="kind='training' asks no teacher: set teacher_step='ddim'"):
         make_config(distillation=METHODS["training"] | ADDIM)
