@@ -32,7 +32,9 @@ def ladder(base, name):
     return ladder_of(config, folder, **{"train.ema_decay": 0.9, "distillation.steps_per_iter": 10, **fields})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("tract", "training") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_ladder_goes_on_where_it_stopped(name, base, tmp_path):
     config = ladder(base, name)
     run_ladder(config, tmp_path / "undisturbed", SOURCE)
