@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.distillation.steps_per_iter = 960
     config.distillation.consistency.first_grid = 16
     config.distillation.consistency.grid_updates = 960
+    config.distillation.consistency.norm = "squared"  # so short a training gets further with it than with the norm
     config.train.learning_rate = 1e-3
     config.train.ema_decay = 0.98  # what is sampled: a slow average, of a training that is short
     config.train.log_loss_every_steps = 40

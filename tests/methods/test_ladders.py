@@ -7,11 +7,14 @@ import pytest
 from methods.test_targets import METHODS
 from training.test_ladder import ladder_of
 from training.test_loop import make_config, stop_at
+from training.test_step import AFFINE, WAYS, run
+from training.test_step import make_config as training_config
 
 from diffusion_distillation.checkpoints import Checkpoints, load
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
-from diffusion_distillation.training.step import init_state
+from diffusion_distillation.training.step import Teacher, init_state
 
 SOURCE = own_parts.stripes(64)
 
@@ -60,3 +63,20 @@ def test_a_ladder_goes_on_where_it_stopped(name, base, tmp_path):
 
 def sharded(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+@pytest.mark.parametrize("way", ["4 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
+@pytest.mark.parametrize("name", ["tract", "distillation"])
+def test_every_way_of_training_gives_the_same(name, way):
+    """Averages and long targets are spread as all else is."""
+    found = []
+    for how in ({}, WAYS[way]):
+        how = dict(how)
+        placed = {field: how.pop(field) for field in ("devices", "scan") if field in how}
+        config = training_config(distillation=METHODS[name], **how)
+        rung = make_method(config).rungs[0]
+        states, losses = run(config, 4, teacher=Teacher(jax.tree.map(lambda leaf: -leaf, AFFINE), rung), **placed)
+        found.append((states[-1].params, states[-1].ema_params, states[-1].average, losses))
+    one, other = map(jax.tree.leaves, found)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
