@@ -7,6 +7,7 @@ line.
 
 import copy
 import dataclasses
+import math
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -135,10 +136,33 @@ FIELDS = {
 DISTILLATION = {
     "method": "progressive",  # what students learn: one of `methods.METHODS`, or 'package.module:function'
     "teacher_checkpoint_path": str,  # the folder of a run
-    "steps_per_iter": 50_000,  # updates a halving
+    "steps_per_iter": 50_000,  # updates a student
     "only_finetune_temb": False,  # train nothing but the layers of the embedding
-    "start_num_steps": int,  # sampling steps of the teacher
+    "start_num_steps": OrNone(int),  # sampling steps of the teacher; of consistency the last grid, 1280 where left out
     "end_num_steps": 1,  # and of the last student
+    "rungs": (),  # in their place, for other factors than 2: the steps of the teacher and of every student, (64, 8, 1)
+    # How the teacher steps: by DDIM, or by the adjusted sampler in the first addim_rungs rungs (`sampling.addim_step`).
+    "teacher_step": OneOf(("ddim", "addim")),
+    "addim_rungs": 1,
+    "addim_variance": 0.1,
+    "tract": {
+        "self_teacher_decay": 0.5,  # of the average that the target reads; train.ema_decay is of the sampled one
+    },
+    "consistency": {  # see `methods.consistency`
+        "kind": OneOf(("distillation", "training")),  # who takes the first step: the teacher, or the data
+        # grid: Heek et al.'s, with weight SNR + 1; tuning: easy consistency tuning's, with weight 1 / (tau - r)
+        "times": OneOf(("grid", "tuning")),
+        "first_grid": 64,  # steps of the grid at first, which grows to the last within grid_updates
+        "last_grid": 1280,
+        "grid_updates": 100_000,
+        "tau_mean": -1.1,  # of log tan(phi) in tuning
+        "tau_std": 2.0,
+        "tuning_stages": 8,  # in which the two times come closer, by halves
+        "norm": OneOf(
+            ("huber", "norm", "squared")
+        ),  # of the error of x: sqrt(|.|^2 + huber^2) - huber, |.|, its square
+        "huber": OrNone(float),  # 1e-4; in tuning 0.00054 times the root of the number of values
+    },
     # Overrides by the student's number of steps, of fields of `train`, steps_per_iter, or updates_factor, which is in
     # multiples of the ladder's steps_per_iter: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}
     "stages": Free(),
@@ -295,7 +319,8 @@ def _value(spec: Any, value: Any, path: str) -> Any:
         value = tuple(value)
     if type(value) is not kind:
         raise InputError(f"config.{path}={value!r} must be of type {kind.__name__}.")
-    if kind in (int, float) and not value >= 0:
+    least = -math.inf if type(spec) is float and spec < 0 else 0  # where the default has a sign, any may have
+    if kind in (int, float) and not value >= least:
         raise InputError(f"config.{path}={value!r} must not be negative.")
     return value
 

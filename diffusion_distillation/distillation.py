@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from .diffusion import Denoiser, Prediction, per_example, predict
@@ -21,7 +22,7 @@ def two_stage_target(
     dt2: Times,
     schedule: Schedule,
     *,
-    displacement: Displacement | None = None,
+    displacement: Displacement | tuple[Displacement | None, Displacement | None] | None = None,
 ) -> Prediction:
     """What a student must predict at z_t for one DDIM step of it to land where two stages do.
 
@@ -39,11 +40,12 @@ def two_stage_target(
       z_t: noisy images at times t.
       t: time of each.
       dt1: length of the first stage, above 0 and at most t.
-      dt2: length of the second; 0 where there is none, and the target is then v1.
+      dt2: length of the second; 0 where there is none, and the target is then v1. One that is longer than what is left
+        ends at t = 0: where it should, 1 is safe from rounding.
       schedule: the noise schedule.
       displacement: k(prediction, phi, d), how far along the predicted eps a step of angle d from angle phi ends beside
-        the DDIM step, `[batch]`; as the adjusted sampler does (Heek et al. 2024, algorithm 3). The terms
-        cos(d2) k1 eps1 and k2 eps2 are then subtracted above.
+        the DDIM step, `[batch]`; as `sampling.addim_displacement` (Heek et al. 2024, algorithm 3). The terms
+        cos(d2) k1 eps1 and k2 eps2 are then subtracted above. One for both stages, or one for each, None for none.
 
     Returns:
       The target, stacked as a denoiser's prediction. Where the stages end at t = 0, its x is the second's predicted x.
@@ -53,17 +55,19 @@ def two_stage_target(
     d2 = jnp.where(jnp.asarray(dt2) > 0, schedule.angle_step(between, dt2), 0)  # at time 0 the schedule turns to 0
     turn1, turn2 = per_example(d1, z_t), per_example(d2, z_t)
 
+    k1, k2 = displacement if isinstance(displacement, tuple) else (displacement, displacement)
     one = first(z_t, schedule(t))
     z_mid = ddim_step(one, z_t, schedule, t, dt1)
-    if displacement is not None:
-        beside1 = per_example(displacement(one, schedule.angle(t), d1), z_t) * one.eps
+    if k1 is not None:
+        beside1 = per_example(k1(one, schedule.angle(t), d1), z_t) * one.eps
         z_mid = (z_mid + beside1).astype(z_t.dtype)
     two = second(z_mid, schedule(between))
 
     sines = jnp.sin(turn1) * (jnp.cos(turn2) * one.v - jnp.sin(turn2) * z_t) + jnp.sin(turn2) * two.v
-    if displacement is not None:
-        beside2 = per_example(displacement(two, schedule.angle(between), d2), z_t) * two.eps
-        sines -= jnp.cos(turn2) * beside1 + beside2
+    if k1 is not None:
+        sines -= jnp.cos(turn2) * beside1
+    if k2 is not None:
+        sines -= per_example(k2(two, schedule.angle(between), d2), z_t) * two.eps
     target = predict(z_t, per_example(schedule(t), z_t), v=sines / jnp.sin(turn1 + turn2))
     return Prediction(*(part.astype(z_t.dtype) for part in target))
 
@@ -87,3 +91,56 @@ def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, 
     half = 0.5 / jnp.asarray(num_steps, jnp.promote_types(z_t.dtype, jnp.float32))
     t = (jnp.asarray(i) + 1) * (2 * half)
     return two_stage_target(teacher, teacher, z_t, t, half, half, schedule)
+
+
+def several_step_target(
+    teacher: Denoiser,
+    z_t: Images,
+    i: Steps,
+    num_steps: Count,
+    count: Count,
+    schedule: Schedule,
+    *,
+    displacement: Displacement | None = None,
+) -> Prediction:
+    """What a student must predict at z_t for one DDIM step of it to land where `count` of its teacher's do.
+
+    `two_stage_target` again and again: the v of j steps, of the angle D in all, and a step of d with v_j are
+
+        v <- ( sin(D) (cos(d) v - sin(d) z_t) + sin(d) v_j - k eps_j ) / sin(D + d)
+
+    Args:
+      teacher: the teacher's denoiser, without dropout and without clipping.
+      z_t: noisy images at times t = (i + 1) / num_steps.
+      i: index of the student's step, from 0 to num_steps - 1, one for each example or one for all.
+      num_steps: the student's number of steps; it may be traced.
+      count: the teacher's steps in one of the student's; it may be traced. The teacher is compiled once, however many.
+      schedule: the noise schedule.
+      displacement: of each step, see `two_stage_target`.
+
+    Returns:
+      As `two_step_target`, which is the case of two steps.
+    """
+    time_type = jnp.promote_types(z_t.dtype, jnp.float32)
+    grid = jnp.asarray(num_steps) * count
+    dt = 1 / grid.astype(time_type)
+    start = (jnp.asarray(i) + 1) * count  # in steps of the teacher, so that the last one ends at 0 exactly
+    first = start / grid.astype(time_type)
+
+    def step(j, carry):
+        z, v = carry
+        t = (start - j) / grid.astype(time_type)
+        prediction = teacher(z, schedule(t))
+        d = schedule.angle_step(t, dt)
+        before = jnp.where(j > 0, schedule.angle_step(first, j * dt), 0)
+        turn, before = per_example(d, z_t), per_example(before, z_t)
+        sines = jnp.sin(before) * (jnp.cos(turn) * v - jnp.sin(turn) * z_t) + jnp.sin(turn) * prediction.v
+        z = ddim_step(prediction, z, schedule, t, dt)
+        if displacement is not None:
+            beside = per_example(displacement(prediction, schedule.angle(t), d), z_t) * prediction.eps
+            sines, z = sines - beside, (z + beside).astype(z.dtype)
+        return z, sines / jnp.sin(before + turn)
+
+    _, v = jax.lax.fori_loop(0, count, step, (z_t, jnp.zeros(z_t.shape, time_type)))
+    target = predict(z_t, per_example(schedule(first), z_t), v=v)
+    return Prediction(*(part.astype(z_t.dtype) for part in target))

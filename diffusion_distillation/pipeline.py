@@ -16,7 +16,7 @@ from .devices import data_mesh, hold, spread
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .model import eval_schedule, label_condition, make_network, network_denoiser
-from .sampling import SAMPLERS
+from .sampling import DETERMINISTIC, SAMPLERS
 from .shapes import Array, Keys, Params
 
 BATCH_SIZE = 256
@@ -90,7 +90,8 @@ class Pipeline:
           num_samples: how many.
           labels: the class of each, for a class-conditional model; by default 0, 1, 2, ... in turn.
           num_steps: sampling steps; by default the pipeline's. A student that was distilled for another number warns.
-          sampler: 'ddim' or 'noisy'; by default the config's.
+          sampler: 'ddim'; 'noisy', the ancestral one; 'addim', DDIM adjusted for the variance that it loses, for
+            undistilled models; or 'renoise', for consistency models of one group. By default the config's.
           eta: with 'ddim', the share of fresh noise at every step, from 0 (none) to 1; see `sampling.ddim_step`.
           clip: clip the x predicted at every step to [-1, 1]; by default the config's eval_clip_denoised.
           batch_size: how many to draw at a time, over all devices.
@@ -99,8 +100,8 @@ class Pipeline:
           uint8 images, `[num_samples, height, width, channels]`.
 
         Raises:
-          InputError: for an unknown sampler, a number out of its range, eta with the 'noisy' sampler, or labels that do
-            not fit.
+          InputError: for an unknown sampler, a number out of its range, eta with another sampler than 'ddim', or labels
+            that do not fit.
         """
         options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
         return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
@@ -215,7 +216,7 @@ class Pipeline:
 
     def is_deterministic(self, *, sampler: str | None = None, eta: float = 0.0) -> bool:
         """Whether the noise that a sample starts from is all that it draws."""
-        return (self._sampler if sampler is None else sampler) == "ddim" and eta == 0
+        return (self._sampler if sampler is None else sampler) in DETERMINISTIC and eta == 0
 
     def _draw_settings(self, sampler: str | None, eta: float, clip: bool | None) -> dict[str, Any]:
         """The settings of `_draw_rows`, with the config's where there is None."""
@@ -252,7 +253,7 @@ class Pipeline:
             what = f"DDIM with eta={eta}" if eta else f"The {settings['sampler']!r} sampler"
             raise InputError(f"{what} draws fresh noise at every step: give it a key, as in key=jax.random.key(0).")
         labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
-        if self.distilled_for not in (0, num_steps) and multihost.is_main():
+        if self.distilled_for not in (0, num_steps) and settings["sampler"] != "renoise" and multihost.is_main():
             logging.warning(
                 "This student was distilled for %d sampling steps and draws in %d: its images are worse for that.",
                 self.distilled_for,
@@ -354,10 +355,12 @@ def _draw_rows(
     (key, num_steps), (z, index, labels) = shared, rows
     denoise = network_denoiser(network, params, mean_type, label_condition(labels, num_classes), clip_x=clip_x)
     step_keys = None if key is None else _keys(key, index)[:, 1]
-    if sampler == "ddim":
-        draw = functools.partial(sampling.ddim, denoise, z, schedule, eta=eta, key=step_keys)
-    else:
-        draw = functools.partial(sampling.ancestral, step_keys, denoise, z, schedule, logvar_type=logvar_type)
+    draw = {
+        "ddim": functools.partial(sampling.ddim, denoise, z, schedule, eta=eta, key=step_keys),
+        "noisy": functools.partial(sampling.ancestral, step_keys, denoise, z, schedule, logvar_type=logvar_type),
+        "addim": functools.partial(sampling.addim, denoise, z, schedule),
+        "renoise": functools.partial(sampling.renoise, step_keys, denoise, z, schedule),
+    }[sampler]
     if trajectory is None:
         return draw(num_steps=num_steps)
     return draw(num_steps=trajectory, trajectory=True)[1].swapaxes(0, 1)

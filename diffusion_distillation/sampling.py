@@ -17,7 +17,8 @@ from .errors import InputError
 from .schedules import Schedule
 from .shapes import Array, Count, Images, Keys, Times, Trajectory
 
-SAMPLERS = ("ddim", "noisy")
+SAMPLERS = ("ddim", "noisy", "addim", "renoise")
+DETERMINISTIC = ("ddim", "addim")  # unless DDIM's eta is above 0
 
 
 def ddim_step(
@@ -95,6 +96,53 @@ def ancestral_step(
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
+def addim_displacement(prediction: Prediction, phi: Times, d: Times, variance: float = 0.1) -> Float[Array, "*batch"]:
+    """How far beside a DDIM step the adjusted one ends, along the predicted eps (Heek et al. 2024, algorithm 3).
+
+    A step to the mean of x loses the variance that x has around it. The adjusted step has a longer eps instead of it,
+
+        k = sqrt( sin(phi - d)^2 + (D / |eps|^2) (sin(d) / sin(phi))^2 x_var ) - sin(phi - d),
+
+    with D the number of pixels and channels, |eps| the norm of an example and x_var = variance / (2 + SNR). It is for a
+    denoiser that predicts means; students that were distilled do not.
+
+    Args:
+      prediction: what the denoiser says at angle phi.
+      phi: the angle that the step begins at, above 0.
+      d: its angle, from 0 to phi.
+      variance: the paper's 0.1.
+
+    Returns:
+      k of each example; 0 where the step ends at angle 0, which is the predicted x.
+    """
+    phi, d = jnp.asarray(phi), jnp.asarray(d)
+    eps2 = jnp.mean(jnp.square(prediction.eps), axis=(-3, -2, -1))  # |eps|^2 / D
+    lost = variance / (2 + 1 / jnp.square(jnp.tan(phi))) * jnp.square(jnp.sin(d) / jnp.sin(phi)) / eps2
+    sigma_s = jnp.sin(phi - d)
+    ends = phi - d < 1e-6 * phi  # rounded; a step that ends elsewhere leaves more
+    # sqrt(sigma_s^2 + lost) - sigma_s without its cancellation
+    return jnp.where(ends, 0.0, lost / (jnp.sqrt(jnp.square(sigma_s) + lost) + sigma_s))
+
+
+def addim_step(prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
+    """One step of the adjusted DDIM sampler from t to t - dt (Heek et al. 2024, algorithm 3), see `addim_displacement`.
+
+    Arguments and result are those of `ddim_step`.
+    """
+    k = addim_displacement(prediction, schedule.angle(t), schedule.angle_step(t, dt))
+    return (ddim_step(prediction, z, schedule, t, dt) + per_example(k, z) * prediction.eps).astype(z.dtype)
+
+
+def renoise_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
+    """One step of a consistency model: its x, with fresh noise for t - dt (Song et al. 2023, algorithm 1).
+
+    Arguments and result are those of `ancestral_step`.
+    """
+    phi_s = per_example(schedule.angle(t) - schedule.angle_step(t, dt), z)
+    z_s = jnp.cos(phi_s) * prediction.x + jnp.sin(phi_s) * normal(key, z)
+    return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
+
+
 def ddim(
     denoise: Denoiser,
     z: Images,
@@ -164,6 +212,36 @@ def ancestral(
 
     def step(i, prediction, z, t, dt):
         return ancestral_step(fold_in(key, i), prediction, z, schedule, t, dt, logvar_type)
+
+    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+
+
+def addim(
+    denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> Images | tuple[Images, Trajectory]:
+    """Samples with the adjusted DDIM sampler (Heek et al. 2024, algorithm 3): deterministic, for undistilled models.
+
+    Arguments, result and errors are those of `ddim`.
+    """
+
+    def step(i, prediction, z, t, dt):
+        return addim_step(prediction, z, schedule, t, dt)
+
+    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+
+
+def renoise(
+    key: Keys, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> Images | tuple[Images, Trajectory]:
+    """Samples a consistency model of one group in several steps: x, then noise, then x again (Song et al. 2023).
+
+    A multistep one, of several groups, is sampled by `ddim` in as many steps.
+
+    Arguments, result and errors are those of `ancestral`.
+    """
+
+    def step(i, prediction, z, t, dt):
+        return renoise_step(fold_in(key, i), prediction, z, schedule, t, dt)
 
     return _sample(step, denoise, z, schedule, num_steps, trajectory)
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -307,6 +308,21 @@ def get_logsnr_schedule(name: str, **kwargs) -> Schedule:
     if unknown := sorted(set(kwargs) - set(allowed)):
         raise InputError(f"The {name!r} schedule has no {', '.join(map(repr, unknown))}; it takes {allowed}.")
     return SCHEDULES[name](**kwargs)
+
+
+def time_of(schedule: Schedule, logsnr: Times) -> Array:
+    """The time at which a schedule has this log signal-to-noise ratio, by bisection; 0 or 1 where it never has."""
+    logsnr = _as_time(logsnr)
+    below, above = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
+
+    def halve(_, bounds):
+        below, above = bounds
+        middle = 0.5 * (below + above)
+        earlier = schedule(middle) > logsnr
+        return jnp.where(earlier, middle, below), jnp.where(earlier, above, middle)
+
+    below, above = jax.lax.fori_loop(0, 40, halve, (below, above))
+    return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, above)
 
 
 def _angle_of(logsnr: float) -> float:

@@ -51,7 +51,7 @@ WANTED = flags.DEFINE_list("metrics", ["fid"], f"Some of {', '.join(METRICS)}; '
 OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' is ancestral (DDPM) sampling.")
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 1, "Sets of samples; the best value and the spread are given.", lower_bound=1)

@@ -43,7 +43,7 @@ OUT = flags.DEFINE_string(
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' is ancestral (DDPM) sampling.")
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
 ETA = flags.DEFINE_float("eta", 0.0, "Share of fresh noise at every step of 'ddim'.", lower_bound=0.0, upper_bound=1.0)
 CLIP = flags.DEFINE_boolean(
     "clip", None, "Clip the x predicted at every step to [-1, 1]; by default as the config has."

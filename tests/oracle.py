@@ -44,3 +44,21 @@ def two_step_target_x(z, v1, v2, t, num_steps, angle):
     ratio = s_s / s_t
     x = (z_s - ratio * z) / (a_s - ratio * a_t)
     return np.where(np.isclose(t * num_steps, 1)[:, None, None, None], x2, x)
+
+
+def adjusted_step(z, x, phi_t, phi_s, goes_on):
+    """Algorithm 3 of Heek et al. (2024): the step of a mean prediction x from t to s; x itself unless it goes on."""
+    phi_t, phi_s, goes_on = (np.reshape(a, (-1, 1, 1, 1)) for a in np.broadcast_arrays(phi_t, phi_s, goes_on))
+    (a_t, s_t), (a_s, s_s) = map(alpha_sigma, (phi_t, phi_s))
+    eps = (z - a_t * x) / s_t
+    x_var = 0.1 / (2 + a_t**2 / s_t**2)
+    zs_var = (a_s - a_t * s_s / s_t) ** 2 * x_var
+    size = eps[0].size / np.sum(eps**2, axis=(1, 2, 3), keepdims=True)
+    return np.where(goes_on, a_s * x + np.sqrt(s_s**2 + size * zs_var) * eps, x)
+
+
+def inverse_step(z_s, z_t, x_s, phi_t, phi_s, goes_on):
+    """invDDIM of Heek et al. (2024): the x whose DDIM step from z_t ends at z_s; x_s unless that is above 0."""
+    phi_t, phi_s, goes_on = (np.reshape(a, (-1, 1, 1, 1)) for a in np.broadcast_arrays(phi_t, phi_s, goes_on))
+    (a_t, s_t), (a_s, s_s) = map(alpha_sigma, (phi_t, phi_s))
+    return np.where(goes_on, (z_s - s_s / s_t * z_t) / (a_s - a_t * s_s / s_t), x_s)

@@ -148,7 +148,11 @@ def test_a_config_of_the_published_schema_runs():
         ("modle", {}, r"Unknown field config.modle. Did you mean 'model'\?"),
         ("model.mean_type", "epsilon", r"config.model.mean_type='epsilon' is not one of \['x', 'eps', 'v', 'both'\]"),
         ("model.mean_loss_weight_type", "snr_trnc", r"is not one of .* Did you mean 'snr_trunc'\?"),
-        ("sampler", "dim", r"config.sampler='dim' is not one of \['ddim', 'noisy'\]. Did you mean 'ddim'\?"),
+        (
+            "sampler",
+            "dim",
+            r"config.sampler='dim' is not one of \['ddim', 'noisy', 'addim', 'renoise'\]. Did you mean 'ddim'\?",
+        ),
         ("model.train_logsnr_schedule", {"name": "linear"}, r"train_logsnr_schedule: Unknown logsnr schedule 'linear'"),
         ("model.logvar_type", "learned", "config.model.logvar_type: Unknown logvar_type 'learned'"),
         ("model.args.ch", None, r"config.model.args.ch is missing: every config must set it \(int\)"),

@@ -43,8 +43,9 @@ CONFIGS = {
 
 
 def test_no_config_is_left_out():
-    names = {path.stem.rsplit("_", 1)[0] for path in (ROOT / "configs").glob("*.py")}
-    assert names == set(CONFIGS)
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    ladders = {f"{name}_{kind}" for name in CONFIGS for kind in ("base", "distill")}
+    assert names == ladders | {f"digits_{method}" for method in OF_DIGITS}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,32 @@ def test_trains_and_distills(name, runs):
         losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert len(losses) == 1 and np.isfinite(losses[0])
     assert (ladder / "report" / "index.html").exists()
+
+
+OF_DIGITS = {  # the other ladders of the embedded example, of one student each
+    "addim": ["--config.distillation.rungs=(8, 2)"],
+    "tract": ["--config.distillation.rungs=(8, 2)"],
+    "consistency": [
+        "--config.distillation.start_num_steps=8",
+        "--config.distillation.end_num_steps=2",
+        "--config.distillation.consistency.first_grid=4",
+    ],
+}
+
+
+@pytest.mark.slow
+def test_the_methods_of_digits(tmp_path, env):
+    model = [*SHRUNK, "--config.model.args.ch_mult=(1,)"]
+    commands = [
+        ["train", "--config=configs/digits_base.py", *model, "--config.train.num_steps=2", f"--workdir={tmp_path}/b"]
+    ]
+    for name, flags in OF_DIGITS.items():
+        flags = [*model, *ONE_HALVING, *flags, f"--config.distillation.teacher_checkpoint_path={tmp_path}/b"]
+        commands.append(["distill", f"--config=configs/digits_{name}.py", *flags, f"--workdir={tmp_path}/{name}"])
+    run_together(commands, env=env)
+    for name in OF_DIGITS:
+        assert load(tmp_path / name / "steps_0002")[1].step == 1
+        assert (tmp_path / name / "report" / "index.html").exists()
 
 
 PUBLISHED = """

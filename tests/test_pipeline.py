@@ -18,7 +18,11 @@ from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 SHAPE = (8, 8, 1)
 KEY = jax.random.key(3)
-WAYS = pytest.mark.parametrize("way", [dict(), dict(sampler="noisy"), dict(eta=0.5)], ids=["ddim", "noisy", "eta"])
+WAYS = pytest.mark.parametrize(
+    "way",
+    [dict(), dict(sampler="noisy"), dict(eta=0.5), dict(sampler="addim"), dict(sampler="renoise")],
+    ids=["ddim", "noisy", "eta", "addim", "renoise"],
+)
 
 
 def make_model(num_classes=3, num_steps=0, parallel="jit", **model):
@@ -205,7 +209,7 @@ def test_errors(base):
         lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
         lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be at least 1",
         lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
-        lambda: base.sample(KEY, 2, sampler="dim"): r"'dim'; choose one of \['ddim', 'noisy'\]",
+        lambda: base.sample(KEY, 2, sampler="dim"): r"'dim'; choose one of \['ddim', 'noisy', 'addim', 'renoise'\]",
         lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
         lambda: base.sample(KEY, 2, sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'noisy'",
         lambda: base.stream(KEY, np.arange(2), sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'",

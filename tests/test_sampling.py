@@ -4,10 +4,22 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import Prediction, make_denoiser
-from diffusion_distillation.sampling import ancestral, ancestral_step, ddim, ddim_step
+from diffusion_distillation.sampling import (
+    addim,
+    addim_step,
+    ancestral,
+    ancestral_step,
+    ddim,
+    ddim_step,
+    renoise,
+    renoise_step,
+)
 from diffusion_distillation.schedules import get_logsnr_schedule
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -50,6 +62,7 @@ def test_samplers_reach_the_data(name):
         ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_small"),
         ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_medium:0.5"),
         ancestral(jax.random.key(1), denoise, z, schedule, 512),
+        addim(denoise, z, schedule, 512),
     ):
         np.testing.assert_allclose(x.mean(), 0.2, atol=0.015)
         np.testing.assert_allclose(x.std(), 0.5, atol=0.015)
@@ -79,7 +92,7 @@ def test_last_step_returns_x(cosine, logvar_type):
     np.testing.assert_array_equal(step, prediction.x)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "renoise"])
 def test_trajectory(cosine, sampler):
     """Every predicted x, of which the last is the sample."""
     draw = samplers(cosine)[sampler]
@@ -100,10 +113,12 @@ def samplers(schedule, key=None):
         "ddim": lambda z, num_steps, **kwargs: ddim(denoise, z, schedule, num_steps, **kwargs),
         "eta": lambda z, num_steps, **kwargs: ddim(denoise, z, schedule, num_steps, eta=0.5, key=key, **kwargs),
         "ancestral": by_ancestral,
+        "addim": lambda z, num_steps, **kwargs: addim(denoise, z, schedule, num_steps, **kwargs),
+        "renoise": lambda z, num_steps, **kwargs: renoise(key, denoise, z, schedule, num_steps, **kwargs),
     }
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "renoise"])
 def test_transformations(cosine, sampler):
     draw = samplers(cosine)[sampler]
     plain = draw(Z, 6)
@@ -124,7 +139,7 @@ def test_vmap_over_examples(cosine):
     np.testing.assert_allclose(jax.vmap(lambda z: draw(z, 6))(Z), draw(Z, 6), atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["eta", "ancestral"])
+@pytest.mark.parametrize("sampler", ["eta", "ancestral", "renoise"])
 def test_keys_of_examples(cosine, sampler):
     """With a key for each, an example does not depend on its batch."""
     keys = jax.random.split(jax.random.key(0), 8)
@@ -158,3 +173,45 @@ def test_errors(cosine):
     for logvar_type in ("large", "fixed_tiny", "fixed_medium:3"):
         with pytest.raises(ValueError, match="choose"):
             ancestral(jax.random.key(0), denoise, Z, cosine, 2, logvar_type)
+
+
+@pytest.fixture(scope="module")
+def adjusted(cosine):
+    """One program for every number of steps."""
+    return jax.jit(lambda z, v, t, dt: addim_step(make_denoiser(lambda *_: v, "v")(z, cosine(t)), z, cosine, t, dt))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 8, 64, 1024, 8192])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_adjusted_step_against_float64(adjusted, num_steps, seed):
+    """Algorithm 3 as the paper has it, its norms and its quotients."""
+    rng = np.random.default_rng(seed)
+    z, v = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    i = rng.integers(0, num_steps, SHAPE[0])
+    i[:2] = 0, num_steps - 1
+    t, dt = (i + 1) / num_steps, 1 / num_steps
+    found = adjusted(z, v, t.astype(np.float32), np.float32(dt))
+    phi_t, phi_s = oracle.cosine_angle(t), oracle.cosine_angle(t - dt)
+    x = np.cos(phi_t)[:, None, None, None] * z - np.sin(phi_t)[:, None, None, None] * v.astype(np.float64)
+    expected = oracle.adjusted_step(z.astype(np.float64), x, phi_t, phi_s, i > 0)
+    error = np.linalg.norm(found - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2))
+    assert error.max() < 1e-6
+    np.testing.assert_allclose(found[0], x[0], atol=1e-6)  # a step that ends at 0 returns x
+
+
+def test_the_adjusted_step_makes_up_for_lost_variance(cosine):
+    """Of Gaussian data, in few steps."""
+    denoise = gaussian_denoiser(cosine)
+    z = jax.random.normal(jax.random.key(0), (4000, 2, 2, 1))
+    assert ddim(denoise, z, cosine, 4).std() < addim(denoise, z, cosine, 4).std() < 0.5
+
+
+def test_renoising_draws_from_the_process(cosine):
+    """At the next time, around the predicted x; and the last step is that x."""
+    prediction = gaussian_denoiser(cosine)(jnp.ones((20_000, 2, 2, 1)), cosine(0.75))
+    z = renoise_step(jax.random.key(0), prediction, prediction.x, cosine, 0.75, 0.25)
+    alpha, sigma = oracle.alpha_sigma(oracle.cosine_angle(0.5))
+    np.testing.assert_allclose(z.mean(), alpha * prediction.x.mean(), atol=0.01)
+    np.testing.assert_allclose(z.std(), sigma, atol=0.01)
+    last = renoise_step(jax.random.key(0), prediction, prediction.x, cosine, 0.25, 0.25)
+    np.testing.assert_array_equal(last, prediction.x)

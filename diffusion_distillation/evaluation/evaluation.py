@@ -22,7 +22,7 @@ from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
 from .reference import Reference, halves_distance
 
-SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral"}
+SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral", "addim": "aDDIM", "renoise": "re-noising"}
 
 
 class Entry(NamedTuple):
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
     Attributes:
       model: 'teacher', 'student', or 'samples' that were there already.
-      sampler: 'ddim' or 'noisy'; '' for samples that were there already.
+      sampler: a name of `sampling.SAMPLERS`; '' for samples that were there already.
       num_steps: sampling steps; 0 for samples that were there already.
     """
 

@@ -20,6 +20,7 @@ from ..checkpoints import Metadata
 from ..errors import InputError
 from ..files import is_remote, write_whole
 from ..pipeline import Pipeline, start_noise
+from ..sampling import DETERMINISTIC
 from ..shapes import Array, Params
 from . import archive, card
 
@@ -140,8 +141,9 @@ def check(folder: epath.Path, metadata: Metadata, format: str, options: Options,
         raise InputError(f"num_steps={options.num_steps!r} must be a number from 1 on, or 'free'.")
     if isinstance(options.num_steps, int) and options.num_steps < 1:
         raise InputError(f"num_steps={options.num_steps} must be at least 1, or 'free'.")
-    if options.input == "noise" and (options.sampler or metadata.config.sampler) != "ddim":
-        raise InputError("The 'noisy' sampler draws noise at every step: give it a seed, input='seed', or take 'ddim'.")
+    sampler = options.sampler or metadata.config.sampler
+    if options.input == "noise" and sampler not in DETERMINISTIC:
+        raise InputError(f"{sampler!r} draws noise at every step: give it a seed, input='seed', or take 'ddim'.")
     card.check_licence(about.licence)
     if folder.exists() and (not folder.is_dir() or any(True for _ in folder.iterdir())):
         raise InputError(f"{str(folder)!r} is there already and not empty: give a new folder, or remove it first.")

@@ -1,56 +1,43 @@
-"""Progressive distillation: a step of the student does two of its teacher (Salimans & Ho 2022, algorithm 2)."""
+"""Progressive distillation: a step of the student does several of its teacher (Salimans & Ho 2022, algorithm 2)."""
 
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 
-from ..distillation import two_step_target
-from ..errors import InputError
+from ..distillation import several_step_target, two_step_target
 from ..losses import discrete_steps, training_loss
 from ..schedules import Schedule
-from ..shapes import Array, Count
+from ..shapes import Array
 from .method import Method, Rung
+from .rungs import ladder_rungs, teacher_displacement
 
 
 class StepTimes(NamedTuple):
-    """Step i of num_steps, and its time t = (i + 1) / num_steps."""
+    """Step i of the student's, and its time t = (i + 1) / rung.num_steps."""
 
     t: Float[Array, "batch"]
     i: Int[Array, "batch"]
-    num_steps: Count
+    rung: Rung
 
 
 def make(config: Any, schedule: Schedule) -> Method:
-    """Halvings from distillation.start_num_steps to end_num_steps."""
+    """Halvings from distillation.start_num_steps to end_num_steps, or the rungs of distillation.rungs."""
+    rungs = ladder_rungs(config.distillation)
+    displacement = teacher_displacement(config.distillation, rungs)
+    plain_halvings = displacement is None and all(above == 2 * below for above, below in rungs)
 
     def times(keys, update, rung):
         i = discrete_steps(keys, rung.num_steps)
-        return StepTimes((i + 1) / rung.num_steps, i, rung.num_steps)
+        return StepTimes((i + 1) / rung.num_steps, i, rung)
 
     def target(denoisers, x, eps, z, times):
-        return two_step_target(denoisers.teacher, z, times.i, times.num_steps, schedule)
+        above, below = times.rung
+        if plain_halvings:
+            return two_step_target(denoisers.teacher, z, times.i, below, schedule)
+        beside = displacement and displacement(times.rung)
+        return several_step_target(denoisers.teacher, z, times.i, below, above // below, schedule, displacement=beside)
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    students = halvings(config.distillation.start_num_steps, config.distillation.end_num_steps)
-    return Method(times, target, loss, tuple(Rung(2 * num_steps, num_steps) for num_steps in students))
-
-
-def halvings(start_num_steps: int, end_num_steps: int) -> list[int]:
-    """The students' numbers of steps, from start_num_steps / 2 down to end_num_steps.
-
-    Raises:
-      InputError: if start_num_steps is not end_num_steps times a power of two, two at least.
-    """
-    students = []
-    num_steps = start_num_steps
-    while num_steps > end_num_steps >= 1 and num_steps % 2 == 0:
-        num_steps //= 2
-        students.append(num_steps)
-    if not students or students[-1] != end_num_steps:
-        raise InputError(
-            f"start_num_steps={start_num_steps} must be end_num_steps={end_num_steps} times a power of "
-            f"two (2, 4, 8, ...), so that every student takes half the steps of its teacher."
-        )
-    return students
+    return Method(times, target, loss, rungs)

@@ -145,7 +145,8 @@ def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Meta
         raise InputError(f"No student can start from the teacher {path!r}: {'; '.join(differences)}.")
     trained_for = teacher.num_steps or of_teacher.train_num_steps
     if trained_for not in (0, first.teacher_num_steps):
+        field = "rungs[0]" if config.distillation.rungs else "start_num_steps"
         raise InputError(
             f"The teacher {path!r} was trained for {trained_for} sampling steps: set "
-            f"config.distillation.start_num_steps={trained_for} (it is {first.teacher_num_steps})."
+            f"config.distillation.{field}={trained_for} (it is {first.teacher_num_steps})."
         )

@@ -42,6 +42,7 @@ FIXED = (
     "dataset.args.label_key",
     "distillation.method",
     "distillation.only_finetune_temb",
+    "distillation.rungs",
     "distillation.start_num_steps",
     "distillation.teacher_checkpoint_path",
     "model.args",

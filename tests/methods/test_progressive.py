@@ -1,6 +1,6 @@
 import pytest
 
-from diffusion_distillation.methods.progressive import halvings
+from diffusion_distillation.methods.rungs import halvings
 
 
 def test_halvings():

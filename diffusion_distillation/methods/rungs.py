@@ -1,0 +1,110 @@
+"""What the ladders of several methods share: their rungs, their grids in groups, and how their teachers step."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Float, Key
+
+from ..distillation import Displacement
+from ..errors import InputError
+from ..losses import discrete_steps
+from ..sampling import addim_displacement
+from ..shapes import Array, Count
+from .method import Rung
+
+
+def ladder_rungs(distillation: Any) -> tuple[Rung, ...]:
+    """The rungs of a config's `distillation` section: distillation.rungs or, without, halvings.
+
+    Raises:
+      InputError: if they are not what `halvings` or `given_rungs` takes, or if the section has both or neither.
+    """
+    rungs, start, end = tuple(distillation.rungs), distillation.start_num_steps, distillation.end_num_steps
+    if rungs and start is not None:
+        raise InputError(f"rungs={rungs} says all steps of the ladder: leave start_num_steps={start} out (None).")
+    if start is None and not rungs:
+        raise InputError("start_num_steps is missing: set it, to the teacher's sampling steps, or rungs.")
+    return given_rungs(rungs) if rungs else tuple(Rung(2 * students, students) for students in halvings(start, end))
+
+
+def given_rungs(rungs: tuple[int, ...]) -> tuple[Rung, ...]:
+    """The rungs of a teacher of rungs[0] steps and students of the others.
+
+    Raises:
+      InputError: if they are not two numbers or more, each a multiple of the next.
+    """
+    whole = all(isinstance(num_steps, int) and num_steps >= 1 for num_steps in rungs)
+    pairs = [Rung(*pair) for pair in itertools.pairwise(rungs)]
+    if not whole or not pairs or any(above <= below or above % below for above, below in pairs):
+        raise InputError(
+            f"rungs={rungs} must be the teacher's number of steps and then the students', each a multiple of the next, "
+            "as (1024, 32, 1)."
+        )
+    return tuple(pairs)
+
+
+def halvings(start_num_steps: int, end_num_steps: int) -> list[int]:
+    """The students' numbers of steps, from start_num_steps / 2 down to end_num_steps.
+
+    Raises:
+      InputError: if start_num_steps is not end_num_steps times a power of two, two at least.
+    """
+    students = []
+    num_steps = start_num_steps
+    while num_steps > end_num_steps >= 1 and num_steps % 2 == 0:
+        num_steps //= 2
+        students.append(num_steps)
+    if not students or students[-1] != end_num_steps:
+        raise InputError(
+            f"start_num_steps={start_num_steps} must be end_num_steps={end_num_steps} times a power of "
+            f"two (2, 4, 8, ...), so that every student takes half the steps of its teacher."
+        )
+    return students
+
+
+class GroupTimes(NamedTuple):
+    """Times of a grid in groups.
+
+    Attributes:
+      t: the time of each example.
+      first: the length of a step of the grid.
+      rest: what is then left down to the start of the group; 0 for nothing, 1 where that is t = 0.
+      rung: the student's.
+    """
+
+    t: Float[Array, "batch"]
+    first: Float[Array, "batch"]
+    rest: Float[Array, "batch"]
+    rung: Rung
+
+
+def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Rung) -> GroupTimes:
+    """Uniform on a grid of `grid` steps in `groups` groups, of which it is a multiple; both may be traced."""
+    grid, size = jnp.asarray(grid), jnp.asarray(grid) // groups
+    i = discrete_steps(keys, grid)
+    place = i % size
+    rest = jnp.where((i < size) & (place > 0), 1.0, place / grid)
+    return GroupTimes((i + 1) / grid, jnp.broadcast_to(1 / grid, i.shape), rest, rung)
+
+
+def teacher_displacement(distillation: Any, rungs: tuple[Rung, ...]) -> Callable[[Rung], Displacement] | None:
+    """How far beside a step of DDIM the teacher of a rung steps; None where no teacher does.
+
+    By distillation.teacher_step='addim' the teachers of the first `addim_rungs` rungs do (Heek et al. 2024, algorithm
+    3): it is for teachers that predict a mean, and students do so less and less.
+    """
+    if distillation.teacher_step == "ddim" or distillation.addim_rungs == 0:
+        return None
+    last = rungs[min(distillation.addim_rungs, len(rungs)) - 1].num_steps
+
+    def of_rung(rung):
+        adjusted = jnp.asarray(rung.num_steps >= last, jnp.float32)  # traced: one program serves all rungs
+
+        def displacement(prediction, phi, d):
+            return adjusted * addim_displacement(prediction, phi, d, distillation.addim_variance)
+
+        return displacement
+
+    return of_rung
