@@ -12,18 +12,19 @@ JSON, which `from_checkpoint` and every --checkpoint here read.
 from absl import flags
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluation import Evaluation, described
 from diffusion_distillation.files import as_path
-from diffusion_distillation.interop import card, export
+from diffusion_distillation.interop import card, diffusers, export
 from diffusion_distillation.interop.export import About, Options
 from diffusion_distillation.sampling import SAMPLERS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string("out", None, "The folder to write, a new or an empty one.", required=True)
-FORMAT = flags.DEFINE_enum("format", "sampler", list(export.FORMATS), "What to write.")
+FORMAT = flags.DEFINE_enum(
+    "format", "sampler", [*export.FORMATS, "diffusers"], "What to write; diffusers is a pipeline of its UNet2DModel."
+)
 INPUT = flags.DEFINE_enum("input", "seed", export.INPUTS, "What the sampler starts from.")
 OUTPUT = flags.DEFINE_enum("output", "uint8", export.OUTPUTS, "What the sampler returns.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default it is free.", lower_bound=1)
@@ -47,7 +48,14 @@ def main() -> None:
     card.check_licence(LICENSE.value)
     out = as_path(OUT.value)
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
-    about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value, metadata))
+    if FORMAT.value == "diffusers":
+        if options.num_steps == export.FREE:
+            raise InputError("--format=diffusers is for one number of --num_steps: its table of times is for these.")
+        export.check_new(out)
+        diffusers.write(out, params, metadata, options.num_steps and int(options.num_steps))
+        print(f"{out}: README.md says how to draw with it")
+        return
+    about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
     for path in export.write(out, params, metadata, FORMAT.value, options, about):
         print(f"{path}: {path.stat().length:,} bytes")
 
@@ -57,7 +65,7 @@ def parse_steps(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def read_metrics(path: str, metadata: Metadata) -> dict[str, str]:
+def read_metrics(path: str) -> dict[str, str]:
     """The rows of an evaluation.json in words; raises an InputError if it is none, or has none of this model."""
     try:
         found = Evaluation.from_json(as_path(path).read_text())
@@ -65,14 +73,12 @@ def read_metrics(path: str, metadata: Metadata) -> dict[str, str]:
         raise InputError(f"--evaluation={path} cannot be read ({error.strerror}).") from None
     except (ValueError, TypeError, KeyError):
         raise InputError(f"--evaluation={path} is no evaluation.json, as scripts/evaluate.py writes it.") from None
-    updates = {row.updates for row in found.rows} - {None}
-    if updates and metadata.step not in updates:
-        raise InputError(
-            f"--evaluation={path} is of a model of {', '.join(map(str, sorted(updates)))} updates; this one has had "
-            f"{metadata.step}: measure it with scripts/evaluate.py."
-        )
-    against = f"{found.about['num_samples']:,} samples against {found.about['reference']}"
-    return {f"{row.entry.title} ({against})": described(row) for row in found.rows}
+    here = interop.content_of(interop.place(CHECKPOINT.value))
+    rows = [row for row in found.rows if row.content == here]
+    if not rows:
+        raise InputError(f"--evaluation={path} is not of this model as it is now: measure it with scripts/evaluate.py.")
+    against = f"{found.about['num_samples']:,} samples against {found.about['reference'][0]}"
+    return {f"{row.entry.title} ({against})": described(row) for row in rows}
 
 
 if __name__ == "__main__":

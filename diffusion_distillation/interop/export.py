@@ -145,6 +145,11 @@ def check(folder: epath.Path, metadata: Metadata, format: str, options: Options,
     if options.input == "noise" and sampler not in DETERMINISTIC:
         raise InputError(f"{sampler!r} draws noise at every step: give it a seed, input='seed', or take 'ddim'.")
     card.check_licence(about.licence)
+    check_new(folder)
+
+
+def check_new(folder: epath.Path) -> None:
+    """Raises an InputError unless a folder is not there, or empty."""
     if folder.exists() and (not folder.is_dir() or any(True for _ in folder.iterdir())):
         raise InputError(f"{str(folder)!r} is there already and not empty: give a new folder, or remove it first.")
 

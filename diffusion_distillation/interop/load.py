@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -69,10 +70,11 @@ def content_of(path: epath.Path) -> str:
     """
     step, digest = newest_step(path), hashlib.sha256()
     if step is None:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        here = Path(os.fspath(path))  # which it is: what is elsewhere has been copied
+        for file in sorted(here.rglob("*")) if here.is_dir() else [here]:
             if file.is_file():
                 stat = file.stat()
-                digest.update(f"{file.name} {stat.length} {stat.mtime}".encode())
+                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
     metadata = path / "checkpoints" / str(step) / "metadata" / "metadata"
     digest.update(metadata.read_bytes() if metadata.exists() else b"")

@@ -10,13 +10,13 @@ import safetensors.numpy
 from compare_diffusers import network_error, sample_errors
 from ml_collections import ConfigDict
 from peers import seeded
-from running import ROOT
+from running import ROOT, call
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import interop
 from diffusion_distillation.checkpoints import Metadata, abstract_params
 from diffusion_distillation.files import as_path
-from diffusion_distillation.interop import diffusers
+from diffusion_distillation.interop import archive, diffusers
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -177,6 +177,19 @@ def test_out_and_in_again(change, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert (known.to_json(), known.step) == (metadata.to_json(), 7)
     assert f"num_inference_steps={metadata.num_steps}" in (tmp_path / "README.md").read_text()
+
+
+def test_through_the_script(tmp_path):
+    """Written and read back; for one number of steps alone, into a new folder."""
+    params, metadata = digits_model()
+    archive.write(as_path(tmp_path / "a"), params, metadata)
+    flags = [f"--checkpoint={tmp_path / 'a'}", "--format=diffusers"]
+    call("export", *flags, f"--out={tmp_path / 'd'}", "--num_steps=2")
+    loaded, _ = interop.load(tmp_path / "d")
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert "not empty" in call("export", *flags, f"--out={tmp_path / 'd'}", fails=True)
+    free = call("export", *flags, f"--out={tmp_path / 'e'}", "--num_steps=free", fails=True)
+    assert "is for one number of --num_steps" in free and not (tmp_path / "e").exists()
 
 
 def test_in_and_out_and_in_again(tmp_path):

@@ -188,13 +188,17 @@ def checkpoint(tmp_path_factory):
 
 
 def test_the_script(unchecked, checkpoint, tmp_path):
-    row = Row(Entry("student", "ddim", 4), {"fid": 0.25}, {}, 100.0, 0)
-    found = Evaluation({"num_samples": 2000, "reference": "digits"}, {}, [row])
+    row = Row(Entry("student", "ddim", 4), {"fid": 0.25}, {}, 100.0, interop.content_of(as_path(checkpoint)))
+    found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
     (tmp_path / "evaluation.json").write_text(found.to_json())
-    (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(updates=7)]).to_json())
+    (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(content="step 7")]).to_json())
     (tmp_path / "no.json").write_text(json.dumps({}))
     flags = [f"--checkpoint={checkpoint}", f"--out={tmp_path}/out", "--platforms=cpu"]
-    for name, message in {"other": "of a model of 7 updates", "no": "is no evaluation.json", "?": "cannot be"}.items():
+    for name, message in {
+        "other": "is not of this model as it is now",
+        "no": "is no evaluation.json",
+        "?": "cannot be",
+    }.items():
         said = call("export", *flags, f"--evaluation={tmp_path}/{name}.json", fails=True)
         assert said.startswith("error: ") and message in said
     assert "num_steps='x'" in call("export", *flags, "--num_steps=x", fails=True)
