@@ -28,7 +28,14 @@ CONFIG = ConfigDict(
             teacher_num_steps=(2, 1),
             ancestral_num_steps=(2,),
         ),
-        distillation=dict(method="progressive", teacher_checkpoint_path="base", start_num_steps=4, end_num_steps=1),
+        distillation=dict(
+            method="progressive",
+            teacher_checkpoint_path="base",
+            start_num_steps=4,
+            end_num_steps=1,
+            rungs=(),
+            teacher_step="ddim",
+        ),
     )
 )
 
