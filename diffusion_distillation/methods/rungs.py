@@ -29,7 +29,7 @@ def ladder_rungs(distillation: Any) -> tuple[Rung, ...]:
     return given_rungs(rungs) if rungs else tuple(Rung(2 * students, students) for students in halvings(start, end))
 
 
-def given_rungs(rungs: tuple[int, ...]) -> tuple[Rung, ...]:
+def given_rungs(rungs: tuple[Any, ...]) -> tuple[Rung, ...]:
     """The rungs of a teacher of rungs[0] steps and students of the others.
 
     Raises:
