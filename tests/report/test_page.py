@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from diffusion_distillation import multihost
 from diffusion_distillation.data import ArraySource
@@ -13,6 +14,7 @@ from diffusion_distillation.evaluation.frechet import frechet_distance, statisti
 from diffusion_distillation.evaluation.ladder import config_yardsticks
 from diffusion_distillation.files import as_path
 from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.report.grids import image_grid
 from diffusion_distillation.report.page import write_comparison, write_report
 
 CONFIG = ConfigDict(
@@ -160,6 +162,16 @@ def test_in_a_bucket(bucket, drawn):
     pictures = ("samples.png", "distances.png", "metrics.png", "speed.png", "samplers.png", "nearest.png")
     for name in ("index.html", "evaluation.json", "evaluation.md", *pictures):
         assert (bucket / "ladder" / "report" / name).stat().st_size > 100
+
+
+def test_classes_have_columns(tmp_path, drawn):
+    """Samples are of classes 0, 1, 2, 0, ... in turn: a row of the grid has one of each."""
+    source = Images()
+    source.num_classes = 3
+    write(tmp_path / "ladder", source)
+    grid = np.asarray(Image.open(tmp_path / "ladder" / "report" / "classes.png"))
+    kept = np.load(tmp_path / "ladder" / "report" / "samples" / "student_ddim_1.npz")["arr_0"]
+    np.testing.assert_array_equal(grid, image_grid(kept[:63], columns=3))
 
 
 def test_several_ladders_on_a_page(tmp_path, drawn):
