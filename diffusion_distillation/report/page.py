@@ -134,7 +134,7 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
             "--metrics."
         )
     if len({ladder.name for ladder in shown}) < len(shown):
-        shown = [ladder._replace(name=str(ladder.workdir)) for ladder in shown]
+        shown = [ladder._replace(name="/".join(ladder.workdir.parts[-2:])) for ladder in shown]
     pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]
     write_whole(folder / "index.html", _page(" and ".join(ladder.name for ladder in shown), shown, pictures))
     multihost.say(f"report  {folder / 'index.html'}")
@@ -179,7 +179,11 @@ def _samples(ladder: Ladder, folder: epath.Path) -> list[Picture]:
 
 
 def _side_by_side(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
-    columns = [_column(ladder, entry, ladder.name) for ladder in ladders for entry in _entries(ladder, "student")[-4:]]
+    columns = [
+        _column(ladder, entry, ladder.name.replace("/", "/\n"))
+        for ladder in ladders
+        for entry in _entries(ladder, "student")[-4:]
+    ]
     save_columns(columns, folder / "samples.png")
     text = "A row starts from one noise image. The last line of a heading is the first column of the table."
     return [Picture("The same noise through the students", text, folder / "samples.png")]
