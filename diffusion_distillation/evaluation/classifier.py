@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ..checkpoints import digest_of
 from ..data import Source, read_examples
 from ..data.cache import cached
 from ..errors import InputError
@@ -67,21 +69,19 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
     if num_classes < 2:
         raise InputError("features='classifier' needs a dataset with labels of two classes or more; this one has none.")
     network = Classifier(num_classes)
-    like = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *source.image_shape)))
     digest = hashlib.sha256(images)
     digest.update(labels)
     key = {"images": digest.hexdigest(), "training": [UPDATES, BATCH_SIZE, LEARNING_RATE, FEATURES], "version": 1}
 
     def make():
         variables = _train(network, images, labels)
-        return {name: np.asarray(leaf) for name, leaf in _flat(variables).items()}
+        return {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep=".").items()}
 
-    kept = cached("classifier", key, make)
-    leaves = [jnp.asarray(kept[name]) for name in _flat(like)]
-    variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+    variables = unflatten_dict(
+        {name: jnp.asarray(leaf) for name, leaf in cached("classifier", key, make).items()}, sep="."
+    )
     classify = functools.partial(_in_rows, jax.jit(functools.partial(_classify, network)), variables)
-    return classify, f"classifier {weights[:16]}"
+    return classify, f"classifier {digest_of(variables)}"
 
 
 def _in_rows(apply: Callable[..., Any], variables: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,11 +89,6 @@ def _in_rows(apply: Callable[..., Any], variables: Any, images: np.ndarray) -> t
     filled = np.resize(images, (len(images) + -len(images) % ROWS, *images.shape[1:]))
     found = [apply(variables, filled[start : start + ROWS]) for start in range(0, len(filled), ROWS)]
     return tuple(np.concatenate(part)[: len(images)] for part in zip(*found, strict=True))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _classify(network: Classifier, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:

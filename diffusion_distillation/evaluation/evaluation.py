@@ -43,8 +43,12 @@ class Entry(NamedTuple):
         """As it is printed."""
         if not self.sampler:
             return self.model
-        steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
-        return f"{self.model}, {SAMPLER_TITLES[self.sampler]}, {steps}"
+        return f"{self.model}, {SAMPLER_TITLES[self.sampler]}, {self.steps}"
+
+    @property
+    def steps(self) -> str:
+        """The number of steps in words."""
+        return "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
 
     @property
     def name(self) -> str:

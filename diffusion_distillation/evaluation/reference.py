@@ -4,7 +4,6 @@ Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM 
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from ..data.cache import cached
 from ..data.folder import SUFFIXES
 from ..data.images import BrokenImageError, decode
 from ..errors import InputError
-from ..files import as_path, is_remote, save_whole
+from ..files import as_path, content_of, is_remote, save_whole
 from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe
@@ -98,13 +97,6 @@ def _is_grey(image: np.ndarray) -> bool:
     return bool((image == image[..., :1]).all())
 
 
-def _content_of(files: Sequence[epath.PathLike]) -> str:
-    """A name for files of these names, sizes and times."""
-    about = ((os.fspath(file), epath.Path(file).stat()) for file in files)
-    lines = "\n".join(f"{name} {stat.length} {stat.mtime}" for name, stat in about)
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
 def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
     """A dataset as a reference: all its images, or 50,000 of them; `dataset` is the config's section."""
     return Reference(source, None, None, dataset.name, f"{len(source)} images, {dataset.to_json(sort_keys=True)}")
@@ -121,7 +113,7 @@ def of_path(path: epath.PathLike) -> Reference:
         raise InputError(f"{str(path)!r}: a folder of images must be a local one; copy it, or give an .npz.")
     if path.is_dir():
         pictures = Pictures(Path(path))
-        return Reference(pictures, None, None, str(path), _content_of(pictures.files))
+        return Reference(pictures, None, None, str(path), content_of(pictures.files))
     if not path.exists():
         raise InputError(f"There is no {str(path)!r}: give a folder of images or an .npz.")
     try:
@@ -147,7 +139,7 @@ def of_path(path: epath.PathLike) -> Reference:
         raise InputError(f"{str(path)!r} has {there}, and neither 'images', 'arr_0' nor both 'mu' and 'sigma'.")
     source = None if images is None else ArraySource(images, np.zeros(len(images)), 1)
     features = str(arrays["features"]) if "features" in arrays else None
-    return Reference(source, published, features, str(path), _content_of([path]))
+    return Reference(source, published, features, str(path), content_of([path]))
 
 
 def observe_reference(reference: Reference, extractor: Extractor, metrics: Sequence[str]) -> Observed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import checkpoints
+from .. import checkpoints, files
 from ..checkpoints import Metadata, newest_step
 from ..files import as_path
 from ..pipeline import Pipeline
@@ -68,16 +68,13 @@ def content_of(path: epath.Path) -> str:
 
     Of a run, the step and the fingerprints of its newest checkpoint; of others, names, sizes and times of files.
     """
-    step, digest = newest_step(path), hashlib.sha256()
+    step = newest_step(path)
     if step is None:
         here = Path(os.fspath(path))  # which it is: what is elsewhere has been copied
-        for file in sorted(here.rglob("*")) if here.is_dir() else [here]:
-            if file.is_file():
-                stat = file.stat()
-                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return digest.hexdigest()[:16]
+        found = sorted(here.rglob("*")) if here.is_dir() else [here]
+        return files.content_of(file for file in found if file.is_file())
     metadata = path / "checkpoints" / str(step) / "metadata" / "metadata"
-    digest.update(metadata.read_bytes() if metadata.exists() else b"")
+    digest = hashlib.sha256(metadata.read_bytes() if metadata.exists() else b"")
     return f"step {step}, {digest.hexdigest()[:16]}"
 
 

@@ -149,11 +149,7 @@ def _column(ladder: Ladder, entry: Entry, name: str) -> tuple[str, str, np.ndarr
     """Of `save_columns`."""
     [row] = [row for row in ladder.found.rows if row.entry == entry]
     value = f"{next(iter(row.metrics.values())):.2f}"
-    return f"{name}\n{_steps(entry)}\n{value}", entry.model, _first_samples(ladder, entry)
-
-
-def _steps(entry: Entry) -> str:
-    return "1 step" if entry.num_steps == 1 else f"{entry.num_steps} steps"
+    return f"{name}\n{entry.steps}\n{value}", entry.model, _first_samples(ladder, entry)
 
 
 def _entries(ladder: Ladder, model: str, sampler: str = "ddim") -> list[Entry]:
@@ -310,7 +306,7 @@ def _training(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
     losses = {}
     for ladder in ladders:
         for entry, run in ladder_runs(ladder.config, ladder.workdir).items():
-            stage = "base model" if entry.model == "teacher" else _steps(entry)
+            stage = "base model" if entry.model == "teacher" else entry.steps
             stage = stage if len(ladders) == 1 else f"{ladder.name}, {stage}"
             file = run / "metrics.jsonl"
             if stage not in losses and file.exists():
