@@ -78,6 +78,7 @@ FIELDS = {
             "pad_both_sides": False,
             "attn_stages": OrNone(tuple),
             "resample_stages": OrNone(tuple),
+            "guidance_range": OrNone(tuple),  # of a ladder whose students take a weight of guidance: (0.0, 4.0)
         },
         "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
         "mean_type": _one_of("x", MEAN_TYPES),
@@ -88,6 +89,7 @@ FIELDS = {
         "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
         "eval_logsnr_schedule": Free(name="cosine"),
         "eval_clip_denoised": True,
+        "eval_guidance": 0.0,  # weight of guidance of samples; 0 for none, see `Pipeline.sample`
     },
     "train": {
         "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
@@ -102,6 +104,7 @@ FIELDS = {
         "adam_beta2": 0.999,
         "adam_eps": 1e-8,
         "optimizer_beta": 0.9,  # of momentum and nesterov
+        "label_dropout": 0.0,  # share of images whose class is left out, to guide samples by; 0.1 is usual
         "learning_rate": float,
         "learning_rate_warmup_steps": 0,
         "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: to 0
@@ -186,14 +189,15 @@ def paper_base() -> ConfigDict:
 def distillation_of(base: ConfigDict) -> ConfigDict:
     """A ladder's config for the model and the data of a base config, with what the paper's ladders share.
 
-    No dropout, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0 over every halving
-    (appendix B).
+    No dropout, of labels neither, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0
+    over every halving (appendix B).
     """
     config = copy.deepcopy(base)  # fields without a value keep their type
     config.sampler = "ddim"  # the only one that students are made for
     config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
+    config.train.label_dropout = 0.0
     config.train.learning_rate_warmup_steps = 0
     config.train.learning_rate_anneal_type = "linear"
     config.distillation = ConfigDict(_defaults(DISTILLATION))
@@ -362,6 +366,13 @@ def _check_ranges(config: ConfigDict) -> None:
         raise InputError(
             f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "
             f"config.train.substeps={train.substeps}, the updates done in one call."
+        )
+    if train.label_dropout >= 1:
+        raise InputError(f"config.train.label_dropout={train.label_dropout} must be below 1.")
+    if "distillation" not in config and config.model.args.get("guidance_range") is not None:
+        raise InputError(
+            f"config.model.args.guidance_range={config.model.args.guidance_range} is for students, which learn it from "
+            "a teacher. A teacher is made with train.label_dropout=0.1."
         )
     if train.ema_decay is not None and train.ema_decay >= 1:
         raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")

@@ -3,23 +3,31 @@
 `config` is any object with the attributes of a config's `model` section (`config.FIELDS['model']`).
 """
 
+import functools
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float, Int
 
-from .diffusion import Denoiser, make_denoiser
+from .diffusion import Denoiser, make_denoiser, per_example
 from .errors import InputError
 from .registry import look_up
 from .schedules import Schedule, get_logsnr_schedule
 from .shapes import Array, Condition, Keys, Params
 from .unet import UNet
 
+NO_CLASS = -1  # the label of an image of no class in particular
+
 
 @runtime_checkable
 class Network(Protocol):
-    """What is asked of a network: a Flax module that is called as `UNet` is has it. It must be hashable."""
+    """What is asked of a network: a Flax module that is called as `UNet` is has it. It must be hashable.
+
+    One that takes the weight of guidance has its least and largest as an attribute, `guidance_range`.
+    """
 
     def init(self, rngs: Keys, x: Array, logsnr: Array, **condition: Array) -> Any:
         """Variables of which 'params' are the parameters."""
@@ -27,8 +35,9 @@ class Network(Protocol):
     def apply(self, variables: Any, x: Array, logsnr: Array, **kwargs: Any) -> Array:
         """The raw output.
 
-        Keyword arguments are the condition (y, the labels, where there are classes) and, in training, train=True,
-        index, the position of each example in the global batch, and rngs={'dropout': key}.
+        Keyword arguments are the condition (y, the labels, where there are classes, NO_CLASS among them if
+        train.label_dropout is set; guidance, the weights, where the network has a guidance_range) and, in training,
+        train=True, index, the position of each example in the global batch, and rngs={'dropout': key}.
         """
 
 
@@ -77,7 +86,7 @@ def _check_network(network: Any, config: Any, image_shape: tuple[int, int, int],
 
     def call(key):
         x, index = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
-        condition = label_condition(index, num_classes)
+        condition = _some_condition(network, num_classes)
         params = {"params": network.init(key, x, jnp.zeros(1), **condition)["params"]}
         return network.apply(params, x, jnp.zeros(1), train=True, index=index, rngs={"dropout": key}, **condition)
 
@@ -103,13 +112,31 @@ def _output_channels(config: Any, channels: int) -> int:
 def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
     """Initial parameters, in float32."""
     x = jnp.zeros((1, *image_shape))
-    condition = label_condition(jnp.zeros(1, jnp.int32), num_classes)
+    condition = _some_condition(network, num_classes)
     return jax.jit(network.init)(key, x, jnp.zeros(1), **condition)["params"]
 
 
-def label_condition(labels: Int[Array, "batch"] | None, num_classes: int) -> Condition:
-    """The condition that labels are; none for an unconditional network, which may do without them."""
-    return {"y": labels} if num_classes > 1 else {}
+def extended(params: Params, initial: Params) -> Params:
+    """Parameters, and the initial ones of what a network has besides: a guided student starts from such a teacher's."""
+    return unflatten_dict({**flatten_dict(initial), **flatten_dict(params)})
+
+
+def guidance_range(network: Network) -> tuple[float, float] | None:
+    """The least and the largest weight of guidance that a network takes as an input; None if it takes none."""
+    return getattr(network, "guidance_range", None)
+
+
+def condition_of(
+    labels: Int[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
+) -> Condition:
+    """What a network is told: labels, unless it is unconditional and may do without them, and a weight of guidance."""
+    told = {"y": labels} if num_classes > 1 else {}
+    return told if guidance is None else {**told, "guidance": guidance}
+
+
+def _some_condition(network: Network, num_classes: int) -> Condition:
+    guidance = None if guidance_range(network) is None else jnp.zeros(1)
+    return condition_of(jnp.zeros(1, jnp.int32), num_classes, guidance)
 
 
 def network_denoiser(
@@ -117,19 +144,39 @@ def network_denoiser(
 ) -> Denoiser:
     """The denoiser of a network that is called as `UNet` is, under a condition.
 
+    A condition with a weight of guidance w, for a network that does not take it, is classifier-free guidance (Ho &
+    Salimans 2022): (1 + w) times what the network says under the labels, less w times what it says without. It is the
+    same combination of x, eps, v and the raw outputs. w = 0 is the network under its labels; where the literature has
+    a scale s, as 7.5, w = s - 1. The network is called once, with twice the batch; x is clipped after.
+
     Args:
       network: its `apply` is called as `UNet.apply`.
       params: its parameters.
       mean_type: what its output is, see `diffusion.make_denoiser`.
-      condition: for each example; empty for an unconditional network.
+      condition: for each example, see `condition_of`; empty for an unconditional network.
       clip_x: see `diffusion.make_denoiser`.
       **kwargs: go to its apply (train, index, rngs).
     """
 
-    def model_fn(z, logsnr):
+    def call(z, logsnr, **condition):
         return network.apply({"params": params}, z, logsnr, **condition, **kwargs)
 
+    def guided(z, logsnr):
+        z, logsnr, y = (_pairs(part, len(z)) for part in (z, logsnr, condition["y"]))
+        outputs = call(z, logsnr, y=y.at[1::2].set(NO_CLASS))
+        weight = per_example(condition["guidance"], outputs).astype(outputs.dtype)
+        return (1 + weight) * outputs[::2] - weight * outputs[1::2]
+
+    if "guidance" in condition and guidance_range(network) is None:
+        model_fn = guided
+    else:
+        model_fn = functools.partial(call, **condition)
     return make_denoiser(model_fn, mean_type, clip_x=clip_x)
+
+
+def _pairs(value: Array, batch: int) -> Array:
+    """Each row twice, one after the other: so that devices that share the rows need not exchange any."""
+    return jnp.repeat(jnp.broadcast_to(value, (batch, *np.shape(value)[1:])), 2, axis=0)
 
 
 def train_schedule(config: Any) -> Schedule:

@@ -15,9 +15,11 @@ from . import multihost, sampling
 from .devices import data_mesh, hold, spread
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
-from .model import eval_schedule, label_condition, make_network, network_denoiser
+from .model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
 from .sampling import DETERMINISTIC, SAMPLERS
 from .shapes import Array, Keys, Params
+
+Guidance = Float[Array, "_"] | Float[Array, ""] | float
 
 BATCH_SIZE = 256
 
@@ -27,7 +29,7 @@ class ModelInfo(Protocol):
     """What a pipeline asks of a model besides its parameters; `checkpoints.Metadata` has it.
 
     Attributes:
-      config: with the fields of a config's `model` section, `sampler` and `train.parallel`.
+      config: with the fields of a config's `model` section, `sampler`, `train.parallel` and `train.label_dropout`.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional network.
       num_steps: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
@@ -52,6 +54,7 @@ class Pipeline:
       distilled_for: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
+      can_be_guided: whether it takes weights of guidance other than 0.
     """
 
     def __init__(self, params: Params, metadata: ModelInfo, num_steps: int | None = None):
@@ -61,12 +64,12 @@ class Pipeline:
         self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
-        self._sampler, self._clip = config.sampler, model.eval_clip_denoised
+        self._sampler, self._clip, self._guidance = config.sampler, model.eval_clip_denoised, model.eval_guidance
+        self.can_be_guided = can_be_guided(metadata)
         self._mesh, self._parallel = data_mesh(), config.train.parallel
         self._params = hold(params, self._mesh, self._parallel)
         self._network = dict(
             network=make_network(model, self.image_shape, self.num_classes),
-            num_classes=self.num_classes,
             mean_type=model.mean_type,
         )
         self._process = dict(schedule=eval_schedule(model), logvar_type=model.logvar_type)
@@ -77,6 +80,7 @@ class Pipeline:
         num_samples: int,
         labels: Int[Array, "_"] | None = None,
         *,
+        guidance: Guidance | None = None,
         num_steps: int | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
@@ -89,9 +93,15 @@ class Pipeline:
           key: `jax.random.key(seed)`.
           num_samples: how many.
           labels: the class of each, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          guidance: the weight w of classifier-free guidance, one for all or one for each: what is drawn follows
+            (1 + w) times what the model says under the label, less w times what it says without one. 0 is the label
+            alone and -1 no label at all; where others have a scale s, as 7.5, w = s - 1. A student that was made for
+            weights takes those of its range, in one call a step; any other model must have been trained with
+            train.label_dropout, and is called with twice the batch. By default the config's model.eval_guidance.
           num_steps: sampling steps; by default the pipeline's. A student that was distilled for another number warns.
           sampler: 'ddim'; 'noisy', the ancestral one; 'addim', DDIM adjusted for the variance that it loses, for
-            undistilled models; or 'renoise', for consistency models of one group. By default the config's.
+            undistilled models; 'renoise', for consistency models of one group; or 'stochastic', DDIM's steps of twice
+            the length, each half undone by noise. By default the config's.
           eta: with 'ddim', the share of fresh noise at every step, from 0 (none) to 1; see `sampling.ddim_step`.
           clip: clip the x predicted at every step to [-1, 1]; by default the config's eval_clip_denoised.
           batch_size: how many to draw at a time, over all devices.
@@ -104,6 +114,7 @@ class Pipeline:
             that do not fit.
         """
         options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
+        options["guidance"] = guidance
         return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
 
     def stream(
@@ -115,7 +126,7 @@ class Pipeline:
           key: `jax.random.key(seed)`.
           index: which samples; `sample` draws 0, 1, 2, ...
           labels: the class of each, for a class-conditional model; by default sample j is of class j % num_classes.
-          **options: num_steps, sampler, eta, clip and batch_size, as for `sample`.
+          **options: guidance, num_steps, sampler, eta, clip and batch_size, as for `sample`.
 
         Returns:
           An iterator over float32 images as from `from_noise`, batch_size of them at a time, fewer at last.
@@ -130,6 +141,7 @@ class Pipeline:
         z: Float[Array, "n height width channels"],
         labels: Int[Array, "_"] | None = None,
         *,
+        guidance: Guidance | None = None,
         num_steps: int | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
@@ -142,6 +154,7 @@ class Pipeline:
         Args:
           z: standard normal noise, `[n, height, width, channels]`.
           labels: as for `sample`.
+          guidance: as for `sample`.
           num_steps: as for `sample`.
           sampler: as for `sample`.
           eta: as for `sample`.
@@ -159,6 +172,7 @@ class Pipeline:
         _check_images(z, self.image_shape)
         z = np.asarray(z, np.float32)
         options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
+        options["guidance"] = guidance
         return np.concatenate(list(self._draw(lambda rows: z[rows], _first(len(z)), labels, key, **options)))
 
     def trajectory(
@@ -172,7 +186,9 @@ class Pipeline:
         batches = self._draw(lambda rows: self._noise(key, index[rows]), index, labels, key, trajectory=True, **options)
         return np.concatenate([to_uint8(steps) for steps in batches]).swapaxes(0, 1)
 
-    def denoiser(self, labels: Int[Array, "_"] | None = None, *, clip: bool | None = None) -> Denoiser:
+    def denoiser(
+        self, labels: Int[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
+    ) -> Denoiser:
         """The model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of one's own.
 
         It is a pytree too: as an argument of a jitted function its parameters are arguments, and not constants that
@@ -180,6 +196,7 @@ class Pipeline:
 
         Args:
           labels: the class of each image of z, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          guidance: as for `sample`; one for all, unless there are labels.
           clip: clip the predicted x to [-1, 1]; by default the config's eval_clip_denoised.
 
         Returns:
@@ -188,9 +205,11 @@ class Pipeline:
         """
         if labels is not None:
             labels = self._check_labels(labels, np.size(labels))
+        guidance = self._check_guidance(guidance, () if labels is None else labels.shape)
         clip_x = self._clip if clip is None else clip
-        apply = _compiled_denoiser(image_shape=self.image_shape, clip_x=clip_x, **self._network)
-        return jax.tree_util.Partial(apply, self._params_of_no_device(), labels)
+        settings = dict(image_shape=self.image_shape, num_classes=self.num_classes, clip_x=clip_x)
+        apply = _compiled_denoiser(**settings, **self._network)
+        return jax.tree_util.Partial(apply, self._params_of_no_device(), labels, guidance)
 
     def as_function(
         self, *, sampler: str | None = None, eta: float = 0.0, clip: bool | None = None
@@ -203,10 +222,11 @@ class Pipeline:
           clip: as for `sample`.
 
         Returns:
-          `draw, params`. `draw(params, (key, num_steps), (z, index, labels))` gives float32 images x as `from_noise`
-          does, for standard normal noise z, `[batch, height, width, channels]`, integers index and labels, `[batch]`,
-          and an integer num_steps, which may be traced. `start_noise(key, index, image_shape)` is the z of `sample`.
-          Deterministic DDIM takes None for the key and the index, an unconditional model for the labels.
+          `draw, params`. `draw(params, (key, num_steps), (z, index, condition))` gives float32 images x as `from_noise`
+          does, for standard normal noise z, `[batch, height, width, channels]`, integers index, `[batch]`, and an
+          integer num_steps, which may be traced. `start_noise(key, index, image_shape)` is the z of `sample`.
+          Deterministic DDIM takes None for the key and the index. The condition has labels as 'y', `[batch]`, for a
+          class-conditional model, and weights as 'guidance', `[batch]`, for one that is guided; else it is empty.
 
         Raises:
           InputError: for an unknown sampler, an eta out of its range, or eta with the 'noisy' sampler.
@@ -232,6 +252,7 @@ class Pipeline:
         labels: Array | None,
         key: Keys | None,
         *,
+        guidance: Guidance | None = None,
         num_steps: int | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
@@ -253,7 +274,9 @@ class Pipeline:
             what = f"DDIM with eta={eta}" if eta else f"The {settings['sampler']!r} sampler"
             raise InputError(f"{what} draws fresh noise at every step: give it a key, as in key=jax.random.key(0).")
         labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
-        if self.distilled_for not in (0, num_steps) and settings["sampler"] != "renoise" and multihost.is_main():
+        guidance = self._check_guidance(guidance, index.shape)
+        own = (num_steps, num_steps // 2) if settings["sampler"] == "stochastic" else (num_steps,)
+        if self.distilled_for not in (0, *own) and settings["sampler"] != "renoise" and multihost.is_main():
             logging.warning(
                 "This student was distilled for %d sampling steps and draws in %d: its images are worse for that.",
                 self.distilled_for,
@@ -268,7 +291,10 @@ class Pipeline:
             for start in range(0, len(index), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(index)))
                 filled_up = np.resize(rows, size)  # every batch has the same shape
-                yield draw(self._params, shared, (noise(filled_up), index[filled_up], labels[filled_up]))[: len(rows)]
+                of_rows = condition_of(
+                    labels[filled_up], self.num_classes, None if guidance is None else guidance[filled_up]
+                )
+                yield draw(self._params, shared, (noise(filled_up), index[filled_up], of_rows))[: len(rows)]
 
         return batches()
 
@@ -292,6 +318,34 @@ class Pipeline:
             got = np.array2string(labels, threshold=20, separator=", ")
             raise InputError(f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {got}.")
         return labels
+
+    def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The weights in this shape; None for a network that takes none where none is wanted."""
+        weights = np.asarray(self._guidance if guidance is None else guidance, np.float32)
+        if weights.shape not in ((), shape):
+            raise InputError(f"guidance must be one weight or {shape}; got an array of shape {weights.shape}.")
+        allowed = guidance_range(self._network["network"])
+        if allowed is None and not weights.any():
+            return None
+        given = f"guidance={weights}" if weights.ndim == 0 else f"guidance from {weights.min()} to {weights.max()}"
+        low, high = (-1, np.inf) if allowed is None else allowed
+        if not (np.all(weights >= low) and np.all(weights <= high)):
+            made = "" if allowed is None else f" to {high}, which this student was made for"
+            raise InputError(
+                f"{given} must be from {low}{made}. In the convention x(none) + s (x(class) - x(none)), it is s - 1."
+            )
+        if not self.can_be_guided:
+            raise InputError(
+                f"{given} is for class-conditional models that were trained with train.label_dropout, as "
+                "they know images of no class too. Leave it out."
+            )
+        return np.broadcast_to(weights, shape)
+
+
+def can_be_guided(metadata: ModelInfo) -> bool:
+    """Whether a model takes weights of guidance: as an input, or as it knows images of no class too."""
+    takes = metadata.config.model.args.get("guidance_range") is not None
+    return metadata.num_classes > 1 and (takes or metadata.config.train.label_dropout > 0)
 
 
 def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -349,17 +403,18 @@ def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray
 
 def _draw_rows(
     params, shared, rows, *,
-    network, num_classes, mean_type, clip_x, schedule, logvar_type, sampler, eta, trajectory,
+    network, mean_type, clip_x, schedule, logvar_type, sampler, eta, trajectory,
 ):  # fmt: skip
     """A batch of samples. The number of steps is traced; for a trajectory it is given there, as a constant."""
-    (key, num_steps), (z, index, labels) = shared, rows
-    denoise = network_denoiser(network, params, mean_type, label_condition(labels, num_classes), clip_x=clip_x)
+    (key, num_steps), (z, index, condition) = shared, rows
+    denoise = network_denoiser(network, params, mean_type, condition, clip_x=clip_x)
     step_keys = None if key is None else _keys(key, index)[:, 1]
     draw = {
         "ddim": functools.partial(sampling.ddim, denoise, z, schedule, eta=eta, key=step_keys),
         "noisy": functools.partial(sampling.ancestral, step_keys, denoise, z, schedule, logvar_type=logvar_type),
         "addim": functools.partial(sampling.addim, denoise, z, schedule),
         "renoise": functools.partial(sampling.renoise, step_keys, denoise, z, schedule),
+        "stochastic": functools.partial(sampling.stochastic, step_keys, denoise, z, schedule),
     }[sampler]
     if trajectory is None:
         return draw(num_steps=num_steps)
@@ -372,11 +427,12 @@ def _compiled_denoiser(**settings) -> Callable[..., Prediction]:
     return jax.jit(functools.partial(_denoise, **settings))
 
 
-def _denoise(params, labels, z, logsnr, *, network, num_classes, mean_type, clip_x, image_shape):
+def _denoise(params, labels, guidance, z, logsnr, *, network, num_classes, mean_type, clip_x, image_shape):
     _check_images(z, image_shape)
     if labels is None:
         labels = jnp.arange(len(z)) % num_classes
     elif len(labels) != len(z):
         raise InputError(f"The denoiser was made for {len(labels)} labels; got {len(z)} images.")
-    condition = label_condition(labels, num_classes)
+    guidance = None if guidance is None else jnp.broadcast_to(guidance, len(z))
+    condition = condition_of(labels, num_classes, guidance)
     return network_denoiser(network, params, mean_type, condition, clip_x=clip_x)(z, logsnr)

@@ -17,7 +17,7 @@ from .errors import InputError
 from .schedules import Schedule
 from .shapes import Array, Count, Images, Keys, Times, Trajectory
 
-SAMPLERS = ("ddim", "noisy", "addim", "renoise")
+SAMPLERS = ("ddim", "noisy", "addim", "renoise", "stochastic")
 DETERMINISTIC = ("ddim", "addim")  # unless DDIM's eta is above 0
 
 
@@ -143,6 +143,22 @@ def renoise_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedul
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
+def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
+    """A DDIM step of twice the length, from t to t - 2 dt, and from there by noise back up to t - dt.
+
+    Meng et al. (2023, section 3.3): z_m = (alpha_m / alpha_s) z_s + sqrt(sigma_m^2 - (alpha_m / alpha_s)^2 sigma_s^2)
+    eps'. A step that would end below t = 0 ends there, which is the predicted x.
+
+    Arguments and result are those of `ancestral_step`.
+    """
+    m, s = jnp.maximum(t - dt, 0), jnp.maximum(t - 2 * dt, 0)
+    z_s = ddim_step(prediction, z, schedule, t, t - s)
+    phi_m, phi_s = (schedule.angle(t) - schedule.angle_step(t, t - end) for end in (m, s))
+    added = jnp.sqrt(jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)) / jnp.cos(phi_s)
+    z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(added, z) * normal(key, z)
+    return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
+
+
 def ddim(
     denoise: Denoiser,
     z: Images,
@@ -242,6 +258,22 @@ def renoise(
 
     def step(i, prediction, z, t, dt):
         return renoise_step(fold_in(key, i), prediction, z, schedule, t, dt)
+
+    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+
+
+def stochastic(
+    key: Keys, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> Images | tuple[Images, Trajectory]:
+    """Samples with steps of twice the length, half undone by noise (Meng et al. 2023, section 3.3).
+
+    A student of N steps is drawn so in N steps, or in 2 N, whose length is the one that it has learned.
+
+    Arguments, result and errors are those of `ancestral`.
+    """
+
+    def step(i, prediction, z, t, dt):
+        return stochastic_step(fold_in(key, i), prediction, z, schedule, t, dt)
 
     return _sample(step, denoise, z, schedule, num_steps, trajectory)
 

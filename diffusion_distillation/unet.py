@@ -54,6 +54,11 @@ class UNet(nn.Module):
       pad_both_sides: pad images with zeros on all sides, not only below and on the right, for strided convolutions.
       attn_stages: the stages with self-attention, where not attn_resolutions says it (and the middle has it).
       resample_stages: the stages that resample inside a residual block, where not resblock_resample says it for all.
+
+    A student of a guided teacher has one more input:
+
+      guidance_range: the least and the largest weight of guidance that it takes (Meng et al. 2023); None for a network
+        that takes none.
     """
 
     num_classes: int
@@ -80,10 +85,19 @@ class UNet(nn.Module):
     pad_both_sides: bool = False
     attn_stages: Sequence[str] | None = None
     resample_stages: Sequence[str] | None = None
+    guidance_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         # Lists, as JSON has them, would keep the network from being a static argument of a jitted function.
-        for name in ("ch_mult", "attn_resolutions", "logsnr_scale_range", "attn_stages", "resample_stages"):
+        tuples = (
+            "ch_mult",
+            "attn_resolutions",
+            "logsnr_scale_range",
+            "attn_stages",
+            "resample_stages",
+            "guidance_range",
+        )
+        for name in tuples:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
@@ -95,6 +109,7 @@ class UNet(nn.Module):
         logsnr: Float[Array, "batch"] | Float[Array, ""] | float,
         y: Int[Array, "batch"] | None = None,
         *,
+        guidance: Float[Array, "batch"] | None = None,
         train: bool = False,
         index: Int[Array, "batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
@@ -103,7 +118,8 @@ class UNet(nn.Module):
         Args:
           x: noisy images, square.
           logsnr: log-SNR of each.
-          y: labels, for a class-conditional network.
+          y: labels, for a class-conditional network; -1 for no class.
+          guidance: the weight of each, for a network with a guidance_range, and for no other.
           train: apply dropout; needs `rngs={'dropout': key}`.
           index: position of each example in the global batch. Dropout masks depend on the key and on this alone, not
             on how a batch is split over devices. By default, 0, 1, 2, ...
@@ -118,6 +134,8 @@ class UNet(nn.Module):
         self.validate(height, width)
         if self.num_classes > 1 and y is None:
             raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
+        if (self.guidance_range is None) != (guidance is None):
+            raise InputError(f"A network of guidance_range={self.guidance_range} was called with guidance={guidance}.")
         num_levels = len(self.ch_mult)
         dtype = self.dtype or x.dtype
         if not train or self.dropout == 0:
@@ -132,6 +150,12 @@ class UNet(nn.Module):
         if self.num_classes > 1:
             one_hot = jax.nn.one_hot(y, self.num_classes, dtype=dtype)
             emb += nn.Dense(self.emb_ch, dtype=dtype, name="class_emb")(one_hot)
+        if guidance is not None:  # the last layer is zero at first: a student begins as its teacher without guidance
+            low, high = self.guidance_range
+            weight = 1000 * (guidance.astype(logsnr.dtype) - low) / (high - low)
+            weight = sinusoidal_embedding(weight, self.ch, self.freq_shift).astype(dtype)
+            weight = nn.swish(nn.Dense(self.emb_ch, dtype=dtype, name="guidance0")(weight))
+            emb += nn.Dense(self.emb_ch, dtype=dtype, kernel_init=nn.initializers.zeros, name="guidance1")(weight)
         emb = nn.swish(emb)
 
         residual_block, attention_block = ResidualBlock, AttentionBlock
@@ -243,6 +267,17 @@ class UNet(nn.Module):
             raise InputError(f"ch={self.ch} must be even and above 2 * freq_shift, with freq_shift={self.freq_shift}.")
         if self.mid_attn_groups and middle % self.mid_attn_groups:
             raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
+        if self.guidance_range is not None:
+            if len(self.guidance_range) != 2 or not 0 <= self.guidance_range[0] < self.guidance_range[1]:
+                raise InputError(
+                    f"guidance_range={self.guidance_range} must be the least weight, from 0 on, and the largest, as "
+                    "(0.0, 4.0)."
+                )
+            if self.num_classes == 1:
+                raise InputError(
+                    f"guidance_range={self.guidance_range} is for networks with classes: set the dataset's "
+                    "class_conditional=True."
+                )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
 

@@ -29,7 +29,7 @@ from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, evaluate
 from diffusion_distillation.evaluation.ladder import check_finished, evaluate_ladder
 from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
-from diffusion_distillation.evaluation.metrics import METRICS
+from diffusion_distillation.evaluation.metrics import METRICS, needed
 from diffusion_distillation.evaluation.reference import Reference, of_dataset, of_path, save_statistics
 from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.interop.archive import is_archive
@@ -47,13 +47,16 @@ REFERENCE = flags.DEFINE_string(
 FEATURES = flags.DEFINE_list(
     "features", ["pixels"], "pixels, classifier, inception or package.module:function; several with commas between."
 )
-WANTED = flags.DEFINE_list("metrics", ["fid"], f"Some of {', '.join(METRICS)}; 'all' for all that the features allow.")
+WANTED = flags.DEFINE_list("metrics", ["fid"], f"Some of {', '.join(METRICS)}; 'all' for all that need no classes.")
 OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
+GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Weight of guidance; by default the config's model.eval_guidance. See `Pipeline.sample`."
+)
 REPEATS = flags.DEFINE_integer("repeats", 1, "Sets of samples; the best value and the spread are given.", lower_bound=1)
 KEEP = flags.DEFINE_string("keep", None, "A folder that the samples of a run are kept in, a PNG file each.")
 SAVE_REFERENCE = flags.DEFINE_string("save_reference", None, "An .npz for mu and sigma of the reference.")
@@ -88,7 +91,7 @@ def main() -> None:
 
 def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
     """Measures images that are there already."""
-    for flag in (NUM_STEPS, SAMPLER, KEEP):
+    for flag in (NUM_STEPS, SAMPLER, GUIDANCE, KEEP):
         if flag.value is not None:
             raise InputError(f"--{flag.name} is for a --checkpoint: --samples are there already.")
     if REPEATS.value > 1:
@@ -115,6 +118,8 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
 
     about = {"checkpoint": CHECKPOINT.value, "parameters": digest_of(params), "seed": SEED.value}
     about["clip"] = config.model.eval_clip_denoised
+    if guidance := guidance_of(config):
+        settings["guidance"] = about["guidance"] = guidance
     if KEEP.value is not None:
         about["keep"] = KEEP.value
         kept = as_path(KEEP.value)
@@ -134,6 +139,11 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     return found, config
 
 
+def guidance_of(config: ConfigDict) -> float:
+    """The weight of guidance that is asked for."""
+    return config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
+
+
 def is_ladder() -> bool:
     """Whether the checkpoint is a ladder's folder."""
     path = interop.place(CHECKPOINT.value)
@@ -151,6 +161,7 @@ def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     config = read_config(workdir)
     check_finished(config, workdir)
     options = dict(seed=SEED.value, num_samples=NUM_SAMPLES.value or NUM_IMAGES, repeats=REPEATS.value)
+    options["guidance"] = guidance_of(config)
     yardsticks, reference = yardsticks_of(config, options["num_samples"])
     batch_size = min(BATCH_SIZE.value, options["num_samples"])
     return evaluate_ladder(config, workdir, yardsticks, reference, out, batch_size=batch_size, **options), config
@@ -168,7 +179,8 @@ def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Re
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
     source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
     reference = of_dataset(source, config.dataset) if REFERENCE.value is None else of_path(REFERENCE.value)
-    metrics = list(METRICS) if WANTED.value == ["all"] else WANTED.value
+    every = [name for name in METRICS if "labels" not in needed([name])]
+    metrics = every if WANTED.value == ["all"] else WANTED.value
     yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
     if SAVE_REFERENCE.value is not None and multihost.is_main():
         save_statistics(SAVE_REFERENCE.value, yardsticks[0].reference().statistics, yardsticks[0].extractor)

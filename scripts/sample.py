@@ -49,6 +49,9 @@ CLIP = flags.DEFINE_boolean(
     "clip", None, "Clip the x predicted at every step to [-1, 1]; by default as the config has."
 )
 FLOAT = flags.DEFINE_boolean("float", False, "In a .npz: float32 images in [-1, 1], not uint8.")
+GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Weight of guidance, 0 for the label alone; by default as the config has. See `Pipeline.sample`."
+)
 LABELS = flags.DEFINE_list("labels", None, "Classes, of a class-conditional model, repeated in turn: --labels=3,7.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
@@ -68,7 +71,7 @@ def main() -> None:
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value
     classes = None if LABELS.value is None else parse_labels(LABELS.value)
-    options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value)
+    options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value, guidance=GUIDANCE.value)
 
     def labels(index):
         return None if classes is None else classes[index % len(classes)]
@@ -130,7 +133,14 @@ def settings_of(params: Params, config: ConfigDict, num_steps: int) -> dict[str,
         "eta": ETA.value,
         "clip": config.model.eval_clip_denoised if CLIP.value is None else CLIP.value,
         "labels": LABELS.value,
+        **guidance_of(config),
     }
+
+
+def guidance_of(config: ConfigDict) -> dict[str, float]:
+    """The weight of guidance; nothing where there is none, as in folders from before there could be."""
+    weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
+    return {"guidance": weight} if weight else {}
 
 
 def parse_labels(labels: list[str]) -> np.ndarray:

@@ -22,7 +22,13 @@ from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
 from .reference import Reference, halves_distance
 
-SAMPLER_TITLES = {"ddim": "DDIM", "noisy": "ancestral", "addim": "aDDIM", "renoise": "re-noising"}
+SAMPLER_TITLES = {
+    "ddim": "DDIM",
+    "noisy": "ancestral",
+    "addim": "aDDIM",
+    "renoise": "re-noising",
+    "stochastic": "stochastic",
+}
 
 
 class Entry(NamedTuple):

@@ -65,6 +65,7 @@ def evaluate_ladder(
     seed: int = 0,
     num_samples: int | None = None,
     batch_size: int | None = None,
+    guidance: float | None = None,
     **options: Any,
 ) -> Evaluation:
     """Measures a finished ladder by the settings of its config's `eval` section, or by others.
@@ -78,16 +79,21 @@ def evaluate_ladder(
       seed: of the noise, which is the same for every row.
       num_samples: of each row; by default config.eval.num_samples.
       batch_size: drawn at a time; by default config.eval.batch_size.
+      guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
       **options: repeats, shown and say of `evaluate`.
     """
     runs, open_pipeline = ladder_runs(config, workdir), open_once(config)
     batch_size = batch_size or config.eval.batch_size
+    guidance = config.model.eval_guidance if guidance is None else guidance
 
     def draw(entry, first):
         settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, batch_size=batch_size, first=first)
+        settings["guidance"] = guidance
         return draw_from(open_pipeline(runs[entry]), jax.random.key(seed), **settings)
 
     about = {"teacher": config.distillation.teacher_checkpoint_path, "seed": seed}
     about["clip"] = config.model.eval_clip_denoised
+    if guidance:
+        about["guidance"] = guidance
     num_samples = num_samples or config.eval.num_samples
     return evaluate(runs, draw, yardsticks, reference, path, about=about, num_samples=num_samples, **options)

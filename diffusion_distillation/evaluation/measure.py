@@ -36,12 +36,14 @@ class Draw(NamedTuple):
       images: those of these numbers, in order, batch after batch.
       piece: how many are best asked for at a time.
       prepare: what is to be done before any time is taken.
+      num_classes: image j is of class j % num_classes; 1 where classes are not known.
       keep: is given the images and their numbers in the main process, after the time is taken.
     """
 
     images: Callable[[np.ndarray], Iterator[Images]]
     piece: int = PIECE
     prepare: Callable[[], Any] = lambda: None
+    num_classes: int = 1
     keep: Callable[[np.ndarray, Images], Any] = lambda index, images: None
 
 
@@ -126,7 +128,13 @@ def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder
       num_images: how many; each is counted once.
       yardsticks: what they are measured by.
       folder: for what is to be kept until all are done. What it holds must be of the same images and yardsticks.
+
+    Raises:
+      InputError: if the metrics need the classes of the images, and they are not known.
     """
+    fields = [needed(yardstick.metrics) for yardstick in yardsticks]
+    if draw.num_classes == 1 and any("labels" in of_yardstick for of_yardstick in fields):
+        raise InputError("The metric 'accuracy' is for samples of class-conditional models: leave it out.")
     indices = [np.arange(start, min(start + draw.piece, num_images)) for start in range(0, num_images, draw.piece)]
     pieces = [folder / f"{index[0]:07d}-{index[-1]:07d}.npz" for index in indices]
     there = multihost.on_main(lambda: [path.exists() for path in pieces])
@@ -144,7 +152,9 @@ def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder
     values = {}
     for number, yardstick in enumerate(yardsticks):
         seen = (_read(path, number) for path in pieces)
-        observed = observe(seen, needed(yardstick.metrics))
+        observed = observe(seen, fields[number])
+        if "labels" in fields[number]:
+            observed = observed._replace(labels=np.arange(num_images) % draw.num_classes)
         found = compute(yardstick.metrics, observed, yardstick.reference())
         values |= {_named(name, yardstick.suffix): value for name, value in found.items()}
     seconds = sum(float(_load(path)["seconds"]) for path in pieces)
@@ -159,7 +169,7 @@ def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0,
       key: the same one gives the same noise to every pipeline and sampler.
       batch_size: how many at a time, over all devices.
       first: the number of the first sample.
-      **options: num_steps, sampler, eta and clip of `Pipeline.sample`.
+      **options: guidance, num_steps, sampler, eta and clip of `Pipeline.sample`.
     """
 
     def images(index, **options):
@@ -171,7 +181,7 @@ def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0,
         list(images(np.arange(1), **{**options, "num_steps": pipeline.distilled_for or 1}))
 
     piece = batch_size * max(1, PIECE // batch_size)
-    return Draw(functools.partial(images, **options), piece, compile_it)
+    return Draw(functools.partial(images, **options), piece, compile_it, pipeline.num_classes)
 
 
 def draw_images(source: Source) -> Draw:

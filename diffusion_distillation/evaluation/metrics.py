@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
@@ -28,11 +28,13 @@ class Observed(NamedTuple):
       statistics: mean and covariance of the features.
       features: a row an image.
       logits: of the classes that a classifier sees, a row an image.
+      labels: the classes that were asked for.
     """
 
     statistics: Statistics | None = None
     features: Features | None = None
     logits: Float[np.ndarray, "n classes"] | None = None
+    labels: Int[np.ndarray, "n"] | None = None
 
 
 class Metric(NamedTuple):
@@ -191,6 +193,10 @@ def _swd(observed: Observed, reference: Observed) -> dict[str, float]:
     return {"swd": sliced_wasserstein(observed.features, reference.features)}
 
 
+def _accuracy(observed: Observed, _: Observed) -> dict[str, float]:
+    return {"accuracy": float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels))}
+
+
 STATISTICS, FEATURES, LOGITS, NOTHING = map(frozenset, (["statistics"], ["features"], ["logits"], []))
 SPLITS, NEIGHBOURS = 10, 3
 MANIFOLD = Metric(_manifold, FEATURES, FEATURES, least=NEIGHBOURS + 1)
@@ -204,8 +210,9 @@ METRICS = {
     "density": MANIFOLD,
     "coverage": MANIFOLD,
     "swd": Metric(_swd, FEATURES, FEATURES),
+    "accuracy": Metric(_accuracy, LOGITS | {"labels"}, NOTHING),  # the share that shows the class that was asked for
 }
-HIGHER_IS_BETTER = frozenset({"is", "is_5000", "precision", "recall", "density", "coverage"})
+HIGHER_IS_BETTER = frozenset({"is", "is_5000", "precision", "recall", "density", "coverage", "accuracy"})
 
 
 def check(names: Sequence[str], num_images: int) -> None:

@@ -15,7 +15,7 @@ PUBLISHED = {
 
 TITLES = {
     "fid": "FID", "kid": "KID", "is": "IS", "is_5000": "IS, 5,000", "precision": "precision", "recall": "recall",
-    "density": "density", "coverage": "coverage", "swd": "sliced Wasserstein",
+    "density": "density", "coverage": "coverage", "swd": "sliced Wasserstein", "accuracy": "accuracy",
 }  # fmt: skip
 
 

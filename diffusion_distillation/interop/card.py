@@ -12,6 +12,7 @@ import jax
 from .. import __version__
 from ..checkpoints import Metadata
 from ..errors import InputError
+from ..pipeline import can_be_guided
 
 NAME = "README.md"
 MONTHS_READ = 6  # that JAX promises to read a file of jax.export for
@@ -99,6 +100,8 @@ def _inputs(metadata: Metadata, options: Any) -> list[str]:
     }[options.input]
     if metadata.num_classes > 1:
         lines = [*lines, f"`labels`: int32 [{batch}], classes from 0 to {metadata.num_classes - 1}."]
+    if can_be_guided(metadata):
+        lines = [*lines, f"`guidance`: float32 [{batch}], the weight w of guidance, 0 for the label alone."]
     if options.num_steps == "free":
         lines = [*lines, "`num_steps`: int32, a number from 1 on."]
     elif options.num_steps is not None:

@@ -197,6 +197,8 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
     network = make_network(model, metadata.image_shape, metadata.num_classes)
     if not isinstance(network, UNet):
         raise InputError(f"diffusers has no network for config.model.name={model.name!r}: only unet_iddpm is written.")
+    if network.guidance_range is not None:
+        raise InputError("UNet2DModel takes no weight of guidance, as this model does: export it as a sampler's file.")
 
     unet = _unet_config(network, metadata.image_shape, num_steps)
     logsnr = _logsnrs(metadata, num_steps)

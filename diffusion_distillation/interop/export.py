@@ -19,7 +19,8 @@ from flax.traverse_util import unflatten_dict
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..files import is_remote, write_whole
-from ..pipeline import Pipeline, start_noise
+from ..model import condition_of
+from ..pipeline import Pipeline, can_be_guided, start_noise
 from ..sampling import DETERMINISTIC
 from ..shapes import Array, Params
 from . import archive, card
@@ -181,7 +182,7 @@ def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str,
     """The inputs of a sampler's file, by name, as shapes and types.
 
     With a seed: seed, an integer, and index, `[batch]`, which of its samples; with noise: z, `[batch, height, width,
-    channels]`. Then labels, `[batch]`, if the model has classes; num_steps, an integer, if it is free; and params, the
+    channels]`. Then labels, `[batch]`, if the model has classes; guidance, `[batch]`, if it can be guided; num_steps, an integer, if it is free; and params, the
     arrays of the safetensors file by their names, if they are beside.
     """
     [batch] = jax.export.symbolic_shape("batch") if options.batch_size is None else [options.batch_size]
@@ -192,6 +193,8 @@ def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str,
         inputs = {"z": of((batch, *metadata.image_shape), np.float32)}
     if metadata.num_classes > 1:
         inputs["labels"] = of((batch,), np.int32)
+    if can_be_guided(metadata):
+        inputs["guidance"] = of((batch,), np.float32)
     if options.num_steps == FREE:
         inputs["num_steps"] = of((), np.int32)
     if options.params == "beside":
@@ -213,13 +216,14 @@ def sampler_function(params: Params, metadata: Metadata, options: Options) -> Ca
     # one program over what there are two: it would take longer to compile, and round otherwise.
     fixed = jax.lax.optimization_barrier
 
-    def draw_images(*, seed=None, index=None, z=None, labels=None, num_steps=None, params=None):
+    def draw_images(*, seed=None, index=None, z=None, labels=None, guidance=None, num_steps=None, params=None):
         held = _as_float32(fixed(stored) if params is None else params)
         steps = fixed(jnp.int32(pipeline.num_steps)) if num_steps is None else num_steps
         key = None if seed is None else jax.random.key(seed)
         if z is None:
             z = fixed(start_noise(key, index, pipeline.image_shape))
-        x = draw(held, (None if deterministic else key, steps), (z, index, labels))
+        condition = condition_of(labels, pipeline.num_classes, guidance)
+        x = draw(held, (None if deterministic else key, steps), (z, index, condition))
         return _to_uint8(fixed(x)) if options.output == "uint8" else x
 
     return draw_images
@@ -228,6 +232,8 @@ def sampler_function(params: Params, metadata: Metadata, options: Options) -> Ca
 def runner(metadata: Metadata, options: Options) -> str:
     """The text of run.py, which draws with a sampler's file and needs JAX alone."""
     inputs = {"labels": f"index % {metadata.num_classes}"} if metadata.num_classes > 1 else {}
+    if can_be_guided(metadata):
+        inputs["guidance"] = f"np.full(len(index), {metadata.config.model.eval_guidance}, np.float32)"
     before = []
     if options.input == "seed":
         inputs |= {"seed": "np.uint32(seed)", "index": "index"}

@@ -9,13 +9,18 @@ from typing import Any
 from ..errors import InputError
 from ..registry import look_up
 from ..schedules import get_logsnr_schedule
-from . import consistency, diffusion, progressive, tract
+from . import consistency, diffusion, guidance, progressive, tract
 from .method import Denoisers as Denoisers
 from .method import Method as Method
 from .method import Rung as Rung
 from .method import Times as Times
 
-METHODS = {"progressive": progressive.make, "tract": tract.make, "consistency": consistency.make}
+METHODS = {
+    "progressive": progressive.make,
+    "guidance": guidance.make,
+    "tract": tract.make,
+    "consistency": consistency.make,
+}
 
 
 def make_method(config: Any) -> Method:

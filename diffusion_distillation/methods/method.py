@@ -1,13 +1,12 @@
 """What a method is: the times it trains at, its target, its loss, and the rungs of its ladder."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Key
 
-from ..diffusion import Prediction
-from ..shapes import Array, Condition, Count, Images
-from ..shapes import Times as Time
+from ..diffusion import Denoiser, Prediction
+from ..shapes import Array, Count, Images
 
 
 class Rung(NamedTuple):
@@ -32,25 +31,21 @@ class Times(NamedTuple):
     t: Float[Array, "batch"]
 
 
-class ConditionalDenoiser(Protocol):
-    """A denoiser under the condition of the examples; keyword arguments change that, as y=other_labels."""
-
-    def __call__(self, z: Images, logsnr: Time, **condition: Array) -> Prediction:
-        """What the network says of z."""
-
-
 class Denoisers(NamedTuple):
-    """The networks that a target may ask. No gradient flows through them; one that is not asked costs nothing.
+    """The networks that a target may ask, all under the labels, and the weights of guidance, of the examples.
+
+    No gradient flows through them; one that is not asked costs nothing.
 
     Attributes:
-      teacher: without dropout; None in base training.
+      teacher: without dropout; None in base training. One that takes no weight of guidance, where the student does, is
+        guided by it: it says (1 + w) times what it says under the label, less w times what it says without.
       student: the student as it is, with the dropout mask of the prediction that is to meet the target.
       average: the method's own average of the student, without dropout; None unless it has an `average_decay`.
     """
 
-    teacher: ConditionalDenoiser | None
-    student: ConditionalDenoiser
-    average: ConditionalDenoiser | None
+    teacher: Denoiser | None
+    student: Denoiser
+    average: Denoiser | None
 
 
 class Method(NamedTuple):
@@ -63,7 +58,6 @@ class Method(NamedTuple):
       target: `target(denoisers, x, eps, z, times)`, what the student should say of z at t.
       loss: `loss(prediction, target, times)`, of each example.
       rungs: the students of a ladder, each the teacher of the next; none in base training.
-      condition: `condition(condition, times)`, what the student is told of each example; by default its labels alone.
       average_decay: the decay of the average that the target reads as `denoisers.average`, corrected for its short
         history in the beginning. It is not the average that samples are drawn with. None for none.
     """
@@ -72,5 +66,4 @@ class Method(NamedTuple):
     target: Callable[[Denoisers, Images, Images, Images, Any], Prediction]
     loss: Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]
     rungs: tuple[Rung, ...] = ()
-    condition: Callable[[Condition, Any], Condition] = lambda condition, times: condition
     average_decay: float | None = None

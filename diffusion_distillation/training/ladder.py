@@ -15,7 +15,7 @@ from ..data import Source
 from ..errors import InputError, RunError
 from ..files import as_path
 from ..methods import Rung, make_method
-from ..model import train_schedule
+from ..model import Network, make_network, train_schedule
 from ..multihost import say
 from .loop import Load, OnEval, OnMetrics, check_processes, train
 from .runs import locked, open_run, read_config
@@ -61,6 +61,7 @@ def run_ladder(
     check_processes(config, source)
     params, metadata = load_model(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
+    network = network_of_teacher(config, metadata)
     with locked(workdir):
         open_run(workdir, config, change)
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
@@ -69,7 +70,8 @@ def run_ladder(
             of_rung = finished_config(folder) or plan.stages[rung.num_steps]
             hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
             # the verdict on a change is the ladder's
-            train(of_rung, folder, source, teacher=Teacher(params, rung), change=True, **hooks)
+            train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=True, **hooks)
+            network = None  # from here on teachers have the network of their students
             params, student = load(folder)  # not what the devices hold: their memory is free again
             if student.step < of_rung.train.num_steps:
                 raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
@@ -119,6 +121,23 @@ class Plan:
             self._on_metrics(step, {**values, "num_steps": num_steps})
 
 
+def network_of_teacher(config: ConfigDict, teacher: Metadata) -> Network | None:
+    """The network of a ladder's first teacher; None where it is that of the students.
+
+    Raises:
+      InputError: if students of this config are to take weights of guidance, and the teacher cannot be guided.
+    """
+    if (weights := config.model.args.get("guidance_range")) == teacher.config.model.args.get("guidance_range"):
+        return None
+    if not teacher.config.train.label_dropout:
+        raise InputError(
+            f"The teacher {config.distillation.teacher_checkpoint_path!r} cannot be guided, as students of "
+            f"config.model.args.guidance_range={weights} need it: it always had labels in training. Train one with "
+            "config.train.label_dropout=0.1."
+        )
+    return make_network(teacher.config.model, teacher.image_shape, teacher.num_classes)
+
+
 def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Metadata) -> None:
     """Raises an InputError that names the difference, if students of this config cannot start from the teacher.
 
@@ -134,6 +153,8 @@ def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Meta
         for name in {**of_teacher.args, **ours.args}
         if name not in ("dropout", "remat")  # they are not in the parameters, and teachers and students often differ
     }
+    if of_teacher.args.get("guidance_range") is None:  # its students may be the first that take weights
+        described.pop("config.model.args.guidance_range", None)
     described |= {f"config.model.{name}": (of_teacher[name], ours[name]) for name in ("name", "mean_type")}
     described |= {
         "the noise schedule (config.model.train_logsnr_schedule)": (train_schedule(of_teacher), train_schedule(ours)),

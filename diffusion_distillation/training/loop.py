@@ -26,7 +26,7 @@ from ..data import Source, read_batches
 from ..devices import data_mesh, described
 from ..errors import InputError, RunError
 from ..files import as_path, is_remote
-from ..model import Network, count_params, init_params, make_network
+from ..model import Network, count_params, extended, init_params, make_network
 from ..multihost import say
 from ..shapes import Params
 from .interrupt import GO_ON, Interrupt
@@ -73,6 +73,11 @@ def train(
     """
     workdir, mesh = as_path(workdir), data_mesh()
     check_processes(config, source)
+    if config.train.label_dropout and source.num_classes == 1:
+        raise InputError(
+            f"config.train.label_dropout={config.train.label_dropout} leaves out labels, and the dataset has one "
+            "class: set config.dataset.args.class_conditional=True."
+        )
     if (newest_step(workdir) or 0) < config.train.num_steps:
         check_batch_size(config.train, mesh)
     network = make_network(config.model, source.image_shape, source.num_classes)
@@ -142,16 +147,20 @@ def _initial_params(
       InputError: if it is to go on from train.init_from, and there is nothing, nothing left to do, or another network.
     """
     init_from, num_steps = metadata.config.train.init_from, metadata.config.train.num_steps
+    key = run_key(metadata.config.seed)
+
+    def anew() -> Params:
+        return init_params(network, key, metadata.image_shape, metadata.num_classes)
+
     if teacher is not None:
-        return lambda: teacher.params
+        return lambda: teacher.params if teacher.network is None else extended(teacher.params, anew())
     if init_from is None or begun or _is_run(init_from):
         if not begun and init_from is not None and (step := newest_step(as_path(init_from))) >= num_steps:
             raise InputError(
                 f"config.train.init_from={init_from!r} has done {step:,} updates, and config.train.num_steps="
                 f"{num_steps:,} counts these: set it to more."
             )
-        key = run_key(metadata.config.seed)
-        return lambda: init_params(network, key, metadata.image_shape, metadata.num_classes)
+        return anew
     params, _ = load_model(init_from)
     here, there = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -8,7 +8,7 @@ import optax
 
 from ..shapes import Array, Params
 
-EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "temb_proj")
+EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj")
 
 
 def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.GradientTransformation:

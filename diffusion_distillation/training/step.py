@@ -7,13 +7,14 @@ What is learned is the method's business (`methods`). All randomness of a step i
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from ..diffusion import q_sample
 from ..methods import Denoisers, Method, Rung, make_method
-from ..model import Network, network_denoiser, train_schedule
+from ..model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
 from ..sampling import normal
 from ..shapes import Array, Condition, Keys, Params
 from .optimizers import at_step, learning_rate, make_optimizer
@@ -47,16 +48,19 @@ class TrainState(NamedTuple):
         return self.params if self.ema_params is None else self.ema_params
 
 
-class Teacher(NamedTuple):
+@flax.struct.dataclass
+class Teacher:
     """What distillation learns from.
 
     Attributes:
       params: the teacher's sampling parameters.
       rung: its student's place in the ladder.
+      network: its network, where that is not its student's: a guided student's teacher takes no weight of guidance.
     """
 
     params: Params
     rung: Rung
+    network: Network | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def run_key(seed: int) -> Keys:
@@ -152,36 +156,54 @@ def _make_loss(config: Any, network: Network, method: Method) -> Callable[..., A
     `keys` are those of this step, for data and for dropout; `batch` also has `index`, the position of each example.
     """
     model = config.model
-    schedule = train_schedule(model)
-
-    def denoiser(params: Params, condition: Condition, **kwargs):
-        def denoise(z, logsnr, **changed):
-            return network_denoiser(network, params, model.mean_type, {**condition, **changed}, **kwargs)(z, logsnr)
-
-        return denoise
+    schedule, tell = train_schedule(model), _make_condition(config, network)
 
     def loss(params, state, teacher, keys, batch):
         data_key, dropout_key = keys
-        labels, index = {"y": batch["label"]} if "label" in batch else {}, batch["index"]
-        of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 3))(index)
+        index = batch["index"]
+        of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 4))(index)
         x = preprocess(of_example[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
         eps = normal(of_example[:, 1], x)
         times = method.times(of_example[:, 2], state.step, None if teacher is None else teacher.rung)
         logsnr = schedule(times.t)
         z = q_sample(x, eps, logsnr)
 
-        told = method.condition(labels, times)
+        condition = tell(of_example[:, 3], batch.get("label"))
+
+        def denoiser(params: Params, of: Network = network, **kwargs):
+            return network_denoiser(of, params, model.mean_type, condition, **kwargs)
+
         in_training = dict(train=True, index=index, rngs={"dropout": dropout_key})
-        student = denoiser(params, told, **in_training)
+        student = denoiser(params, **in_training)
         denoisers = Denoisers(
-            teacher=None if teacher is None else denoiser(teacher.params, labels),
-            student=denoiser(jax.lax.stop_gradient(params), told, **in_training),
-            average=None if state.average is None else denoiser(state.average, told),
+            teacher=None if teacher is None else denoiser(teacher.params, teacher.network or network),
+            student=denoiser(jax.lax.stop_gradient(params), **in_training),
+            average=None if state.average is None else denoiser(state.average),
         )
         target = method.target(denoisers, x, eps, z, times)
         return jnp.mean(method.loss(student(z, logsnr), target, times))
 
     return loss
+
+
+def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | None], Condition]:
+    """`condition(keys, labels)`, what the networks are told of each example.
+
+    A share of train.label_dropout of the labels is left out; a network that takes weights of guidance gets one that is
+    uniform in its range (Meng et al. 2023, section 3.1).
+    """
+    dropped, weights = config.train.label_dropout, guidance_range(network)
+
+    def condition(keys, labels):
+        if dropped and labels is not None:
+            labels = jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropped))(keys), NO_CLASS, labels)
+        if weights is None:
+            return {} if labels is None else {"y": labels}
+        low, high = weights
+        guidance = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32, low, high))
+        return {"y": labels, "guidance": guidance(keys)}
+
+    return condition
 
 
 def _microbatches(batch: Batch, count: int, num_shards: int) -> Batch:

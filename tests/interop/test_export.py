@@ -249,7 +249,7 @@ def test_as_function_is_what_the_pipeline_draws():
     draw, held = pipeline.as_function(clip=False)
     index = np.arange(3, dtype=np.int32)
     z = pipeline_module.start_noise(KEY, index, SHAPE)
-    x = jax.jit(draw)(held, (None, 4), (z, None, index))
+    x = jax.jit(draw)(held, (None, 4), (z, None, {}))
     np.testing.assert_array_equal(to_uint8(np.asarray(x)), pipeline.sample(KEY, 3, clip=False))
     assert pipeline.is_deterministic() and not pipeline.is_deterministic(eta=0.1)
     with pytest.raises(InputError, match="Unknown sampler"):
