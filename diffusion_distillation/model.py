@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 
@@ -26,7 +25,8 @@ NO_CLASS = -1  # the label of an image of no class in particular
 class Network(Protocol):
     """What is asked of a network: a Flax module that is called as `UNet` is has it. It must be hashable.
 
-    One that takes the weight of guidance has its least and largest as an attribute, `guidance_range`.
+    One that takes the weight of guidance has its least and largest as an attribute, the config's
+    model.args.guidance_range.
     """
 
     def init(self, rngs: Keys, x: Array, logsnr: Array, **condition: Array) -> Any:
@@ -162,21 +162,20 @@ def network_denoiser(
         return network.apply({"params": params}, z, logsnr, **condition, **kwargs)
 
     def guided(z, logsnr):
-        z, logsnr, y = (_pairs(part, len(z)) for part in (z, logsnr, condition["y"]))
-        outputs = call(z, logsnr, y=y.at[1::2].set(NO_CLASS))
-        weight = per_example(condition["guidance"], outputs).astype(outputs.dtype)
-        return (1 + weight) * outputs[::2] - weight * outputs[1::2]
+        batch, y, weight = z.shape[0], jnp.asarray(condition["y"]), condition["guidance"]
+        # in pairs, one after the other: devices that share the rows need not exchange any
+        y = jnp.stack([y, jnp.full_like(y, NO_CLASS)], axis=1).reshape(2 * batch)
+        logsnr = jnp.broadcast_to(logsnr, (batch,))
+        outputs = call(jnp.repeat(z, 2, axis=0), jnp.repeat(logsnr, 2), y=y)
+        told, untold = jnp.moveaxis(outputs.reshape(batch, 2, *outputs.shape[1:]), 1, 0)
+        weight = per_example(weight, told).astype(told.dtype)
+        return (1 + weight) * told - weight * untold
 
     if "guidance" in condition and guidance_range(network) is None:
         model_fn = guided
     else:
         model_fn = functools.partial(call, **condition)
     return make_denoiser(model_fn, mean_type, clip_x=clip_x)
-
-
-def _pairs(value: Array, batch: int) -> Array:
-    """Each row twice, one after the other: so that devices that share the rows need not exchange any."""
-    return jnp.repeat(jnp.broadcast_to(value, (batch, *np.shape(value)[1:])), 2, axis=0)
 
 
 def train_schedule(config: Any) -> Schedule:

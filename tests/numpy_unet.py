@@ -9,8 +9,8 @@ LOGSNR_INPUTS = {
 }
 
 
-def unet(params, options, x, logsnr, y=None):
-    """The raw output for images x, `[n, side, side, channels]`, their logsnr and labels.
+def unet(params, options, x, logsnr, y=None, guidance=None):
+    """The raw output for images x, `[n, side, side, channels]`, their logsnr, labels and weights of guidance.
 
     `options` are `UNet`'s arguments; `params` is its tree.
     """
@@ -44,6 +44,10 @@ def unet(params, options, x, logsnr, y=None):
     emb = dense(params["dense1"], swish(dense(params["dense0"], sinusoids)))
     if options["num_classes"] > 1:
         emb = emb + dense(params["class_emb"], np.eye(options["num_classes"])[y])
+    if guidance is not None:
+        low, high = options["guidance_range"]
+        weight = embedding(1000 * (guidance - low) / (high - low), options["ch"], options.get("freq_shift", 1))
+        emb = emb + dense(params["guidance1"], swish(dense(params["guidance0"], weight)))
     emb = swish(emb)
 
     levels, blocks = len(options["ch_mult"]), options["num_res_blocks"]

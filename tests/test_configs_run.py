@@ -45,7 +45,8 @@ CONFIGS = {
 def test_no_config_is_left_out():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
     ladders = {f"{name}_{kind}" for name in CONFIGS for kind in ("base", "distill")}
-    assert names == ladders | {f"digits_{method}" for method in OF_DIGITS}
+    guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in ("base", "student", "distill")}
+    assert names == ladders | {f"digits_{method}" for method in OF_DIGITS} | guided
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,58 @@ def test_the_methods_of_digits(tmp_path, env):
     for name in OF_DIGITS:
         assert load(tmp_path / name / "steps_0002")[1].step == 1
         assert (tmp_path / name / "report" / "index.html").exists()
+
+
+GUIDED_ALIKE = ("cifar", "imagenet64")  # and of the networks that run above
+
+
+@pytest.mark.parametrize("name", GUIDED_ALIKE)
+@pytest.mark.parametrize("kind", ["base", "student", "distill"])
+def test_guided_configs_are_the_others_with_guidance(name, kind):
+    """And nothing else of the model or the data is another."""
+    plain = cfg.load(ROOT / f"configs/{name}_{'base' if kind == 'base' else 'distill'}.py").to_dict()
+    guided = cfg.load(ROOT / f"configs/{name}_guided_{kind}.py").to_dict()
+    assert guided["train"].pop("label_dropout") == (0.1 if kind == "base" else 0.0)
+    assert guided["model"]["args"].pop("guidance_range") == (None if kind == "base" else (0.0, 4.0))
+    assert guided["dataset"]["args"].pop("class_conditional")
+    for section, field in (("train", "label_dropout"), ("model", "args"), ("dataset", "args")):
+        plain[section].pop(field, None) if section == "train" else plain[section][field].pop("guidance_range", None)
+    plain["dataset"]["args"].pop("class_conditional")
+    assert {part: guided[part] for part in ("dataset", "model", "train")} == {
+        part: plain[part] for part in ("dataset", "model", "train")
+    }
+
+
+@pytest.mark.slow
+def test_guided_digits(tmp_path, env):
+    """A guided teacher, its student and a halving of that, which are sampled and measured at a weight."""
+    model = [*SHRUNK, "--config.model.args.ch_mult=(1,)"]
+    stage1 = ["--config.distillation.end_num_steps=2", *ONE_HALVING, "--config.eval.metrics=('fid', 'accuracy')"]
+    stage1 += ["--config.eval.features=('classifier',)", "--config.model.eval_guidance=1.0"]
+    stage2 = ["--config.distillation.start_num_steps=2", *stage1, "--config.distillation.end_num_steps=1"]
+    teacher = "--config.distillation.teacher_checkpoint_path="
+    drawn = ["--num_samples=20", "--batch_size=20", "--guidance=3"]
+    guided = "--config=configs/digits_guided_"
+    commands = [
+        ["train", f"{guided}base.py", *model, "--config.train.num_steps=2", f"--workdir={tmp_path}/b"],
+        ["distill", f"{guided}student.py", *model, *stage1, f"{teacher}{tmp_path}/b", f"--workdir={tmp_path}/s"],
+        ["distill", f"{guided}distill.py", *model, *stage2, f"{teacher}{tmp_path}/s/steps_0002",
+         f"--workdir={tmp_path}/l"],
+        ["sample", f"--checkpoint={tmp_path}/b", "--num_steps=2", *drawn, f"--out={tmp_path}/b.npz"],
+        ["sample", f"--checkpoint={tmp_path}/l/steps_0001", *drawn, f"--out={tmp_path}/images/"],
+        ["evaluate", f"--checkpoint={tmp_path}/l/steps_0001", *drawn, "--features=classifier", "--metrics=accuracy",
+         f"--out={tmp_path}/e.json"],
+    ]  # fmt: skip
+    run_together(commands, env=env)
+    for student, updates in (("s/steps_0002", 1), ("l/steps_0001", 1)):
+        params, metadata = load(tmp_path / student)
+        assert metadata.step == updates and {"guidance0", "guidance1"} <= set(params)
+        report = json.loads((tmp_path / student[0] / "report" / "evaluation.json").read_text())
+        assert report["about"]["guidance"] == 1.0 and "student_ddim_" in "".join(report["metrics"])
+    settings = json.loads((tmp_path / "images" / "settings.json").read_text())
+    assert settings["guidance"] == 3.0 and len(list((tmp_path / "images").glob("*.png"))) == 20
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert 0 <= found["metrics"]["accuracy"] <= 1 and found["about"]["guidance"] == 3.0
 
 
 PUBLISHED = """

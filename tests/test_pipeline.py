@@ -25,13 +25,16 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-def make_model(num_classes=3, num_steps=0, parallel="jit", **model):
+def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, **model):
     """Parameters, far from the zeros that some are at first, and metadata."""
     config = cfg.defaults()
     config.dataset.name = "digits"
     config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    if guidance_range is not None:
+        config.model.args.guidance_range = guidance_range
+        config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8)
     config.model.update(dict(mean_type="v", eval_sampling_num_steps=4) | model)
-    config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel)
+    config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel, label_dropout=label_dropout)
     config = cfg.resolve(config)
     params = init_params(make_network(config.model, SHAPE, num_classes), jax.random.key(0), SHAPE, num_classes)
     rng = np.random.default_rng(0)
@@ -176,7 +179,9 @@ def test_what_a_pipeline_asks_for(base):
     params, metadata = make_model()
     fields = metadata.config
     model = types.SimpleNamespace(
-        config=types.SimpleNamespace(model=fields.model, sampler="ddim", train=types.SimpleNamespace(parallel="jit")),
+        config=types.SimpleNamespace(
+            model=fields.model, sampler="ddim", train=types.SimpleNamespace(parallel="jit", label_dropout=0.0)
+        ),
         image_shape=SHAPE,
         num_classes=3,
         num_steps=0,
@@ -190,6 +195,7 @@ def test_students_warn_of_other_numbers_of_steps(base, caplog):
     assert (student.num_steps, student.distilled_for) == (4, 4)
     student.sample(KEY, 2)
     student.sample(KEY, 2, num_steps=4)
+    student.sample(KEY, 2, num_steps=8, sampler="stochastic")
     base.sample(KEY, 2, num_steps=3)
     assert not caplog.records
     for draw in (
@@ -209,7 +215,9 @@ def test_errors(base):
         lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
         lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be at least 1",
         lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
-        lambda: base.sample(KEY, 2, sampler="dim"): r"'dim'; choose one of \['ddim', 'noisy', 'addim', 'renoise'\]",
+        lambda: base.sample(
+            KEY, 2, sampler="dim"
+        ): r"'dim'; choose one of \['ddim', 'noisy', 'addim', 'renoise', 'stoch",
         lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
         lambda: base.sample(KEY, 2, sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'noisy'",
         lambda: base.stream(KEY, np.arange(2), sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'",

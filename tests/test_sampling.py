@@ -19,6 +19,8 @@ from diffusion_distillation.sampling import (
     ddim_step,
     renoise,
     renoise_step,
+    stochastic,
+    stochastic_step,
 )
 from diffusion_distillation.schedules import get_logsnr_schedule
 
@@ -63,6 +65,7 @@ def test_samplers_reach_the_data(name):
         ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_medium:0.5"),
         ancestral(jax.random.key(1), denoise, z, schedule, 512),
         addim(denoise, z, schedule, 512),
+        stochastic(jax.random.key(1), denoise, z, schedule, 512),
     ):
         np.testing.assert_allclose(x.mean(), 0.2, atol=0.015)
         np.testing.assert_allclose(x.std(), 0.5, atol=0.015)
@@ -92,7 +95,7 @@ def test_last_step_returns_x(cosine, logvar_type):
     np.testing.assert_array_equal(step, prediction.x)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "renoise"])
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "renoise", "stochastic"])
 def test_trajectory(cosine, sampler):
     """Every predicted x, of which the last is the sample."""
     draw = samplers(cosine)[sampler]
@@ -115,10 +118,11 @@ def samplers(schedule, key=None):
         "ancestral": by_ancestral,
         "addim": lambda z, num_steps, **kwargs: addim(denoise, z, schedule, num_steps, **kwargs),
         "renoise": lambda z, num_steps, **kwargs: renoise(key, denoise, z, schedule, num_steps, **kwargs),
+        "stochastic": lambda z, num_steps, **kwargs: stochastic(key, denoise, z, schedule, num_steps, **kwargs),
     }
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "renoise"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "renoise", "stochastic"])
 def test_transformations(cosine, sampler):
     draw = samplers(cosine)[sampler]
     plain = draw(Z, 6)
@@ -139,7 +143,7 @@ def test_vmap_over_examples(cosine):
     np.testing.assert_allclose(jax.vmap(lambda z: draw(z, 6))(Z), draw(Z, 6), atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["eta", "ancestral", "renoise"])
+@pytest.mark.parametrize("sampler", ["eta", "ancestral", "renoise", "stochastic"])
 def test_keys_of_examples(cosine, sampler):
     """With a key for each, an example does not depend on its batch."""
     keys = jax.random.split(jax.random.key(0), 8)
@@ -215,3 +219,30 @@ def test_renoising_draws_from_the_process(cosine):
     np.testing.assert_allclose(z.std(), sigma, atol=0.01)
     last = renoise_step(jax.random.key(0), prediction, prediction.x, cosine, 0.25, 0.25)
     np.testing.assert_array_equal(last, prediction.x)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 64, 1024])
+def test_the_stochastic_step_against_float64(cosine, num_steps):
+    """A step of 2 / N and noise back up to t - 1 / N, as Meng et al. have it; at the ends too."""
+    i = np.array([0, min(1, num_steps - 1), num_steps - 1])
+    t = (i + 1) / num_steps
+    v = np.random.default_rng(1).standard_normal((3, *SHAPE[1:])).astype(np.float32)
+    prediction = make_denoiser(lambda *_: v, "v")(Z[:3], cosine(t.astype(np.float32)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    step = jax.jit(lambda z, t, dt: stochastic_step(keys, prediction, z, cosine, t, dt))
+    found = step(Z[:3], t.astype(np.float32), np.float32(1 / num_steps))
+    noise = np.stack([jax.random.normal(key, SHAPE[1:]) for key in keys]).astype(np.float64)
+
+    def scales(t):
+        angle = oracle.cosine_angle(np.maximum(t, 0))[:, None, None, None]
+        return np.cos(angle), np.sin(angle)
+
+    (a_t, s_t), (a_m, s_m), (a_s, s_s) = (scales(t - n / num_steps) for n in (0, 1, 2))
+    z = Z[:3].astype(np.float64)
+    x = a_t * z - s_t * v
+    eps = (z - a_t * x) / s_t
+    at_s = np.reshape(i <= 1, (3, 1, 1, 1))  # below 0 there is nothing
+    z_s = np.where(at_s, x, a_s * x + s_s * eps)
+    z_m = a_m / a_s * z_s + np.sqrt(s_m**2 - (a_m / a_s) ** 2 * s_s**2) * noise
+    expected = np.where(np.reshape(i == 0, (3, 1, 1, 1)), x, z_m)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

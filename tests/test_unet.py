@@ -31,13 +31,14 @@ LOGSNR = np.array([-9.0, -1.0, 2.0, 8.0], np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "train"))
-def apply(network, params, x=X, logsnr=LOGSNR, y=None, *, index=None, rngs=None, train=False):
-    return network.apply({"params": params}, x, logsnr, y, train=train, index=index, rngs=rngs)
+def apply(network, params, x=X, logsnr=LOGSNR, y=None, *, guidance=None, index=None, rngs=None, train=False):
+    return network.apply({"params": params}, x, logsnr, y, guidance=guidance, train=train, index=index, rngs=rngs)
 
 
-def random_params(network, x=X, y=None):
+def random_params(network, x=X, y=None, guidance=None):
     """Parameters without zero-initialised layers."""
-    params = jax.eval_shape(network.init, jax.random.key(0), x, LOGSNR[: len(x)], y)["params"]
+    init = functools.partial(network.init, guidance=guidance)
+    params = jax.eval_shape(init, jax.random.key(0), x, LOGSNR[: len(x)], y)["params"]
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     return jax.tree.unflatten(tree, [rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves])
@@ -79,6 +80,7 @@ def test_numpy_unet_is_golden(golden, golden_unet):
         ),
         dict(mid_attn_groups=0, ch_mult=(1, 1, 1), attn_stages=("up_1", "mid"), resample_stages=("down_1", "up_1")),
         dict(attn_stages=(), pad_both_sides=True, scale_shift=False),
+        dict(num_classes=5, guidance_range=(1.0, 4.0), ch_mult=(1,)),
     ],
     ids=[
         "classes, head_dim, convolutions",
@@ -87,6 +89,7 @@ def test_numpy_unet_is_golden(golden, golden_unet):
         "diffusers'",
         "by stages",
         "no attention",
+        "guidance",
     ],
 )
 def test_options_against_numpy(change):
@@ -94,13 +97,14 @@ def test_options_against_numpy(change):
     options = SMALL | change
     network = UNet(**options)
     y = np.array([0, 3, 4, 1], np.int32) if network.num_classes > 1 else None
-    params = random_params(network, y=y)
+    guidance = None if network.guidance_range is None else np.array([1.0, 1.3, 2.0, 4.0])
+    params = random_params(network, y=y, guidance=None if guidance is None else guidance.astype(np.float32))
     logsnr = np.array([-21.0, -3.0, 0.5, 19.0])
     if network.schedule is not None:
         logsnr = np.array([-3.7, -3.0, 0.5, 2.0])  # between its first time and its last
-    expected = numpy_unet.unet(params, options, X, logsnr, y)
+    expected = numpy_unet.unet(params, options, X, logsnr, y, guidance)
     with jax.enable_x64(True):
-        out = np.asarray(apply(network, params, X.astype(np.float64), logsnr, y))
+        out = np.asarray(apply(network, params, X.astype(np.float64), logsnr, y, guidance=guidance))
     assert out.shape == (4, 8, 8, network.out_ch)
     assert np.linalg.norm(out - expected) < 1e-7 * np.linalg.norm(expected)
 

@@ -182,8 +182,8 @@ def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str,
     """The inputs of a sampler's file, by name, as shapes and types.
 
     With a seed: seed, an integer, and index, `[batch]`, which of its samples; with noise: z, `[batch, height, width,
-    channels]`. Then labels, `[batch]`, if the model has classes; guidance, `[batch]`, if it can be guided; num_steps, an integer, if it is free; and params, the
-    arrays of the safetensors file by their names, if they are beside.
+    channels]`. Then labels, `[batch]`, if the model has classes; guidance, `[batch]`, if it can be guided; num_steps,
+    an integer, if it is free; and params, the arrays of the safetensors file by their names, if they are beside.
     """
     [batch] = jax.export.symbolic_shape("batch") if options.batch_size is None else [options.batch_size]
     of = jax.ShapeDtypeStruct

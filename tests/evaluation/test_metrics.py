@@ -15,6 +15,7 @@ from diffusion_distillation.evaluation.extractor import Extracted
 from diffusion_distillation.evaluation.frechet import Moments, Statistics, frechet_distance, statistics
 from diffusion_distillation.evaluation.metrics import (
     METRICS,
+    Observed,
     check,
     compute,
     inception_scores,
@@ -197,3 +198,10 @@ def test_against_torch_fidelity():
     }
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(expected[theirs], rel=1e-6), ours
+
+
+def test_accuracy_is_the_share_that_shows_the_class_asked_for():
+    logits, labels = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 1])
+    assert needed(["accuracy"]) == {"logits", "labels"}
+    found = compute(["accuracy"], Observed(logits=logits, labels=labels), Observed())
+    assert found == {"accuracy": 0.75}

@@ -249,8 +249,23 @@ def test_as_function_is_what_the_pipeline_draws():
     draw, held = pipeline.as_function(clip=False)
     index = np.arange(3, dtype=np.int32)
     z = pipeline_module.start_noise(KEY, index, SHAPE)
-    x = jax.jit(draw)(held, (None, 4), (z, None, {}))
+    x = jax.jit(draw)(held, (None, 4), (z, None, {"y": index}))
     np.testing.assert_array_equal(to_uint8(np.asarray(x)), pipeline.sample(KEY, 3, clip=False))
     assert pipeline.is_deterministic() and not pipeline.is_deterministic(eta=0.1)
     with pytest.raises(InputError, match="Unknown sampler"):
         pipeline.as_function(sampler="dim")
+
+
+@pytest.mark.parametrize("model", [dict(label_dropout=0.1), dict(guidance_range=(0.0, 4.0), num_steps=4)])
+def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
+    """Of a model that is guided, and of a student that takes it; the runner gives the config's."""
+    model = make_model(eval_guidance=2.0, **model)
+    weights = np.array([0.0, 1.0, 3.0, 3.0], np.float32)
+    sampling = exported(*model, platforms=("cpu",))
+    drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, guidance=weights)
+    expected = Pipeline(*model).sample(KEY, 4, LABELS, guidance=weights)
+    np.testing.assert_allclose(drawn.astype(int), expected, atol=1)
+    assert "guidance=np.full(len(index), 2.0, np.float32)" in export.runner(model[1], Options())
+    assert "`guidance`: float32 [batch]" in card.text(
+        model[1], ("sampler",), Options(), "mit", {}, datetime.date.today()
+    )

@@ -1,7 +1,5 @@
 """What the training step gives to a method, and takes from it."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,27 +10,20 @@ from training.test_step import AFFINE, SOURCE, make_config, run
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.losses import data_target, training_loss
-from diffusion_distillation.methods import Method, Rung, make_method
+from diffusion_distillation.methods import Method, Rung, Times, make_method
 from diffusion_distillation.training.step import Teacher
 from diffusion_distillation.unet import dropout
 
 BATCH = next(read_batches(SOURCE, 0, range(1), 16))
 
 
-class Told(nn.Module):
-    """A network that adds what it is told to its output, and drops out most of it in training."""
+class Dropping(nn.Module):
+    """A network that drops out most of its output in training."""
 
     @nn.compact
-    def __call__(self, z, logsnr, y=None, *, guidance=None, train=False, index=None):
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
         out = z * self.param("scale", nn.initializers.ones, ())
-        if guidance is not None:
-            out += guidance[:, None, None, None]
         return dropout(out, self.make_rng("dropout"), index, 0.9) if train else out
-
-
-class Times(NamedTuple):
-    t: Any
-    guidance: Any
 
 
 def use(monkeypatch, method):
@@ -43,7 +34,7 @@ def use(monkeypatch, method):
 
 def method_of(target, *, loss=None, **kwargs):
     def times(keys, update, rung):
-        return Times(jnp.full(len(keys), 0.5), jnp.full(len(keys), 3.0))
+        return Times(jnp.full(len(keys), 0.5))
 
     def v_mse(prediction, target, times):
         return training_loss(prediction, target, "v_mse")
@@ -53,7 +44,7 @@ def method_of(target, *, loss=None, **kwargs):
 
 def loss_of(config, params, teacher=None):
     teacher = Teacher(teacher or params, Rung(2, 1))
-    return run(config, 1, network=Told(), params=params, teacher=teacher)[1][0]
+    return run(config, 1, network=Dropping(), params=params, teacher=teacher)[1][0]
 
 
 def test_the_student_itself_has_the_mask_of_the_prediction(monkeypatch):
@@ -79,29 +70,8 @@ def test_no_gradient_flows_through_the_student_itself(monkeypatch):
 
     config = use(monkeypatch, method_of(twice_its_own, loss=loss))
     params = {"scale": np.float32(1)}
-    state = run(config, 1, network=Told(), params=params, teacher=Teacher(params, Rung(2, 1)))[0][0]
+    state = run(config, 1, network=Dropping(), params=params, teacher=Teacher(params, Rung(2, 1)))[0][0]
     assert state.params["scale"] > 1  # or else the gradient would have the other sign
-
-
-def test_conditions(monkeypatch):
-    """The method tells the student more than the teacher, which is told it by name."""
-
-    def guided(denoisers, x, eps, z, times):
-        plain, told = denoisers.teacher(z, 0.0), denoisers.teacher(z, 0.0, guidance=times.guidance)
-        np.testing.assert_array_equal(plain.v.shape, told.v.shape)
-        return told if want_told else plain
-
-    def tell(condition, times):
-        return {**condition, "guidance": times.guidance}
-
-    def loss(prediction, target, times):  # what was not dropped is ten times as large
-        kept = prediction.v != 0
-        return jnp.sum(jnp.where(kept, jnp.abs(prediction.v / 10 - target.v), 0), axis=(1, 2, 3))
-
-    params = {"scale": np.float32(0)}
-    for want_told in (True, False):
-        found = loss_of(use(monkeypatch, method_of(guided, loss=loss, condition=tell)), params)
-        assert found == pytest.approx(0, abs=1e-3) if want_told else found > 1
 
 
 def test_the_methods_own_average(monkeypatch):

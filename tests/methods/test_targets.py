@@ -9,7 +9,7 @@ import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from methods.test_method import Told
+from methods.test_method import Dropping
 from training.test_step import make_config
 
 from diffusion_distillation.diffusion import Prediction, make_denoiser, q_sample
@@ -343,7 +343,7 @@ READS = {"tract": "teacher average", "training": "student", "tuning": "student",
 def test_gradients_flow_to_the_student_alone(name, cosine):
     """The step's gradient is that of the loss against a constant target, whose networks are the ones it should read."""
     config = make_config(distillation=METHODS[name], **LEARNING)
-    method, rung, network = make_method(config), make_method(config).rungs[0], Told()
+    method, rung, network = make_method(config), make_method(config).rungs[0], Dropping()
     scales = {"student": 0.7, "teacher": -0.4, "average": 0.2}
     image = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
     state = init_state(config, {"scale": jnp.float32(0.7)})

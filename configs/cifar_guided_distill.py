@@ -1,0 +1,20 @@
+"""Stage 2 of Meng et al. (2023) for CIFAR-10: the student of `cifar_guided_student.py`, from 1024 sampling steps to 1.
+
+61,328,131 parameters; 10 halvings as in `cifar_distill.py`, of teachers and students that take the weight of guidance
+alike. Nothing was tuned here.
+
+    python scripts/distill.py --config=configs/cifar_guided_distill.py \
+        --config.distillation.teacher_checkpoint_path=runs/cifar_guided/student/steps_1024 \
+        --workdir=runs/cifar_guided/ladder
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import load, paper_ladder
+
+
+def get_config() -> ConfigDict:
+    student = load(Path(__file__).with_name("cifar_guided_student.py"))
+    return paper_ladder(student, start_num_steps=1024, learning_rate=5e-5)

@@ -1,0 +1,20 @@
+"""A teacher for ImageNet, 64x64, that can be guided: that of `imagenet64_base.py`.
+
+295,905,222 parameters. A tenth of the images come without their class, as in Ho & Salimans (2022); all else is the
+unguided model's, and nothing was trained or tuned here.
+
+    python scripts/prepare_data.py --dataset=imagenet2012
+    python scripts/train.py --config=configs/imagenet64_guided_base.py --workdir=runs/imagenet64_guided/base
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import load
+
+
+def get_config() -> ConfigDict:
+    config = load(Path(__file__).with_name("imagenet64_base.py"))
+    config.train.label_dropout = 0.1
+    return config

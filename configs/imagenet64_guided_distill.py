@@ -1,0 +1,20 @@
+"""Stage 2 of Meng et al. (2023) for ImageNet, 64x64: from 1024 sampling steps to 1.
+
+296,644,038 parameters; the student of `imagenet64_guided_student.py`, and 10 halvings as in `imagenet64_distill.py`,
+of teachers and students that take the weight of guidance alike. Nothing was tuned here.
+
+    python scripts/distill.py --config=configs/imagenet64_guided_distill.py \
+        --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/student/steps_1024 \
+        --workdir=runs/imagenet64_guided/ladder
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import load, paper_ladder
+
+
+def get_config() -> ConfigDict:
+    student = load(Path(__file__).with_name("imagenet64_guided_student.py"))
+    return paper_ladder(student, start_num_steps=1024, learning_rate=1e-4)

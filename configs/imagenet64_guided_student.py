@@ -1,0 +1,25 @@
+"""Stage 1 of Meng et al. (2023) for ImageNet, 64x64: a student that takes the weight of guidance.
+
+296,644,038 parameters; the teacher is that of `imagenet64_guided_base.py`. Weights from 0 to 4, as in the paper, at
+the times of 1024 sampling steps. The number of updates and the learning rate are those of a halving in
+`imagenet64_distill.py`; nothing was tuned here.
+
+    python scripts/distill.py --config=configs/imagenet64_guided_student.py \
+        --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/base \
+        --workdir=runs/imagenet64_guided/student
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_distillation.config import distillation_of, load
+
+
+def get_config() -> ConfigDict:
+    config = distillation_of(load(Path(__file__).with_name("imagenet64_guided_base.py")))
+    config.model.args.guidance_range = (0.0, 4.0)
+    config.distillation.method = "guidance"
+    config.distillation.end_num_steps = 1024
+    config.train.learning_rate = 1e-4
+    return config

@@ -1,0 +1,289 @@
+"""Guidance: of models that know images of no class, and of students that take its weight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh
+from test_pipeline import KEY, SHAPE, make_model, noise
+from training.test_step import make_config
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation import pipeline as module
+from diffusion_distillation import sampling
+from diffusion_distillation.data import load_source
+from diffusion_distillation.methods import make_method
+from diffusion_distillation.model import extended, init_params, make_network, network_denoiser
+from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.training.step import Teacher, init_state, make_train_step
+
+LABELLED = load_source("digits", class_conditional=True)
+WEIGHTS = np.array([-1.0, 0.0, 1.0, 3.0], np.float32)
+
+
+class Told(nn.Module):
+    """z scaled, and what it is told added to it."""
+
+    guidance_range: tuple[float, float] | None = None
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, guidance=None, train=False, index=None):
+        out = z * self.param("scale", nn.initializers.ones, ()) + 0.3 * jnp.asarray(y)[:, None, None, None]
+        return out if guidance is None else out + 0.1 * guidance[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def guidable():
+    """A base model that knows images of no class."""
+    return make_model(label_dropout=0.1)
+
+
+def raw_outputs(params, metadata, z, logsnr, y):
+    network = make_network(metadata.config.model, SHAPE, 3)
+    return np.asarray(jax.jit(network.apply)({"params": params}, z, logsnr, y), np.float64)
+
+
+@pytest.mark.parametrize("mean_type", ["x", "eps", "v"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_guided_denoiser_against_float64(guidable, mean_type, clip):
+    """(1 + w) x(class) - w x(no class), of x, eps and v alike; what is clipped is the guided x."""
+    params, metadata = guidable
+    network, z, logsnr = make_network(metadata.config.model, SHAPE, 3), noise(KEY, 4), np.float32(0.5)
+    condition = {"y": np.array([2, 0, 1, 2]), "guidance": WEIGHTS}
+    found = network_denoiser(network, params, mean_type, condition, clip_x=clip)(z, logsnr)
+
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(-0.5))), np.sqrt(1 / (1 + np.exp(0.5)))
+
+    def completed(kind, value):
+        if kind == "v":
+            return alpha * z - sigma * value, sigma * z + alpha * value, value
+        x = value if kind == "x" else (z - sigma * value) / alpha
+        eps = (z - alpha * x) / sigma
+        return x, eps, alpha * eps - sigma * x
+
+    told = completed(mean_type, raw_outputs(params, metadata, z, logsnr, condition["y"]))
+    untold = completed(mean_type, raw_outputs(params, metadata, z, logsnr, np.full(4, -1)))
+    w = WEIGHTS.astype(np.float64).reshape(-1, 1, 1, 1)
+    expected = [(1 + w) * a - w * b for a, b in zip(told, untold, strict=True)]
+    if clip:
+        expected = completed("x", np.clip(expected[0], -1, 1))
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5)
+    assert np.any(np.abs(expected[0] - told[0])[2:] > 1e-3)  # it matters
+
+
+def test_no_class_is_told_by_nothing(guidable):
+    """Its embedding is the bias alone, in which all classes share."""
+    params, metadata = guidable
+    z = noise(KEY, 2)
+    without = {**params, "class_emb": {**params["class_emb"], "kernel": np.zeros_like(params["class_emb"]["kernel"])}}
+    one, other = (
+        raw_outputs(params, metadata, z, 0.0, np.full(2, -1)),
+        raw_outputs(without, metadata, z, 0.0, np.arange(2)),
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "rows"), [(None, 8), ((0.0, 4.0), 4)])
+def test_a_step_is_one_call(weights, rows, cosine):
+    """Of twice the batch; a student that takes the weight needs no more than the batch."""
+    calls = []
+
+    class Counted(Told):
+        @nn.compact
+        def __call__(self, z, logsnr, y=None, *, guidance=None):
+            calls.append(len(z))
+            return Told.__call__(self, z, logsnr, y, guidance=guidance)
+
+    condition = {"y": np.arange(4), "guidance": np.full(4, 2.0, np.float32)}
+    denoise = network_denoiser(Counted(weights), {"scale": 1.0}, "v", condition)
+    jax.eval_shape(lambda z: sampling.ddim(denoise, z, cosine, 8), noise(KEY, 4))
+    assert calls == [rows]  # of the loop over steps, which is traced once
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize("of", ["base", "student"])
+def test_samples(of, parallel, guidable, monkeypatch):
+    """They depend on their key, number, class and weight alone; each may have a weight of its own."""
+    options = dict(label_dropout=0.1) if of == "base" else dict(guidance_range=(0.0, 4.0), num_steps=4)
+    model = make_model(parallel=parallel, **options)
+    pipeline, z = Pipeline(*model), noise(KEY, 10)
+    assert pipeline.can_be_guided
+    weights = np.arange(10, dtype=np.float32) % 4
+    images = pipeline.sample(KEY, 10, guidance=weights)
+    some = list(pipeline.stream(KEY, np.array([7, 2, 9]), guidance=weights[[7, 2, 9]], batch_size=2))
+    np.testing.assert_array_equal(images[[7, 2, 9]], to_uint8(np.concatenate(some)))
+    np.testing.assert_array_equal(images, to_uint8(pipeline.from_noise(z, guidance=weights)))
+    np.testing.assert_array_equal(images, pipeline.trajectory(KEY, 10, guidance=weights)[-1])
+    threes = pipeline.sample(KEY, 10, guidance=3.0)
+    np.testing.assert_array_equal(threes[3::4], images[3::4])
+    assert np.any(threes != images)
+    zeros = pipeline.sample(KEY, 10, guidance=0.0)
+    np.testing.assert_array_equal(zeros, pipeline.sample(KEY, 10))
+    if of == "base":  # the conditional model itself, and not to rounding
+        np.testing.assert_array_equal(zeros, Pipeline(*make_model(parallel=parallel)).sample(KEY, 10))
+    monkeypatch.setattr(module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    np.testing.assert_array_equal(images, Pipeline(*model).sample(KEY, 10, guidance=weights))
+
+
+def test_the_configs_weight_and_the_denoisers(guidable):
+    params, metadata = make_model(label_dropout=0.1, eval_guidance=2.0)
+    pipeline, plain, z = Pipeline(params, metadata), Pipeline(*guidable), noise(KEY, 3)
+    np.testing.assert_array_equal(pipeline.sample(KEY, 3), plain.sample(KEY, 3, guidance=2.0))
+    np.testing.assert_array_equal(pipeline.sample(KEY, 3, guidance=0.0), plain.sample(KEY, 3))
+    labels = np.array([1, 1, 2])
+    one, other = pipeline.denoiser(labels)(z, 0.5), plain.denoiser(labels, guidance=2.0)(z, 0.5)
+    np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_allclose(plain.denoiser(guidance=2.0)(z, 0.5).x, pipeline.denoiser(np.arange(3))(z, 0.5).x)
+    each = plain.denoiser(labels, guidance=WEIGHTS[1:])(z, 0.5).x
+    np.testing.assert_allclose(each[0], plain.denoiser(labels)(z, 0.5).x[0], atol=1e-5)
+    assert np.abs(each - plain.denoiser(labels)(z, 0.5).x)[1:].max() > 1e-3
+
+
+def test_a_student_begins_as_its_teacher_whatever_the_weight():
+    params, metadata = make_model()
+    config = make_model(guidance_range=(0.0, 4.0))[1].config
+    network = make_network(config.model, SHAPE, 3)
+    begun = extended(params, init_params(network, jax.random.key(7), SHAPE, 3))
+    assert set(begun) - set(params) == {"guidance0", "guidance1"}
+    z, y = noise(KEY, 4), np.array([0, 1, 2, 0])
+    out = network.apply({"params": begun}, z, 0.5, y, guidance=jnp.asarray(np.abs(WEIGHTS)))
+    teacher = make_network(metadata.config.model, SHAPE, 3)
+    np.testing.assert_array_equal(out, teacher.apply({"params": params}, z, 0.5, y))
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, begun)
+    one, other = (network.apply({"params": moved}, z, 0.5, y, guidance=jnp.full(4, w)) for w in (0.0, 3.0))
+    assert np.abs(one - other).max() > 1e-3  # later it does matter
+
+
+def guided_config(method, **distillation):
+    config = make_config().copy_and_resolve_references()
+    with config.unlocked():
+        config.model.args.guidance_range = (1.0, 3.0)
+        config.train.update(optimizer="momentum", optimizer_beta=0.0, grad_clip=0.0, learning_rate=1.0)
+        config.distillation = dict(teacher_checkpoint_path="-", method=method, **distillation)
+    return cfg.resolve(config)
+
+
+BATCH = {"image": np.stack([LABELLED[np.array([i])]["image"][0] for i in range(64)]), "label": np.arange(64) % 10}
+
+
+@pytest.mark.parametrize("method", ["guidance", "progressive"])
+@pytest.mark.parametrize("teacher_takes_it", [True, False])
+def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, teacher_takes_it, cosine):
+    """The step's loss and gradient, against float64: w and class go to teacher and student alike."""
+    if method == "guidance" and teacher_takes_it:
+        pytest.skip("its teacher takes no weight")
+    config = guided_config(method, **(dict(start_num_steps=8) if method == "progressive" else dict(end_num_steps=4)))
+    rung = make_method(config).rungs[0]
+    teacher_network = Told((1.0, 3.0) if teacher_takes_it else None)
+    step = jax.jit(make_train_step(config, Told((1.0, 3.0))))
+    teacher = Teacher({"scale": jnp.float32(-0.4)}, rung, None if teacher_takes_it else teacher_network)
+    state = init_state(config, {"scale": jnp.float32(0.7)})
+    new, metrics = step(state, jax.random.key(0), teacher, BATCH)
+
+    data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 4))(jnp.arange(64))
+    w = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32, 1.0, 3.0))(keys[:, 3])
+    assert 1 <= w.min() < 1.2 and 2.8 < w.max() <= 3
+    x = np.asarray(BATCH["image"] / np.float32(127.5) - 1, np.float64)
+    eps = np.asarray(jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys[:, 1]), np.float64)
+    times = make_method(config).times(keys[:, 2], 0, rung)
+    t = np.asarray(times.t, np.float64)
+    phi = oracle.cosine_angle(t)[:, None, None, None]
+    z = np.cos(phi) * x + np.sin(phi) * eps
+    w, y = (np.asarray(part, np.float64).reshape(-1, 1, 1, 1) for part in (w, BATCH["label"]))
+
+    def teach(z):
+        if teacher_takes_it:
+            return -0.4 * z + 0.3 * y + 0.1 * w
+        return (1 + w) * (-0.4 * z + 0.3 * y) - w * (-0.4 * z - 0.3)
+
+    if method == "guidance":
+        x_target = np.cos(phi) * z - np.sin(phi) * teach(z)
+    else:
+        turn = phi - oracle.cosine_angle(t - 1 / 8)[:, None, None, None]
+        z_mid = np.cos(turn) * z - np.sin(turn) * teach(z)
+        x_target = oracle.two_step_target_x(z, teach(z), teach(z_mid), t, 4, oracle.cosine_angle)
+
+    def loss(scale):
+        v = scale * z + 0.3 * y + 0.1 * w
+        error = np.cos(phi) * z - np.sin(phi) * v - x_target
+        weight = np.maximum(1 / np.tan(phi) ** 2, 1)
+        return np.mean(weight * error**2)
+
+    gradient = (loss(0.7 + 1e-5) - loss(0.7 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(metrics["loss"], loss(0.7), rtol=1e-5)
+    np.testing.assert_allclose(new.params["scale"], 0.7 - gradient, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.25])
+def test_label_dropout(dropped, monkeypatch):
+    """A share of the labels, drawn for each example and step alone; the images, noise and times are as without."""
+    seen = {}
+
+    class Telling(Told):
+        @nn.compact
+        def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+            jax.debug.callback(
+                lambda i, y, z: seen.update(zip(i.tolist(), zip(y, z, strict=True), strict=True)), index, y, z
+            )
+            return Told.__call__(self, z, logsnr, y)
+
+    def labels_of(step, batch_rows=512, **train):
+        config = make_config(batch_size=batch_rows, label_dropout=dropped, **train)
+        rows = np.arange(batch_rows) % 64
+        batch = {name: value[rows] for name, value in BATCH.items()}
+        state = init_state(config, {"scale": jnp.float32(0.7)})._replace(step=jnp.int32(step))
+        jax.block_until_ready(jax.jit(make_train_step(config, Telling()))(state, jax.random.key(0), None, batch))
+        jax.effects_barrier()
+        y, z = (np.stack([seen[i][part] for i in range(batch_rows)]) for part in (0, 1))
+        np.testing.assert_array_equal(y[y >= 0], batch["label"][y >= 0])
+        return y, z
+
+    (first, z), (second, _), (in_parts, _) = labels_of(3), labels_of(4), labels_of(3, microbatch_size=128)
+    np.testing.assert_array_equal(first, in_parts)
+    assert np.mean(first < 0) == pytest.approx(dropped, abs=0.07)
+    assert np.any(first != second) == (dropped > 0)
+    dropped = 0.0
+    np.testing.assert_array_equal(labels_of(3)[1], z)
+
+
+def test_errors(guidable):
+    base, z = Pipeline(*guidable), noise(KEY, 3)
+    student = Pipeline(*make_model(guidance_range=(0.0, 4.0), num_steps=4))
+    for draw, message in {
+        lambda: Pipeline(*make_model()).sample(KEY, 2, guidance=1.0): "guidance=1.0 is for .* train.label_dropout",
+        lambda: Pipeline(*make_model(num_classes=1)).sample(KEY, 2, guidance=1.0): "is for class-conditional models",
+        lambda: base.sample(KEY, 2, guidance=-2.0): r"guidance=-2.0 must be from -1\. In the convention",
+        lambda: base.sample(KEY, 2, guidance=float("nan")): "guidance=nan must be from -1",
+        lambda: student.sample(KEY, 2, guidance=5.0): "guidance=5.0 must be from 0.0 to 4.0, which this student was",
+        lambda: student.sample(KEY, 2, guidance=np.array([1.0, 4.5])): "guidance from 1.0 to 4.5 must be from 0.0 to",
+        lambda: base.from_noise(z, guidance=np.ones(2)): r"one weight or .*3.*; got an array of shape \(2,\)",
+        lambda: base.denoiser(guidance=np.ones(2)): r"got an array of shape \(2,\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            draw()
+    for method, options, message in (
+        ("guidance", dict(end_num_steps=4, start_num_steps=8), "as many steps as its teacher"),
+        ("guidance", dict(end_num_steps=4, rungs=(4, 2)), "leave .* out"),
+        ("guidance", dict(end_num_steps=0), "from 1 on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guided_config(method, **options)
+    with pytest.raises(ValueError, match=r"set model.args.guidance_range=\(0.0, 4.0\)"):
+        make_config(distillation=dict(method="guidance", start_num_steps=None, end_num_steps=4))
+    with pytest.raises(ValueError, match=r"label_dropout=1.0 must be below 1"):
+        make_config(label_dropout=1.0)
+    config = make_config().copy_and_resolve_references()
+    with config.unlocked():
+        config.model.args.guidance_range = (0.0, 4.0)
+    with pytest.raises(ValueError, match="is for students, which learn it from a teacher"):
+        cfg.resolve(config)
+    for weights, classes, message in (
+        ((2.0, 1.0), 3, "the least weight"), ((-1.0, 1.0), 3, "from 0 on"),
+        ((0.0, 4.0), 1, "for networks with classes"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            make_model(classes, guidance_range=weights)
