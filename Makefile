@@ -1,7 +1,8 @@
-# make demo   installs what it needs, then trains, distills and reports on the embedded digits
-# make test   installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
-# make peer   installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
-#             and scripts/benchmarks/benchmark.py --peer
+# make demo     installs what it needs, then trains, distills and reports on the embedded digits
+# make compare  compares all methods of distillation on the digits at equal cost, three times
+# make test     installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
+# make peer     installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
+#               and scripts/benchmarks/benchmark.py --peer
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 
@@ -11,13 +12,19 @@ PYTHON ?= $(shell scripts/find_python.sh)
 RUN := $(VENV)/bin/python
 PEER ?= .venv-peer
 
-.PHONY: demo test install lint peer clean
+.PHONY: demo compare test install lint peer clean
 
 demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
 	$(RUN) scripts/distill.py --config=configs/digits_distill.py \
 		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/ladder
 	@echo "Open $(RUNS)/ladder/report/index.html; digits drawn in one step are in $(RUNS)/ladder/steps_0001/samples."
+
+compare: install
+	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
+	$(RUN) scripts/compare.py --config=configs/digits_distill.py --budget=0.5 \
+		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/compare
+	@echo "Open $(RUNS)/compare/index.html."
 
 test: lint
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

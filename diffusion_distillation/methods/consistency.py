@@ -71,7 +71,8 @@ def make(config: Any, schedule: Schedule) -> Method:
         sigma = jnp.sin(schedule.angle(times.t))
         return times.weight * distance(prediction, target, sigma, scale[options.norm])
 
-    return Method(tuning_times if options.times == "tuning" else grid_times, target, loss, rungs)
+    times, calls = tuning_times if options.times == "tuning" else grid_times, 1 if training else 2
+    return Method(times, target, loss, rungs, target_calls=lambda rung: calls)
 
 
 def grid_size(progress: Array | float, first: int, rung: Rung) -> Count:

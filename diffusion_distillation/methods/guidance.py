@@ -39,4 +39,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    return Method(times, target, loss, (Rung(num_steps, num_steps),))
+    return Method(times, target, loss, (Rung(num_steps, num_steps),), target_calls=lambda rung: 2)

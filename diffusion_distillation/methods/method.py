@@ -58,6 +58,7 @@ class Method(NamedTuple):
       target: `target(denoisers, x, eps, z, times)`, what the student should say of z at t.
       loss: `loss(prediction, target, times)`, of each example.
       rungs: the students of a ladder, each the teacher of the next; none in base training.
+      target_calls: `target_calls(rung)`, the evaluations of networks that a target takes: methods are compared by it.
       average_decay: the decay of the average that the target reads as `denoisers.average`, corrected for its short
         history in the beginning. It is not the average that samples are drawn with. None for none.
     """
@@ -66,4 +67,5 @@ class Method(NamedTuple):
     target: Callable[[Denoisers, Images, Images, Images, Any], Prediction]
     loss: Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]
     rungs: tuple[Rung, ...] = ()
+    target_calls: Callable[[Rung], int] = lambda rung: 0
     average_decay: float | None = None

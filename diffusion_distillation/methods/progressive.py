@@ -40,4 +40,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    return Method(times, target, loss, rungs)
+    return Method(times, target, loss, rungs, target_calls=lambda rung: rung.teacher_num_steps // rung.num_steps)

@@ -33,4 +33,5 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    return Method(times, target, loss, rungs, average_decay=config.distillation.tract.self_teacher_decay)
+    average_decay = config.distillation.tract.self_teacher_decay
+    return Method(times, target, loss, rungs, target_calls=lambda rung: 2, average_decay=average_decay)

@@ -14,12 +14,9 @@ report/classes.png      samples by class, where the models have classes
 report/training.png     the losses of all stages
 """
 
-import base64
 import html
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from string import Template
 from typing import NamedTuple
 
 import jax
@@ -37,7 +34,9 @@ from ..evaluation.measure import Yardstick
 from ..evaluation.reference import nearest, of_dataset
 from ..files import as_path, write_whole
 from ..methods import make_method
+from ..training.runs import read_metrics
 from .grids import save_grid
+from .html import Picture, Table, page
 from .plots import Line, Panel, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"
@@ -60,14 +59,6 @@ class Ladder(NamedTuple):
     workdir: epath.Path
     config: ConfigDict
     found: Evaluation
-
-
-class Picture(NamedTuple):
-    """A section of the page: its heading, what it says of the picture, and the PNG file."""
-
-    heading: str
-    text: str
-    path: epath.Path
 
 
 def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, yardsticks: Sequence[Yardstick]) -> None:
@@ -308,9 +299,7 @@ def _training(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
         for entry, run in ladder_runs(ladder.config, ladder.workdir).items():
             stage = "base model" if entry.model == "teacher" else entry.steps
             stage = stage if len(ladders) == 1 else f"{ladder.name}, {stage}"
-            file = run / "metrics.jsonl"
-            if stage not in losses and file.exists():
-                lines = [json.loads(line) for line in file.read_text().splitlines()]
+            if stage not in losses and (lines := read_metrics(run)):
                 losses[stage] = [(line["step"], line["loss"]) for line in lines]
     if not losses:
         return []
@@ -319,85 +308,12 @@ def _training(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
 
 
 def _page(title: str, ladders: Sequence[Ladder], pictures: Sequence[Picture]) -> str:
-    """index.html, with its pictures inside."""
-    sections = "\n".join(
-        f"<section><h2>{html.escape(picture.heading)}</h2><p>{picture.text}</p>"
-        f'<button class="picture"><img alt="{html.escape(picture.heading)}" src="data:image/png;base64,'
-        f'{base64.b64encode(picture.path.read_bytes()).decode()}"></button></section>'
-        for picture in pictures
-    )
-    tables_, several = [], len(ladders) > 1
-    for ladder in ladders:
-        head, *lines = tables.table(ladder.found, tables.published(ladder.config))
-        heads = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
-        rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        caption = f"<caption>{html.escape(ladder.name)}</caption>" if several else ""
-        tables_.append(
-            f'<div class="wide"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        )
-    configs = "".join(
-        f"<details><summary>Configuration{f' of {html.escape(ladder.name)}' if several else ''}</summary>"
-        f"<pre>{html.escape(ladder.config.to_json(indent=2))}</pre></details>"
+    """index.html, of one ladder or several."""
+    several = len(ladders) > 1
+    of_ladders = [(ladder, *tables.table(ladder.found, tables.published(ladder.config))) for ladder in ladders]
+    shown = [Table(ladder.name if several else "", head, rows) for ladder, head, *rows in of_ladders]
+    configs = {
+        f"Configuration of {ladder.name}" if several else "Configuration": ladder.config.to_json(indent=2)
         for ladder in ladders
-    )
-    return PAGE.substitute(title=html.escape(title), tables="\n".join(tables_), sections=sections, configs=configs)
-
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-  :root { color-scheme: light dark; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; --mark: #d1495b; }
-  @media (prefers-color-scheme: dark) {
-    :root { --text: #e6e8eb; --back: #15181c; --line: #31363d; --muted: #9aa1ab; --mark: #f0788a; }
-  }
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-         color: var(--text); background: var(--back); }
-  h1 { line-height: 1.2; }
-  h2 { margin-top: 2.5rem; }
-  p, summary { color: var(--muted); max-width: 44rem; }
-  button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
-  .picture { display: block; cursor: zoom-in; background: #fff; border-radius: .5rem; padding: .5rem; max-width: 100%; }
-  .picture img { display: block; max-width: 100%; max-height: 56rem; margin: auto; }
-  dialog { max-width: 96vw; max-height: 96vh; padding: .5rem; border: 0; background: #fff; overflow: auto;
-           cursor: zoom-out; }
-  dialog img { display: block; min-width: min(92vw, 60rem); image-rendering: pixelated; }
-  dialog::backdrop { background: #000c; }
-  .wide { overflow-x: auto; }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
-  caption { text-align: left; font-weight: 600; }
-  th, td { padding: .25rem 1rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-  th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-  th { vertical-align: bottom; white-space: normal; min-width: 4rem; }
-  th button { font-weight: 600; text-align: inherit; }
-  th[aria-sort] button { color: var(--mark); }
-  th[aria-sort=ascending] button::after { content: " ↑"; }
-  th[aria-sort=descending] button::after { content: " ↓"; }
-  pre { font-size: 12px; overflow: auto; }
-</style>
-<h1>$title</h1>
-$tables
-$sections
-$configs
-<dialog><img alt=""></dialog>
-<script>
-  const dialog = document.querySelector("dialog");
-  for (const picture of document.querySelectorAll(".picture"))
-    picture.onclick = () => { dialog.firstChild.src = picture.firstChild.src; dialog.showModal(); };
-  dialog.onclick = () => dialog.close();
-  for (const button of document.querySelectorAll("th button"))
-    button.onclick = () => {
-      const head = button.parentNode, body = head.closest("table").tBodies[0], column = head.cellIndex;
-      const down = head.ariaSort === "ascending";
-      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-      head.ariaSort = down ? "descending" : "ascending";
-      const key = row => row.cells[column].textContent, number = row => parseFloat(key(row).replaceAll(",", ""));
-      const order = (a, b) => isNaN(number(a) + number(b)) ? key(a).localeCompare(key(b)) : number(a) - number(b);
-      body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
-    };
-</script>
-</html>
-""")
+    }
+    return page(title, shown, pictures, configs)

@@ -16,7 +16,10 @@ from ..files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
 Points = Sequence[tuple[int | float, int | float]]
-COLOURS = {"teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"), "student": ("#d1495b", "#e9a23b", "#8a4fbe")}
+COLOURS = {
+    "teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"),
+    "student": ("#d1495b", "#e9a23b", "#8a4fbe", "#2f9e6e", "#3a86d1", "#1b1f24", "#9c6644"),
+}
 MUTED, LIGHT = "#8a8f98", "#e5e7ea"
 
 
@@ -29,6 +32,7 @@ class Line(NamedTuple):
       ladder: the number of the ladder on the page.
       dotted: for a second sampler of the same model.
       points: (x, y), by x.
+      ends: of each point, the least and the largest y that it is the mean of.
     """
 
     label: str
@@ -36,6 +40,7 @@ class Line(NamedTuple):
     ladder: int
     dotted: bool
     points: Points
+    ends: Points = ()
 
 
 class Panel(NamedTuple):
@@ -68,7 +73,7 @@ def save_columns(columns: Sequence[tuple[str, str, Images]], path: epath.Path, r
 
 
 def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None:
-    """A plot for each metric, against sampling steps or seconds, which are on a log scale."""
+    """A plot for each metric, against sampling steps, seconds or whatever it is, on a log scale."""
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     width, height = (6.4, 4.2) if len(panels) == 1 else (4.8 * columns, 3.4 * rows)
@@ -79,6 +84,8 @@ def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None
             colour = COLOURS[line.model][line.ladder % len(COLOURS[line.model])]
             style = dict(marker="o" if line.model == "teacher" else "s", linestyle=":" if line.dotted else "-")
             axis.plot(*zip(*line.points, strict=True), color=colour, label=line.label, markersize=4, **style)
+            if line.ends:
+                axis.vlines([x for x, _ in line.points], *zip(*line.ends, strict=True), color=colour, alpha=0.5)
         if level is not None:
             axis.axhline(level, color=MUTED, linestyle="--", linewidth=1, label="data, one half to the other")
         axis.set_xscale("log", base=2 if x_label == "sampling steps" else 10)

@@ -202,6 +202,12 @@ class MetricsLog:
         return text.splitlines(keepends=True)
 
 
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none where it has not got one."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _step_of(line: str) -> int | float:
     """The step of a line of metrics.jsonl; infinite for one that was being written when the run was killed."""
     try:

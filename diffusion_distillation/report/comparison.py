@@ -1,0 +1,384 @@
+"""Methods compared at equal cost: from one teacher, each with as many evaluations of networks as any other.
+
+A forward pass counts as one evaluation, a forward and backward pass as three. A ladder's students share its method's
+evaluations; where every number of steps has a student of its own, each gets an equal part.
+
+index.html        the page
+comparison.json   its numbers
+distances.png     the first metric against number of steps, metrics.png the others
+cost.png          the first metric against the evaluations that a student took, with all that came before it
+samples.png       the same noise through the students of every method
+<method>/seed_<k> its ladders, their students, and evaluation.json
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from .. import multihost
+from ..checkpoints import abstract_params, load
+from ..config import resolve, stage
+from ..data import Source
+from ..errors import InputError, did_you_mean
+from ..evaluation import tables
+from ..evaluation.evaluation import Entry, Evaluation, evaluate, open_once, samples_path
+from ..evaluation.measure import Yardstick, draw_from
+from ..evaluation.reference import Reference
+from ..files import as_path, write_whole
+from ..interop import place
+from ..methods import Method, Rung, make_method
+from ..training.ladder import run_ladder, student_folder
+from ..training.loop import Load
+from ..training.runs import read_metrics
+from ..training.step import init_state
+from .html import Picture, Table, page
+from .plots import Line, Panel, save_columns, save_curves
+
+UPDATE = 3  # evaluations of the student: forward and backward
+AVERAGED = 20  # an average that is sampled is over the last twentieth of the updates, about
+
+
+class Recipe(NamedTuple):
+    """How a method gives students.
+
+    Attributes:
+      ladders: the fields of config.distillation of each ladder.
+      averaged: whether an average of the student is sampled, as these methods need.
+      sampler: of the students.
+    """
+
+    ladders: Sequence[Mapping[str, Any]]
+    averaged: bool = False
+    sampler: str = "ddim"
+
+
+def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
+    """The methods that are compared, from a teacher of `start` steps to students of these numbers, the largest first.
+
+    Strides are progressive distillation by these numbers alone, the first of them a long one.
+    """
+    alone = [dict(start_num_steps=start, end_num_steps=n, first_grid=max(n, start // 4)) for n in steps]
+    to_one = dict(start_num_steps=start, end_num_steps=1, first_grid=max(1, start // 4))
+
+    def consistency(of, **options):
+        fields = {name: value for name, value in of.items() if name != "first_grid"}
+        options |= dict(first_grid=of["first_grid"], norm="squared")
+        return dict(method="consistency", **fields, consistency=options)
+
+    rungs = (start, *steps)
+    return {
+        "halvings": Recipe([dict(start_num_steps=start, end_num_steps=steps[-1])]),
+        "strides": Recipe([dict(rungs=rungs)]),
+        "strides_addim": Recipe([dict(rungs=rungs, teacher_step="addim")]),
+        "tract": Recipe([dict(method="tract", rungs=rungs)], averaged=True),
+        "consistency_distillation": Recipe([consistency(of) for of in alone], averaged=True),
+        "consistency_training": Recipe([consistency(of, kind="training") for of in alone], averaged=True),
+        "consistency_tuning": Recipe(
+            [consistency(to_one, kind="training", times="tuning")], averaged=True, sampler="renoise"
+        ),
+    }
+
+
+def evaluations_of_update(method: Method, rung: Rung) -> int:
+    """The evaluations of networks that an update takes for each example."""
+    return UPDATE + method.target_calls(rung)
+
+
+def cost_of(config: ConfigDict) -> dict[int, int]:
+    """The evaluations of networks that each student of a ladder takes, by its number of steps; config is resolved."""
+    method, costs = make_method(config), {}
+    for rung in method.rungs:
+        train = stage(config, rung.num_steps).train
+        costs[rung.num_steps] = train.num_steps * train.batch_size * evaluations_of_update(method, rung)
+    return costs
+
+
+def ladder_configs(config: ConfigDict, recipe: Recipe, budget: int, seed: int) -> list[ConfigDict]:
+    """The resolved configs of a method's ladders, which take this many evaluations together.
+
+    The last two students of a ladder of several get twice as many updates as the others, as in the paper.
+    """
+    made = []
+    for fields in recipe.ladders:
+        fields = {**dict(start_num_steps=None, end_num_steps=1, rungs=(), stages={}), **fields}
+        ladder = config.copy_and_resolve_references()
+        with ladder.unlocked():
+            fields["consistency"] = {**ladder.distillation.consistency.to_dict(), **fields.get("consistency", {})}
+            for name, value in {**fields, "method": fields.get("method", "progressive")}.items():
+                ladder.distillation[name] = ConfigDict(value) if isinstance(value, dict) else value
+            ladder.distillation.steps_per_iter = 1
+            ladder.seed += 10_000 * seed
+        method = make_method(resolve(ladder))
+        weights = {rung: 2 if len(method.rungs) > 1 and rung.num_steps <= 2 else 1 for rung in method.rungs}
+        of_one = sum(weight * evaluations_of_update(method, rung) for rung, weight in weights.items())
+        updates = max(1, round(budget / len(recipe.ladders) / of_one / ladder.train.batch_size))
+        ladder.distillation.steps_per_iter = updates
+        ladder.distillation.stages = {
+            str(rung.num_steps): {"updates_factor": float(weight)} for rung, weight in weights.items() if weight > 1
+        }
+        ladder.distillation.consistency.grid_updates = updates
+        ladder.train.ema_decay = max(0.0, 1 - AVERAGED / updates) if recipe.averaged else 0.0
+        made.append(resolve(ladder))
+    return made
+
+
+class Compared(NamedTuple):
+    """A method that was compared.
+
+    Attributes:
+      found: the rows of each seed.
+      costs: the evaluations that a student took, with those of the students before it, by its number of steps.
+      of_update: evaluations for each example of an update, by the student's number of steps.
+      seconds: of an update, the median of all.
+      copies: of the parameters, that training holds: with the optimizer's, averages and the teacher.
+    """
+
+    found: list[Evaluation]
+    costs: dict[int, int]
+    of_update: dict[int, int]
+    seconds: float
+    copies: float
+
+
+def compare(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    source: Source,
+    yardsticks: Sequence[Yardstick],
+    reference: Reference,
+    *,
+    steps: Sequence[int] = (8, 4, 2, 1),
+    seeds: int = 3,
+    budget: int | None = None,
+    methods: Sequence[str] = (),
+    load_model: Load = load,
+) -> dict[str, Compared]:
+    """Distills by every method, measures the students, and writes the page. What is done already is kept.
+
+    Args:
+      config: of a ladder, resolved: its teacher, data, network and training; its rungs give the teacher's steps.
+      workdir: for the ladders and the page.
+      source: the images.
+      yardsticks: what samples are measured by.
+      reference: what they are judged against.
+      steps: of the students, the largest first; each divides the one before it, and the first the teacher's.
+      seeds: how many times all is done, from other seeds.
+      budget: evaluations of networks for each method; by default those of the config's own ladder.
+      methods: names of `recipes`; by default all.
+      load_model: see `training.ladder.run_ladder`.
+
+    Raises:
+      InputError: for a method that is not known, or steps that do not divide each other.
+    """
+    workdir, budget = as_path(workdir), budget or sum(cost_of(config).values())
+    start = make_method(config).rungs[0].teacher_num_steps
+    known = recipes(start, steps)
+    for name in methods:
+        if name not in known:
+            raise InputError(f"Unknown method {name!r}; choose from {list(known)}.{did_you_mean(name, known)}")
+    plans = {
+        (name, seed): ladder_configs(config, known[name], budget, seed)
+        for name in methods or known
+        for seed in range(seeds)
+    }  # all of them, and so checked, before the first is begun
+    measure = functools.partial(_measure, config, yardsticks, reference)
+    teacher = place(config.distillation.teacher_checkpoint_path)
+    entries = {Entry("teacher", "ddim", n): teacher for n in (start, *steps)}
+    of_teacher = [measure(entries, workdir / "teacher" / f"seed_{seed}", seed) for seed in range(seeds)]
+    compared = {}
+    for name in methods or known:
+        found = []
+        for seed in range(seeds):
+            folder = workdir / name / f"seed_{seed}"
+            multihost.say(f"comparison  {name}, seed {seed}")
+            runs = {}
+            for of_ladder in plans[name, seed]:
+                students = [rung.num_steps for rung in make_method(of_ladder).rungs]
+                ladder = folder / f"to_{students[-1]:04d}"
+                run_ladder(of_ladder, ladder, source, load_model=load_model)
+                runs |= {n: student_folder(ladder, n) for n in students if n in steps}
+            sampler = known[name].sampler
+            shown = steps if sampler == "renoise" else [n for n in steps if n in runs]
+            entries = {Entry("student", sampler, n): runs.get(n, next(iter(runs.values()))) for n in shown}
+            found.append(measure(entries, folder, seed))
+        compared[name] = _compared(found, plans[name, 0], runs, source, workdir / name)
+    if multihost.is_main():
+        _write(config, workdir, budget, of_teacher, compared, steps)
+        multihost.say(f"comparison  {workdir / 'index.html'}")
+    return compared
+
+
+def _measure(config, yardsticks, reference, entries, folder, seed) -> Evaluation:
+    open_pipeline, batch_size = open_once(config), config.eval.batch_size
+
+    def draw(entry, first):
+        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, batch_size=batch_size, first=first)
+        return draw_from(open_pipeline(entries[entry]), jax.random.key(seed), **settings)
+
+    about = {"seed": seed, "clip": config.model.eval_clip_denoised}
+    return evaluate(
+        entries, draw, yardsticks, reference, folder / "evaluation.json", about=about,
+        num_samples=config.eval.num_samples, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
+    )  # fmt: skip
+
+
+def _compared(found, ladders, runs, source, folder) -> Compared:
+    """What the ladders of a method cost; `ladders` are the configs of the first seed."""
+    costs, of_update, seconds = {}, {}, []
+    for config in ladders:
+        method, so_far = make_method(config), 0
+        for rung in method.rungs:
+            so_far += cost_of(config)[rung.num_steps]
+            costs[rung.num_steps] = so_far
+            of_update[rung.num_steps] = evaluations_of_update(method, rung)
+    for path in folder.glob("seed_*/to_*/steps_*"):
+        seconds += [config.train.batch_size / line["images_per_sec"] for line in read_metrics(path)]
+    _, metadata = load(next(iter(runs.values())))
+    params = abstract_params(metadata)
+    held = jax.eval_shape(functools.partial(init_state, stage(ladders[0], metadata.num_steps)), params)
+    copies = 1 + _size(held) / _size(params)  # and the teacher
+    return Compared(found, costs, of_update, float(np.median(seconds)), copies)
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _values(found: Sequence[Evaluation], name: str) -> dict[int, list[float]]:
+    """The values of a metric, one a seed, by the number of steps."""
+    values: dict[int, list[float]] = {}
+    for evaluation in found:
+        for row in evaluation.rows:
+            values.setdefault(row.entry.num_steps, []).append(row.metrics[name])
+    return values
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle = f"{np.mean(values):.3g}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
+
+
+def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
+    start = of_teacher[0].rows[0].entry.num_steps
+    names = tables.columns(of_teacher[0])
+    titles = {name: tables.title_of(of_teacher[0], name) for name in names}
+    written = {
+        "budget": budget,
+        "seeds": len(of_teacher),
+        "num_samples": config.eval.num_samples,
+        "teacher": {name: _values(of_teacher, name) for name in names},
+        "methods": {
+            name: {
+                "metrics": {metric: _values(of.found, metric) for metric in names},
+                "evaluations": of.costs,
+                "evaluations_of_an_update": of.of_update,
+                "seconds_of_an_update": of.seconds,
+                "copies_of_the_parameters": of.copies,
+            }
+            for name, of in compared.items()
+        },
+    }
+    write_whole(workdir / "comparison.json", json.dumps(written, indent=2) + "\n")
+
+    def table(name):
+        rows = [
+            [method, *(_spread(values[n]) if n in values else "" for n in steps)]
+            for method, values in {
+                "teacher, undistilled": _values(of_teacher, name),
+                **{method: _values(of.found, name) for method, of in compared.items()},
+            }.items()
+        ]
+        of_start = _spread(_values(of_teacher, name)[start])
+        caption = f"{titles[name]} by sampling steps; the teacher's at {start} steps is {of_start}"
+        return Table(caption, ["method", *map(str, steps)], rows)
+
+    of_costs = Table(
+        "What training costs",
+        ["method", "evaluations an example of an update", "ms an update", "copies of the parameters"],
+        [
+            [name, _range(of.of_update.values()), f"{1000 * of.seconds:.0f}", f"{of.copies:.1f}"]
+            for name, of in compared.items()
+        ],
+    )
+    shown = [table(name) for name in names]
+    write_whole(workdir / "comparison.md", "\n".join(map(_markdown, [*shown, of_costs])))
+    pictures = [
+        *_curves(workdir, of_teacher, compared, titles, config.eval.num_samples),
+        *_cost(workdir, compared, titles),
+        *_samples(workdir, of_teacher, compared, start, steps),
+    ]
+    title = f"{config.dataset.name}: {len(compared)} methods, {budget:,} evaluations each"
+    text = page(title, [*shown, of_costs], pictures, {"Configuration": config.to_json(indent=2)})
+    write_whole(workdir / "index.html", text)
+
+
+def _range(values: Any) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _markdown(table: Table) -> str:
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
+    return f"{table.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _curves(workdir, of_teacher, compared, titles, num_samples) -> list[Picture]:
+    def panel(name):
+        of_methods = {
+            "teacher, undistilled": ("teacher", of_teacher),
+            **{method: ("student", of.found) for method, of in compared.items()},
+        }
+        lines = []
+        for number, (label, (model, found)) in enumerate(of_methods.items()):
+            values = sorted(_values(found, name).items())
+            points, ends = [(n, float(np.mean(of))) for n, of in values], [(min(of), max(of)) for _, of in values]
+            lines.append(Line(label, model, max(number - 1, 0), False, points, ends))
+        return Panel(titles[name], lines, tables.is_distance(name))
+
+    (first, *others), seeds = titles, len(of_teacher)
+    save_curves([panel(first)], "sampling steps", workdir / "distances.png")
+    text = f"Of {num_samples:,} samples each; means, and the range, of {seeds} seed{'s' if seeds > 1 else ''}."
+    pictures = [Picture("Quality against number of steps", text, workdir / "distances.png")]
+    if others:
+        save_curves([panel(name) for name in others], "sampling steps", workdir / "metrics.png")
+        pictures.append(Picture("Other metrics", "Of the same samples.", workdir / "metrics.png"))
+    return pictures
+
+
+def _cost(workdir, compared, titles) -> list[Picture]:
+    first = next(iter(titles))
+    lines = []
+    for number, (name, of) in enumerate(compared.items()):
+        values = _values(of.found, first)
+        by_cost = sorted((of.costs[n], values[n]) for n in values if n in of.costs)
+        points, ends = [(x, float(np.mean(y))) for x, y in by_cost], [(min(y), max(y)) for _, y in by_cost]
+        lines.append(Line(name, "student", number, False, points, ends))
+    path = workdir / "cost.png"
+    save_curves([Panel(titles[first], lines, tables.is_distance(first))], "evaluations of networks", path)
+    text = (
+        "A point is a student, by the evaluations that it took, with those of the students before it; in a ladder, "
+        "fewer steps are further to the right."
+    )
+    return [Picture("Quality against the cost of training", text, path)]
+
+
+def _samples(workdir, of_teacher, compared, start, steps) -> list[Picture]:
+    fewest, path = [n for n in steps if n <= 4][-2:], workdir / "samples.png"
+
+    def images(folder, entry):
+        with samples_path(folder / "seed_0" / "samples", entry).open("rb") as file:
+            return np.load(file)["arr_0"]
+
+    columns = [(f"teacher\n{start} steps", "teacher", images(workdir / "teacher", of_teacher[0].rows[0].entry))]
+    for name, of in compared.items():
+        shown = [row.entry for row in of.found[0].rows if row.entry.num_steps in fewest]
+        heading = name.replace("_", "\n")
+        columns += [(f"{heading}\n{entry.steps}", "student", images(workdir / name, entry)) for entry in shown]
+    save_columns(columns, path)
+    return [Picture("The same noise through the students of every method", "A row starts from one noise image.", path)]

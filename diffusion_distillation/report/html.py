@@ -1,0 +1,115 @@
+"""A page of tables and pictures, in one file that needs no other."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import NamedTuple
+
+from etils import epath
+
+
+class Picture(NamedTuple):
+    """A section of a page: its heading, what it says of the picture, and the PNG file."""
+
+    heading: str
+    text: str
+    path: epath.Path
+
+
+class Table(NamedTuple):
+    """A table that can be sorted: its caption, if it has one, its head and its rows."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def page(title: str, tables: Sequence[Table], pictures: Sequence[Picture], configs: Mapping[str, str]) -> str:
+    """The text of an HTML file, with its pictures inside.
+
+    Args:
+      title: of the page.
+      tables: above the pictures.
+      pictures: in order; what they say is HTML.
+      configs: as JSON, by the names that they are shown under.
+    """
+    sections = "\n".join(
+        f"<section><h2>{html.escape(picture.heading)}</h2><p>{picture.text}</p>"
+        f'<button class="picture"><img alt="{html.escape(picture.heading)}" src="data:image/png;base64,'
+        f'{base64.b64encode(picture.path.read_bytes()).decode()}"></button></section>'
+        for picture in pictures
+    )
+    details = "".join(
+        f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(config)}</pre></details>"
+        for name, config in configs.items()
+    )
+    shown = "\n".join(map(_table, tables))
+    return PAGE.substitute(title=html.escape(title), tables=shown, sections=sections, configs=details)
+
+
+def _table(table: Table) -> str:
+    heads = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in table.head)
+    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    return f'<div class="wide"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>
+  :root { color-scheme: light dark; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; --mark: #d1495b; }
+  @media (prefers-color-scheme: dark) {
+    :root { --text: #e6e8eb; --back: #15181c; --line: #31363d; --muted: #9aa1ab; --mark: #f0788a; }
+  }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+         color: var(--text); background: var(--back); }
+  h1 { line-height: 1.2; }
+  h2 { margin-top: 2.5rem; }
+  p, summary { color: var(--muted); max-width: 44rem; }
+  button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+  .picture { display: block; cursor: zoom-in; background: #fff; border-radius: .5rem; padding: .5rem; max-width: 100%; }
+  .picture img { display: block; max-width: 100%; max-height: 56rem; margin: auto; }
+  dialog { max-width: 96vw; max-height: 96vh; padding: .5rem; border: 0; background: #fff; overflow: auto;
+           cursor: zoom-out; }
+  dialog img { display: block; min-width: min(92vw, 60rem); image-rendering: pixelated; }
+  dialog::backdrop { background: #000c; }
+  .wide { overflow-x: auto; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
+  caption { text-align: left; font-weight: 600; }
+  th, td { padding: .25rem 1rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+  th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+  th { vertical-align: bottom; white-space: normal; min-width: 4rem; }
+  th button { font-weight: 600; text-align: inherit; }
+  th[aria-sort] button { color: var(--mark); }
+  th[aria-sort=ascending] button::after { content: " ↑"; }
+  th[aria-sort=descending] button::after { content: " ↓"; }
+  pre { font-size: 12px; overflow: auto; }
+</style>
+<h1>$title</h1>
+$tables
+$sections
+$configs
+<dialog><img alt=""></dialog>
+<script>
+  const dialog = document.querySelector("dialog");
+  for (const picture of document.querySelectorAll(".picture"))
+    picture.onclick = () => { dialog.firstChild.src = picture.firstChild.src; dialog.showModal(); };
+  dialog.onclick = () => dialog.close();
+  for (const button of document.querySelectorAll("th button"))
+    button.onclick = () => {
+      const head = button.parentNode, body = head.closest("table").tBodies[0], column = head.cellIndex;
+      const down = head.ariaSort === "ascending";
+      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+      head.ariaSort = down ? "descending" : "ascending";
+      const key = row => row.cells[column].textContent, number = row => parseFloat(key(row).replaceAll(",", ""));
+      const order = (a, b) => isNaN(number(a) + number(b)) ? key(a).localeCompare(key(b)) : number(a) - number(b);
+      body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
+    };
+</script>
+</html>
+""")
