@@ -11,6 +11,7 @@ report/samplers.png     DDIM against ancestral sampling of the teacher
 report/trajectories.png what is predicted at every step, from the same noise
 report/nearest.png      the dataset's images that are nearest to samples
 report/classes.png      samples by class, where the models have classes
+report/guidance.png     samples by the weight of guidance, where the students take it
 report/training.png     the losses of all stages
 """
 
@@ -42,6 +43,7 @@ from .plots import Line, Panel, save_columns, save_curves, save_losses
 FILE = "evaluation.json"
 ALIKE = ("features", "wanted", "reference", "num_samples")  # in what reports must agree to share a page
 TRAJECTORIES = 2  # samples whose way is shown
+WEIGHTS, SHOWN = 3, 10  # weights of guidance, and samples at each
 NEAREST, NEIGHBOURS = 10, 3  # samples and images of the dataset that are shown beside each
 
 
@@ -78,7 +80,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
         config, workdir, yardsticks, reference, folder / FILE,
         shown=folder / "samples", say=lambda line: multihost.say(f"report  {line}"),
     )  # fmt: skip
-    ways = _ways(config, workdir)
+    ways, by_weight = _ways(config, workdir), _by_weight(config, workdir)
     if not multihost.is_main():
         return
     ladder = Ladder(workdir.name, workdir, config, found)
@@ -91,6 +93,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
         *_samplers(ladder, folder),
         *_trajectories(ways, folder),
         *_classes(ladder, source.num_classes, folder),
+        *_guidance(by_weight, folder),
         *_nearest(ladder, source, yardsticks[0], folder),
         *_training([ladder], folder),
     ]
@@ -250,6 +253,34 @@ def _ways(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
         steps = pipeline.trajectory(jax.random.key(0), TRAJECTORIES, num_steps=entry.num_steps, sampler="ddim")
         ways[f"{entry.model}, {entry.num_steps} steps"] = steps
     return ways
+
+
+def _by_weight(config: ConfigDict, workdir: epath.Path) -> dict[Entry, dict[float, np.ndarray]]:
+    """Samples of the teacher and the last student at weights of guidance; none where they take none. All draw."""
+    if (allowed := config.model.args.get("guidance_range")) is None:
+        return {}
+    runs, drawn = ladder_runs(config, workdir), {}
+    first, *_, last = runs
+    for entry in (first, last):
+        pipeline = open_once(config)(runs[entry])
+        drawn[entry] = {
+            weight: pipeline.sample(jax.random.key(0), SHOWN, guidance=weight, num_steps=entry.num_steps)
+            for weight in np.linspace(*allowed, WEIGHTS).tolist()
+        }
+    return drawn
+
+
+def _guidance(drawn: Mapping[Entry, Mapping[float, np.ndarray]], folder: epath.Path) -> list[Picture]:
+    if not drawn:
+        return []
+    columns = [
+        (f"{entry.model}\n{entry.steps}\nw = {weight:g}", entry.model, images)
+        for entry, by_weight in drawn.items()
+        for weight, images in by_weight.items()
+    ]
+    save_columns(columns, folder / "guidance.png")
+    text = "A row is of one noise image and one class: 0, 1, 2, ... The student takes the weight w in one call a step."
+    return [Picture("Weights of guidance", text, folder / "guidance.png")]
 
 
 def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Picture]:

@@ -1,6 +1,7 @@
 """Kills a run again and again, and checks that it ends where it would have ended undisturbed.
 
     python scripts/checks/chaos.py --workdir=runs/chaos
+    python scripts/checks/chaos.py --method=tract --kills=10 --workdir=runs/chaos_tract
 
 A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of
 which some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command
@@ -24,11 +25,20 @@ from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.files import as_path, is_remote
 
+# A method's base config, that of its ladder, the fields of its rungs, and how many students these make.
+LADDERS = {
+    "progressive": ("digits_base", "digits_distill", ["start_num_steps=8", "stages={}"], 3),
+    "addim": ("digits_base", "digits_addim", ["rungs=(8, 2, 1)", "stages={}"], 2),
+    "tract": ("digits_base", "digits_tract", ["rungs=(8, 2, 1)", "stages={}"], 2),
+    "consistency": ("digits_base", "digits_consistency", ["start_num_steps=16", "end_num_steps=2"], 1),
+    "guidance": ("digits_guided_base", "digits_guided_student", ["end_num_steps=2"], 1),
+}
+
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 50, "How often the run is killed.", lower_bound=1)
+METHOD = flags.DEFINE_enum("method", "progressive", list(LADDERS), "What the students are distilled by.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 
-STUDENTS = (4, 2, 1)
 MOMENTS = ("starting", "at work", "writing a checkpoint")
 
 
@@ -39,17 +49,17 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
         "--config.train.substeps=5",
         "--config.train.eval_every_steps=0",
     ]
-    script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), "--config=configs/digits_base.py", *saving]
+    base, ladder, rungs, students = LADDERS[METHOD.value]
+    script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), f"--config=configs/{base}.py", *saving]
     train = [*script, f"--config.train.num_steps={20 * kills}", f"--workdir={workdir / 'base'}"]
     distill = [
         sys.executable,
         str(Path(__file__).parents[1] / "distill.py"),
-        "--config=configs/digits_distill.py",
+        f"--config=configs/{ladder}.py",
         *saving,
+        *(f"--config.distillation.{field}" for field in rungs),
         f"--config.distillation.teacher_checkpoint_path={workdir / 'base'}",
-        f"--config.distillation.start_num_steps={2 * STUDENTS[0]}",
-        "--config.distillation.stages={}",
-        f"--config.distillation.steps_per_iter={4 * kills}",
+        f"--config.distillation.steps_per_iter={12 * kills // students}",
         "--config.eval.num_samples=64",
         "--config.eval.batch_size=64",
         "--config.eval.teacher_num_steps=(1,)",
@@ -72,11 +82,11 @@ def main() -> None:
             subprocess.run(command, env=env, stdout=log, stderr=log, check=True)
         print(f"undisturbed: {time.monotonic() - start:.0f} s", flush=True)
         kills = disturb(commands(workdir / "killed", KILLS.value), workdir / "killed", env, log)
-    compare(workdir / "undisturbed", workdir / "killed")
+    students = compare(workdir / "undisturbed", workdir / "killed")
     counts = ", ".join(f"{kills[moment]} {moment}" for moment in MOMENTS)
     print(
         f"{kills.total()} kills ({counts}) in {(time.monotonic() - start) / 60:.0f} minutes: "
-        f"the parameters of the teacher and of {len(STUDENTS)} students are equal to the last bit."
+        f"the parameters of the teacher and of {students} student(s) are equal to the last bit."
     )
 
 
@@ -120,13 +130,15 @@ def wait_for(moment: str, process: subprocess.Popen, workdir: Path, rng: random.
     return process.poll() is None
 
 
-def compare(one: Path, other: Path) -> None:
-    """Raises a RunError unless the parameters of every stage are the same in both runs."""
-    for stage in ("base", *(f"ladder/steps_{student:04d}" for student in STUDENTS)):
+def compare(one: Path, other: Path) -> int:
+    """Raises a RunError unless the parameters of every stage are the same in both runs; returns how many students."""
+    students = sorted(f"ladder/{path.name}" for path in (one / "ladder").glob("steps_*"))
+    for stage in ("base", *students):
         (params, metadata), (others, of_others) = load(one / stage), load(other / stage)
         equal = jax.tree.map(np.array_equal, params, others)
         if metadata.step != of_others.step or not all(jax.tree.leaves(equal)):
             raise RunError(f"{other / stage} differs from {one / stage}.")
+    return len(students)
 
 
 if __name__ == "__main__":
