@@ -73,6 +73,12 @@ MODELS = {
         dict(beta_schedule="linear", num_train_timesteps=1000, set_alpha_to_one=True),
         False,
     ),
+    "no_blocks": (
+        SMALL | dict(layers_per_block=0, block_out_channels=[16, 16, 16], downsample_type="resnet",
+                     down_block_types=["AttnDownBlock2D", *BLOCKS[0]], up_block_types=[*BLOCKS[1], "UpBlock2D"]),
+        dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+        True,
+    ),
 }  # fmt: skip
 OF_GOLDEN = ("resnet", "heads", "classes")
 
