@@ -463,9 +463,7 @@ def _unet_config(network: UNet, image_shape: tuple[int, int, int], num_steps: in
     widths = [network.ch * mult for mult in network.ch_mult]
     levels = range(len(widths))
     if network.ch_mult[0] != 1:
-        raise InputError(
-            f"diffusers has no network with ch_mult={network.ch_mult}: its first level has ch channels, 1."
-        )
+        raise InputError(f"diffusers has no network with ch_mult={network.ch_mult}: it must begin with 1.")
     if not network.num_res_blocks and set(network.ch_mult) != {1}:
         raise InputError(
             f"diffusers has no network with num_res_blocks=0 and ch_mult={network.ch_mult}: all levels must be 1."
