@@ -1,6 +1,7 @@
 """Models from elsewhere, and ours for elsewhere, through the scripts."""
 
 import json
+import re
 
 import flax.serialization
 import jax
@@ -36,15 +37,6 @@ from diffusion_distillation.config import distillation_of, load
 
 def get_config():
     return distillation_of(load({base!r}))
-"""
-OF_TEACHER = """
-from diffusion_distillation import interop
-from diffusion_distillation.config import distillation_of, load
-
-def get_config():
-    config = distillation_of(load("configs/digits_base.py"))
-    config.model = interop.load({teacher!r})[1].config.model
-    return config
 """
 REPORT = [  # as little as can be
     "--config.eval.num_samples=32",
@@ -138,15 +130,17 @@ def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
 @needs_peer
 @pytest.mark.slow
 def test_a_teacher_of_diffusers_is_distilled(tmp_path):
-    """One trained there. The last ten updates have less than a fifth of the first ten's loss."""
+    """One trained there, by README's config. The last ten updates have less than a fifth of the first ten's loss."""
     np.savez(tmp_path / "images.npz", images=(load_digits().images[..., None] / 8 - 1).astype(np.float32))
     teacher, student = tmp_path / "teacher", tmp_path / "ladder" / "steps_0004"
     peer("train", f"--folder={teacher}", f"--images={tmp_path / 'images.npz'}", "--updates=200")
-    (tmp_path / "ladder.py").write_text(OF_TEACHER.format(teacher=str(teacher)))
+    [config] = re.findall(r"```python\n([^`]*interop\.load\([^`]*)```", (ROOT / "README.md").read_text())
+    config = config.replace("hf://google/ddpm-cifar10-32", str(teacher)).replace("cifar_base", "digits_base")
+    (tmp_path / "ladder.py").write_text(config)
     flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.distillation.teacher_checkpoint_path={teacher}", *REPORT]
     flags += ["--config.distillation.start_num_steps=8", "--config.distillation.end_num_steps=4"]
     flags += ["--config.distillation.steps_per_iter=80", "--config.train.log_loss_every_steps=10"]
-    flags += ["--config.train.learning_rate=1e-3"]
+    flags += ["--config.train.learning_rate=1e-3", "--config.distillation.stages={}"]
     run("distill", *flags, f"--workdir={tmp_path / 'ladder'}")
     losses = [json.loads(line)["loss"] for line in (student / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 8 and losses[-1] < losses[0] / 5
