@@ -130,7 +130,7 @@ def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
 @needs_peer
 @pytest.mark.slow
 def test_a_teacher_of_diffusers_is_distilled(tmp_path):
-    """One trained there, by README's config. The last ten updates have less than a fifth of the first ten's loss."""
+    """One trained there, by README's config. The loss that it started from is that of the first update, before it."""
     np.savez(tmp_path / "images.npz", images=(load_digits().images[..., None] / 8 - 1).astype(np.float32))
     teacher, student = tmp_path / "teacher", tmp_path / "ladder" / "steps_0004"
     peer("train", f"--folder={teacher}", f"--images={tmp_path / 'images.npz'}", "--updates=200")
@@ -139,10 +139,10 @@ def test_a_teacher_of_diffusers_is_distilled(tmp_path):
     (tmp_path / "ladder.py").write_text(config)
     flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.distillation.teacher_checkpoint_path={teacher}", *REPORT]
     flags += ["--config.distillation.start_num_steps=8", "--config.distillation.end_num_steps=4"]
-    flags += ["--config.distillation.steps_per_iter=80", "--config.train.log_loss_every_steps=10"]
+    flags += ["--config.distillation.steps_per_iter=80", "--config.train.log_loss_every_steps=1"]
     flags += ["--config.train.learning_rate=1e-3", "--config.distillation.stages={}"]
     run("distill", *flags, f"--workdir={tmp_path / 'ladder'}")
     losses = [json.loads(line)["loss"] for line in (student / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 8 and losses[-1] < losses[0] / 5
+    assert len(losses) == 80 and np.mean(losses[-10:]) < losses[0] / 5
     known = interop.load(student)[1]
     assert known.num_steps == 4 and known.config.model == interop.load(teacher)[1].config.model
