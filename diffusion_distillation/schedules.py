@@ -23,6 +23,8 @@ import numpy as np
 from .errors import InputError
 from .shapes import Array, Times
 
+MOST_STEPS = 2**20  # of a discrete schedule
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -177,8 +179,10 @@ class Discrete:
         if not isinstance(self.betas, str):
             object.__setattr__(self, "betas", tuple(self.betas))
             object.__setattr__(self, "num_steps", len(self.betas))
-        if self.num_steps < 1:
-            raise InputError(f"The 'discrete' schedule needs steps; got num_steps={self.num_steps}.")
+        if not 1 <= self.num_steps <= MOST_STEPS:
+            raise InputError(
+                f"The 'discrete' schedule needs 1 to {MOST_STEPS:,} steps; got num_steps={self.num_steps}."
+            )
         products = self.alphas_cumprod
         if not (products[-1] > 0 and products[0] < 1 and np.all(np.diff(products) < 0)):  # nor with NaN
             raise InputError(

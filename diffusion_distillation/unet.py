@@ -15,6 +15,7 @@ from .layers import EPSILON, GroupNorm, conv3x3
 from .schedules import Discrete
 from .shapes import Array
 
+MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number of classes
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
@@ -227,6 +228,11 @@ class UNet(nn.Module):
             raise InputError(
                 f"ch_mult={self.ch_mult} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
             )
+        sizes = dict(height=height, emb_ch=self.emb_ch, out_ch=self.out_ch, num_classes=self.num_classes)
+        sizes |= {"num_res_blocks": self.num_res_blocks, "ch times ch_mult": max(self.ch, *levels)}
+        for name, value in sizes.items():  # or else a config would take all memory before a parameter is read
+            if value > (most := MOST_BLOCKS if name == "num_res_blocks" else MOST_SIZE):
+                raise InputError(f"{name}={value} must be {most:,} at most.")
         downsampling = 2 ** (len(levels) - 1)
         if height != width or height % downsampling:
             raise InputError(

@@ -1,13 +1,35 @@
-"""How far our models are from what diffusers' made, for the tests."""
+"""Our models beside diffusers: running it, where it is (make peer), and how far ours are from what it made."""
 
 import functools
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from running import ROOT
 
 from diffusion_distillation import sampling
 from diffusion_distillation.model import eval_schedule, make_network, network_denoiser
+
+PEER = ROOT / ".venv-peer" / "bin" / "python"
+needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
+
+
+def peer(*flags):
+    """Runs tests/peers/diffusers_peer.py."""
+    command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+def drawn_there(folder, noise):
+    """The uint8 images that diffusers' pipeline of a folder draws from noise, `[n, height, width, channels]`."""
+    given, out = (folder.with_name(f"{folder.name}_{name}.npz") for name in ("noise", "images"))
+    np.savez(given, noise=noise)
+    peer("pipeline", f"--folder={folder}", f"--noise={given}", f"--out={out}")
+    with np.load(out) as drawn:
+        return np.round(255 * drawn["images"]).astype(np.uint8)
 
 
 def network_error(params, metadata, expected):

@@ -249,6 +249,9 @@ def test_dropout_keeps_the_mean():
         (dict(mid_attn_groups=5), 8, "mid_attn_groups=5 must divide the middle's 64"),
         (dict(norm_groups=48), 8, "multiple of 48"),
         (dict(freq_shift=16), 8, "ch=32 must be even and above"),
+        (dict(num_res_blocks=33), 8, "num_res_blocks=33 must be 32 at most"),
+        (dict(ch_mult=(1, 2**16)), 8, "ch times ch_mult=2097152 must be 1,048,576 at most"),
+        (dict(num_classes=10**9), 8, "num_classes=1000000000 must be 1,048,576 at most"),
     ],
 )
 def test_errors(change, side, message):

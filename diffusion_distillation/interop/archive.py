@@ -85,9 +85,9 @@ def _strings(values: Any) -> Iterator[str]:
 
 
 def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; raises an InputError if it is missing or none."""
+    """The arrays of a safetensors file; raises an InputError if it is missing or none, before its arrays are read."""
     try:
-        return safetensors.numpy.load(path.read_bytes())
+        return safetensors.numpy.load_file(path)
     except FileNotFoundError:
         raise InputError(f"There is no {str(path)!r}.") from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:

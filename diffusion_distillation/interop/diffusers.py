@@ -185,7 +185,8 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
 
     Raises:
       InputError: for what diffusers cannot express: mean_type 'both', another network than ours, several heads at
-        levels of different widths, no residual blocks, or a schedule that float32 betas cannot follow.
+        levels of different widths, a first level wider than ch, levels of different widths with num_res_blocks=0, or a
+        schedule that float32 betas cannot follow.
     """
     model = metadata.config.model
     if num_steps is None:
@@ -299,6 +300,9 @@ def _unet_args(values: dict[str, Any], origin: str) -> dict[str, Any]:
     mid_groups = values["attn_norm_num_groups"]
     if mid_groups is None and scale_shift:
         mid_groups = 0  # there they have no normalization then
+    num_res_blocks = _count(values["layers_per_block"], "layers_per_block", origin, "an integer, 0 at least", least=0)
+    if not num_res_blocks and len(set(widths)) > 1:
+        raise InputError(f"{origin}: with layers_per_block=0, block_out_channels={widths} must be all the same.")
     emb_ch = values["time_embedding_dim"]
     freq_shift = values["freq_shift"]
     if freq_shift not in (0, 1):
@@ -307,7 +311,7 @@ def _unet_args(values: dict[str, Any], origin: str) -> dict[str, Any]:
         ch=ch,
         emb_ch=4 * ch if emb_ch is None else _count(emb_ch, "time_embedding_dim", origin),
         ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=_count(values["layers_per_block"], "layers_per_block", origin),
+        num_res_blocks=num_res_blocks,
         attn_resolutions=(),
         attn_stages=(*attended, "mid") if values["add_attention"] else tuple(attended),
         resample_stages=tuple(inside),
@@ -358,8 +362,8 @@ def _checked(given: dict[str, Any], defaults: dict[str, Any], allowed: dict[str,
     return values
 
 
-def _count(value: Any, name: str, origin: str, kind: str = "a positive integer") -> int:
-    if type(value) is not int or value < 1:
+def _count(value: Any, name: str, origin: str, kind: str = "a positive integer", least: int = 1) -> int:
+    if type(value) is not int or value < least:
         raise InputError(f"{origin}: {name}={value!r} must be {kind}.")
     return value
 
@@ -460,15 +464,21 @@ def _unet_config(network: UNet, image_shape: tuple[int, int, int], num_steps: in
     side, _, channels = image_shape
     widths = [network.ch * mult for mult in network.ch_mult]
     levels = range(len(widths))
-    if network.num_res_blocks < 1:
-        raise InputError("diffusers has no network with num_res_blocks=0.")
+    if network.ch_mult[0] != 1:
+        raise InputError(f"diffusers has no network with ch_mult={network.ch_mult}: it must begin with 1.")
+    if not network.num_res_blocks and set(network.ch_mult) != {1}:
+        raise InputError(
+            f"diffusers has no network with num_res_blocks=0 and ch_mult={network.ch_mult}: all levels must be 1."
+        )
     kinds, types = {}, {}
     for way, last in (("down", levels[-1]), ("up", 0)):
         kinds[way], inside = [], set()
         plain, attention, resnet = BLOCKS[way]
         for level in levels:
             stage = f"{way}_{level}"
-            attends, resamples = network.attends(stage, side // 2**level), network.resamples_inside(stage)
+            has_blocks = way == "up" or network.num_res_blocks > 0
+            attends = has_blocks and network.attends(stage, side // 2**level)
+            resamples = network.resamples_inside(stage)
             if attends and level != last:
                 inside.add(resamples)
             kinds[way].append(attention if attends else resnet if resamples else plain)

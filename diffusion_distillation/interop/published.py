@@ -16,6 +16,7 @@ from ..shapes import Params
 
 SIDES = {"CIFAR10": 32, "digits": 8}  # of the images of datasets that have no image_size among their arguments
 SHOWN = 5  # names that a message has
+MOST_OBJECTS, MOST_ENTRIES = 2**19, 2**11  # in a file, and in each of its dicts and lists
 
 
 def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]:
@@ -82,6 +83,7 @@ def fit(given: dict[tuple[str, ...], Any], like: Params, origin: str) -> Params:
 
 def _restore(path: epath.Path) -> dict[str, Any]:
     try:
+        _check_objects(path)
         tree = flax.serialization.msgpack_restore(path.read_bytes())
     except (
         ValueError,
@@ -100,6 +102,32 @@ def _restore(path: epath.Path) -> dict[str, Any]:
     if not (isinstance(steps, int | np.integer) or (isinstance(steps, np.ndarray) and steps.shape == ())) or steps < 1:
         raise InputError(f"{str(path)!r} has num_sample_steps={steps!r}, which is no number of sampling steps.")
     return tree
+
+
+def _check_objects(path: epath.Path) -> None:
+    """Raises a ValueError for more objects than models have: one can take a hundred times the memory of its bytes.
+
+    The file is read piece by piece, and what is done with is not kept.
+    """
+    found = 0
+
+    def count(entries: Any) -> None:
+        nonlocal found
+        found += 1 + len(entries)
+        if found > MOST_OBJECTS:
+            raise ValueError(f"more than {MOST_OBJECTS:,} objects")
+
+    def count_inside(_: int, content: bytes) -> None:
+        msgpack.unpackb(content, **options)
+
+    limits = dict(max_array_len=MOST_ENTRIES, max_map_len=MOST_ENTRIES)
+    options = dict(object_hook=count, list_hook=count, strict_map_key=False, raw=True, **limits)
+    size = path.stat().length
+    with path.open("rb") as file:
+        unpacker = msgpack.Unpacker(file, ext_hook=count_inside, max_buffer_size=size, **options)
+        unpacker.unpack()
+        if unpacker.tell() != size:
+            raise ValueError("there is more after its first object")
 
 
 def _step(step: Any) -> int:

@@ -1,13 +1,12 @@
 """Models of diffusers, in and out: against numbers of its own, and beside it where it is (make peer)."""
 
 import json
-import subprocess
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from compare_diffusers import network_error, sample_errors
+from compare_diffusers import drawn_there, needs_peer, network_error, peer, sample_errors
 from ml_collections import ConfigDict
 from peers import seeded
 from running import ROOT, call
@@ -21,9 +20,15 @@ from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 GOLDEN = ROOT / "tests" / "golden"
 DESCRIBED = json.loads((GOLDEN / "diffusers.json").read_text())
-NAMES = ("cifar", "resnet", "heads", "classes", "freq_shift", "no_norm")  # of tests/peers/diffusers_peer.py
-PEER = ROOT / ".venv-peer" / "bin" / "python"
-needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
+NAMES = (
+    "cifar",
+    "resnet",
+    "heads",
+    "classes",
+    "freq_shift",
+    "no_norm",
+    "no_blocks",
+)  # of tests/peers/diffusers_peer.py
 
 
 def written(folder, name="classes", unet=(), scheduler=(), pipeline=False):
@@ -107,6 +112,8 @@ def test_older_names_of_attention(tmp_path):
         (dict(norm_eps="a"), "norm_eps='a' must be of type float"),
         (dict(attention_head_dim=7), "head_dim=7 must divide"),
         (dict(layers_per_block=2), "missing: "),
+        (dict(layers_per_block=0), r"with layers_per_block=0, block_out_channels=\[16, 32\] must be all the same"),
+        (dict(layers_per_block=-1), "layers_per_block=-1 must be an integer, 0 at least"),
         (dict(add_attention=False), "unexpected: mid_block.attentions.0.group_norm.bias"),
     ],
 )
@@ -165,6 +172,8 @@ WRITTEN = {
     "v in one step": dict(num_steps=1, clip=True),
     "x": dict(mean_type="x", num_steps=8, clip=True),
     "inside": dict(resblock_resample=True, attn_resolutions=(8, 4), num_heads=1, ch_mult=(1, 2, 1)),
+    "no blocks": dict(num_res_blocks=0, ch_mult=(1, 1)),
+    "no blocks, inside": dict(num_res_blocks=0, ch_mult=(1, 1, 1), attn_resolutions=(8, 4), resblock_resample=True),
     "in stages": dict(attn_stages=("down_1", "up_0"), resample_stages=("up_1",), head_dim=16, num_heads=None),
 }
 
@@ -207,7 +216,8 @@ def test_in_and_out_and_in_again(tmp_path):
         (dict(mean_type="both"), "no prediction_type for mean_type 'both'"),
         (dict(mean_type="eps"), "cannot follow this schedule at 4 steps with mean_type 'eps'"),
         (dict(attn_resolutions=(8, 4)), r"num_heads=2 at levels of \[32, 64\] channels has no equal"),
-        (dict(num_res_blocks=0, ch_mult=(1, 1), attn_resolutions=()), "no network with num_res_blocks=0"),
+        (dict(num_res_blocks=0), r"no network with num_res_blocks=0 and ch_mult=\(1, 2\): all levels must be 1"),
+        (dict(ch_mult=(2, 2)), r"no network with ch_mult=\(2, 2\): it must begin with 1"),
         (dict(mid_attn_groups=0, scale_shift=False), "no mid_attn_groups=0 with scale_shift=False"),
         (
             dict(attn_stages=("down_0", "down_1"), ch_mult=(1, 1, 1), resample_stages=("down_0",)),
@@ -230,12 +240,6 @@ def test_a_table_that_was_changed(tmp_path):
         interop.load(tmp_path)
 
 
-def peer(*flags):
-    command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert not done.returncode, done.stderr[-2000:]
-
-
 @needs_peer
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
@@ -255,10 +259,6 @@ def test_images_of_a_model_that_was_written(change, tmp_path, optimized):
     params, metadata = digits_model(**change)
     diffusers.write(as_path(tmp_path / "model"), params, metadata)
     noise = seeded.noise(64, 8, 1)
-    np.savez(tmp_path / "in.npz", noise=noise)
-    folder, out = tmp_path / "model", tmp_path / "out.npz"
-    peer("pipeline", f"--folder={folder}", f"--noise={tmp_path / 'in.npz'}", f"--out={out}")
-    theirs = np.round(255 * np.load(out)["images"]).astype(int)
     ours = to_uint8(Pipeline(params, metadata).from_noise(noise))
     assert ours.std() > 5
-    assert np.abs(theirs - ours).max() <= 1
+    assert np.abs(drawn_there(tmp_path / "model", noise).astype(int) - ours).max() <= 1

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import yaml
 from jax.sharding import Mesh
-from running import call, run
+from running import ROOT, call, run
 from test_pipeline import KEY, SHAPE, make_model, noise
 
 from diffusion_distillation import from_checkpoint, interop
@@ -97,6 +97,17 @@ def test_parameters_beside(tmp_path, dtype, atol):
     [expected] = Pipeline(*model).stream(KEY, INDEX, LABELS)
     np.testing.assert_allclose(drawn, expected, rtol=0, atol=atol)
     assert not interop.archive.is_archive(as_path(tmp_path / "out"))
+
+
+def test_a_sampler_of_jax_0_10():
+    """Read by the JAX that is here, to a grey level."""
+    content = (ROOT / "tests" / "golden" / "sampler_of_jax_0_10.jax").read_bytes()
+    params, metadata = make_model(num_steps=4)
+    sampling = jax.export.deserialize(bytearray(content))
+    drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, params=archive.by_names(params, "float32"))
+    expected = Pipeline(params, metadata).sample(KEY, 4, LABELS)
+    assert expected.std() > 5
+    assert np.abs(np.asarray(drawn, int) - expected).max() <= 1
 
 
 VARIANTS = [

@@ -1,6 +1,7 @@
 """To the Hugging Face Hub and back, with a stand-in for it: a server here that speaks as much of its protocol.
 
-It takes all files within the commit, as the Hub does small ones; how large ones travel is huggingface_hub's affair.
+It takes weights by git's LFS, and other files within the commit, as the Hub does. Xet, which huggingface_hub prefers
+where hf_xet is installed, has no stand-in here.
 """
 
 import base64
@@ -26,6 +27,10 @@ from diffusion_distillation.pipeline import Pipeline
 TOKEN = "hf_of_the_stand_in"
 
 
+def is_large(name):
+    return name.endswith(".safetensors")
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """Repositories of models, each a dict of files under the name of a commit."""
 
@@ -46,10 +51,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
+                {"path": name, "uploadMode": "lfs" if is_large(name) else "regular", "shouldIgnore": False}
+                for name in (file["path"] for file in json.loads(body)["files"])
             ]
             return self.answer(200, {"files": files})
+        if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            objects = [
+                {**asked, "actions": {"upload": {"href": f"{self.server.address}/large/{asked['oid']}"}}}
+                for asked in json.loads(body)["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             lines = [json.loads(line) for line in body.splitlines()]
             files = {
@@ -57,6 +68,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 for line in lines
                 if line["key"] == "file"
             }
+            large = [line["value"] for line in lines if line["key"] == "lfsFile"]
+            files |= {value["path"]: self.server.large[value["oid"]] for value in large}
             commit = hashlib.sha1(body).hexdigest()
             commits = self.server.repos[found[1]]
             commits[commit] = commits["main"] = {**commits["main"], **files}
@@ -66,6 +79,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             paths = urllib.parse.parse_qs(body.decode())["paths"]
             return self.answer(200, [file for file in self.tree(found[1], found[2]) if file["path"] in paths])
         return self.answer(404, {"error": path})
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.large[hashlib.sha256(body).hexdigest()] = body
+        return self.answer(200, {})
 
     def do_GET(self):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
@@ -122,7 +140,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def stand_in():
     with http.server.ThreadingHTTPServer(("localhost", 0), Hub) as server:
         server.address = f"http://localhost:{server.server_port}"
-        server.repos, server.private, server.gets = {}, {}, []
+        server.repos, server.private, server.large, server.gets = {}, {}, {}, []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -143,6 +161,7 @@ def test_there_and_back(stand_in, exported, tmp_path):
         "HF_ENDPOINT": stand_in.address,
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
         "DIFFUSION_DISTILLATION_CACHE": str(tmp_path / "cache"),
     }
     (folder / ".notes").touch()  # which is nobody's affair
@@ -152,6 +171,7 @@ def test_there_and_back(stand_in, exported, tmp_path):
     files = stand_in.repos["user/digits"][commit]
     assert set(files) == {archive.WEIGHTS, archive.CONFIG, card.NAME}
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
+    assert list(stand_in.large.values()) == [files[archive.WEIGHTS]]
 
     for url in ("hf://user/digits", f"hf://user/digits@{commit}"):
         run("sample", f"--checkpoint={url}", f"--out={tmp_path}/i.npz", "--num_samples=8", "--seed=5", env=env)

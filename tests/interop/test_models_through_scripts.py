@@ -1,17 +1,22 @@
-"""Models from elsewhere through the scripts, in this process."""
+"""Models from elsewhere, and ours for elsewhere, through the scripts."""
 
 import json
+import re
 
 import flax.serialization
 import jax
 import numpy as np
 import pytest
-from running import ROOT, TINY, call
+from compare_diffusers import drawn_there, needs_peer, peer
+from PIL import Image
+from running import ROOT, TINY, call, run
+from sklearn.datasets import load_digits
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation import from_checkpoint
+from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation.checkpoints import load
 from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.pipeline import start_noise
 
 CONFIG = """
 import json
@@ -26,6 +31,21 @@ def get_config():
     config.train.update(batch_size=8, learning_rate=1e-3)
     return config
 """
+
+OF_LADDER = """
+from diffusion_distillation.config import distillation_of, load
+
+def get_config():
+    return distillation_of(load({base!r}))
+"""
+REPORT = [  # as little as can be
+    "--config.eval.num_samples=32",
+    "--config.eval.batch_size=32",
+    "--config.eval.teacher_num_steps=(1,)",
+    "--config.eval.ancestral_num_steps=(1,)",
+    "--config.eval.features=('pixels',)",
+    "--config.eval.metrics=('fid',)",
+]
 
 
 def test_a_published_checkpoint_is_sampled(tmp_path):
@@ -55,12 +75,74 @@ def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
     teacher.write_bytes(flax.serialization.msgpack_serialize(tree))
     ladder = ["--config=configs/digits_distill.py", *TINY, "--config.distillation.start_num_steps=2"]
     ladder += ["--config.distillation.stages={}", "--config.distillation.steps_per_iter=5"]
-    ladder += ["--config.eval.num_samples=32", "--config.eval.batch_size=32", "--config.eval.teacher_num_steps=(1,)"]
-    ladder += ["--config.eval.ancestral_num_steps=(1,)"]
-    ladder += ["--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)"]
-    ladder += [f"--config.distillation.teacher_checkpoint_path={teacher}"]
+    ladder += [*REPORT, f"--config.distillation.teacher_checkpoint_path={teacher}"]
     call("distill", *ladder, f"--workdir={tmp_path / 'ladder'}")
     assert load(tmp_path / "ladder" / "steps_0001")[1].step == 5
     base = ["--config=configs/digits_base.py", *TINY, f"--config.train.init_from={teacher}"]
     call("train", *base, "--config.train.num_steps=2", f"--workdir={tmp_path / 'base'}")
     assert load(tmp_path / "base")[1].step == 2
+
+
+@pytest.mark.slow
+def test_the_golden_checkpoint_is_distilled(tmp_path, monkeypatch):
+    """Two updates of Adam take no parameter further from the teacher's than twice the learning rate."""
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
+    golden, rate = ROOT / "tests" / "golden" / "unet_uncond.msgpack", 1e-5
+    (tmp_path / "base.py").write_text(CONFIG.format(path=str(golden.with_suffix(".json"))))
+    (tmp_path / "ladder.py").write_text(OF_LADDER.format(base=str(tmp_path / "base.py")))
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.dataset.args.path={tmp_path / 'images'}", *REPORT]
+    flags += ["--config.distillation.start_num_steps=2", "--config.distillation.end_num_steps=1"]
+    flags += ["--config.distillation.steps_per_iter=2", "--config.train.learning_rate_anneal_type=none"]
+    flags += [f"--config.train.learning_rate={rate}", f"--config.distillation.teacher_checkpoint_path={golden}"]
+    call("distill", *flags, f"--workdir={tmp_path / 'ladder'}")
+    student, metadata = load(tmp_path / "ladder" / "steps_0001")
+    assert (metadata.step, metadata.num_steps) == (2, 1)
+    teacher = flax.serialization.msgpack_restore(golden.read_bytes())["ema_params"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), student, teacher)
+    assert 0.9 * rate < max(jax.tree.leaves(moved)) < 2.1 * rate
+
+
+@needs_peer
+@pytest.mark.slow
+def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
+    """64 of scripts/sample.py's, to a grey level; it runs outside, where programs are as users compile them."""
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False"}
+    base, student, there = (tmp_path / name for name in ("base", "ladder/steps_0004", "there"))
+    flags = ["--config=configs/digits_base.py", "--config.train.num_steps=100", "--config.train.eval_every_steps=0"]
+    run("train", *flags, f"--workdir={base}", env=env)
+    flags = ["--config=configs/digits_distill.py", "--config.distillation.start_num_steps=8", *REPORT]
+    flags += ["--config.distillation.end_num_steps=4", "--config.distillation.steps_per_iter=40"]
+    flags += ["--config.distillation.stages={}"]
+    flags += [f"--config.distillation.teacher_checkpoint_path={base}"]
+    run("distill", *flags, f"--workdir={tmp_path / 'ladder'}", env=env)
+    run("sample", f"--checkpoint={student}", "--num_samples=64", "--seed=3", f"--out={tmp_path / 'i.npz'}", env=env)
+    run("export", f"--checkpoint={student}", "--format=diffusers", f"--out={there}", env=env)
+    with np.load(tmp_path / "i.npz") as drawn:
+        ours = drawn["images"]
+    noise = np.asarray(start_noise(jax.random.key(3), np.arange(64), (8, 8, 1)))
+    assert ours.std() > 5
+    assert np.abs(drawn_there(there, noise).astype(int) - ours).max() <= 1
+
+
+@needs_peer
+@pytest.mark.slow
+def test_a_teacher_of_diffusers_is_distilled(tmp_path):
+    """One trained there, by README's config. The loss that it started from is that of the first update, before it."""
+    np.savez(tmp_path / "images.npz", images=(load_digits().images[..., None] / 8 - 1).astype(np.float32))
+    teacher, student = tmp_path / "teacher", tmp_path / "ladder" / "steps_0004"
+    peer("train", f"--folder={teacher}", f"--images={tmp_path / 'images.npz'}", "--updates=200")
+    [config] = re.findall(r"```python\n([^`]*interop\.load\([^`]*)```", (ROOT / "README.md").read_text())
+    config = config.replace("hf://google/ddpm-cifar10-32", str(teacher)).replace("cifar_base", "digits_base")
+    (tmp_path / "ladder.py").write_text(config)
+    flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.distillation.teacher_checkpoint_path={teacher}", *REPORT]
+    flags += ["--config.distillation.start_num_steps=8", "--config.distillation.end_num_steps=4"]
+    flags += ["--config.distillation.steps_per_iter=80", "--config.train.log_loss_every_steps=1"]
+    flags += ["--config.train.learning_rate=1e-3", "--config.distillation.stages={}"]
+    run("distill", *flags, f"--workdir={tmp_path / 'ladder'}")
+    losses = [json.loads(line)["loss"] for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 80 and np.mean(losses[-10:]) < losses[0] / 5
+    known = interop.load(student)[1]
+    assert known.num_steps == 4 and known.config.model == interop.load(teacher)[1].config.model

@@ -4,10 +4,11 @@ It runs where PyTorch and diffusers are (make peer), and the tests run it; by ha
 
     .venv-peer/bin/python tests/peers/diffusers_peer.py golden
     .venv-peer/bin/python tests/peers/diffusers_peer.py model --name=heads --folder=heads --out=heads.npz
+    .venv-peer/bin/python tests/peers/diffusers_peer.py train --folder=trained --images=in.npz --updates=200
     .venv-peer/bin/python tests/peers/diffusers_peer.py pipeline --folder=written --noise=in.npz --out=out.npz
 
-`model` writes the folder of one of MODELS, and its outputs at a few times and its samples. All arrays have channels
-last.
+`model` writes the folder of one of MODELS, and its outputs at a few times and its samples; `train` that of TRAINED,
+trained on images in [-1, 1]. All arrays have channels last.
 """
 
 import argparse
@@ -73,8 +74,18 @@ MODELS = {
         dict(beta_schedule="linear", num_train_timesteps=1000, set_alpha_to_one=True),
         False,
     ),
+    "no_blocks": (
+        SMALL | dict(layers_per_block=0, block_out_channels=[16, 16, 16], downsample_type="resnet",
+                     down_block_types=["AttnDownBlock2D", *BLOCKS[0]], up_block_types=[*BLOCKS[1], "UpBlock2D"]),
+        dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+        True,
+    ),
 }  # fmt: skip
 OF_GOLDEN = ("resnet", "heads", "classes")
+TRAINED = (
+    SMALL | dict(block_out_channels=[32, 32], in_channels=1, out_channels=1),
+    dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+)
 
 
 def build(name):
@@ -140,6 +151,24 @@ def save(name, folder):
     return network, scheduler, shapes
 
 
+def train(folder, images, num_updates, batch=64):
+    """Trains TRAINED's network as diffusers' users do, and writes its pipeline."""
+    torch.set_num_threads(1)  # of several, on busy cores, each waits for the others
+    torch.manual_seed(0)
+    network, scheduler = UNet2DModel(**TRAINED[0]), DDPMScheduler(**TRAINED[1])
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    for _ in range(num_updates):
+        x = images[torch.randint(len(images), (batch,))]
+        noise, t = torch.randn_like(x), torch.randint(scheduler.config.num_train_timesteps, (batch,))
+        out = network(scheduler.add_noise(x, noise, t), t).sample
+        loss = torch.mean((out - scheduler.get_velocity(x, noise, t)) ** 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    DDPMPipeline(unet=network.eval(), scheduler=scheduler).save_pretrained(folder)
+
+
 def write_golden():
     """The golden numbers of the tests: configs and names in JSON, outputs in NumPy's format."""
     described, arrays = {}, {}
@@ -166,10 +195,11 @@ def draw(folder, noise):
 def main():
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["golden", "model", "pipeline"])
+    parser.add_argument("what", choices=["golden", "model", "train", "pipeline"])
     parser.add_argument("--name", choices=MODELS)
-    for name in ("folder", "noise", "out"):
+    for name in ("folder", "noise", "images", "out"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--updates", type=int)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     match args.what:
@@ -178,6 +208,8 @@ def main():
         case "model":
             network, scheduler, _ = save(args.name, args.folder)
             np.savez(args.out, **outputs(network, scheduler))
+        case "train":
+            train(args.folder, np.load(args.images)["images"], args.updates)
         case "pipeline":
             np.savez(args.out, images=draw(args.folder, np.load(args.noise)["noise"]))
 
