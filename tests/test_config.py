@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.model import count_params, init_params, make_network
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -32,6 +33,37 @@ def test_every_config_file_builds(path):
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     assert f"\n{count_params(params):,} parameters" in path.read_text()
+
+
+def test_the_papers_configs_of_other_methods():
+    """Their settings, by name; all else is the base model's."""
+    found = {}
+    for name in ("cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"):
+        config = cfg.load(CONFIGS[0].with_name(f"{name}.py"))
+        config.distillation.teacher_checkpoint_path = "somewhere"
+        found[name] = cfg.resolve(config)
+        assert found[name].model.args.dropout == 0
+        base = cfg.resolve(cfg.load(CONFIGS[0].with_name(f"{name.partition('_')[0]}_base.py")))
+        assert found[name].dataset == base.dataset and found[name].model.mean_type == base.model.mean_type
+    tract, tuning, multistep, addim = found.values()
+    assert [(rung.teacher_num_steps, rung.num_steps) for rung in make_method(tract).rungs] == [(1024, 32), (32, 1)]
+    assert tract.distillation.tract.self_teacher_decay == 0.5 and tract.model.mean_loss_weight_type == "snr_trunc"
+    assert (tract.train.batch_size, tract.train.learning_rate) == (256, 2e-4)
+    assert 2 * 256 * tract.distillation.steps_per_iter == 96_000_000
+    of = tuning.distillation.consistency
+    assert (of.kind, of.times, of.norm, of.tau_mean, of.tau_std) == ("training", "tuning", "huber", -1.1, 2.0)
+    assert tuning.train.batch_size == 128 and make_method(tuning).rungs[0].num_steps == 1
+    of, [rung] = multistep.distillation.consistency, make_method(multistep).rungs
+    assert (of.kind, of.times, of.norm, of.first_grid, of.grid_updates) == (
+        "distillation",
+        "grid",
+        "huber",
+        64,
+        100_000,
+    )
+    assert rung == (1280, 8) and multistep.distillation.teacher_step == "addim"
+    assert addim.distillation.teacher_step == "addim" and addim.distillation.addim_rungs == 1
+    assert make_method(addim).rungs[0] == (1024, 512)
 
 
 # Design, section 5, and the lengths of training of the paper's section 5.

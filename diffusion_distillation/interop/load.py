@@ -11,6 +11,7 @@ from .. import checkpoints, files
 from ..checkpoints import Metadata, newest_step
 from ..files import as_path
 from ..pipeline import Pipeline
+from ..pretrained import PRETRAINED, folder_of
 from ..shapes import Params
 from . import archive, diffusers, published
 from .download import is_url, local_copy
@@ -26,7 +27,8 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
         - the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`: its newest checkpoint;
         - an archive, a folder with `model.safetensors` and our `config.json`, as scripts/export.py writes it;
         - a folder of diffusers' UNet2DModel, or of a pipeline of one, see `diffusers.read`;
-        - a checkpoint in the format of the paper's code, a single file of flax's msgpack; it needs a `config`.
+        - a checkpoint in the format of the paper's code, a single file of flax's msgpack; it needs a `config`;
+        - the name of a model that comes with the package, 'digits', where nothing else is called so.
         Each may also be a URL, `gs://`, `s3://`, `https://`, or `hf://user/name` or `hf://user/name@revision`, and is
         then downloaded once.
       config: of the model, resolved or not; of published checkpoints alone, which do not say it.
@@ -60,6 +62,8 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
 
 def place(path: epath.PathLike) -> epath.Path:
     """Where a model is here: its path; or, at a URL, that of its copy, made now if there is none."""
+    if os.fspath(path) in PRETRAINED and not as_path(path).exists():
+        return as_path(folder_of(os.fspath(path)))
     return as_path(local_copy(os.fspath(path)) if is_url(path) and not _is_run(path) else path)
 
 

@@ -61,7 +61,8 @@ class Recipe(NamedTuple):
 def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
     """The methods that are compared, from a teacher of `start` steps to students of these numbers, the largest first.
 
-    Strides are progressive distillation by these numbers alone, the first of them a long one.
+    Strides are progressive distillation by these numbers alone, the first of them a long one; two phases go by the
+    first of them to the last.
     """
     alone = [dict(start_num_steps=start, end_num_steps=n, first_grid=max(n, start // 4)) for n in steps]
     to_one = dict(start_num_steps=start, end_num_steps=1, first_grid=max(1, start // 4))
@@ -72,17 +73,21 @@ def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
         return dict(method="consistency", **fields, consistency=options)
 
     rungs = (start, *steps)
-    return {
+    found = {
         "halvings": Recipe([dict(start_num_steps=start, end_num_steps=steps[-1])]),
         "strides": Recipe([dict(rungs=rungs)]),
         "strides_addim": Recipe([dict(rungs=rungs, teacher_step="addim")]),
         "tract": Recipe([dict(method="tract", rungs=rungs)], averaged=True),
+        "tract_two_phases": Recipe([dict(method="tract", rungs=(start, steps[0], steps[-1]))], averaged=True),
         "consistency_distillation": Recipe([consistency(of) for of in alone], averaged=True),
         "consistency_training": Recipe([consistency(of, kind="training") for of in alone], averaged=True),
         "consistency_tuning": Recipe(
             [consistency(to_one, kind="training", times="tuning")], averaged=True, sampler="renoise"
         ),
     }
+    if len(steps) < 3:
+        del found["tract_two_phases"]  # it would be tract once more
+    return found
 
 
 def evaluations_of_update(method: Method, rung: Rung) -> int:

@@ -1,0 +1,38 @@
+"""Says what there is: `python -m diffusion_distillation`."""
+
+import inspect
+
+import jax
+
+import diffusion_distillation as package
+from diffusion_distillation.pretrained import PRETRAINED
+
+FUNCTIONS = ("schedules", "diffusion", "sampling", "losses", "distillation", "unet")
+
+TOUR = """\
+    import jax
+    from diffusion_distillation import from_checkpoint
+
+    images = from_checkpoint("{name}").sample(jax.random.key(0), 64)  # uint8"""
+
+
+def main() -> None:
+    """Prints it."""
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(f"diffusion_distillation {package.__version__}, JAX {jax.__version__}, {devices}\n")
+    print("Pure functions, of diffusion_distillation:")
+    for name in FUNCTIONS:
+        print(f"  {name:13}{_first_line(getattr(package, name))}")
+    print("\nModels that come with it, for from_checkpoint and wherever a checkpoint is asked for:")
+    for name, what in PRETRAINED.items():
+        print(f"  {name:13}{what}.")
+    print(f"\nFirst images:\n\n{TOUR.format(name=next(iter(PRETRAINED)))}\n")
+    print("To train, distill, measure and export, take the repository: its scripts/, configs/ and README.md.")
+
+
+def _first_line(module: object) -> str:
+    return (inspect.getdoc(module) or "").splitlines()[0]
+
+
+if __name__ == "__main__":
+    main()
