@@ -234,10 +234,9 @@ def test_every_way_of_training_gives_the_same(way, monkeypatch):
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("dropped", [0.0, 0.25])
-def test_label_dropout(dropped, monkeypatch):
+def test_label_dropout():
     """A share of the labels, drawn for each example and step alone; the images, noise and times are as without."""
-    seen = {}
+    seen, dropped = {}, 0.25
 
     class Telling(Told):
         @nn.compact
@@ -261,7 +260,7 @@ def test_label_dropout(dropped, monkeypatch):
     (first, z), (second, _), (in_parts, _) = labels_of(3), labels_of(4), labels_of(3, microbatch_size=128)
     np.testing.assert_array_equal(first, in_parts)
     assert np.mean(first < 0) == pytest.approx(dropped, abs=0.07)
-    assert np.any(first != second) == (dropped > 0)
+    assert np.any(first != second)
     dropped = 0.0
     np.testing.assert_array_equal(labels_of(3)[1], z)
 
