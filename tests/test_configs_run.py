@@ -1,6 +1,6 @@
 """Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
 
-The networks are narrower and shallower, batches smaller; all else is the config's.
+The networks are narrower and shallower, images (but for CIFAR-10) and batches smaller; all else is the config's.
 """
 
 import json
