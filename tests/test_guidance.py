@@ -217,7 +217,7 @@ def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, 
     np.testing.assert_allclose(new.params["scale"], 0.7 - gradient, rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["4 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
+@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
 def test_every_way_of_training_gives_the_same(way, monkeypatch):
     """Of a student whose teacher has a network of its own."""
     monkeypatch.setattr(test_step, "SOURCE", LABELLED)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from ..files import save_whole
 
@@ -18,7 +19,7 @@ Images = UInt8[np.ndarray, "n height width channels"]
 Points = Sequence[tuple[int | float, int | float]]
 COLOURS = {
     "teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"),
-    "student": ("#d1495b", "#e9a23b", "#8a4fbe", "#2f9e6e", "#3a86d1", "#1b1f24", "#9c6644"),
+    "student": ("#d1495b", "#e9a23b", "#8a4fbe", "#2f9e6e", "#3a86d1", "#1b1f24", "#9c6644", "#c26bb0"),
 }
 MUTED, LIGHT = "#8a8f98", "#e5e7ea"
 
@@ -94,6 +95,7 @@ def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None
         if log and all(y > 0 for line in lines for _, y in line.points):
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # within a power of ten
         _style(axis, x_label, title)
     for axis in axes[len(panels) :]:
         axis.axis("off")

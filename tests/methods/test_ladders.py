@@ -65,7 +65,7 @@ def sharded(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
-@pytest.mark.parametrize("way", ["4 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
+@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
 @pytest.mark.parametrize("name", ["tract", "distillation"])
 def test_every_way_of_training_gives_the_same(name, way):
     """Averages and long targets are spread as all else is."""

@@ -20,7 +20,9 @@ from diffusion_distillation.report.page import write_comparison, write_report
 CONFIG = ConfigDict(
     dict(
         dataset=dict(name="random", args={}),
-        model=dict(args=dict(ch=32), train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True),
+        model=dict(
+            args=dict(ch=32), train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True, eval_guidance=0.0
+        ),
         eval=dict(
             features=("pixels",),
             metrics=("fid", "recall"),
@@ -57,12 +59,12 @@ class Images(ArraySource):
 class Drawing(Pipeline):
     """Draws random images; `drawn` gets (path, steps, sampler) of each row."""
 
-    distilled_for = 0
+    distilled_for, num_classes = 0, 1
 
     def __init__(self, path, drawn):
         self.path, self.drawn = path, drawn
 
-    def stream(self, key, index, *, sampler, batch_size, num_steps):
+    def stream(self, key, index, *, sampler, batch_size, num_steps, guidance=0.0):
         if index.max() >= CONFIG.eval.num_samples - 1:  # all are asked for
             self.drawn.append((self.path.name, num_steps, sampler))
         for start in range(0, len(index), batch_size):
