@@ -23,16 +23,16 @@ SCHEDULE = get_logsnr_schedule("cosine")
 DATA = np.array([[1.6, 0.5], [-1.4, -0.7]], np.float32)  # all there is: two images of two pixels
 
 
-def main() -> None:
+def main(folder: Path = FOLDER) -> None:
     """Draws them."""
     figure = Figure(figsize=(9, 4.3), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_circle(left)
     draw_two_steps(right)
-    figure.savefig(FOLDER / "rotation.png", metadata={"Software": None})
+    figure.savefig(folder / "rotation.png", metadata={"Software": None})
     figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
     draw_ladder(figure.subplots())
-    figure.savefig(FOLDER / "ladder.png", metadata={"Software": None})
+    figure.savefig(folder / "ladder.png", metadata={"Software": None})
 
 
 def draw_circle(axes: Axes) -> None:
