@@ -1,16 +1,18 @@
 """Packaging; the requirements' lower bounds are versions that the tests passed with."""
 
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
 PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS's datasets; training needs neither
 
 setup(
     name="diffusion_distillation",
-    version="0.1.0",
+    version=run_path(str(HERE / "diffusion_distillation" / "version.py"))["__version__"],
     description="Progressive distillation of diffusion models in JAX and Flax: 1024 sampling steps become 4, 2, 1.",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["diffusion_distillation", "diffusion_distillation.*"]),
     package_data={"diffusion_distillation": ["py.typed", "pretrained/*/*"]},

@@ -7,11 +7,11 @@ load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and report
 from typing import TYPE_CHECKING
 
 from . import diffusion, distillation, losses, model, sampling, schedules, unet
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-__version__ = "0.1.0"
 __all__ = ["diffusion", "distillation", "from_checkpoint", "losses", "model", "sampling", "schedules", "unet"]
 
 

@@ -369,11 +369,19 @@ def _check_ranges(config: ConfigDict) -> None:
         )
     if train.label_dropout >= 1:
         raise InputError(f"config.train.label_dropout={train.label_dropout} must be below 1.")
-    if "distillation" not in config and config.model.args.get("guidance_range") is not None:
+    weights, shown = config.model.args.get("guidance_range"), config.model.eval_guidance
+    if "distillation" not in config and weights is not None:
         raise InputError(
-            f"config.model.args.guidance_range={config.model.args.guidance_range} is for students, which learn it from "
-            "a teacher. A teacher is made with train.label_dropout=0.1."
+            f"config.model.args.guidance_range={weights} is for students, which learn it from a teacher. A teacher is "
+            "made with train.label_dropout=0.1."
         )
+    if weights is None and shown and not train.label_dropout:
+        raise InputError(
+            f"config.model.eval_guidance={shown} is for models that can be guided: set train.label_dropout, or "
+            "model.args.guidance_range of students."
+        )
+    if weights is not None and not min(weights) <= shown <= max(weights):
+        raise InputError(f"config.model.eval_guidance={shown} must lie in model.args.guidance_range={weights}.")
     if train.ema_decay is not None and train.ema_decay >= 1:
         raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")
     if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:

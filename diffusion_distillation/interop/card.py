@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from .. import __version__
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..pipeline import can_be_guided
+from ..version import __version__
 
 NAME = "README.md"
 MONTHS_READ = 6  # that JAX promises to read a file of jax.export for

@@ -111,7 +111,7 @@ def ladder_configs(config: ConfigDict, recipe: Recipe, budget: int, seed: int) -
     """
     made = []
     for fields in recipe.ladders:
-        fields = {**dict(start_num_steps=None, end_num_steps=1, rungs=(), stages={}), **fields}
+        fields = {**dict(start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}), **fields}
         ladder = config.copy_and_resolve_references()
         with ladder.unlocked():
             fields["consistency"] = {**ladder.distillation.consistency.to_dict(), **fields.get("consistency", {})}
