@@ -62,6 +62,7 @@ $(PEER)/installed: scripts/benchmarks/requirements-peer.txt scripts/benchmarks/r
 docs: $(DOCS)/installed
 	$(DOCS)/bin/python -m ruff check --select D1 --ignore D105,D107 diffusion_distillation
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open site/index.html; with search, http://localhost:8000 after 'python3 -m http.server --directory site'."
 
 $(DOCS)/installed: setup.py
 	test -n "$(PYTHON)"
