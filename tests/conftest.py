@@ -8,12 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A program is compiled once for all tests: those of this process, the scripts that they start, and pytest-xdist's other
-# processes, which find the folder in their environment. JAX reads these as it is imported.
+# A program is compiled once, and a classifier trained once, for all tests: those of this process, the scripts that they
+# start, and pytest-xdist's other processes, which find the folders in their environment. JAX reads these as it is
+# imported.
 assert "jax" not in sys.modules
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    PROGRAMS = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    KEPT = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT.name
+    os.environ["DIFFUSION_DISTILLATION_CACHE"] = f"{KEPT.name}/data"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Most programs run a few times, and take half the time to compile without optimizations; see `optimized`.

@@ -1,6 +1,6 @@
 """Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
 
-The networks are narrower and shallower, batches smaller; all else is the config's.
+The networks are narrower and shallower, images (but for CIFAR-10) and batches smaller; all else is the config's.
 """
 
 import json
@@ -29,16 +29,19 @@ ONE_HALVING = [
     "--config.eval.teacher_num_steps=(1,)",
     "--config.eval.ancestral_num_steps=(1,)",
 ]
+TWO_LEVELS = ["--config.model.args.ch_mult=(1,1)"]
+ONE_LEVEL = ["--config.model.args.ch_mult=(1,)"]
 HEADS = ["--config.model.args.head_dim=32"]
-SMALL = ["--config.dataset.args.path={images}", "--config.dataset.args.image_size=16"]
-CONFIGS = {
-    "digits": [],
-    "cifar": [],
-    "imagenet64": HEADS,
-    "bedroom128": HEADS,
-    "church128": HEADS,
-    "cars64": [*HEADS, *SMALL],
-    "folder": [*HEADS, *SMALL],
+SMALL = [*ONE_LEVEL, *HEADS, "--config.dataset.args.image_size=8"]
+IMAGES = [*SMALL, "--config.dataset.args.path={images}"]
+CONFIGS = {  # test_config.py looks at the networks as they are
+    "digits": ONE_LEVEL,
+    "cifar": TWO_LEVELS,
+    "imagenet64": SMALL,
+    "bedroom128": SMALL,
+    "church128": SMALL,
+    "cars64": IMAGES,
+    "folder": IMAGES,
 }
 
 
@@ -65,34 +68,38 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def env(stand_ins, tmp_path_factory):
-    return {
-        "TFDS_DATA_DIR": str(stand_ins),
-        "DIFFUSION_DISTILLATION_CACHE": str(tmp_path_factory.mktemp("images")),
-    }
+def env(stand_ins):
+    return {"TFDS_DATA_DIR": str(stand_ins)}
 
 
 def training_and_distilling(base, ladder, flags, steps, workdir):
     """The commands of two steps of a base model and a halving of one."""
-    model = cfg.load(ROOT / base).model.args
-    if isinstance(model.ch_mult, tuple):  # lists cannot be set by flags
-        first, last = max(model.attn_resolutions), min(model.attn_resolutions)
-        levels = len(model.ch_mult) - (first // last).bit_length() + 1  # down to the first with attention
-        mult = (1,) * (1 if SMALL[-1] in flags else levels)
-        flags = [*flags, f"--config.model.args.ch_mult={mult}", f"--config.model.args.attn_resolutions=({first},)"]
-    flags = [*SHRUNK, *flags]
     start, end = steps
     halving = [f"--config.distillation.start_num_steps={start}", f"--config.distillation.end_num_steps={end}"]
-    halving += [*ONE_HALVING, f"--config.distillation.teacher_checkpoint_path={workdir / 'b'}"]
-    return [
-        ["train", f"--config={base}", *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b"],
-        ["distill", f"--config={ladder}", *flags, *halving, f"--workdir={workdir}/l"],
-    ]
+    training = ["train", f"--config={base}", *SHRUNK, *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b"]
+    return [training, distilling(ladder, [*flags, *halving], workdir / "b", workdir / "l")]
+
+
+def distilling(ladder, flags, teacher, workdir):
+    """The command of one update of each student."""
+    teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
+    return ["distill", f"--config={ladder}", *SHRUNK, *ONE_HALVING, *flags, teacher, f"--workdir={workdir}"]
 
 
 def end_of(name):
     """The number of steps of the last student."""
     return 2 if name == "cars64" else 1
+
+
+OF_DIGITS = {  # the other ladders of the embedded example, of one student each
+    "addim": ["--config.distillation.rungs=(8, 2)"],
+    "tract": ["--config.distillation.rungs=(8, 2)"],
+    "consistency": [
+        "--config.distillation.start_num_steps=8",
+        "--config.distillation.end_num_steps=2",
+        "--config.distillation.consistency.first_grid=4",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,11 @@ def runs(tmp_path_factory, images, env):
         flags = [flag.format(images=images) for flag in flags]
         paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
         commands += training_and_distilling(*paths, flags, (2 * end_of(name), end_of(name)), folder / name)
+    for name, flags in OF_DIGITS.items():
+        flags = [*CONFIGS["digits"], *flags]
+        commands.append(distilling(f"configs/digits_{name}.py", flags, folder / "digits" / "b", folder / name))
+    paths = write_published(folder)
+    commands += training_and_distilling(*paths, [], (2, 1), folder / "published")
     run_together(commands, env=env)
     return folder
 
@@ -122,30 +134,11 @@ def test_trains_and_distills(name, runs):
     assert (ladder / "report" / "index.html").exists()
 
 
-OF_DIGITS = {  # the other ladders of the embedded example, of one student each
-    "addim": ["--config.distillation.rungs=(8, 2)"],
-    "tract": ["--config.distillation.rungs=(8, 2)"],
-    "consistency": [
-        "--config.distillation.start_num_steps=8",
-        "--config.distillation.end_num_steps=2",
-        "--config.distillation.consistency.first_grid=4",
-    ],
-}
-
-
 @pytest.mark.slow
-def test_the_methods_of_digits(tmp_path, env):
-    model = [*SHRUNK, "--config.model.args.ch_mult=(1,)"]
-    commands = [
-        ["train", "--config=configs/digits_base.py", *model, "--config.train.num_steps=2", f"--workdir={tmp_path}/b"]
-    ]
-    for name, flags in OF_DIGITS.items():
-        flags = [*model, *ONE_HALVING, *flags, f"--config.distillation.teacher_checkpoint_path={tmp_path}/b"]
-        commands.append(["distill", f"--config=configs/digits_{name}.py", *flags, f"--workdir={tmp_path}/{name}"])
-    run_together(commands, env=env)
-    for name in OF_DIGITS:
-        assert load(tmp_path / name / "steps_0002")[1].step == 1
-        assert (tmp_path / name / "report" / "index.html").exists()
+@pytest.mark.parametrize("name", OF_DIGITS)
+def test_the_methods_of_digits(name, runs):
+    assert load(runs / name / "steps_0002")[1].step == 1
+    assert (runs / name / "report" / "index.html").exists()
 
 
 GUIDED_ALIKE = ("cifar", "imagenet64")  # and of the networks that run above
@@ -212,7 +205,7 @@ def get_config():
         sampler="ddim",
         model=D(
             name="unet_iddpm",
-            args=D(ch=256, emb_ch=1024, ch_mult=[1, 1], num_res_blocks=3, attn_resolutions=[16], num_heads=1,
+            args=D(ch=256, emb_ch=1024, ch_mult=[1], num_res_blocks=3, attn_resolutions=[16], num_heads=1,
                    dropout={dropout}, logsnr_input_type="inv_cos", resblock_resample=True),
             mean_type="x", logvar_type="fixed_large", mean_loss_weight_type="snr_trunc",
             train_num_steps={num_steps}, eval_sampling_num_steps={num_steps} or 1024,
@@ -229,10 +222,9 @@ def get_config():
 """
 
 
-@pytest.mark.slow
-def test_configs_of_the_published_schema_run(tmp_path, env):
+def write_published(folder):
     """Files as the published code has them, with none of our fields, and its names for data and for the teacher."""
-    base, ladder = tmp_path / "base.py", tmp_path / "ladder.py"
+    base, ladder = folder / "base.py", folder / "ladder.py"
     base.write_text(PUBLISHED.format(distillation="", dropout=0.2, num_steps=0, warmup=1000, anneal="", ema=0.9999))
     distillation = (
         "distillation=D(teacher_checkpoint_path='gs://gresearch/diffusion-distillation/cifar_original', "
@@ -242,9 +234,13 @@ def test_configs_of_the_published_schema_run(tmp_path, env):
     ladder.write_text(
         PUBLISHED.format(distillation=distillation, dropout=0.0, num_steps=1, warmup=0, anneal=anneal, ema=0.0)
     )
-    run_together(training_and_distilling(base, ladder, [], (2, 1), tmp_path), env=env)
-    assert load(tmp_path / "l" / "steps_0001")[1].step == 1
-    assert cfg.resolve(cfg.load(ladder)).distillation.start_num_steps == 8192
+    return base, ladder
+
+
+@pytest.mark.slow
+def test_configs_of_the_published_schema_run(runs):
+    assert load(runs / "published" / "l" / "steps_0001")[1].step == 1
+    assert cfg.resolve(cfg.load(runs / "ladder.py")).distillation.start_num_steps == 8192
 
 
 def test_broken_images_and_bad_fields(tmp_path, images, env, monkeypatch):

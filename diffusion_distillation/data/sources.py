@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError, did_you_mean
 from ..registry import look_up
+from .cache import cached
 from .folder import image_folder
 from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
 from .source import ArraySource, Source, what_is_wrong
@@ -18,11 +19,15 @@ from .source import ArraySource, Source, what_is_wrong
 
 def digits(class_conditional: bool = False) -> ArraySource:
     """The 1,797 handwritten digits that come with scikit-learn (UCI test set): 8x8, grey, 17 levels, 10 classes."""
-    from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
-    return ArraySource(images, data.target, 10 if class_conditional else 1)
+    def load():
+        from sklearn.datasets import load_digits  # scikit-learn takes a second to import
+
+        data = load_digits()
+        return {"images": np.round(data.images * (255 / 16)).astype(np.uint8)[..., np.newaxis], "labels": data.target}
+
+    kept = cached("digits", {"version": 1}, load)
+    return ArraySource(kept["images"], kept["labels"], 10 if class_conditional else 1)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 
 from ..errors import InputError, did_you_mean
 from .extractor import Extracted
@@ -113,6 +111,8 @@ def manifold_metrics(samples: Features, reference: Features, k: int) -> dict[str
     Raises:
       InputError: for k or fewer images on one of the sides.
     """
+    from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes a second to import
+
     if min(len(samples), len(reference)) <= k:
         raise InputError(
             f"Precision, recall, density and coverage need more than {k} images on both sides; got {len(samples)} and "
@@ -138,6 +138,8 @@ def manifold_metrics(samples: Features, reference: Features, k: int) -> dict[str
 
 def radii(features: Features, k: int) -> Float[np.ndarray, "_"]:
     """The distance of each image to its k-th nearest neighbour."""
+    from sklearn.neighbors import NearestNeighbors
+
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
     return distances[:, -1]
 

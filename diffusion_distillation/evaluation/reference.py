@@ -13,7 +13,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from sklearn.neighbors import NearestNeighbors
 
 from ..data import ArraySource, Source, read_examples
 from ..data.cache import cached
@@ -198,6 +197,8 @@ def nearest(
     images: np.ndarray, source: Source, extractor: Extractor, k: int
 ) -> UInt8[np.ndarray, "n k height width channels"]:
     """The k images of a dataset that are nearest to each of these in the features."""
+    from sklearn.neighbors import NearestNeighbors  # scikit-learn takes a second to import
+
     there = extract(source, extractor).features
     search = NearestNeighbors(n_neighbors=min(k, len(there)), algorithm="brute").fit(there)
     _, neighbours = search.kneighbors(extractor(images).features)

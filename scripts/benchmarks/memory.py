@@ -21,7 +21,7 @@ from diffusion_distillation.devices import AXIS, replicated
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.parallel import state_shardings, teacher_shardings
-from diffusion_distillation.training.step import Teacher, init_state
+from diffusion_distillation.training.step import Teacher, TrainState, init_state
 
 CONFIGS = {"cifar": (32, 1), "imagenet64": (64, 1000), "bedroom128": (128, 1), "church128": (128, 1)}
 DEVICES = (1, 8, 64)
@@ -36,19 +36,26 @@ def main() -> None:
             config = load(Path(__file__).parents[2] / "configs" / f"{name}_{kind}.py")
             if kind == "distill":
                 config.distillation.teacher_checkpoint_path = "not read"
-            counts = [bytes_per_device(resolve(config), (size, size, 3), num_classes, count) for count in DEVICES]
+            held = what_is_held(resolve(config), (size, size, 3), num_classes)
+            counts = [bytes_per_device(*held, count) for count in DEVICES]
             print(f"| `{name}_{kind}` | {' | '.join(f'{count / 1e9:.2f} GB' for count in counts)} |")
 
 
-def bytes_per_device(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, num_devices: int) -> int:
-    """Bytes that training holds on each of so many devices, besides activations and the batch."""
+def what_is_held(
+    config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[TrainState, Teacher | None]:
+    """The shapes of a state and of the teacher beside it."""
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     state = jax.eval_shape(lambda params: init_state(config, params), params)
-    teacher = Teacher(params, Rung(np.int32(2), np.int32(1))) if "distillation" in config else None
+    return state, Teacher(params, Rung(np.int32(2), np.int32(1))) if "distillation" in config else None
+
+
+def bytes_per_device(state: TrainState, teacher: Teacher | None, num_devices: int) -> int:
+    """Bytes that training holds on each of so many devices, besides activations and the batch."""
     mesh = AbstractMesh((num_devices,), (AXIS,))
-    held = (state, teacher, params)  # the last for the gradients
-    gradients = jax.tree.map(lambda _: replicated(mesh), params)
+    held = (state, teacher, state.params)  # the last for the gradients
+    gradients = jax.tree.map(lambda _: replicated(mesh), state.params)
     placed = (state_shardings(state, mesh, shard=True), teacher_shardings(teacher, mesh, shard=True), gradients)
     sizes = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype), held, placed

@@ -12,11 +12,13 @@ from diffusion_distillation import config as cfg
 from diffusion_distillation import methods
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.devices import data_mesh
+from diffusion_distillation.layers import GroupNorm, conv3x3
 from diffusion_distillation.methods import Rung, diffusion
-from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.model import init_params
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
+from diffusion_distillation.unet import AttentionBlock, ResidualBlock
 
 SOURCE = load_source("digits")
 
@@ -30,17 +32,31 @@ class Affine(nn.Module):
         return z * scale + self.param("bias", nn.initializers.zeros, (1,))
 
 
+class Block(nn.Module):
+    """One of the U-Net's residual blocks and its attention, with dropout: they compile in half the time of a U-Net."""
+
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+        residual, attention = ((nn.remat(block) if self.remat else block) for block in (ResidualBlock, AttentionBlock))
+        norm = functools.partial(GroupNorm, num_groups=32, dtype=z.dtype)
+        emb = nn.swish(nn.Dense(32)(jnp.broadcast_to(logsnr, len(z))[:, None]))
+        h = conv3x3(z, 32, dtype=z.dtype, name="conv_in")
+        h = residual(32, 0.3, None, True, norm, z.dtype, name="block")(h, emb, index if train else None)
+        h = attention(1, None, norm, z.dtype, name="attn")(h)
+        return conv3x3(h, 1, dtype=z.dtype, name="conv_out")
+
+
 NETWORK = Affine()
 AFFINE = {"dense0": np.full((8, 8, 1), 0.3, np.float32), "bias": np.zeros(1, np.float32)}
 
 
-def make_config(*, distillation=None, dropout=0.0, randflip=False, train_num_steps=0, **train):
+def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train):
     config = cfg.defaults()
     config.dataset.name = "digits"
     config.dataset.args.randflip = randflip
-    config.model.args.update(
-        ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1, dropout=dropout
-    )
+    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
     config.model.mean_type = "v"
     config.model.train_num_steps = train_num_steps
     config.train.update(dict(batch_size=16, learning_rate=1e-3, num_steps=100, ema_decay=0.9, adam_eps=1e-6) | train)
@@ -70,16 +86,14 @@ def assert_close(a, b, atol):
 
 WAYS = {
     "2 devices": dict(devices=2),
-    "4 devices": dict(devices=4),
     "8 devices": dict(devices=8),
     "scan": dict(devices=4, scan=True),
     "pmap": dict(devices=1, parallel="pmap"),
     "pmap, 2 devices": dict(devices=2, parallel="pmap"),
-    "pmap, 8 devices": dict(devices=8, parallel="pmap"),
     "pmap, scan": dict(devices=4, parallel="pmap", scan=True),
     "accumulation": dict(devices=1, microbatch_size=4),
     "accumulation, 4 devices": dict(devices=4, microbatch_size=8),
-    "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=4),
+    "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=8),
     "remat": dict(devices=2, remat=True),
     "state sharded": dict(devices=8, shard_state=True),
     "all at once": dict(devices=4, shard_state=True, microbatch_size=8, remat=True, scan=True),
@@ -88,15 +102,13 @@ WAYS = {
 
 @functools.cache
 def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
-    """Parameters and losses after 6 steps, with dropout and flips."""
-    config = make_config(distillation={} if distilled else None, dropout=0.3, randflip=True, **train)
-    with config.unlocked():
-        config.model.args.remat = remat
-    network = make_network(config.model, SOURCE.image_shape, SOURCE.num_classes)
+    """Parameters and losses after 4 steps, with dropout and flips."""
+    config = make_config(distillation={} if distilled else None, randflip=True, **train)
+    network = Block(remat)
     params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape, 1) for seed in (0, 1))
     teacher = Teacher(of_teacher, Rung(8, 4)) if distilled else None
-    states, losses = run(config, 6, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
-    assert states[-1].step == 6 and states[-1].skipped == 0
+    states, losses = run(config, 4, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
+    assert states[-1].step == 4 and states[-1].skipped == 0
     return states[-1].params, states[-1].ema_params, losses
 
 
