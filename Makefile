@@ -3,6 +3,7 @@
 # make test     installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
 # make peer     installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
 #               and scripts/benchmarks/benchmark.py --peer
+# make docs     builds the documentation, site/index.html, in an environment of its own; what is missing in it is an error
 #
 # PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
 
@@ -11,8 +12,9 @@ RUNS ?= runs/digits
 PYTHON ?= $(shell scripts/find_python.sh)
 RUN := $(VENV)/bin/python
 PEER ?= .venv-peer
+DOCS ?= .venv-docs
 
-.PHONY: demo compare test install lint peer clean
+.PHONY: demo compare test install lint peer docs clean
 
 demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
@@ -57,5 +59,16 @@ $(PEER)/installed: scripts/benchmarks/requirements-peer.txt scripts/benchmarks/r
 	$(PEER)/bin/python -m pip install --quiet --no-deps --requirement $(word 2,$^)
 	touch $@
 
+docs: $(DOCS)/installed
+	$(DOCS)/bin/python -m ruff check --select D1 --ignore D105,D107 diffusion_distillation
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open site/index.html; with search, http://localhost:8000 after 'python3 -m http.server --directory site'."
+
+$(DOCS)/installed: setup.py
+	test -n "$(PYTHON)"
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEER) $(RUNS)
+	rm -rf $(VENV) $(PEER) $(DOCS) $(RUNS) site

@@ -41,6 +41,13 @@ setup(
         "tqdm>=4.66.5",
     ],
     extras_require={
+        "docs": [
+            "mkdocs>=1.6.1",
+            "mkdocs-material>=9.5",
+            "mkdocstrings>=1.0",
+            "mkdocstrings-python>=2.0",
+            "ruff>=0.12",
+        ],
         "gcs": ["gcsfs"],  # for gs://
         "http": ["aiohttp>=3.10"],  # for models at https://
         "hub": ["huggingface_hub>=0.34.6"],  # for models at hf://, and scripts/push_to_hub.py

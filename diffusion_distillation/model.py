@@ -140,7 +140,7 @@ def _some_condition(network: Network, num_classes: int) -> Condition:
 
 
 def network_denoiser(
-    network: Network, params: Params, mean_type: str, condition: Condition, *, clip_x: bool = False, **kwargs
+    network: Network, params: Params, mean_type: str, condition: Condition, *, clip_x: bool = False, **kwargs: Any
 ) -> Denoiser:
     """The denoiser of a network that is called as `UNet` is, under a condition.
 

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -293,7 +293,7 @@ def _linspace(start: float, end: float, count: int) -> np.ndarray:
 SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal, "discrete": Discrete}
 
 
-def get_logsnr_schedule(name: str, **kwargs) -> Schedule:
+def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
     """The schedule called `name`, as configs spell it: `get_logsnr_schedule('cosine', logsnr_min=-20, logsnr_max=20)`.
 
     Args:

@@ -1,4 +1,7 @@
+"""README and the pages of docs/: what they show works, and what they name is there."""
+
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -7,14 +10,19 @@ from running import ROOT, run
 
 from diffusion_distillation import config
 
-README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "from_one_gpu_to_a_pod.md").read_text()
+TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = "".join(TEXTS.values())
 LAUNCH = "".join(path.read_text() for path in sorted((ROOT / "scripts" / "launch").iterdir()))
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+INTERNAL = ("cli", "devices", "files", "multihost", "report", "__main__", "training.interrupt", "version")
+
+
+def blocks_with(name):
+    return [block for block in BLOCKS if name in block]
 
 
 def test_the_functions_work_as_shown():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    functions, edm = ([block for block in blocks if name in block] for name in ("two_step_target", "edm_denoiser"))
+    functions, edm = map(blocks_with, ("two_step_target", "edm_denoiser"))
     names = {}
     exec(*functions, names)
     assert names["x"].shape == (16, 32, 32, 3)
@@ -26,9 +34,62 @@ def test_the_functions_work_as_shown():
     np.testing.assert_allclose(np.std(names["x"]), np.cos(np.pi / 16) ** 8, rtol=0.01)  # of 8 DDIM steps
 
 
+def test_the_first_images_come_as_shown():
+    [first], [pipeline] = map(blocks_with, ('from_checkpoint("digits")', "pipeline.denoiser"))
+    names = {}
+    exec(first, names)
+    assert names["images"].shape == (64, 8, 8, 1) and names["images"].dtype == np.uint8
+    exec(pipeline.replace("runs/digits/ladder/steps_0001", "digits"), names)
+    assert names["x"].shape == (64, 8, 8, 1) and names["x"].dtype == np.float32
+    assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
+
+
+def test_every_block_is_run_here_or_in_interop():
+    elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
+    run_here = [block for name in ("two_step_target", "edm_denoiser", "from_checkpoint") for block in blocks_with(name)]
+    assert sorted(elsewhere + run_here) == sorted(BLOCKS)
+
+
+def test_the_pictures_of_the_concepts_are_drawn(tmp_path):
+    runpy.run_path(str(ROOT / "docs" / "figures.py"))["main"](tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"rotation.png", "ladder.png"}
+
+
 def test_the_paths_are_there():
     for path in re.findall(r"(?:scripts|configs|tests|docs)/[\w./]+\w", PAGES + LAUNCH):
         assert (ROOT / path).exists(), path
+
+
+def test_the_links_lead_somewhere():
+    """Of README and between pages, to a heading where they name one; `make docs` looks at all others."""
+    links = [(path, link) for path, text in TEXTS.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert len(links) > 40
+    for path, link in links:
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        place = path.parent / target if target else path
+        assert place.exists(), f"{path}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", place.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\s-]", "", h).lower().replace(" ", "-") for h in headings], f"{path}: {link}"
+
+
+def test_the_sections_that_pages_take_are_there():
+    wanted = re.findall(r"^<!-- README: (.+) -->$", PAGES, re.MULTILINE)
+    headings = re.findall(r"^## (.+)$", TEXTS[ROOT / "README.md"], re.MULTILINE)
+    assert wanted and set(wanted) <= set(headings)
+
+
+def test_the_reference_has_every_module():
+    package = ROOT / "diffusion_distillation"
+    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__").removesuffix("__init__") for name in modules}
+    listed = {name.partition(".")[2] for name in re.findall(r"^::: (\S+)$", PAGES, re.MULTILINE)}
+    packages = {name for name in modules if (package / name.replace(".", "/")).is_dir()}  # their modules are listed
+    internal = {name for name in modules if any(f"{name}.".startswith(f"{of}.") for of in INTERNAL)}
+    assert modules - packages - internal <= listed
+    assert listed <= modules | {"from_checkpoint"}
 
 
 def names(fields, prefix=""):
@@ -47,10 +108,14 @@ def test_the_fields_are_there():
         config.add_missing(fields)
         for name in re.findall(r"--config\.([\w.]+)=", flags):
             assert name in names(fields) or name.startswith("dataset.args."), name
-    for name in re.findall(r"`((?:train|model)\.[\w.]+)", PAGES):
+    for name in re.findall(r"`((?:train|model|eval)\.[\w.]+)", PAGES):
         assert name in names(config.defaults()), name
+    base = config.load(ROOT / "configs" / "folder_distill.py")
+    config.add_missing(base)
+    for name in re.findall(r"`--config\.([\w.]+)=", PAGES):
+        assert name in names(base) or re.match(r"dataset\.args\.|distillation\.stages\.", name), name
 
 
 @pytest.mark.slow
 def test_the_table_of_bytes_is_what_the_script_prints():
-    assert run("benchmarks/memory") in README
+    assert run("benchmarks/memory") in TEXTS[ROOT / "docs" / "speed_and_memory.md"]

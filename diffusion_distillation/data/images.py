@@ -65,7 +65,7 @@ def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image
 
     Raises:
       BrokenImageError: if the bytes are no such file, are cut off, hold an animation, or ask for more memory than
-      Pillow's limit of 179 million pixels.
+        Pillow's limit of 179 million pixels.
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)

@@ -32,6 +32,7 @@ def get_config():
     return config
 """
 
+PAGE = ROOT / "docs" / "models_from_elsewhere.md"
 OF_LADDER = """
 from diffusion_distillation.config import distillation_of, load
 
@@ -130,11 +131,11 @@ def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
 @needs_peer
 @pytest.mark.slow
 def test_a_teacher_of_diffusers_is_distilled(tmp_path):
-    """One trained there, by README's config. The loss that it started from is that of the first update, before it."""
+    """One trained there, by the page's config. The loss that it started from is that of the first update, before it."""
     np.savez(tmp_path / "images.npz", images=(load_digits().images[..., None] / 8 - 1).astype(np.float32))
     teacher, student = tmp_path / "teacher", tmp_path / "ladder" / "steps_0004"
     peer("train", f"--folder={teacher}", f"--images={tmp_path / 'images.npz'}", "--updates=200")
-    [config] = re.findall(r"```python\n([^`]*interop\.load\([^`]*)```", (ROOT / "README.md").read_text())
+    [config] = re.findall(r"```python\n([^`]*interop\.load\([^`]*)```", PAGE.read_text())
     config = config.replace("hf://google/ddpm-cifar10-32", str(teacher)).replace("cifar_base", "digits_base")
     (tmp_path / "ladder.py").write_text(config)
     flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.distillation.teacher_checkpoint_path={teacher}", *REPORT]
