@@ -40,7 +40,7 @@ install: $(VENV)/installed
 define install
 	test -n "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable
+	$(RUN) -m pip install --quiet --no-compile --editable
 endef
 
 $(VENV)/installed: setup.py
@@ -55,8 +55,8 @@ peer: $(PEER)/installed
 
 $(PEER)/installed: scripts/benchmarks/requirements-peer.txt scripts/benchmarks/requirements-peer-alone.txt
 	python3.11 -m venv $(PEER)
-	$(PEER)/bin/python -m pip install --quiet --requirement $<
-	$(PEER)/bin/python -m pip install --quiet --no-deps --requirement $(word 2,$^)
+	$(PEER)/bin/python -m pip install --quiet --no-compile --requirement $<
+	$(PEER)/bin/python -m pip install --quiet --no-compile --no-deps --requirement $(word 2,$^)
 	touch $@
 
 docs: $(DOCS)/installed

@@ -27,7 +27,6 @@ ONE_HALVING = [
     "--config.eval.metrics=('fid',)",
     "--config.eval.batch_size=4",
     "--config.eval.teacher_num_steps=(1,)",
-    "--config.eval.ancestral_num_steps=(1,)",
 ]
 TWO_LEVELS = ["--config.model.args.ch_mult=(1,1)"]
 ONE_LEVEL = ["--config.model.args.ch_mult=(1,)"]
@@ -82,8 +81,9 @@ def training_and_distilling(base, ladder, flags, steps, workdir):
 
 def distilling(ladder, flags, teacher, workdir):
     """The command of one update of each student."""
-    teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
-    return ["distill", f"--config={ladder}", *SHRUNK, *ONE_HALVING, *flags, teacher, f"--workdir={workdir}"]
+    given = [f"--config.distillation.teacher_checkpoint_path={teacher}", f"--workdir={workdir}"]
+    ancestral = f"--config.eval.ancestral_num_steps={(1,) if 'digits_distill' in str(ladder) else ()}"
+    return ["distill", f"--config={ladder}", *SHRUNK, *ONE_HALVING, ancestral, *flags, *given]
 
 
 def end_of(name):
@@ -115,6 +115,7 @@ def runs(tmp_path_factory, images, env):
         commands.append(distilling(f"configs/digits_{name}.py", flags, folder / "digits" / "b", folder / name))
     paths = write_published(folder)
     commands += training_and_distilling(*paths, [], (2, 1), folder / "published")
+    commands += guiding(folder / "guided")
     run_together(commands, env=env)
     return folder
 
@@ -161,35 +162,38 @@ def test_guided_configs_are_the_others_with_guidance(name, kind):
     }
 
 
-@pytest.mark.slow
-def test_guided_digits(tmp_path, env):
-    """A guided teacher, its student and a halving of that, which are sampled and measured at a weight."""
-    model = [*SHRUNK, "--config.model.args.ch_mult=(1,)"]
-    stage1 = ["--config.distillation.end_num_steps=2", *ONE_HALVING, "--config.eval.metrics=('fid', 'accuracy')"]
-    stage1 += ["--config.eval.features=('classifier',)", "--config.model.eval_guidance=1.0"]
-    stage2 = ["--config.distillation.start_num_steps=2", *stage1, "--config.distillation.end_num_steps=1"]
-    teacher = "--config.distillation.teacher_checkpoint_path="
+def guiding(folder):
+    """The commands of a guided teacher, its student and a halving of that, which are sampled and measured."""
+    measured = ["--config.eval.features=('classifier',)", "--config.model.eval_guidance=1.0"]
+    flags = [*CONFIGS["digits"], *measured]
+    base, guided = "configs/digits_guided_base.py", "configs/digits_guided_{}.py".format
+    first = [*flags, "--config.distillation.end_num_steps=2"]
+    second = [*flags, "--config.distillation.start_num_steps=2", "--config.distillation.end_num_steps=1"]
     drawn = ["--num_samples=20", "--batch_size=20", "--guidance=3"]
-    guided = "--config=configs/digits_guided_"
-    commands = [
-        ["train", f"{guided}base.py", *model, "--config.train.num_steps=2", f"--workdir={tmp_path}/b"],
-        ["distill", f"{guided}student.py", *model, *stage1, f"{teacher}{tmp_path}/b", f"--workdir={tmp_path}/s"],
-        ["distill", f"{guided}distill.py", *model, *stage2, f"{teacher}{tmp_path}/s/steps_0002",
-         f"--workdir={tmp_path}/l"],
-        ["sample", f"--checkpoint={tmp_path}/b", "--num_steps=2", *drawn, f"--out={tmp_path}/b.npz"],
-        ["sample", f"--checkpoint={tmp_path}/l/steps_0001", *drawn, f"--out={tmp_path}/images/"],
-        ["evaluate", f"--checkpoint={tmp_path}/l/steps_0001", *drawn, "--features=classifier", "--metrics=accuracy",
-         f"--out={tmp_path}/e.json"],
-    ]  # fmt: skip
-    run_together(commands, env=env)
+    last = f"--checkpoint={folder}/l/steps_0001"
+    train = ["train", f"--config={base}", *SHRUNK, *CONFIGS["digits"], "--config.train.num_steps=2"]
+    return [
+        [*train, f"--workdir={folder}/b"],
+        distilling(guided("student"), first, folder / "b", folder / "s"),
+        distilling(guided("distill"), second, folder / "s" / "steps_0002", folder / "l"),
+        ["sample", f"--checkpoint={folder}/b", "--num_steps=2", *drawn, f"--out={folder}/b.npz"],
+        ["sample", last, *drawn, f"--out={folder}/images/"],
+        ["evaluate", last, *drawn, "--features=classifier", "--metrics=accuracy", f"--out={folder}/e.json"],
+    ]
+
+
+@pytest.mark.slow
+def test_guided_digits(runs):
+    folder = runs / "guided"
     for student, updates in (("s/steps_0002", 1), ("l/steps_0001", 1)):
-        params, metadata = load(tmp_path / student)
+        params, metadata = load(folder / student)
         assert metadata.step == updates and {"guidance0", "guidance1"} <= set(params)
-        report = json.loads((tmp_path / student[0] / "report" / "evaluation.json").read_text())
+        report = json.loads((folder / student[0] / "report" / "evaluation.json").read_text())
         assert report["about"]["guidance"] == 1.0 and "student_ddim_" in "".join(report["metrics"])
-    settings = json.loads((tmp_path / "images" / "settings.json").read_text())
-    assert settings["guidance"] == 3.0 and len(list((tmp_path / "images").glob("*.png"))) == 20
-    found = json.loads((tmp_path / "e.json").read_text())
+        assert (folder / student[0] / "report" / "guidance.png").exists()
+    settings = json.loads((folder / "images" / "settings.json").read_text())
+    assert settings["guidance"] == 3.0 and len(list((folder / "images").glob("*.png"))) == 20
+    found = json.loads((folder / "e.json").read_text())
     assert 0 <= found["metrics"]["accuracy"] <= 1 and found["about"]["guidance"] == 3.0
 
 
