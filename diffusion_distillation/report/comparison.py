@@ -265,8 +265,9 @@ def _values(found: Sequence[Evaluation], name: str) -> dict[int, list[float]]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Their mean, and half of their range."""
     middle = f"{np.mean(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
+    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.1g}"
 
 
 def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
@@ -300,7 +301,9 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
             }.items()
         ]
         of_start = _spread(_values(of_teacher, name)[start])
-        caption = f"{titles[name]} by sampling steps; the teacher's at {start} steps is {of_start}"
+        caption = (
+            f"{titles[name]} by sampling steps, ± half the range of the seeds; the teacher's at {start} is {of_start}"
+        )
         return Table(caption, ["method", *map(str, steps)], rows)
 
     of_costs = Table(
