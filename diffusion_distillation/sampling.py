@@ -17,7 +17,14 @@ from .errors import InputError
 from .schedules import Schedule
 from .shapes import Array, Count, Images, Keys, Times, Trajectory
 
-SAMPLERS = ("ddim", "noisy", "addim", "renoise", "stochastic")
+SAMPLER_TITLES = {
+    "ddim": "DDIM",
+    "noisy": "ancestral",
+    "addim": "aDDIM",
+    "renoise": "re-noising",
+    "stochastic": "stochastic",
+}
+SAMPLERS = tuple(SAMPLER_TITLES)
 DETERMINISTIC = ("ddim", "addim")  # unless DDIM's eta is above 0
 
 

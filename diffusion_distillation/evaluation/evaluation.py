@@ -5,6 +5,7 @@ It is written after each row, and a row that it has is not measured again.
 
 import functools
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +18,11 @@ from ml_collections import ConfigDict
 from .. import multihost
 from ..files import save_whole, write_whole
 from ..interop import content_of, from_checkpoint
+from ..sampling import SAMPLER_TITLES
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
 from .metrics import HIGHER_IS_BETTER
 from .reference import Reference, halves_distance
-
-SAMPLER_TITLES = {
-    "ddim": "DDIM",
-    "noisy": "ancestral",
-    "addim": "aDDIM",
-    "renoise": "re-noising",
-    "stochastic": "stochastic",
-}
 
 
 class Entry(NamedTuple):
@@ -229,6 +223,11 @@ def open_once(config: ConfigDict) -> Callable[[epath.Path], Any]:
 def save_samples(folder: epath.Path, entry: Entry, images: Images) -> None:
     """Keeps the first samples of a row."""
     save_whole(samples_path(folder, entry), lambda file: np.savez_compressed(file, images))
+
+
+def load_samples(folder: epath.Path, entry: Entry) -> Images:
+    """What `save_samples` has kept."""
+    return np.load(io.BytesIO(samples_path(folder, entry).read_bytes()))["arr_0"]
 
 
 def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:

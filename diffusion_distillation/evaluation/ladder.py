@@ -1,5 +1,6 @@
 """What of a ladder is measured: its teacher, undistilled and by ancestral sampling too, and its students."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,11 +62,6 @@ def evaluate_ladder(
     yardsticks: list[Yardstick],
     reference: Reference,
     path: epath.Path,
-    *,
-    seed: int = 0,
-    num_samples: int | None = None,
-    batch_size: int | None = None,
-    guidance: float | None = None,
     **options: Any,
 ) -> Evaluation:
     """Measures a finished ladder by the settings of its config's `eval` section, or by others.
@@ -76,23 +72,51 @@ def evaluate_ladder(
       yardsticks: what samples are measured by.
       reference: what they are judged against.
       path: of the evaluation.json.
+      **options: see `evaluate_runs`.
+    """
+    about = {"teacher": config.distillation.teacher_checkpoint_path}
+    runs = ladder_runs(config, workdir)
+    return evaluate_runs(config, runs, yardsticks, reference, path, about=about, **options)
+
+
+def evaluate_runs(
+    config: ConfigDict,
+    runs: Mapping[Entry, epath.Path],
+    yardsticks: Sequence[Yardstick],
+    reference: Reference,
+    path: epath.Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+    guidance: float | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Measures runs by the settings of a config's `eval` section, or by others.
+
+    Args:
+      config: resolved.
+      runs: what is measured, and the run that it is of.
+      yardsticks: what samples are measured by.
+      reference: what they are judged against.
+      path: of the evaluation.json.
+      about: what shapes the numbers besides, of JSON's types.
       seed: of the noise, which is the same for every row.
       num_samples: of each row; by default config.eval.num_samples.
       batch_size: drawn at a time; by default config.eval.batch_size.
       guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
       **options: repeats, shown and say of `evaluate`.
     """
-    runs, open_pipeline = ladder_runs(config, workdir), open_once(config)
-    batch_size = batch_size or config.eval.batch_size
+    open_pipeline = open_once(config)
     guidance = config.model.eval_guidance if guidance is None else guidance
+    shared = dict(batch_size=batch_size or config.eval.batch_size, guidance=guidance)
 
     def draw(entry, first):
-        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, batch_size=batch_size, first=first)
-        settings["guidance"] = guidance
+        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, first=first, **shared)
         return draw_from(open_pipeline(runs[entry]), jax.random.key(seed), **settings)
 
-    about = {"teacher": config.distillation.teacher_checkpoint_path, "seed": seed}
-    about["clip"] = config.model.eval_clip_denoised
+    about = {**(about or {}), "seed": seed, "clip": config.model.eval_clip_denoised}
     if guidance:
         about["guidance"] = guidance
     num_samples = num_samples or config.eval.num_samples

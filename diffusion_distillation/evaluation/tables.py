@@ -1,10 +1,11 @@
 """An evaluation as a table, with the published figures beside ours where the config is one of the paper's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from .evaluation import SAMPLER_TITLES, Evaluation, Row
+from ..sampling import SAMPLER_TITLES
+from .evaluation import Evaluation, Row
 
 # FID of 50,000 samples by the number of steps of a student; by the dataset, and by the channels and image size that the
 # paper's model has. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as given by Song et al. 2023, table 2.
@@ -92,7 +93,12 @@ def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
 
 def markdown(found: Evaluation, published: Mapping[int, float]) -> str:
     """The table for a README."""
-    head, *lines = table(found, published)
+    return as_markdown(table(found, published))
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A head and rows in Markdown."""
+    head, *lines = rows
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
 
 

@@ -12,6 +12,7 @@ import jax
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..pipeline import can_be_guided
+from ..sampling import SAMPLER_TITLES
 from ..version import __version__
 
 NAME = "README.md"
@@ -48,7 +49,7 @@ def text(
         "classes": "none" if metadata.num_classes == 1 else f"{metadata.num_classes}, 0 to {metadata.num_classes - 1}",
         "steps": f"{own}" if metadata.num_steps else f"{own} by default, any number works",
         "updates": f"{metadata.step:,}",
-        "sampler": {"ddim": "DDIM", "noisy": "ancestral (DDPM)"}[options.sampler or config.sampler],
+        "sampler": SAMPLER_TITLES[options.sampler or config.sampler],
         "stored": options.dtype,
         "metrics": _metrics(metrics),
         "jax": jax.__version__,

@@ -22,13 +22,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..checkpoints import abstract_params, load
+from ..checkpoints import Metadata, abstract_params, load
 from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError, did_you_mean
 from ..evaluation import tables
-from ..evaluation.evaluation import Entry, Evaluation, evaluate, open_once, samples_path
-from ..evaluation.measure import Yardstick, draw_from
+from ..evaluation.evaluation import Entry, Evaluation, load_samples
+from ..evaluation.ladder import evaluate_runs
+from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..files import as_path, write_whole
 from ..interop import place
@@ -64,13 +65,10 @@ def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
     Strides are progressive distillation by these numbers alone, the first of them a long one; two phases go by the
     first of them to the last.
     """
-    alone = [dict(start_num_steps=start, end_num_steps=n, first_grid=max(n, start // 4)) for n in steps]
-    to_one = dict(start_num_steps=start, end_num_steps=1, first_grid=max(1, start // 4))
 
-    def consistency(of, **options):
-        fields = {name: value for name, value in of.items() if name != "first_grid"}
-        options |= dict(first_grid=of["first_grid"], norm="squared")
-        return dict(method="consistency", **fields, consistency=options)
+    def consistency(end, **options):
+        options |= dict(first_grid=max(end, start // 4), norm="squared")
+        return dict(method="consistency", start_num_steps=start, end_num_steps=end, consistency=options)
 
     rungs = (start, *steps)
     found = {
@@ -79,10 +77,10 @@ def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
         "strides_addim": Recipe([dict(rungs=rungs, teacher_step="addim")]),
         "tract": Recipe([dict(method="tract", rungs=rungs)], averaged=True),
         "tract_two_phases": Recipe([dict(method="tract", rungs=(start, steps[0], steps[-1]))], averaged=True),
-        "consistency_distillation": Recipe([consistency(of) for of in alone], averaged=True),
-        "consistency_training": Recipe([consistency(of, kind="training") for of in alone], averaged=True),
+        "consistency_distillation": Recipe([consistency(end) for end in steps], averaged=True),
+        "consistency_training": Recipe([consistency(end, kind="training") for end in steps], averaged=True),
         "consistency_tuning": Recipe(
-            [consistency(to_one, kind="training", times="tuning")], averaged=True, sampler="renoise"
+            [consistency(1, kind="training", times="tuning")], averaged=True, sampler="renoise"
         ),
     }
     if len(steps) < 3:
@@ -192,7 +190,13 @@ def compare(
         for name in methods or known
         for seed in range(seeds)
     }  # all of them, and so checked, before the first is begun
-    measure = functools.partial(_measure, config, yardsticks, reference)
+
+    def measure(entries: Mapping[Entry, epath.Path], folder: epath.Path, seed: int) -> Evaluation:
+        return evaluate_runs(
+            config, entries, yardsticks, reference, folder / "evaluation.json",
+            seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
+        )  # fmt: skip
+
     teacher = place(config.distillation.teacher_checkpoint_path)
     entries = {Entry("teacher", "ddim", n): teacher for n in (start, *steps)}
     of_teacher = [measure(entries, workdir / "teacher" / f"seed_{seed}", seed) for seed in range(seeds)]
@@ -212,28 +216,14 @@ def compare(
             shown = steps if sampler == "renoise" else [n for n in steps if n in runs]
             entries = {Entry("student", sampler, n): runs.get(n, next(iter(runs.values()))) for n in shown}
             found.append(measure(entries, folder, seed))
-        compared[name] = _compared(found, plans[name, 0], runs, source, workdir / name)
+        compared[name] = _compared(found, plans[name, 0], source, workdir / name)
     if multihost.is_main():
         _write(config, workdir, budget, of_teacher, compared, steps)
         multihost.say(f"comparison  {workdir / 'index.html'}")
     return compared
 
 
-def _measure(config, yardsticks, reference, entries, folder, seed) -> Evaluation:
-    open_pipeline, batch_size = open_once(config), config.eval.batch_size
-
-    def draw(entry, first):
-        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, batch_size=batch_size, first=first)
-        return draw_from(open_pipeline(entries[entry]), jax.random.key(seed), **settings)
-
-    about = {"seed": seed, "clip": config.model.eval_clip_denoised}
-    return evaluate(
-        entries, draw, yardsticks, reference, folder / "evaluation.json", about=about,
-        num_samples=config.eval.num_samples, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
-    )  # fmt: skip
-
-
-def _compared(found, ladders, runs, source, folder) -> Compared:
+def _compared(found, ladders, source, folder) -> Compared:
     """What the ladders of a method cost; `ladders` are the configs of the first seed."""
     costs, of_update, seconds = {}, {}, []
     for config in ladders:
@@ -244,9 +234,9 @@ def _compared(found, ladders, runs, source, folder) -> Compared:
             of_update[rung.num_steps] = evaluations_of_update(method, rung)
     for path in folder.glob("seed_*/to_*/steps_*"):
         seconds += [config.train.batch_size / line["images_per_sec"] for line in read_metrics(path)]
-    _, metadata = load(next(iter(runs.values())))
-    params = abstract_params(metadata)
-    held = jax.eval_shape(functools.partial(init_state, stage(ladders[0], metadata.num_steps)), params)
+    params = abstract_params(Metadata(ladders[0], source.image_shape, source.num_classes, num_steps=0))
+    of_last = stage(ladders[0], make_method(ladders[0]).rungs[-1].num_steps)
+    held = jax.eval_shape(functools.partial(init_state, of_last), params)
     copies = 1 + _size(held) / _size(params)  # and the teacher
     return Compared(found, costs, of_update, float(np.median(seconds)), copies)
 
@@ -332,8 +322,7 @@ def _range(values: Any) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [table.head, ["---"] * len(table.head), *table.rows]
-    return f"{table.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{table.caption}\n\n{tables.as_markdown([table.head, *table.rows])}"
 
 
 def _curves(workdir, of_teacher, compared, titles, num_samples) -> list[Picture]:
@@ -380,8 +369,7 @@ def _samples(workdir, of_teacher, compared, start, steps) -> list[Picture]:
     fewest, path = [n for n in steps if n <= 4][-2:], workdir / "samples.png"
 
     def images(folder, entry):
-        with samples_path(folder / "seed_0" / "samples", entry).open("rb") as file:
-            return np.load(file)["arr_0"]
+        return load_samples(folder / "seed_0" / "samples", entry)
 
     columns = [(f"teacher\n{start} steps", "teacher", images(workdir / "teacher", of_teacher[0].rows[0].entry))]
     for name, of in compared.items():

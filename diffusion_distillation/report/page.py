@@ -16,7 +16,6 @@ report/training.png     the losses of all stages
 """
 
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from .. import multihost
 from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
-from ..evaluation.evaluation import Entry, Evaluation, Row, open_once, read, samples_path
+from ..evaluation.evaluation import Entry, Evaluation, Row, load_samples, open_once, read
 from ..evaluation.ladder import evaluate_ladder, ladder_runs
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import nearest, of_dataset
@@ -135,8 +134,7 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
 
 
 def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:
-    kept = samples_path(ladder.workdir / "report" / "samples", entry)
-    return np.load(io.BytesIO(kept.read_bytes()))["arr_0"]
+    return load_samples(ladder.workdir / "report" / "samples", entry)
 
 
 def _column(ladder: Ladder, entry: Entry, name: str) -> tuple[str, str, np.ndarray]:

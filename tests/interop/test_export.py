@@ -26,6 +26,7 @@ from diffusion_distillation.files import as_path
 from diffusion_distillation.interop import archive, card, export
 from diffusion_distillation.interop.export import About, Options
 from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.sampling import SAMPLER_TITLES, SAMPLERS
 
 SEED, LABELS = np.uint32(3), np.array([2, 0, 1, 2], np.int32)
 INDEX = np.array([0, 1, 2, 3], np.int32)
@@ -280,3 +281,10 @@ def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
     assert "`guidance`: float32 [batch]" in card.text(
         model[1], ("sampler",), Options(), "mit", {}, datetime.date.today()
     )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_card_names_every_sampler(sampler):
+    _, metadata = make_model()
+    text = card.text(metadata, ("sampler",), Options(sampler=sampler), "mit", {}, datetime.date(2026, 1, 1))
+    assert f"| sampler | {SAMPLER_TITLES[sampler]} |" in text
