@@ -72,15 +72,15 @@ def dtype_of(checkpoint: epath.PathLike) -> str:
         return "float32"
 
 
-def define_config() -> flags.FlagHolder:
+def define_config(name: str = "config") -> flags.FlagHolder:
     """Defines the flag --config, whose value is the config that the file has, with the fields that it leaves out."""
     holder = config_flags.DEFINE_config_file(
-        "config",
-        help_string="The config file; --config.<field>=<value> sets a field of it.",
+        name,
+        help_string=f"The config file; --{name}.<field>=<value> sets a field of it.",
         lock_config=False,
         accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
     )
-    flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=False)
+    flags.FLAGS[name].parser = _ConfigParser(name, lock_config=False)
     return holder
 
 

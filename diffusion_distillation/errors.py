@@ -1,4 +1,4 @@
-"""The two errors that scripts print without a traceback: for what a user gave, and for what befell a run."""
+"""The errors that scripts print without a traceback: for what a user gave, and for what befell a run."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,6 +17,10 @@ class RunError(RuntimeError):
 
     Scripts print the message alone and exit with status 1. Any other error is a bug, and keeps its traceback.
     """
+
+
+class Diverged(RunError):
+    """A training whose updates are not finite any more."""
 
 
 def did_you_mean(name: Any, names: Iterable[Any]) -> str:

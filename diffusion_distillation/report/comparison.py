@@ -39,7 +39,8 @@ from ..training.loop import Load
 from ..training.runs import read_metrics
 from ..training.step import init_state
 from .html import Picture, Table, page
-from .plots import Line, Panel, save_columns, save_curves
+from .plots import Panel, save_columns, save_curves
+from .seeds import by_steps, line, spread
 
 UPDATE = 3  # evaluations of the student: forward and backward
 AVERAGED = 20  # an average that is sampled is over the last twentieth of the updates, about
@@ -245,21 +246,6 @@ def _size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _values(found: Sequence[Evaluation], name: str) -> dict[int, list[float]]:
-    """The values of a metric, one a seed, by the number of steps."""
-    values: dict[int, list[float]] = {}
-    for evaluation in found:
-        for row in evaluation.rows:
-            values.setdefault(row.entry.num_steps, []).append(row.metrics[name])
-    return values
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Their mean, and half of their range."""
-    middle = f"{np.mean(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.1g}"
-
-
 def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
     start = of_teacher[0].rows[0].entry.num_steps
     names = tables.columns(of_teacher[0])
@@ -268,10 +254,10 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
         "budget": budget,
         "seeds": len(of_teacher),
         "num_samples": config.eval.num_samples,
-        "teacher": {name: _values(of_teacher, name) for name in names},
+        "teacher": {name: by_steps(of_teacher, name) for name in names},
         "methods": {
             name: {
-                "metrics": {metric: _values(of.found, metric) for metric in names},
+                "metrics": {metric: by_steps(of.found, metric) for metric in names},
                 "evaluations": of.costs,
                 "evaluations_of_an_update": of.of_update,
                 "seconds_of_an_update": of.seconds,
@@ -284,13 +270,13 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
 
     def table(name):
         rows = [
-            [method, *(_spread(values[n]) if n in values else "" for n in steps)]
+            [method, *(spread(values[n]) if n in values else "" for n in steps)]
             for method, values in {
-                "teacher, undistilled": _values(of_teacher, name),
-                **{method: _values(of.found, name) for method, of in compared.items()},
+                "teacher, undistilled": by_steps(of_teacher, name),
+                **{method: by_steps(of.found, name) for method, of in compared.items()},
             }.items()
         ]
-        of_start = _spread(_values(of_teacher, name)[start])
+        of_start = spread(by_steps(of_teacher, name)[start])
         caption = (
             f"{titles[name]} by sampling steps, ± half the range of the seeds; the teacher's at {start} is {of_start}"
         )
@@ -305,7 +291,7 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
         ],
     )
     shown = [table(name) for name in names]
-    write_whole(workdir / "comparison.md", "\n".join(map(_markdown, [*shown, of_costs])))
+    write_whole(workdir / "comparison.md", "\n".join(table.markdown() for table in [*shown, of_costs]))
     pictures = [
         *_curves(workdir, of_teacher, compared, titles, config.eval.num_samples),
         *_cost(workdir, compared, titles),
@@ -321,10 +307,6 @@ def _range(values: Any) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _markdown(table: Table) -> str:
-    return f"{table.caption}\n\n{tables.as_markdown([table.head, *table.rows])}"
-
-
 def _curves(workdir, of_teacher, compared, titles, num_samples) -> list[Picture]:
     def panel(name):
         of_methods = {
@@ -333,9 +315,7 @@ def _curves(workdir, of_teacher, compared, titles, num_samples) -> list[Picture]
         }
         lines = []
         for number, (label, (model, found)) in enumerate(of_methods.items()):
-            values = sorted(_values(found, name).items())
-            points, ends = [(n, float(np.mean(of))) for n, of in values], [(min(of), max(of)) for _, of in values]
-            lines.append(Line(label, model, max(number - 1, 0), False, points, ends))
+            lines.append(line(label, model, by_steps(found, name), max(number - 1, 0)))
         return Panel(titles[name], lines, tables.is_distance(name))
 
     (first, *others), seeds = titles, len(of_teacher)
@@ -352,10 +332,9 @@ def _cost(workdir, compared, titles) -> list[Picture]:
     first = next(iter(titles))
     lines = []
     for number, (name, of) in enumerate(compared.items()):
-        values = _values(of.found, first)
-        by_cost = sorted((of.costs[n], values[n]) for n in values if n in of.costs)
-        points, ends = [(x, float(np.mean(y))) for x, y in by_cost], [(min(y), max(y)) for _, y in by_cost]
-        lines.append(Line(name, "student", number, False, points, ends))
+        values = by_steps(of.found, first)
+        by_cost = {of.costs[n]: values[n] for n in values if n in of.costs}
+        lines.append(line(name, "student", by_cost, number))
     path = workdir / "cost.png"
     save_curves([Panel(titles[first], lines, tables.is_distance(first))], "evaluations of networks", path)
     text = (

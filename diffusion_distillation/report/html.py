@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from ..evaluation.tables import as_markdown
+
 
 class Picture(NamedTuple):
     """A section of a page: its heading, what it says of the picture, and the PNG file."""
@@ -23,6 +25,10 @@ class Table(NamedTuple):
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The table for a README, under its caption."""
+        return f"{self.caption}\n\n{as_markdown([self.head, *self.rows])}"
 
 
 def page(title: str, tables: Sequence[Table], pictures: Sequence[Picture], configs: Mapping[str, str]) -> str:

@@ -1,0 +1,120 @@
+"""Coloured letters, drawn here: as many as asked for, from typefaces that come with matplotlib or a folder of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import InputError
+from .cache import cached
+from .source import ArraySource
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Of those that matplotlib brings, the ones with capitals: Bitstream Vera's licence and public domain (DejaVu), the SIL
+# Open Font License (STIX), and the Computer Modern of BaKoMa, free to use.
+TYPEFACES = (
+    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
+)
+TURN = 12.0  # degrees, at most
+SCALE = (0.62, 0.85)  # of the image's side that the longer side of a letter takes
+LEAST_CONTRAST = 0.4  # between the lightness of letter and ground, of 1
+OVERSAMPLED = 4
+
+
+def letters(
+    num_images: int = 10_400, image_size: int = 32, class_conditional: bool = False, fonts: str | None = None
+) -> ArraySource:
+    """Capital letters A to Z, each in one colour on another, in 22 typefaces, of several sizes, turned a little.
+
+    The same arguments give the same images, as far as the installed Pillow and matplotlib draw the same.
+
+    Args:
+      num_images: how many; as many of each letter, if 26 divides it.
+      image_size: their side in pixels, 8 to 256.
+      class_conditional: whether the 26 letters are classes.
+      fonts: a folder of .ttf and .otf files to draw with, sub-folders and all, in place of the 22.
+
+    Raises:
+      InputError: for a number or a size out of range, or a folder without a typeface that has these letters.
+    """
+    if num_images < 1:
+        raise InputError(f"config.dataset.args.num_images={num_images} must be at least 1.")
+    if not 8 <= image_size <= 256:
+        raise InputError(f"config.dataset.args.image_size={image_size} must be from 8 to 256.")
+    files = _of_matplotlib() if fonts is None else _of_folder(fonts)
+    key = {"version": 1, "num_images": num_images, "image_size": image_size}
+    key["fonts"] = [[file.name, file.stat().length] for file in files]
+    kept = cached("letters", key, lambda: _draw(num_images, image_size, files))
+    return ArraySource(kept["images"], kept["labels"], len(ALPHABET) if class_conditional else 1)
+
+
+def _of_matplotlib() -> list[epath.Path]:
+    import matplotlib
+
+    return [epath.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf" for name in TYPEFACES]
+
+
+def _of_folder(fonts: str) -> list[epath.Path]:
+    folder = Path(fonts)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+    files = [epath.Path(file) for file in files if _has_letters(file)]
+    if not files:
+        raise InputError(
+            f"config.dataset.args.fonts={fonts!r} has no .ttf or .otf file with the letters A to Z; a folder that often "
+            "has some is /usr/share/fonts."
+        )
+    return files
+
+
+def _has_letters(file: Path) -> bool:
+    """Whether the 26 letters can be drawn, and are not all the box that stands for what a typeface does not have."""
+    try:
+        font = ImageFont.truetype(str(file), 16)
+        masks = {bytes(font.getmask(letter, mode="L")) for letter in ALPHABET}
+    except (OSError, ValueError):
+        return False
+    return len(masks) > len(ALPHABET) // 2
+
+
+def _draw(num_images: int, image_size: int, files: list[epath.Path]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_images, dtype=np.int32) % len(ALPHABET)
+    size = image_size * OVERSAMPLED
+    fonts = [ImageFont.truetype(str(file), size) for file in files]
+    images = np.empty((num_images, image_size, image_size, 3), np.uint8)
+    for number, label in enumerate(labels):
+        mask = _letter(ALPHABET[label], fonts[rng.integers(len(fonts))], size, rng)
+        mask = (
+            np.asarray(mask.resize((image_size, image_size), Image.Resampling.BOX), np.float64)[..., np.newaxis] / 255
+        )
+        ink, ground = _colours(rng)
+        images[number] = np.round(mask * ink + (1 - mask) * ground)
+    return {"images": images, "labels": labels}
+
+
+def _letter(letter: str, font: ImageFont.FreeTypeFont, size: int, rng: np.random.Generator) -> Image.Image:
+    """A mask with the letter, white on black: cut out, scaled, turned and put near the middle."""
+    left, top, right, bottom = font.getbbox(letter)
+    drawn = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(drawn).text((-left, -top), letter, font=font, fill=255)
+    drawn = drawn.rotate(rng.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True)
+    scale = rng.uniform(*SCALE) * size / max(drawn.size)
+    width, height = (max(1, round(side * scale)) for side in drawn.size)
+    drawn = drawn.resize((width, height), Image.Resampling.LANCZOS)
+    mask = Image.new("L", (size, size))
+    room = np.array([size - width, size - height])
+    mask.paste(drawn, tuple(int(at) for at in np.round(room * rng.uniform(0.35, 0.65, 2))))
+    return mask
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours whose lightness differs enough to read one on the other, 0 to 255."""
+    while True:
+        ink, ground = rng.uniform(0, 255, (2, 3))
+        if abs((ink - ground) @ (0.299, 0.587, 0.114)) >= 255 * LEAST_CONTRAST:
+            return ink, ground

@@ -1,0 +1,248 @@
+"""The claims of Salimans & Ho (2022), shown again on other data: what a network should predict, and what a ladder costs.
+
+For every output of the network and every weight of the loss (table 1) a base model is trained and distilled, several
+times; its samples by DDIM and by the ancestral sampler, undistilled, stand beside its students' (figure 4).
+
+index.html       the page
+claims.json      its numbers, claims.md its tables
+outputs.png      the first metric of each pair's students by sampling steps
+samplers.png     distilled, deterministic and stochastic samplers, of the base config's own pair
+samples.png      the same noise through the student of fewest steps of every pair
+<output>_<weight>/seed_<k>    the base model, the ladder and evaluation.json
+"""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from .. import multihost
+from ..config import resolve, stage
+from ..data import Source
+from ..diffusion import MEAN_TYPES
+from ..errors import Diverged, RunError
+from ..evaluation import tables
+from ..evaluation.evaluation import Entry, Evaluation, load_samples
+from ..evaluation.ladder import evaluate_runs
+from ..evaluation.measure import Yardstick
+from ..evaluation.reference import Reference
+from ..files import as_path, write_whole
+from ..methods import make_method
+from ..training.ladder import run_ladder, student_folder
+from ..training.loop import train
+from .html import Picture, Table, page
+from .plots import Panel, save_columns, save_curves
+from .seeds import by_steps, line, spread
+
+WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
+FEW = 4  # sampling steps that the paper comes down to "without losing much"
+
+
+class Pair(NamedTuple):
+    """An output of the network and a weight of the loss."""
+
+    output: str
+    weight: str
+
+    @property
+    def title(self) -> str:
+        """As it stands in tables."""
+        return f"{self.output}, {WEIGHTS[self.weight]}"
+
+
+def pair_configs(
+    base: ConfigDict, ladder: ConfigDict, pair: Pair, folder: epath.Path, seed: int
+) -> tuple[ConfigDict, ConfigDict]:
+    """The resolved configs of a pair's base model and of its ladder, both of which will be in the folder."""
+    base = base.copy_and_resolve_references()
+    with base.unlocked():
+        base.model.mean_type, base.model.mean_loss_weight_type = pair
+        base.seed += 10_000 * seed
+    students = base.copy_and_resolve_references()
+    with students.unlocked():
+        students.train, students.distillation = ladder.train, ladder.distillation.copy_and_resolve_references()
+        if "dropout" in ladder.model.args:
+            students.model.args.dropout = ladder.model.args.dropout
+        students.distillation.teacher_checkpoint_path = str(folder / "base")
+    return resolve(base), resolve(students)
+
+
+def show_claims(
+    base: ConfigDict,
+    ladder: ConfigDict,
+    workdir: epath.PathLike,
+    source: Source,
+    yardsticks: Sequence[Yardstick],
+    reference: Reference,
+    *,
+    outputs: Sequence[str] = MEAN_TYPES,
+    weights: Sequence[str] = tuple(WEIGHTS),
+    seeds: int = 3,
+) -> dict[Pair, dict[int, Evaluation]]:
+    """Trains, distills and measures every pair, and writes the page. What is done already is kept.
+
+    Args:
+      base: of base models, resolved but for what a pair sets.
+      ladder: of their students; of it count the sections `distillation`, `train` and the dropout.
+      workdir: for the runs and the page.
+      source: the images.
+      yardsticks: what samples are measured by.
+      reference: what they are judged against.
+      outputs: of the network, of `diffusion.MEAN_TYPES`.
+      weights: of the loss, of WEIGHTS.
+      seeds: how many times all is done, from other seeds.
+
+    Returns:
+      What was measured of each pair, by the seed; trainings that diverged are missing.
+
+    Raises:
+      InputError: for a config that cannot be run.
+      RunError: if every training diverged.
+    """
+    workdir = as_path(workdir)
+    pairs = [Pair(output, weight) for output in outputs for weight in weights]
+    folders = {(pair, seed): workdir / "_".join(pair) / f"seed_{seed}" for pair in pairs for seed in range(seeds)}
+    configs = {of: pair_configs(base, ladder, of[0], folder, of[1]) for of, folder in folders.items()}
+    found: dict[Pair, dict[int, Evaluation]] = {pair: {} for pair in pairs}
+    for (pair, seed), (of_base, of_ladder) in configs.items():
+        folder = folders[pair, seed]
+        multihost.say(f"claims  {pair.title}, seed {seed}")
+        try:
+            train(of_base, folder / "base", source)
+            run_ladder(of_ladder, folder / "ladder", source)
+        except Diverged as error:
+            multihost.say(f"claims  {pair.title}, seed {seed}: {error}")
+            continue
+        students = [rung.num_steps for rung in make_method(of_ladder).rungs]
+        start = make_method(of_ladder).rungs[0].teacher_num_steps
+        entries = {
+            Entry("teacher", sampler, n): folder / "base"
+            for sampler in ("ddim", "noisy")
+            for n in (start, *(n for n in students if n <= max(FEW, students[-1]) or pair == _own(base)))
+        }
+        entries |= {Entry("student", "ddim", n): student_folder(folder / "ladder", n) for n in students}
+        found[pair][seed] = evaluate_runs(
+            of_ladder, entries, yardsticks, reference, folder / "evaluation.json",
+            seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
+        )  # fmt: skip
+    if not any(found.values()):
+        raise RunError("Every training diverged. Try a smaller config.train.learning_rate, in another --workdir.")
+    if multihost.is_main():
+        _write(configs[pairs[0], 0], workdir, found, seeds, _own(base))
+        multihost.say(f"claims  {workdir / 'index.html'}")
+    return found
+
+
+def _own(base: ConfigDict) -> Pair:
+    return Pair(base.model.mean_type, base.model.mean_loss_weight_type)
+
+
+def _write(configs, workdir, found, seeds, own) -> None:
+    base, ladder = configs
+    first = next(evaluation for of_pair in found.values() for evaluation in of_pair.values())
+    names = tables.columns(first)
+    rungs = make_method(ladder).rungs
+    start, students = rungs[0].teacher_num_steps, [rung.num_steps for rung in rungs]
+    shown = [n for n in students if n <= max(FEW, students[-1])]
+    updates = sum(stage(ladder, n).train.num_steps for n in students)
+    kinds = {
+        f"DDIM, {start} steps": ("teacher", "ddim", start),
+        f"ancestral, {start}": ("teacher", "noisy", start),
+        **{f"DDIM, {n}": ("teacher", "ddim", n) for n in shown},
+        **{f"student, {n}": ("student", "ddim", n) for n in shown},
+    }
+
+    def cells(of_pair, name):
+        values = {kind: by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for kind, where in kinds.items()}
+        diverged = seeds - len(of_pair)
+        return [spread(of) if of else "" for of in values.values()] + [str(diverged) if diverged else ""]
+
+    def table(name):
+        caption = (
+            f"{tables.title_of(first, name)}: base model, undistilled, and students; ± half the range of the seeds"
+        )
+        rows = [[pair.title, *cells(of_pair, name)] for pair, of_pair in found.items()]
+        return Table(caption, ["output, weight", *kinds, "diverged"], rows)
+
+    made = [table(name) for name in names]
+    cost = Table(
+        "What the whole ladder costs",
+        ["", "updates", "examples"],
+        [
+            ["base model", f"{base.train.num_steps:,}", f"{base.train.num_steps * base.train.batch_size:,}"],
+            [f"{len(rungs)} students", f"{updates:,}", f"{updates * ladder.train.batch_size:,}"],
+        ],
+    )
+    written = {
+        "seeds": seeds,
+        "num_samples": base.eval.num_samples,
+        "updates": {"base": base.train.num_steps, "ladder": updates},
+        "pairs": {
+            "_".join(pair): {
+                "_".join(map(str, where)): {
+                    name: by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for name in names
+                }
+                for where in kinds.values()
+            }
+            for pair, of_pair in found.items()
+        },
+    }
+    write_whole(workdir / "claims.json", json.dumps(written, indent=2) + "\n")
+    write_whole(workdir / "claims.md", "\n".join(table.markdown() for table in [*made, cost]))
+    pictures = [
+        _outputs(workdir, found, first, names[0]),
+        *_samplers(workdir, [*found.get(own, {}).values()], own, names[0]),
+        _samples(workdir, found, students[-1]),
+    ]
+    text = page(
+        f"{base.dataset.name}: outputs and weights, distilled from {start} steps to {students[-1]}",
+        [*made, cost],
+        pictures,
+        {"Base model": base.to_json(indent=2), "Ladder": ladder.to_json(indent=2)},
+    )
+    write_whole(workdir / "index.html", text)
+
+
+def _outputs(workdir, found, first, name) -> Picture:
+    """A panel for each weight, a line for each output."""
+    panels = []
+    for weight in dict.fromkeys(pair.weight for pair in found):
+        of_weight = {pair.output: of for pair, of in found.items() if pair.weight == weight and of}
+        lines = [
+            line(output, "student", by_steps(of.values(), name, "student"), number)
+            for number, (output, of) in enumerate(of_weight.items())
+        ]
+        panels.append(Panel(f"{tables.title_of(first, name)}; {WEIGHTS[weight]}", lines, tables.is_distance(name)))
+    save_curves(panels, "sampling steps", workdir / "outputs.png")
+    text = (
+        "Students of base models that predict x, eps, v or x and eps both, by the weight of the loss; means and ranges."
+    )
+    return Picture("What a network should predict", text, workdir / "outputs.png")
+
+
+def _samplers(workdir, found, own, name) -> list[Picture]:
+    if not found:
+        return []
+    lines = [
+        line("undistilled, DDIM", "teacher", by_steps(found, name, "teacher", "ddim"), 0),
+        line("undistilled, ancestral", "teacher", by_steps(found, name, "teacher", "noisy"), 1, dotted=True),
+        line("distilled", "student", by_steps(found, name, "student"), 0),
+    ]
+    panel = Panel(tables.title_of(found[0], name), lines, tables.is_distance(name))
+    save_curves([panel], "sampling steps", workdir / "samplers.png")
+    text = f"The paper's figure 4, of the base model that predicts {own.title}; means and ranges."
+    return [Picture("Distilled, deterministic and stochastic", text, workdir / "samplers.png")]
+
+
+def _samples(workdir, found, fewest) -> Picture:
+    columns = []
+    for pair, of_pair in found.items():
+        if of_pair:
+            folder = workdir / "_".join(pair) / f"seed_{min(of_pair)}" / "samples"
+            images = load_samples(folder, Entry("student", "ddim", fewest))
+            columns.append((f"{pair.output}\n{WEIGHTS[pair.weight].replace(' ', chr(10))}", "student", images))
+    save_columns(columns, workdir / "samples.png")
+    steps = "1 step" if fewest == 1 else f"{fewest} steps"
+    return Picture(f"The same noise in {steps}", "A row starts from one noise image.", workdir / "samples.png")

@@ -1,0 +1,31 @@
+"""The same measured with several seeds: as numbers in a table, and as a line of a plot."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..evaluation.evaluation import Evaluation
+from .plots import Line
+
+
+def by_steps(found: Sequence[Evaluation], name: str, model: str = "", sampler: str = "") -> dict[int, list[float]]:
+    """The values of a metric, one a seed, by the number of steps; of a model and a sampler, or of all there are."""
+    values: dict[int, list[float]] = {}
+    for evaluation in found:
+        for entry, metrics in ((row.entry, row.metrics) for row in evaluation.rows):
+            if (not model or entry.model == model) and (not sampler or entry.sampler == sampler):
+                values.setdefault(entry.num_steps, []).append(metrics[name])
+    return values
+
+
+def spread(values: Sequence[float]) -> str:
+    """Their mean, and half of their range."""
+    middle = f"{np.mean(values):.3g}"
+    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.1g}"
+
+
+def line(label: str, model: str, values: Mapping[int, Sequence[float]], number: int, dotted: bool = False) -> Line:
+    """A line through the means, with the ranges; see `plots.Line`."""
+    points = sorted(values.items())
+    means, ends = [(x, float(np.mean(y))) for x, y in points], [(min(y), max(y)) for _, y in points]
+    return Line(label, model, number, dotted, means, ends)
