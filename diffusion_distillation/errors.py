@@ -19,7 +19,7 @@ class RunError(RuntimeError):
     """
 
 
-class Diverged(RunError):
+class DivergedError(RunError):
     """A training whose updates are not finite any more."""
 
 

@@ -1,6 +1,7 @@
-"""Shows the claims of Salimans & Ho (2022) again: trains, distills and measures every output and weight of its table 1.
+"""Shows the claims of Salimans & Ho (2022) again: every output and weight of their table 1, trained and distilled.
 
-    python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py --workdir=runs/digits/claims
+    python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
+        --workdir=runs/digits/claims
 
 Base models are trained by --config but for what they predict and how their loss is weighted, and distilled by --ladder,
 --seeds times; index.html in the workdir shows which are good in few steps, what the ladder costs beside the base model,

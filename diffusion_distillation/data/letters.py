@@ -1,4 +1,4 @@
-"""Coloured letters, drawn here: as many as asked for, from typefaces that come with matplotlib or a folder of one's own."""
+"""Coloured letters, drawn as many as asked for, in typefaces that come with matplotlib or of a folder of one's own."""
 
 from pathlib import Path
 
@@ -65,8 +65,8 @@ def _of_folder(fonts: str) -> list[epath.Path]:
     files = [epath.Path(file) for file in files if _has_letters(file)]
     if not files:
         raise InputError(
-            f"config.dataset.args.fonts={fonts!r} has no .ttf or .otf file with the letters A to Z; a folder that often "
-            "has some is /usr/share/fonts."
+            f"config.dataset.args.fonts={fonts!r} has no .ttf or .otf file with the letters A to Z; /usr/share/fonts "
+            "often has some."
         )
     return files
 

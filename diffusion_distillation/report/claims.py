@@ -1,4 +1,4 @@
-"""The claims of Salimans & Ho (2022), shown again on other data: what a network should predict, and what a ladder costs.
+"""The claims of Salimans & Ho (2022) on other data: what a network should predict, and what a ladder costs.
 
 For every output of the network and every weight of the loss (table 1) a base model is trained and distilled, several
 times; its samples by DDIM and by the ancestral sampler, undistilled, stand beside its students' (figure 4).
@@ -22,7 +22,7 @@ from .. import multihost
 from ..config import resolve, stage
 from ..data import Source
 from ..diffusion import MEAN_TYPES
-from ..errors import Diverged, RunError
+from ..errors import DivergedError, RunError
 from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
 from ..evaluation.ladder import evaluate_runs
@@ -112,7 +112,7 @@ def show_claims(
         try:
             train(of_base, folder / "base", source)
             run_ladder(of_ladder, folder / "ladder", source)
-        except Diverged as error:
+        except DivergedError as error:
             multihost.say(f"claims  {pair.title}, seed {seed}: {error}")
             continue
         students = [rung.num_steps for rung in make_method(of_ladder).rungs]

@@ -24,7 +24,7 @@ from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params, load, newest_step, restore_from
 from ..data import Source, read_batches
 from ..devices import data_mesh, described
-from ..errors import Diverged, InputError
+from ..errors import DivergedError, InputError
 from ..files import as_path, is_remote
 from ..model import Network, count_params, extended, init_params, make_network
 from ..multihost import say
@@ -250,7 +250,9 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
                 if train.enable_update_skip or monitor.health.is_good:
                     checkpoints.save(runner.collect(state), metadata)
                 elif last:  # the parameters are spoiled
-                    raise Diverged(f"{workdir}: the last updates were not finite; the checkpoint before them is kept.")
+                    raise DivergedError(
+                        f"{workdir}: the last updates were not finite; the checkpoint before them is kept."
+                    )
                 saved_at, save_when_due = time.monotonic(), False
                 decisions.forget()
             if last or to_evaluate:
@@ -333,7 +335,7 @@ class Monitor:
         """Looks at all metrics but those of the last `unseen` calls, and shows and writes them where it is time to.
 
         Raises:
-          Diverged: if no update was finite for 100 steps.
+          DivergedError: if no update was finite for 100 steps.
         """
         while len(self._sent) > unseen:
             call, metrics = self._sent.popleft()
@@ -382,7 +384,7 @@ class Health:
         return self._bad_since is None
 
     def check(self, metrics: CallMetrics, workdir: epath.Path) -> None:
-        """Looks at the metrics of the next steps; raises Diverged after 100 without a finite update."""
+        """Looks at the metrics of the next steps; raises DivergedError after 100 without a finite update."""
         for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
             self._checked += 1
             if np.isfinite(loss) and np.isfinite(norm):
@@ -390,7 +392,7 @@ class Health:
             elif self._bad_since is None:
                 self._bad_since = self._checked
             if not self.is_good and self._checked - self._bad_since + 1 >= MOST_BAD_STEPS:
-                raise Diverged(
+                raise DivergedError(
                     f"{workdir}: no update was finite for {MOST_BAD_STEPS} steps, from step {self._bad_since:,} "
                     "on. The last checkpoint before it is kept. Try a smaller config.train.learning_rate, in "
                     "another --workdir."
