@@ -1,5 +1,8 @@
 # make demo     installs what it needs, then trains, distills and reports on the embedded digits
 # make compare  compares all methods of distillation on the digits at equal cost, three times
+# make claims   shows the paper's claims again on the digits: every output and weight of its table 1, three times
+# make mnist    MNIST, 28x28, with classes and guidance: teacher, student that takes the weight, ladder to 1 step, report
+# make letters  the same with coloured letters of 32x32, which are drawn by the typefaces that come with matplotlib
 # make test     installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
 # make peer     installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
 #               and scripts/benchmarks/benchmark.py --peer
@@ -14,7 +17,7 @@ RUN := $(VENV)/bin/python
 PEER ?= .venv-peer
 DOCS ?= .venv-docs
 
-.PHONY: demo compare test install lint peer docs clean
+.PHONY: demo compare claims mnist letters test install lint peer docs clean
 
 demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
@@ -27,6 +30,22 @@ compare: install
 	$(RUN) scripts/compare.py --config=configs/digits_distill.py --budget=0.5 \
 		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/compare
 	@echo "Open $(RUNS)/compare/index.html."
+
+claims: install
+	$(RUN) scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
+		--config.eval.metrics="('fid',)" --workdir=$(RUNS)/claims
+	@echo "Open $(RUNS)/claims/index.html."
+
+mnist: $(VENV)/installed_mnist guided_mnist
+letters: install guided_letters
+
+guided_%:
+	$(RUN) scripts/train.py --config=configs/$*_base.py --workdir=runs/$*/base
+	$(RUN) scripts/distill.py --config=configs/$*_student.py \
+		--config.distillation.teacher_checkpoint_path=runs/$*/base --workdir=runs/$*/student
+	$(RUN) scripts/distill.py --config=configs/$*_distill.py \
+		--config.distillation.teacher_checkpoint_path=runs/$*/student/steps_0064 --workdir=runs/$*/ladder
+	@echo "Open runs/$*/ladder/report/index.html."
 
 test: lint
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -46,6 +65,10 @@ endef
 $(VENV)/installed: setup.py
 	$(install) .
 	touch $@
+
+$(VENV)/installed_mnist: setup.py
+	$(install) ".[mnist]"
+	touch $(VENV)/installed $@
 
 $(VENV)/installed_test: setup.py
 	$(install) ".[test]"

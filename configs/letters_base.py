@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.mean_type = "v"
     config.model.eval_sampling_num_steps = 256
+    config.model.eval_guidance = 0.5
 
     config.train.num_steps = 4000
     config.train.batch_size = 64

@@ -10,6 +10,8 @@ from diffusion_distillation.model import count_params, init_params, make_network
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
+IMAGES = {"CIFAR10": (32, 3, 10), "digits": (8, 1, 10), "MNIST": (28, 1, 10), "letters": (32, 3, 26)}
+
 
 def base():
     return cfg.load(CONFIGS[0].with_name("digits_base.py"))
@@ -27,9 +29,8 @@ def test_every_config_file_builds(path):
     if "distillation" in config:
         config.distillation.teacher_checkpoint_path = "somewhere"
     config = cfg.resolve(config)
-    size = config.dataset.args.get("image_size", 32 if config.dataset.name == "CIFAR10" else 8)
-    image_shape = (size, size, 1 if config.dataset.name == "digits" else 3)
-    num_classes = {"ImageNet": 1000}.get(config.dataset.name, 10) if config.dataset.args.get("class_conditional") else 1
+    size, channels, classes = IMAGES.get(config.dataset.name, (config.dataset.args.get("image_size"), 3, 1000))
+    image_shape, num_classes = (size, size, channels), classes if config.dataset.args.get("class_conditional") else 1
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     assert f"\n{count_params(params):,} parameters" in path.read_text()

@@ -47,7 +47,8 @@ CONFIGS = {  # test_config.py looks at the networks as they are
 def test_no_config_is_left_out():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
     ladders = {f"{name}_{kind}" for name in CONFIGS for kind in ("base", "distill")}
-    guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in ("base", "student", "distill")}
+    guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in KINDS}
+    guided |= {f"{name}_{kind}" for name in LARGER for kind in KINDS}
     of_papers = {"cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"}  # see test_config.py
     assert names == ladders | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers
 
@@ -115,7 +116,8 @@ def runs(tmp_path_factory, images, env):
         commands.append(distilling(f"configs/digits_{name}.py", flags, folder / "digits" / "b", folder / name))
     paths = write_published(folder)
     commands += training_and_distilling(*paths, [], (2, 1), folder / "published")
-    commands += guiding(folder / "guided")
+    for name in FLAGS_OF_GUIDED:
+        commands += guiding(name, folder / name)
     run_together(commands, env=env)
     return folder
 
@@ -142,11 +144,21 @@ def test_the_methods_of_digits(name, runs):
     assert (runs / name / "report" / "index.html").exists()
 
 
+KINDS = ("base", "student", "distill")
 GUIDED_ALIKE = ("cifar", "imagenet64")  # and of the networks that run above
+LARGER = ("mnist", "letters")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mnist_and_letters_are_alike(kind):
+    mnist, letters = (cfg.load(ROOT / f"configs/{name}_{kind}.py").to_dict() for name in LARGER)
+    mnist["model"]["args"]["attn_resolutions"] = (8,)
+    assert (mnist.pop("dataset")["name"], letters.pop("dataset")["name"]) == ("MNIST", "letters")
+    assert mnist == letters
 
 
 @pytest.mark.parametrize("name", GUIDED_ALIKE)
-@pytest.mark.parametrize("kind", ["base", "student", "distill"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_guided_configs_are_the_others_with_guidance(name, kind):
     """And nothing else of the model or the data is another."""
     plain = cfg.load(ROOT / f"configs/{name}_{'base' if kind == 'base' else 'distill'}.py").to_dict()
@@ -162,16 +174,22 @@ def test_guided_configs_are_the_others_with_guidance(name, kind):
     }
 
 
-def guiding(folder):
+FLAGS_OF_GUIDED = {
+    "digits_guided": ONE_LEVEL,
+    "letters": [*ONE_LEVEL, "--config.dataset.args.image_size=8", "--config.dataset.args.num_images=52"],
+}
+
+
+def guiding(name, folder):
     """The commands of a guided teacher, its student and a halving of that, which are sampled and measured."""
     measured = ["--config.eval.features=('classifier',)", "--config.model.eval_guidance=1.0"]
-    flags = [*CONFIGS["digits"], *measured]
-    base, guided = "configs/digits_guided_base.py", "configs/digits_guided_{}.py".format
+    flags = [*FLAGS_OF_GUIDED[name], *measured]
+    guided = f"configs/{name}_{{}}.py".format
     first = [*flags, "--config.distillation.end_num_steps=2"]
-    second = [*flags, "--config.distillation.start_num_steps=2", "--config.distillation.end_num_steps=1"]
+    second = [*flags, "--config.distillation.rungs=(2, 1)"]
     drawn = ["--num_samples=20", "--batch_size=20", "--guidance=3"]
     last = f"--checkpoint={folder}/l/steps_0001"
-    train = ["train", f"--config={base}", *SHRUNK, *CONFIGS["digits"], "--config.train.num_steps=2"]
+    train = ["train", f"--config={guided('base')}", *SHRUNK, *FLAGS_OF_GUIDED[name], "--config.train.num_steps=2"]
     return [
         [*train, f"--workdir={folder}/b"],
         distilling(guided("student"), first, folder / "b", folder / "s"),
@@ -183,8 +201,9 @@ def guiding(folder):
 
 
 @pytest.mark.slow
-def test_guided_digits(runs):
-    folder = runs / "guided"
+@pytest.mark.parametrize("name", FLAGS_OF_GUIDED)
+def test_guided_configs(name, runs):
+    folder = runs / name
     for student, updates in (("s/steps_0002", 1), ("l/steps_0001", 1)):
         params, metadata = load(folder / student)
         assert metadata.step == updates and {"guidance0", "guidance1"} <= set(params)
