@@ -45,16 +45,17 @@ class Affine(nn.Module):
     """A network that compiles in no time."""
 
     width: int
+    outputs: int = 1  # an image each
 
     @nn.compact
     def __call__(self, x, logsnr, y=None, *, train=False, index=None):
         """Called as `UNet` is."""
-        return nn.Dense(x.shape[-1])(nn.tanh(nn.Dense(self.width)(x)))
+        return nn.Dense(self.outputs * x.shape[-1])(nn.tanh(nn.Dense(self.width)(x)))
 
 
 def affine(config, image_shape, num_classes):
     """The network of a config whose model.args are those of `Affine`."""
-    return Affine(config.args.width)
+    return Affine(config.args.width, 2 if config.mean_type == "both" else 1)
 
 
 class Heavy(nn.Module):
