@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.mean_type = "v"
     config.model.eval_sampling_num_steps = 256
 
-    config.train.num_steps = 4000
+    config.train.num_steps = 2000
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3
     config.train.learning_rate_warmup_steps = 200
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.train.ema_decay = 0.998
     config.train.log_loss_every_steps = 100
     config.train.checkpoint_every_secs = 120
-    config.train.eval_every_steps = 1000
+    config.train.eval_every_steps = 500
 
-    config.eval.num_samples = 2000
+    config.eval.num_samples = 1000
     return config

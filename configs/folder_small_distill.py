@@ -8,9 +8,9 @@ from diffusion_distillation.config import distillation_of, load
 def get_config() -> ConfigDict:
     config = distillation_of(load(Path(__file__).with_name("folder_small_base.py")))
     config.distillation.rungs = (64, 8, 4)
-    config.distillation.steps_per_iter = 400
+    config.distillation.steps_per_iter = 250
     config.train.learning_rate = 5e-4
     config.train.log_loss_every_steps = 50
     config.eval.teacher_num_steps = (64, 8, 4)
-    config.eval.ancestral_num_steps = (64,)
+    config.eval.ancestral_num_steps = ()
     return config

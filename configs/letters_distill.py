@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     config.train.log_loss_every_steps = 50
     config.eval.num_samples = 2000
     config.eval.teacher_num_steps = (64, 8, 4, 2, 1)
-    config.eval.ancestral_num_steps = (64,)
+    config.eval.ancestral_num_steps = ()
     return config
