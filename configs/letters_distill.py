@@ -8,7 +8,7 @@ from diffusion_distillation.config import distillation_of, load
 def get_config() -> ConfigDict:
     config = distillation_of(load(Path(__file__).with_name("letters_student.py")))
     config.distillation.rungs = (64, 8, 4, 2, 1)
-    config.distillation.steps_per_iter = 300
+    config.distillation.steps_per_iter = 200
     config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = 5e-4
     config.train.log_loss_every_steps = 50
