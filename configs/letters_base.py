@@ -1,3 +1,10 @@
+"""Coloured letters with classes, to be guided: 10,400 images of 32x32, in the typefaces that come with matplotlib.
+
+1,195,843 parameters; `mnist_base.py` on other data. Two CPU cores: TIME
+
+    python scripts/train.py --config=configs/letters_base.py --workdir=runs/letters/base
+"""
+
 from ml_collections import ConfigDict
 
 from diffusion_distillation.config import defaults

@@ -1,3 +1,12 @@
+"""Stage 2 of the letters: from 64 sampling steps to 8 at once, and then to 4, 2 and 1.
+
+1,216,579 parameters; `mnist_distill.py` on other data. LADDER
+
+    python scripts/distill.py --config=configs/letters_distill.py \
+        --config.distillation.teacher_checkpoint_path=runs/letters/student/steps_0064 --workdir=runs/letters/ladder
+    python scripts/sample.py --checkpoint=runs/letters/ladder/steps_0001 --guidance=1 --out=letters.png
+"""
+
 from pathlib import Path
 
 from ml_collections import ConfigDict

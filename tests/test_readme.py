@@ -1,14 +1,19 @@
 """README and the pages of docs/: what they show works, and what they name is there."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from running import ROOT, run
 
 from diffusion_distillation import config
+from diffusion_distillation.pretrained import folder_of
 
 TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 PAGES = "".join(TEXTS.values())
@@ -53,6 +58,15 @@ def test_every_block_is_run_here_or_in_interop():
 def test_the_pictures_of_the_concepts_are_drawn(tmp_path):
     runpy.run_path(str(ROOT / "docs" / "figures.py"))["main"](tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"rotation.png", "ladder.png"}
+
+
+def test_the_same_noise_is_drawn(tmp_path):
+    (tmp_path / "steps_0004").symlink_to(folder_of("digits"))
+    flags = ["--base=digits", f"--ladder={tmp_path}", "--teacher_steps=8", "--steps=4", "--undistilled=2,1"]
+    command = [sys.executable, "docs/same_noise.py", *flags, "--columns=5", f"--out={tmp_path / 'drawn.png'}"]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.width > picture.height > 100  # four rows of five
 
 
 def test_the_paths_are_there():
