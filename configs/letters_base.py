@@ -5,42 +5,15 @@
     python scripts/train.py --config=configs/letters_base.py --workdir=runs/letters/base
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from diffusion_distillation.config import defaults
+from diffusion_distillation.config import load
 
 
 def get_config() -> ConfigDict:
-    config = defaults()
+    config = load(Path(__file__).with_name("mnist_base.py"))
     config.dataset.name = "letters"
-    config.dataset.args = ConfigDict(dict(class_conditional=True))
-
-    config.model.args.update(
-        ch=32,
-        emb_ch=128,
-        ch_mult=(1, 2, 2),
-        num_res_blocks=1,
-        attn_resolutions=(8,),
-        num_heads=1,
-        dropout=0.1,
-    )
-    config.model.dtype = "bfloat16"
-    config.model.mean_type = "v"
-    config.model.eval_sampling_num_steps = 256
-    config.model.eval_guidance = 0.5
-
-    config.train.num_steps = 4000
-    config.train.batch_size = 64
-    config.train.label_dropout = 0.1
-    config.train.learning_rate = 1e-3
-    config.train.learning_rate_warmup_steps = 200
-    config.train.learning_rate_anneal_type = "linear"
-    config.train.ema_decay = 0.998
-    config.train.log_loss_every_steps = 100
-    config.train.checkpoint_every_secs = 120
-    config.train.eval_every_steps = 1000
-
-    config.eval.features = ("pixels", "classifier")
-    config.eval.metrics = ("fid", "accuracy", "precision", "recall")
-    config.eval.num_samples = 2000
+    config.model.args.attn_resolutions = (8,)
     return config

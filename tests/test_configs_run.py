@@ -1,7 +1,7 @@
 """Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
 
-The U-Nets of digits, letters and CIFAR-10 are narrower and shallower, the others' are own_parts.py's Affine, which compiles
-in no time; images (but for CIFAR-10) and batches are smaller; all else is the config's.
+The U-Nets of digits, letters and CIFAR-10 are narrower and shallower, the others' are own_parts.py's Affine, which
+compiles in no time; images (but for CIFAR-10) and batches are smaller; all else is the config's.
 """
 
 import json

@@ -11,6 +11,7 @@ import jax
 import pytest
 from running import (
     AFFINE,
+    OWN_PARTS,
     PATIENCE,
     TINY,
     assert_same,
@@ -26,23 +27,19 @@ from running import (
 from diffusion_distillation.checkpoints import load
 
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.substeps=5"]
-
-
-@pytest.fixture(scope="module")
-def long_run(tmp_path_factory):
-    """The flags of a run that no test waits for the end of."""
-    return [*BASE, "--config.train.num_steps=100000", "--config.train.eval_every_steps=0"]
+HEAVY = [*BASE, "--config.model.name=own_parts:heavy"]  # compiles in no time, and takes some to save
+LONG = ["--config.train.num_steps=100000", "--config.train.eval_every_steps=0"]  # no test waits for its end
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     """And the state is taken up before it; what libraries print when they cannot read a file is kept from the user."""
-    flags = [*BASE, "--config.train.num_steps=10", "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path}"]
-    run("train", *flags)
+    flags = [*HEAVY, "--config.train.num_steps=10", "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path}"]
+    run("train", *flags, env=OWN_PARTS)
     assert steps_saved(tmp_path) == [5, 10]
     files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
     max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
-    again = start("train", *flags)
+    again = start("train", *flags, env=OWN_PARTS)
     printed, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0 and "going on from step 5" in printed
     assert "checkpoints/10: this checkpoint is damaged" in error and "that of step 5 is used" in error
@@ -50,14 +47,17 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_stop(tmp_path, long_run, number):
+@pytest.mark.parametrize(
+    ("number", "network", "moments"),
+    [(signal.SIGTERM, BASE, ("start", "compile", "step", "save")), (signal.SIGINT, HEAVY, ("step", "save"))],
+)
+def test_signals_save_and_stop(tmp_path, number, network, moments):
     """As a run starts, compiles, steps and saves; each time it goes on where it stopped."""
     workdir, step = tmp_path / "run", 0
-    for moment in ("start", "compile", "step", "save"):
+    for moment in moments:
         flags = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
-        env = {"JAX_ENABLE_COMPILATION_CACHE": str(moment != "compile")}
-        process = start("train", *long_run, *flags, f"--workdir={workdir}", env=env)
+        env = OWN_PARTS | {"JAX_ENABLE_COMPILATION_CACHE": str(moment != "compile")}
+        process = start("train", *network, *LONG, *flags, f"--workdir={workdir}", env=env)
         if moment == "start":
             wait_until(lambda: (workdir / "config.json").exists(), process)
         else:
@@ -80,8 +80,8 @@ def test_signals_save_and_stop(tmp_path, long_run, number):
 
 
 @pytest.mark.slow
-def test_a_second_signal_stops_at_once(tmp_path, long_run):
-    process = start("train", *long_run, f"--workdir={tmp_path / 'run'}")
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start("train", *HEAVY, *LONG, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
     read_until(process.stdout, "images/s")
     process.send_signal(signal.SIGTERM)
     read_until(process.stderr, "once more to stop at once")
@@ -105,16 +105,16 @@ def test_a_signal_while_sampling(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_in_one_workdir(tmp_path, long_run):
+def test_two_processes_in_one_workdir(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
-    first = start("train", *long_run, workdir)
+    first = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)
     read_until(first.stdout, "parameters")
-    error = call("train", *long_run, workdir, fails=True)
+    error = call("train", *HEAVY, *LONG, workdir, fails=True)
     assert f"Another process works in '{tmp_path / 'run'}' (process {first.pid} on " in error
     assert "Traceback" not in error and first.poll() is None
     first.kill()
     first.communicate()
-    process = start("train", *long_run, workdir)  # the lock goes with its process
+    process = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)  # the lock goes with its process
     read_until(process.stdout, "parameters")
     process.kill()
     process.communicate()
