@@ -17,7 +17,7 @@ BASE = flags.DEFINE_string("base", None, "The run of the teacher.", required=Tru
 LADDER = flags.DEFINE_string("ladder", None, "The folder of its students.", required=True)
 TEACHER_STEPS = flags.DEFINE_integer("teacher_steps", 256, "Of the teacher.")
 STEPS = flags.DEFINE_list("steps", ["8", "4", "2", "1"], "Students that are shown.")
-UNDISTILLED = flags.DEFINE_list("undistilled", ["8", "1"], "Steps of the teacher that are shown beside.")
+UNDISTILLED = flags.DEFINE_list("undistilled", ["4", "2", "1"], "Steps of the teacher that are shown beside.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "The weight of guidance of all, where they have one.")
 COLUMNS = flags.DEFINE_integer("columns", 20, "Images a row.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
         axis.set_ylabel(label, rotation=0, ha="right", va="center", color=colour, fontsize=10)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.savefig(OUT.value, metadata={"Software": None})
+    figure.savefig(OUT.value, bbox_inches="tight", metadata={"Software": None})
 
 
 if __name__ == "__main__":
