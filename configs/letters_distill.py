@@ -1,6 +1,6 @@
 """Stage 2 of the letters: from 64 sampling steps to 8 at once, and then to 4, 2 and 1.
 
-1,216,579 parameters; `mnist_distill.py` on other data. LADDER
+1,216,579 parameters; `mnist_distill.py` on other data. Nobody has trained it yet.
 
     python scripts/distill.py --config=configs/letters_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/letters/student/steps_0064 --workdir=runs/letters/ladder

@@ -1,6 +1,6 @@
 """Stage 1 of the letters: a student of `letters_base.py` that takes the weight of guidance, from 0 to 4.
 
-1,216,579 parameters; `mnist_student.py` on other data. STUDENT
+1,216,579 parameters; `mnist_student.py` on other data. Nobody has trained it yet.
 
     python scripts/distill.py --config=configs/letters_student.py \
         --config.distillation.teacher_checkpoint_path=runs/letters/base --workdir=runs/letters/student

@@ -242,7 +242,8 @@ def _samples(workdir, found, fewest) -> Picture:
         if of_pair:
             folder = workdir / "_".join(pair) / f"seed_{min(of_pair)}" / "samples"
             images = load_samples(folder, Entry("student", "ddim", fewest))
-            columns.append((f"{pair.output}\n{WEIGHTS[pair.weight].replace(' ', chr(10))}", "student", images))
+            weight = WEIGHTS[pair.weight].replace(" + ", "+").replace(" ", "\n")
+            columns.append((f"{pair.output}\n{weight}", "student", images))
     save_columns(columns, workdir / "samples.png")
     steps = "1 step" if fewest == 1 else f"{fewest} steps"
     return Picture(f"The same noise in {steps}", "A row starts from one noise image.", workdir / "samples.png")

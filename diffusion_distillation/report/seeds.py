@@ -21,7 +21,10 @@ def by_steps(found: Sequence[Evaluation], name: str, model: str = "", sampler: s
 def spread(values: Sequence[float]) -> str:
     """Their mean, and half of their range."""
     middle = f"{np.mean(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.1g}"
+    if len(values) == 1:
+        return middle
+    half = np.format_float_positional((max(values) - min(values)) / 2, precision=1, fractional=False, trim="-")
+    return f"{middle} ± {half}"
 
 
 def line(label: str, model: str, values: Mapping[int, Sequence[float]], number: int, dotted: bool = False) -> Line:
