@@ -46,16 +46,20 @@ class Affine(nn.Module):
 
     width: int
     outputs: int = 1  # an image each
+    guidance_range: Any = None
 
     @nn.compact
-    def __call__(self, x, logsnr, y=None, *, train=False, index=None):
+    def __call__(self, x, logsnr, y=None, *, guidance=None, train=False, index=None):
         """Called as `UNet` is."""
+        if guidance is not None:
+            x += self.param("guidance1", nn.initializers.zeros, ()) * guidance[:, None, None, None]
         return nn.Dense(self.outputs * x.shape[-1])(nn.tanh(nn.Dense(self.width)(x)))
 
 
 def affine(config, image_shape, num_classes):
     """The network of a config whose model.args are those of `Affine`."""
-    return Affine(config.args.width, 2 if config.mean_type == "both" else 1)
+    outputs = 2 if config.mean_type == "both" else 1
+    return Affine(config.args.width, outputs, config.args.get("guidance_range"))
 
 
 class Heavy(nn.Module):

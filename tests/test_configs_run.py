@@ -1,6 +1,6 @@
 """Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
 
-The U-Nets of digits, letters and CIFAR-10 are narrower and shallower, the others' are own_parts.py's Affine, which
+The U-Nets of digits and CIFAR-10 are narrower and shallower, the others' are own_parts.py's Affine, which
 compiles in no time; images (but for CIFAR-10) and batches are smaller; all else is the config's.
 """
 
@@ -118,9 +118,10 @@ def runs(tmp_path_factory, images, env):
         flags = [flag.format(images=images) for flag in flags]
         paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
         commands += training_and_distilling(*paths, flags, end_of(name), folder / name)
+    teacher = ["train", "--config=configs/digits_base.py", *SHRUNK, *AFFINE, "--config.train.num_steps=2"]
+    commands.append([*teacher, f"--workdir={folder / 'affine'}"])
     for name, flags in OF_DIGITS.items():
-        flags = [*CONFIGS["digits"], *flags]
-        commands.append(distilling(f"configs/digits_{name}.py", flags, folder / "digits" / "b", folder / name))
+        commands.append(distilling(f"configs/digits_{name}.py", [*AFFINE, *flags], folder / "affine", folder / name))
     paths = write_published(folder)
     commands += training_and_distilling(*paths, AFFINE, 1, folder / "published")
     for name in FLAGS_OF_GUIDED:
@@ -159,9 +160,7 @@ LARGER = ("mnist", "letters")
 @pytest.mark.parametrize("kind", KINDS)
 def test_mnist_and_letters_are_alike(kind):
     mnist, letters = (cfg.load(ROOT / f"configs/{name}_{kind}.py").to_dict() for name in LARGER)
-    mnist["model"]["args"]["attn_resolutions"] = (8,)
-    if kind == "base":
-        mnist["train"]["num_steps"] = 20_000
+    mnist["model"]["args"]["attn_resolutions"], mnist["train"]["num_steps"] = (8,), 20_000
     assert (mnist.pop("dataset")["name"], letters.pop("dataset")["name"]) == ("MNIST", "letters")
     assert mnist == letters
 
@@ -185,7 +184,7 @@ def test_guided_configs_are_the_others_with_guidance(name, kind):
 
 FLAGS_OF_GUIDED = {
     "digits_guided": ONE_LEVEL,
-    "letters": [*ONE_LEVEL, "--config.dataset.args.image_size=8", "--config.dataset.args.num_images=52"],
+    "letters": [*SMALL, "--config.dataset.args.num_images=52"],
 }
 
 
@@ -215,7 +214,7 @@ def test_guided_configs(name, runs):
     folder = runs / name
     for student, updates in (("s/steps_0002", 1), ("l/steps_0001", 1)):
         params, metadata = load(folder / student)
-        assert metadata.step == updates and {"guidance0", "guidance1"} <= set(params)
+        assert metadata.step == updates and "guidance1" in params
         report = json.loads((folder / student[0] / "report" / "evaluation.json").read_text())
         assert report["about"]["guidance"] == 1.0 and "student_ddim_" in "".join(report["metrics"])
         assert (folder / student[0] / "report" / "guidance.png").exists()

@@ -59,7 +59,7 @@ def test_networks():
     }.items():
         with pytest.raises(ValueError, match=message):
             make_network(config_with(name, width="3") if ":" in name else _named(name), (8, 8, 1), 1)
-    both = config_with("own_parts:affine", width=3)
+    both = config_with("own_parts:heavy")
     with both.unlocked():
         both.mean_type = "both"
     with pytest.raises(ValueError, match=r"gives output of shape \(1, 8, 8, 1\).* must be \(1, 8, 8, 2\)"):
