@@ -1,7 +1,7 @@
 """A teacher for images of your own on a CPU: any folder of them, at 32x32.
 
 1,192,387 parameters; 4,000 updates of 64 images in bfloat16, with random flips: fit for some hundred images. Two CPU
-cores: 25 minutes, at 150 to 190 images/s.
+cores: 26 minutes, at 150 to 190 images/s.
 
     python scripts/train.py --config=configs/folder_small_base.py --config.dataset.args.path=my_images \
         --workdir=runs/mine/base
