@@ -65,7 +65,8 @@ def test_typefaces_of_ones_own(tmp_path):
     [("num_images=0", "num_images=0 must be at least 1"), ("image_size=4", "image_size=4 must be from 8 to 256")],
 )
 def test_errors(flag, message, tmp_path):
-    given = ["--config=configs/letters_base.py", f"--config.dataset.args.{flag}", f"--workdir={tmp_path / 'out'}"]
+    given = ["--config=configs/letters_base.py", "--config.model.dtype=float32"]  # the other sets flags of this process
+    given += [f"--config.dataset.args.{flag}", f"--workdir={tmp_path / 'out'}"]
     error = call("train", *given, fails=True)
     assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
 
