@@ -73,7 +73,7 @@ def dtype_of(checkpoint: epath.PathLike) -> str:
 
 
 def define_config(name: str = "config") -> flags.FlagHolder:
-    """Defines the flag --config, whose value is the config that the file has, with the fields that it leaves out."""
+    """Defines a flag, --config, whose value is the config that the file has, with the fields that it leaves out."""
     holder = config_flags.DEFINE_config_file(
         name,
         help_string=f"The config file; --{name}.<field>=<value> sets a field of it.",

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
@@ -48,21 +47,20 @@ def letters(
         raise InputError(f"config.dataset.args.image_size={image_size} must be from 8 to 256.")
     files = _of_matplotlib() if fonts is None else _of_folder(fonts)
     key = {"version": 1, "num_images": num_images, "image_size": image_size}
-    key["fonts"] = [[file.name, file.stat().length] for file in files]
+    key["fonts"] = [[file.name, file.stat().st_size] for file in files]
     kept = cached("letters", key, lambda: _draw(num_images, image_size, files))
     return ArraySource(kept["images"], kept["labels"], len(ALPHABET) if class_conditional else 1)
 
 
-def _of_matplotlib() -> list[epath.Path]:
+def _of_matplotlib() -> list[Path]:
     import matplotlib
 
-    return [epath.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf" for name in TYPEFACES]
+    return [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf" for name in TYPEFACES]
 
 
-def _of_folder(fonts: str) -> list[epath.Path]:
-    folder = Path(fonts)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
-    files = [epath.Path(file) for file in files if _has_letters(file)]
+def _of_folder(fonts: str) -> list[Path]:
+    files = sorted(path for path in Path(fonts).rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+    files = [file for file in files if _has_letters(file)]
     if not files:
         raise InputError(
             f"config.dataset.args.fonts={fonts!r} has no .ttf or .otf file with the letters A to Z; /usr/share/fonts "
@@ -81,7 +79,7 @@ def _has_letters(file: Path) -> bool:
     return len(masks) > len(ALPHABET) // 2
 
 
-def _draw(num_images: int, image_size: int, files: list[epath.Path]) -> dict[str, np.ndarray]:
+def _draw(num_images: int, image_size: int, files: list[Path]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(num_images, dtype=np.int32) % len(ALPHABET)
     size = image_size * OVERSAMPLED
@@ -89,9 +87,8 @@ def _draw(num_images: int, image_size: int, files: list[epath.Path]) -> dict[str
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     for number, label in enumerate(labels):
         mask = _letter(ALPHABET[label], fonts[rng.integers(len(fonts))], size, rng)
-        mask = (
-            np.asarray(mask.resize((image_size, image_size), Image.Resampling.BOX), np.float64)[..., np.newaxis] / 255
-        )
+        mask = mask.resize((image_size, image_size), Image.Resampling.BOX)
+        mask = np.asarray(mask, np.float64)[..., np.newaxis] / 255
         ink, ground = _colours(rng)
         images[number] = np.round(mask * ink + (1 - mask) * ground)
     return {"images": images, "labels": labels}

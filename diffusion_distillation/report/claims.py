@@ -25,7 +25,6 @@ from ..diffusion import MEAN_TYPES
 from ..errors import DivergedError, RunError
 from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
-from ..evaluation.ladder import evaluate_runs
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..files import as_path, write_whole
@@ -34,7 +33,7 @@ from ..training.ladder import run_ladder, student_folder
 from ..training.loop import train
 from .html import Picture, Table, page
 from .plots import Panel, save_columns, save_curves
-from .seeds import by_steps, line, spread
+from .seeds import by_steps, line, measure, spread
 
 WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
 FEW = 4  # sampling steps that the paper comes down to "without losing much"
@@ -50,6 +49,15 @@ class Pair(NamedTuple):
     def title(self) -> str:
         """As it stands in tables."""
         return f"{self.output}, {WEIGHTS[self.weight]}"
+
+    @property
+    def name(self) -> str:
+        """As it is in paths and in claims.json."""
+        return "_".join(self)
+
+    def folder(self, workdir: epath.Path, seed: int) -> epath.Path:
+        """Of what is made with a seed."""
+        return workdir / self.name / f"seed_{seed}"
 
 
 def pair_configs(
@@ -103,11 +111,14 @@ def show_claims(
     """
     workdir = as_path(workdir)
     pairs = [Pair(output, weight) for output in outputs for weight in weights]
-    folders = {(pair, seed): workdir / "_".join(pair) / f"seed_{seed}" for pair in pairs for seed in range(seeds)}
-    configs = {of: pair_configs(base, ladder, of[0], folder, of[1]) for of, folder in folders.items()}
+    configs = {
+        (pair, seed): pair_configs(base, ladder, pair, pair.folder(workdir, seed), seed)
+        for pair in pairs
+        for seed in range(seeds)
+    }
     found: dict[Pair, dict[int, Evaluation]] = {pair: {} for pair in pairs}
     for (pair, seed), (of_base, of_ladder) in configs.items():
-        folder = folders[pair, seed]
+        folder = pair.folder(workdir, seed)
         multihost.say(f"claims  {pair.title}, seed {seed}")
         try:
             train(of_base, folder / "base", source)
@@ -123,10 +134,7 @@ def show_claims(
             for n in (start, *(n for n in students if n <= max(FEW, students[-1]) or pair == _own(base)))
         }
         entries |= {Entry("student", "ddim", n): student_folder(folder / "ladder", n) for n in students}
-        found[pair][seed] = evaluate_runs(
-            of_ladder, entries, yardsticks, reference, folder / "evaluation.json",
-            seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
-        )  # fmt: skip
+        found[pair][seed] = measure(of_ladder, entries, yardsticks, reference, folder, seed)
     if not any(found.values()):
         raise RunError("Every training diverged. Try a smaller config.train.learning_rate, in another --workdir.")
     if multihost.is_main():
@@ -154,10 +162,12 @@ def _write(configs, workdir, found, seeds, own) -> None:
         **{f"student, {n}": ("student", "ddim", n) for n in shown},
     }
 
+    def values(of_pair, name):
+        return [by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for where in kinds.values()]
+
     def cells(of_pair, name):
-        values = {kind: by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for kind, where in kinds.items()}
         diverged = seeds - len(of_pair)
-        return [spread(of) if of else "" for of in values.values()] + [str(diverged) if diverged else ""]
+        return [spread(of) if of else "" for of in values(of_pair, name)] + [str(diverged) if diverged else ""]
 
     def table(name):
         caption = (
@@ -180,11 +190,9 @@ def _write(configs, workdir, found, seeds, own) -> None:
         "num_samples": base.eval.num_samples,
         "updates": {"base": base.train.num_steps, "ladder": updates},
         "pairs": {
-            "_".join(pair): {
-                "_".join(map(str, where)): {
-                    name: by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for name in names
-                }
-                for where in kinds.values()
+            pair.name: {
+                "_".join(map(str, where)): dict(zip(names, of_kind, strict=True))
+                for where, *of_kind in zip(kinds.values(), *(values(of_pair, name) for name in names), strict=True)
             }
             for pair, of_pair in found.items()
         },
@@ -237,13 +245,11 @@ def _samplers(workdir, found, own, name) -> list[Picture]:
 
 
 def _samples(workdir, found, fewest) -> Picture:
-    columns = []
+    columns, entry = [], Entry("student", "ddim", fewest)
     for pair, of_pair in found.items():
         if of_pair:
-            folder = workdir / "_".join(pair) / f"seed_{min(of_pair)}" / "samples"
-            images = load_samples(folder, Entry("student", "ddim", fewest))
+            images = load_samples(pair.folder(workdir, min(of_pair)) / "samples", entry)
             weight = WEIGHTS[pair.weight].replace(" + ", "+").replace(" ", "\n")
             columns.append((f"{pair.output}\n{weight}", "student", images))
     save_columns(columns, workdir / "samples.png")
-    steps = "1 step" if fewest == 1 else f"{fewest} steps"
-    return Picture(f"The same noise in {steps}", "A row starts from one noise image.", workdir / "samples.png")
+    return Picture(f"The same noise in {entry.steps}", "A row starts from one noise image.", workdir / "samples.png")

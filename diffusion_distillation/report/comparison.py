@@ -28,7 +28,6 @@ from ..data import Source
 from ..errors import InputError, did_you_mean
 from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
-from ..evaluation.ladder import evaluate_runs
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..files import as_path, write_whole
@@ -40,7 +39,7 @@ from ..training.runs import read_metrics
 from ..training.step import init_state
 from .html import Picture, Table, page
 from .plots import Panel, save_columns, save_curves
-from .seeds import by_steps, line, spread
+from .seeds import by_steps, line, measure, spread
 
 UPDATE = 3  # evaluations of the student: forward and backward
 AVERAGED = 20  # an average that is sampled is over the last twentieth of the updates, about
@@ -191,16 +190,12 @@ def compare(
         for name in methods or known
         for seed in range(seeds)
     }  # all of them, and so checked, before the first is begun
-
-    def measure(entries: Mapping[Entry, epath.Path], folder: epath.Path, seed: int) -> Evaluation:
-        return evaluate_runs(
-            config, entries, yardsticks, reference, folder / "evaluation.json",
-            seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
-        )  # fmt: skip
-
     teacher = place(config.distillation.teacher_checkpoint_path)
     entries = {Entry("teacher", "ddim", n): teacher for n in (start, *steps)}
-    of_teacher = [measure(entries, workdir / "teacher" / f"seed_{seed}", seed) for seed in range(seeds)]
+    of_teacher = [
+        measure(config, entries, yardsticks, reference, workdir / "teacher" / f"seed_{seed}", seed)
+        for seed in range(seeds)
+    ]
     compared = {}
     for name in methods or known:
         found = []
@@ -216,7 +211,7 @@ def compare(
             sampler = known[name].sampler
             shown = steps if sampler == "renoise" else [n for n in steps if n in runs]
             entries = {Entry("student", sampler, n): runs.get(n, next(iter(runs.values()))) for n in shown}
-            found.append(measure(entries, folder, seed))
+            found.append(measure(config, entries, yardsticks, reference, folder, seed))
         compared[name] = _compared(found, plans[name, 0], source, workdir / name)
     if multihost.is_main():
         _write(config, workdir, budget, of_teacher, compared, steps)

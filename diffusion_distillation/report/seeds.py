@@ -1,11 +1,32 @@
-"""The same measured with several seeds: as numbers in a table, and as a line of a plot."""
+"""The same with several seeds: measured, as numbers in a table, and as a line of a plot."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
-from ..evaluation.evaluation import Evaluation
+from .. import multihost
+from ..evaluation.evaluation import Entry, Evaluation
+from ..evaluation.ladder import evaluate_runs
+from ..evaluation.measure import Yardstick
+from ..evaluation.reference import Reference
 from .plots import Line
+
+
+def measure(
+    config: ConfigDict,
+    runs: Mapping[Entry, epath.Path],
+    yardsticks: Sequence[Yardstick],
+    reference: Reference,
+    folder: epath.Path,
+    seed: int,
+) -> Evaluation:
+    """`evaluate_runs` with a seed, whose evaluation.json and first samples are kept in the folder."""
+    return evaluate_runs(
+        config, runs, yardsticks, reference, folder / "evaluation.json",
+        seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
+    )  # fmt: skip
 
 
 def by_steps(found: Sequence[Evaluation], name: str, model: str = "", sampler: str = "") -> dict[int, list[float]]:
