@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = 5e-4
     config.train.log_loss_every_steps = 50
-    config.eval.num_samples = 2000
     config.eval.teacher_num_steps = (64, 8, 4, 2, 1)
     config.eval.ancestral_num_steps = ()
     return config

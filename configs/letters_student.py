@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.distillation.steps_per_iter = 600
     config.train.learning_rate = 5e-4
     config.train.log_loss_every_steps = 50
-    config.eval.num_samples = 1000
     config.eval.teacher_num_steps = (64,)
     config.eval.ancestral_num_steps = ()
     return config
