@@ -46,11 +46,15 @@ class Affine(nn.Module):
 
     width: int
     outputs: int = 1  # an image each
+    num_classes: int = 1
     guidance_range: Any = None
 
     @nn.compact
     def __call__(self, x, logsnr, y=None, *, guidance=None, train=False, index=None):
         """Called as `UNet` is."""
+        if self.num_classes > 1:  # no class adds nothing
+            classes = nn.Dense(1, use_bias=False, name="class_emb")(jax.nn.one_hot(y, self.num_classes))
+            x += classes[:, None, None]
         if guidance is not None:
             x += self.param("guidance1", nn.initializers.zeros, ()) * guidance[:, None, None, None]
         return nn.Dense(self.outputs * x.shape[-1])(nn.tanh(nn.Dense(self.width)(x)))
@@ -59,7 +63,7 @@ class Affine(nn.Module):
 def affine(config, image_shape, num_classes):
     """The network of a config whose model.args are those of `Affine`."""
     outputs = 2 if config.mean_type == "both" else 1
-    return Affine(config.args.width, outputs, config.args.get("guidance_range"))
+    return Affine(config.args.width, outputs, num_classes, config.args.get("guidance_range"))
 
 
 class Heavy(nn.Module):

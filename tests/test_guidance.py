@@ -38,7 +38,7 @@ class Told(nn.Module):
 @pytest.fixture(scope="module")
 def guidable():
     """A base model that knows images of no class."""
-    return make_model(label_dropout=0.1)
+    return make_model(label_dropout=0.1, unet=True)
 
 
 def raw_outputs(params, metadata, z, logsnr, y):
@@ -114,7 +114,7 @@ def assert_same_pictures(one, other):
 def test_samples(of, parallel, guidable, monkeypatch):
     """They depend on their key, number, class and weight alone; each may have a weight of its own."""
     options = dict(label_dropout=0.1) if of == "base" else dict(guidance_range=(0.0, 4.0), num_steps=4)
-    model = make_model(parallel=parallel, **options)
+    model = make_model(parallel=parallel, **options, unet=of == "base")
     pipeline, z = Pipeline(*model), noise(KEY, 10)
     assert pipeline.can_be_guided
     weights = np.arange(10, dtype=np.float32) % 4
@@ -129,13 +129,13 @@ def test_samples(of, parallel, guidable, monkeypatch):
     zeros = pipeline.sample(KEY, 10, guidance=0.0)
     assert_same_pictures(zeros, pipeline.sample(KEY, 10))
     if of == "base":  # the conditional model itself, and not to rounding
-        np.testing.assert_array_equal(zeros, Pipeline(*make_model(parallel=parallel)).sample(KEY, 10))
+        np.testing.assert_array_equal(zeros, Pipeline(*make_model(parallel=parallel, unet=True)).sample(KEY, 10))
     monkeypatch.setattr(module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
     assert_same_pictures(images, Pipeline(*model).sample(KEY, 10, guidance=weights))
 
 
 def test_the_configs_weight_and_the_denoisers(guidable):
-    params, metadata = make_model(label_dropout=0.1, eval_guidance=2.0)
+    params, metadata = make_model(label_dropout=0.1, eval_guidance=2.0, unet=True)
     pipeline, plain, z = Pipeline(params, metadata), Pipeline(*guidable), noise(KEY, 3)
     np.testing.assert_array_equal(pipeline.sample(KEY, 3), plain.sample(KEY, 3, guidance=2.0))
     np.testing.assert_array_equal(pipeline.sample(KEY, 3, guidance=0.0), plain.sample(KEY, 3))
@@ -149,8 +149,8 @@ def test_the_configs_weight_and_the_denoisers(guidable):
 
 
 def test_a_student_begins_as_its_teacher_whatever_the_weight():
-    params, metadata = make_model()
-    config = make_model(guidance_range=(0.0, 4.0))[1].config
+    params, metadata = make_model(unet=True)
+    config = make_model(guidance_range=(0.0, 4.0), unet=True)[1].config
     network = make_network(config.model, SHAPE, 3)
     begun = extended(params, init_params(network, jax.random.key(7), SHAPE, 3))
     assert set(begun) - set(params) == {"guidance0", "guidance1"}
@@ -307,10 +307,10 @@ def test_errors(guidable):
         (1.0, (2.0, 3.0), r"eval_guidance=1.0 must lie in model.args.guidance_range=\(2.0, 3.0\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_model(guidance_range=weights, eval_guidance=shown)
+            make_model(guidance_range=weights, eval_guidance=shown, unet=True)
     for weights, classes, message in (
         ((0.0, 0.0), 3, "the least weight"), ((-1.0, 1.0), 3, "from 0 on"),
         ((0.0, 4.0), 1, "for networks with classes"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            make_model(classes, guidance_range=weights)
+            make_model(classes, guidance_range=weights, unet=True)

@@ -1,5 +1,6 @@
 """From parameters to images, with a very small network whose parameters are random."""
 
+import functools
 import types
 from typing import Any, NamedTuple
 
@@ -18,28 +19,40 @@ from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 SHAPE = (8, 8, 1)
 KEY = jax.random.key(3)
-WAYS = pytest.mark.parametrize(
-    "way",
-    [dict(), dict(sampler="noisy"), dict(eta=0.5), dict(sampler="addim"), dict(sampler="renoise")],
-    ids=["ddim", "noisy", "eta", "addim", "renoise"],
-)
+WAYS = {
+    "ddim": dict(),
+    "noisy": dict(sampler="noisy"),
+    "eta": dict(eta=0.5),
+    "addim": dict(sampler="addim"),
+    "renoise": dict(sampler="renoise"),
+}
 
 
-def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, **model):
-    """Parameters, far from the zeros that some are at first, and metadata."""
+def make_model(
+    num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, unet=False, **model
+):
+    """Random parameters and metadata, of a network that compiles in no time or of a U-Net."""
     config = cfg.defaults()
     config.dataset.name = "digits"
-    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    if unet:
+        config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    else:
+        config.model.name, config.model.args = "own_parts:affine", dict(width=32)
     if guidance_range is not None:
         config.model.args.guidance_range = guidance_range
         config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8)
     config.model.update(dict(mean_type="v", eval_sampling_num_steps=4) | model)
     config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel, label_dropout=label_dropout)
     config = cfg.resolve(config)
-    params = init_params(make_network(config.model, SHAPE, num_classes), jax.random.key(0), SHAPE, num_classes)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
+    params = random_params(make_network(config.model, SHAPE, num_classes), num_classes)
     return params, Metadata(config, SHAPE, num_classes, num_steps)
+
+
+@functools.cache
+def random_params(network, num_classes):
+    """Parameters far from the zeros that some are at first."""
+    params, rng = init_params(network, jax.random.key(0), SHAPE, num_classes), np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
 
 
 class State(NamedTuple):
@@ -68,18 +81,19 @@ def noise(key, n):
     return np.stack([jax.random.normal(key, SHAPE) for key in keys])
 
 
-@WAYS
-def test_a_sample_depends_on_its_key_and_number_alone(base, monkeypatch, way):
+@pytest.mark.parametrize(("way", "unet"), [*((way, False) for way in WAYS), ("ddim", True), ("eta", True)])
+def test_a_sample_depends_on_its_key_and_number_alone(monkeypatch, way, unet):
+    way, base = WAYS[way], Pipeline(*make_model(unet=unet))
     images = base.sample(KEY, 10, **way)
     assert images.dtype == np.uint8 and images.shape == (10, *SHAPE)
     assert np.abs(np.diff(images.astype(int), axis=0)).mean() > 10  # they are not alike
     same = {
         "in batches": base.sample(KEY, 10, batch_size=4, **way),
         "followed step by step": base.trajectory(KEY, 10, **way)[-1],
-        "by pmap": Pipeline(*make_model(parallel="pmap")).sample(KEY, 10, **way),
+        "by pmap": Pipeline(*make_model(parallel="pmap", unet=unet)).sample(KEY, 10, **way),
     }
     monkeypatch.setattr(module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
-    same["on one device"] = Pipeline(*make_model()).sample(KEY, 10, **way)
+    same["on one device"] = Pipeline(*make_model(unet=unet)).sample(KEY, 10, **way)
     for how, drawn in same.items():
         np.testing.assert_array_equal(images, drawn, how)
     np.testing.assert_array_equal(images[:3], base.sample(KEY, 3, **way))
@@ -91,7 +105,7 @@ def test_a_sample_depends_on_its_key_and_number_alone(base, monkeypatch, way):
     assert np.any(images != base.sample(jax.random.key(4), 10, **way))
 
 
-@WAYS
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_from_noise(base, way):
     z = noise(KEY, 10)
     x = base.from_noise(z, key=KEY, **way)
@@ -132,7 +146,7 @@ def test_trajectory(base):
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_denoiser(parallel):
-    params, metadata = make_model(parallel=parallel)
+    params, metadata = make_model(parallel=parallel, unet=parallel == "jit")
     apply = jax.jit(make_network(metadata.config.model, SHAPE, 3).apply)
     z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
     pipeline = Pipeline(params, metadata)

@@ -19,7 +19,7 @@ from diffusion_distillation.files import as_path
 def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     """Of a model that gets better, and then worse."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
-    params, metadata = make_model(num_classes=1)
+    params, metadata = make_model(num_classes=1, unet=True)
     config, source, folder = metadata.config, load_source("digits"), as_path(tmp_path / "run")
     with config.unlocked():
         config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20)

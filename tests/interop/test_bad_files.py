@@ -81,7 +81,7 @@ def written(path, content, size=0):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which tells the most it held")
 def test_what_files_made_to_take_all_memory_take(tmp_path):
     cases = {}  # what is said, by the path
-    archive.write(as_path(tmp_path / "good"), *make_model(num_classes=1))
+    archive.write(as_path(tmp_path / "good"), *make_model(num_classes=1, unet=True))
     config = (tmp_path / "good" / archive.CONFIG).read_bytes()
     for number, (content, size, message) in enumerate(WEIGHTS.values()):
         folder = written(tmp_path / f"weights_{number}" / archive.WEIGHTS, content, size).parent

@@ -52,7 +52,7 @@ def exported(params, metadata, **options):
 @pytest.mark.parametrize("sampler", ["ddim", "noisy"])
 @pytest.mark.parametrize("num_steps", [None, 1, 3])
 def test_from_a_seed_bit_for_bit_with_a_fixed_batch(sampler, num_steps):
-    model = make_model(num_steps=4)
+    model = make_model(num_steps=4, unet=num_steps == 3)
     sampling = exported(*model, batch_size=4, num_steps=num_steps, sampler=sampler, platforms=("cpu",))
     drawn = sampling.call(seed=SEED, index=INDEX[::-1], labels=LABELS)
     expected = Pipeline(*model, num_steps).sample(KEY, 4, LABELS[::-1], sampler=sampler)
@@ -61,7 +61,7 @@ def test_from_a_seed_bit_for_bit_with_a_fixed_batch(sampler, num_steps):
 
 
 def test_from_noise_bit_for_bit_in_any_number_of_steps():
-    model, z = make_model(eval_clip_denoised=False), noise(KEY, 4)
+    model, z = make_model(eval_clip_denoised=False, mean_type="eps"), noise(KEY, 4)
     options = dict(input="noise", output="float", num_steps="free", batch_size=4, platforms=("cpu",))
     sampling = exported(*model, **options)
     for num_steps in (1, 4, 7):
@@ -103,7 +103,7 @@ def test_parameters_beside(tmp_path, dtype, atol):
 def test_a_sampler_of_jax_0_10():
     """Read by the JAX that is here, to a grey level."""
     content = (ROOT / "tests" / "golden" / "sampler_of_jax_0_10.jax").read_bytes()
-    params, metadata = make_model(num_steps=4)
+    params, metadata = make_model(num_steps=4, unet=True)
     sampling = jax.export.deserialize(bytearray(content))
     drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, params=archive.by_names(params, "float32"))
     expected = Pipeline(params, metadata).sample(KEY, 4, LABELS)
@@ -195,7 +195,7 @@ def test_the_card(unchecked, tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
-    archive.write(as_path(folder), *make_model(num_steps=4, num_classes=1))
+    archive.write(as_path(folder), *make_model(num_steps=4, num_classes=1, unet=True))
     return folder
 
 

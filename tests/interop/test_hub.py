@@ -150,7 +150,7 @@ def stand_in():
 def exported(tmp_path_factory):
     """The folder of an exported model, and the images of seed 5."""
     folder = tmp_path_factory.mktemp("exported") / "digits"
-    params, metadata = make_model(num_classes=1)
+    params, metadata = make_model(num_classes=1, unet=True)
     export.write(as_path(folder), params, metadata, "archive")
     return folder, Pipeline(params, metadata).sample(jax.random.key(5), 8)
 

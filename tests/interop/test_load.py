@@ -66,7 +66,7 @@ def written(path, tree):
 
 def small(tmp_path, params=None, num_steps=4):
     """A published checkpoint of a small network, its config and its parameters."""
-    params, metadata = (params, None) if params is not None else make_model(num_classes=1)
+    params, metadata = (params, None) if params is not None else make_model(num_classes=1, unet=True)
     tree = {"ema_params": params, "num_sample_steps": np.int32(num_steps), "step": np.int32(7), "optimizer": {}}
     return written(tmp_path / "checkpoint", tree), metadata and metadata.config, params
 
@@ -135,7 +135,7 @@ def test_files_that_are_none(tmp_path, content, message):
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 0), ("float16", 1e-3)])
 def test_an_archive_is_read_back(tmp_path, dtype, atol):
-    params, metadata = make_model(num_steps=4)
+    params, metadata = make_model(num_steps=4, unet=True)
     archive.write(as_path(tmp_path / "a"), params, metadata, dtype)
     loaded, read = interop.load(tmp_path / "a")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), loaded, params)
@@ -147,7 +147,7 @@ def test_an_archive_is_read_back(tmp_path, dtype, atol):
 @pytest.fixture(scope="module")
 def archived(tmp_path_factory):
     folder = as_path(tmp_path_factory.mktemp("archive"))
-    archive.write(folder, *make_model(num_classes=1))
+    archive.write(folder, *make_model(num_classes=1, unet=True))
     return folder
 
 
