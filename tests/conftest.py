@@ -47,21 +47,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
-@pytest.fixture(scope="module")
-def optimized():
-    """Programs as users compile them, here and in the scripts that are run."""
-    jax.clear_caches()
+@pytest.fixture
+def optimized(monkeypatch):
+    """Programs are compiled meanwhile as users compile them, here and in the scripts that are run."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")
     jax.config.update("jax_disable_most_optimizations", False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")
-        yield
+    yield
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
 
 
-@pytest.fixture(scope="session")
-def golden():
-    """`golden(name)`: the arrays of a file."""
+@pytest.fixture
+def golden(optimized):
+    """`golden(name)`: the arrays of a file, for programs as users compile them."""
     return lambda name: np.load(GOLDEN / f"{name}.npz")
 
 

@@ -14,7 +14,6 @@ from diffusion_distillation.diffusion import (
     q_sample,
 )
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SHAPE = (3, 4, 4, 2)
 logsnrs = st.floats(-20, 20, width=32)
 

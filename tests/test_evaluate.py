@@ -162,7 +162,7 @@ def test_on_any_number_of_devices_and_processes(checkpoint, reference, images, t
     call("evaluate", *flags, f"--out={tmp_path / 'here.json'}", f"--keep={tmp_path / 'here'}")
     port, there = free_port(), [f"--out={tmp_path / 'there.json'}", f"--keep={tmp_path / 'there'}"]
     started = [
-        start("evaluate", *flags, *there, *together, devices=devices)
+        start("evaluate", *flags, *there, *together, devices=devices, env=OWN_PARTS)
         for together in (
             [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
             for index in range(processes)
@@ -186,13 +186,13 @@ def test_killed(checkpoint, reference, tmp_path):
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=2000", "--batch_size=100"]
     flags += ["--metrics=fid,swd", "--num_steps=8"]
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
-    run("evaluate", *flags, f"--out={whole}", devices=2)
-    process = start("evaluate", *flags, f"--out={killed}", devices=2)
+    run("evaluate", *flags, f"--out={whole}", devices=2, env=OWN_PARTS)
+    process = start("evaluate", *flags, f"--out={killed}", devices=2, env=OWN_PARTS)
     wait_until(lambda: list(tmp_path.glob("killed.json.unfinished/*/0/*.npz")), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL and not killed.exists()
     there = list(tmp_path.glob("killed.json.unfinished/*/0/*.npz"))
-    process = start("evaluate", *flags, f"--out={killed}", devices=2)
+    process = start("evaluate", *flags, f"--out={killed}", devices=2, env=OWN_PARTS)
     wait_until(killed.exists, process)
     assert process.wait() == 0 and len(there) == 1
     assert read(killed)["metrics"] == read(whole)["metrics"]

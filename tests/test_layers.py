@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from diffusion_distillation.layers import GroupNorm, conv3x3, convolution
 
-pytestmark = pytest.mark.usefixtures("optimized")
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from running import OWN_PARTS, ROOT, run
+from running import OWN_PARTS, ROOT, run_together
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import from_checkpoint
@@ -24,13 +24,14 @@ FLAGS = [
 @pytest.mark.slow
 def test_through_the_scripts(tmp_path, monkeypatch):
     base, ladder = tmp_path / "base", tmp_path / "ladder"
-    flags = ["--config=configs/digits_base.py", *FLAGS, "--config.train.num_steps=40", f"--workdir={base}"]
-    run("train", *flags, env=OWN_PARTS)
+    train = ["train", "--config=configs/digits_base.py", *FLAGS, "--config.train.num_steps=40", f"--workdir={base}"]
     flags = ["--config=configs/digits_distill.py", *FLAGS, "--config.distillation.method=own_parts:tract"]
     flags += [f"--config.distillation.teacher_checkpoint_path={base}", f"--workdir={ladder}"]
     flags += ["--config.distillation.steps_per_iter=40", "--config.distillation.stages.1.updates_factor=0.5"]
     flags += ["--config.eval.num_samples=32", "--config.eval.teacher_num_steps=(2,)"]
-    printed = run("distill", *flags, "--config.eval.ancestral_num_steps=(2,)", env=OWN_PARTS)
+    flags += ["--config.eval.ancestral_num_steps=(2,)", "--config.eval.features=('pixels',)"]
+    flags += ["--config.eval.metrics=('fid',)"]
+    printed = run_together([train, ["distill", *flags]], env=OWN_PARTS)
     assert "steps_0002         80 updates          1,280 examples" in printed  # twice as many, as the config says
     assert "steps_0001         20 updates            320 examples" in printed
     assert "of training left" in printed

@@ -28,9 +28,7 @@ WAYS = {
 }
 
 
-def make_model(
-    num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, unet=False, **model
-):
+def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, unet=False, **model):
     """Random parameters and metadata, of a network that compiles in no time or of a U-Net."""
     config = cfg.defaults()
     config.dataset.name = "digits"

@@ -324,7 +324,7 @@ def make_runner(*args):
 loop.make_runner = make_runner
 config = make_config(batch_size=512, log_loss_every_steps=1)
 with config.unlocked():
-    config.model.args.width = 2048  # a step takes a while
+    config.model.args.width = 1024  # a step takes a while
 loop.train(config, sys.argv[3], SOURCE)
 assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is compiled
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from running import ROOT, run
+from running import OWN_PARTS, ROOT, run
 from test_pipeline import KEY, save_model
 
 from diffusion_distillation import from_checkpoint
@@ -50,7 +50,8 @@ def read(path):
 
 def test_on_one_device_as_on_eight(checkpoint, tmp_path):
     out = tmp_path / "samples.npz"
-    printed = run("sample", f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}")
+    drawn = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
+    printed = run("sample", *drawn, env=OWN_PARTS)
     assert "10 images in 4 steps each" in printed
     np.testing.assert_array_equal(read(out), from_checkpoint(checkpoint).sample(KEY, 10))
 

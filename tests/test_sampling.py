@@ -24,7 +24,6 @@ from diffusion_distillation.sampling import (
 )
 from diffusion_distillation.schedules import get_logsnr_schedule
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SHAPE = (8, 4, 4, 1)
 Z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 

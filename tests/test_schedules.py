@@ -10,7 +10,6 @@ from diffusion_distillation.schedules import get_logsnr_schedule
 
 ORACLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
 names = pytest.mark.parametrize("name", ORACLES)
-pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def test_golden(golden, cosine):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
-from running import TINY, assert_same, call, run, start, steps_saved, wait_until
+from running import AFFINE, OWN_PARTS, TINY, assert_same, call, run, run_together, start, steps_saved, wait_until
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
@@ -146,12 +146,15 @@ def distance_to_digits(images):
 
 
 @pytest.mark.slow
-def test_interrupted_ladder_ends_in_the_same_parameters(base, ladder):
+def test_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
     """Killed in one halving and asked to stop in the next, and run again each time."""
-    workdir = ladder[0].with_name("interrupted")
-    often = ["--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
+    base, whole, workdir = (tmp_path / name for name in ("base", "whole", "interrupted"))
+    few = [*AFFINE, "--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)"]
+    train = ["train", *BASE, *AFFINE, f"--workdir={base}"]
+    run_together([train, distilling(base, whole, *few)], env=OWN_PARTS)
+    often = [*few, "--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
     for number, student in ((signal.SIGKILL, "steps_0002"), (signal.SIGTERM, "steps_0001")):
-        process = start(*distilling(base[0], workdir, *often))
+        process = start(*distilling(base, workdir, *often), env=OWN_PARTS)
         wait_until(lambda: steps_saved(workdir / student), process)  # noqa: B023
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
@@ -159,9 +162,9 @@ def test_interrupted_ladder_ends_in_the_same_parameters(base, ladder):
             assert process.returncode == 128 + number
             assert "run the same command again to go on" in error
         assert 0 < load(workdir / student)[1].step < 40
-    assert "going on from step" in run(*distilling(base[0], workdir, *often))
+    assert "going on from step" in run(*distilling(base, workdir, *often), env=OWN_PARTS)
     for student in ("steps_0002", "steps_0001"):
-        assert_same(ladder[0] / student, workdir / student)
+        assert_same(whole / student, workdir / student)
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
 from diffusion_distillation.unet import UNet, dropout
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SMALL = dict(
     num_classes=1,
     ch=32,

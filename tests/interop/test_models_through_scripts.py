@@ -64,21 +64,13 @@ def test_a_published_checkpoint_is_sampled(tmp_path):
     assert json.loads((tmp_path / "e.json").read_text())["metrics"]["fid"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.slow
-def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
-    """And a run begins with it."""
-    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
+def test_a_run_begins_with_a_published_checkpoint(tmp_path):
     config = cfg.load(ROOT / "configs" / "digits_base.py")
     config.model.args.update(ch_mult=(1,), attn_resolutions=(), emb_ch=32)
     params = init_params(make_network(config.model, (8, 8, 1), 1), jax.random.key(0), (8, 8, 1), 1)
     teacher = tmp_path / "teacher.msgpack"
     tree = {"ema_params": jax.tree.map(np.asarray, params), "num_sample_steps": np.int32(4)}
     teacher.write_bytes(flax.serialization.msgpack_serialize(tree))
-    ladder = ["--config=configs/digits_distill.py", *TINY, "--config.distillation.start_num_steps=2"]
-    ladder += ["--config.distillation.stages={}", "--config.distillation.steps_per_iter=5"]
-    ladder += [*REPORT, f"--config.distillation.teacher_checkpoint_path={teacher}"]
-    call("distill", *ladder, f"--workdir={tmp_path / 'ladder'}")
-    assert load(tmp_path / "ladder" / "steps_0001")[1].step == 5
     base = ["--config=configs/digits_base.py", *TINY, f"--config.train.init_from={teacher}"]
     call("train", *base, "--config.train.num_steps=2", f"--workdir={tmp_path / 'base'}")
     assert load(tmp_path / "base")[1].step == 2

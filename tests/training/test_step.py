@@ -171,7 +171,7 @@ def test_a_sharded_state_takes_less_on_each_device():
     assert {share(leaf) for leaf in [*moments, state.ema_params["dense0"]]} == {1 / 8}
 
 
-@pytest.mark.usefixtures("optimized")  # it stays on for those that follow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("num_steps", [1, 4, 64])
 def test_distillation_loss_against_float64(num_steps):
     """The loss of a step, by algorithm 2 in float64, from the times and the noise of the step's keys."""
