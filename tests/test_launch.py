@@ -13,7 +13,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from running import PATIENCE, ROOT, TINY, environment, free_port, wait_until
+from running import AFFINE, OWN_PARTS, PATIENCE, ROOT, TINY, environment, free_port, wait_until
 
 LAUNCH = ROOT / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash
@@ -169,8 +169,8 @@ def test_jobset_trains(tmp_path):
             for argument in container["args"]
         ]
         assert not any("$(" in argument for argument in rendered)
-        smaller = [*TINY, "--config.train.num_steps=5"]
-        env = environment(1)
+        smaller = [*TINY, *AFFINE, "--config.train.num_steps=5"]
+        env = environment(1, OWN_PARTS)
         pods.append(subprocess.Popen([sys.executable, *rendered, *smaller], cwd=ROOT, env=env))
     assert [pod.wait(timeout=PATIENCE) for pod in pods] == [0, 0]
     assert list(tmp_path.glob("runs/digits/base/checkpoints/5"))
