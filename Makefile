@@ -17,6 +17,10 @@ RUN := $(VENV)/bin/python
 PEER ?= .venv-peer
 DOCS ?= .venv-docs
 
+# pip compiles no Python here, most of which nobody loads; what is loaded is compiled once, where images of containers say
+# that it is not to be kept, too.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo compare claims mnist letters test install lint peer docs clean
 
 demo: install
