@@ -19,7 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Each of pytest-xdist's processes has cores of its own, and so have the scripts that it starts: their threads would
-# wait for each other, which takes a third of the time.
+# wait for each other, which takes a tenth of the time.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     if own_cores := sorted(os.sched_getaffinity(0))[number::count]:

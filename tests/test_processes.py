@@ -322,7 +322,7 @@ def make_runner(*args):
     return runner._replace(steps=steps)
 
 loop.make_runner = make_runner
-config = make_config(batch_size=512, log_loss_every_steps=1)
+config = make_config(batch_size=256, log_loss_every_steps=1)
 with config.unlocked():
     config.model.args.width = 1024  # a step takes a while
 loop.train(config, sys.argv[3], SOURCE)
