@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.9.4",
+        "flatbuffers>=24",  # jax.export writes with it and does not ask for it
         "flax>=0.11.2",
         "fsspec>=2024.9",
         "grain>=0.2.15",
@@ -60,7 +61,6 @@ setup(
             *PREPARE,
             "aiohttp>=3.10",
             "beartype>=0.20",
-            "flatbuffers>=24",
             "huggingface_hub>=0.34.6",
             "hypothesis>=6.112",
             "ipykernel>=6.29",
