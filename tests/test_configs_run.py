@@ -1,7 +1,7 @@
 """Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
 
 CIFAR-10's U-Nets are narrower and shallower, the others are own_parts.py's Affine, which compiles in no time; images
-(but for CIFAR-10) and batches are smaller; all else is the config's. Those of digits run as they are in the demo.
+(but for CIFAR-10) and batches are smaller; all else is the config's. test_scripts.py trains a U-Net on the digits.
 """
 
 import json

@@ -162,12 +162,12 @@ def _write(configs, workdir, found, seeds, own) -> None:
         **{f"student, {n}": ("student", "ddim", n) for n in shown},
     }
 
-    def values(of_pair, name):
-        return [by_steps(of_pair.values(), name, *where[:2]).get(where[2], []) for where in kinds.values()]
+    def values(of_pair, name, model, sampler, num_steps):
+        return by_steps(of_pair.values(), name, model, sampler).get(num_steps, [])
 
     def cells(of_pair, name):
-        diverged = seeds - len(of_pair)
-        return [spread(of) if of else "" for of in values(of_pair, name)] + [str(diverged) if diverged else ""]
+        of_kinds, diverged = [values(of_pair, name, *kind) for kind in kinds.values()], seeds - len(of_pair)
+        return [spread(of) if of else "" for of in of_kinds] + [str(diverged) if diverged else ""]
 
     def table(name):
         caption = (
@@ -191,8 +191,8 @@ def _write(configs, workdir, found, seeds, own) -> None:
         "updates": {"base": base.train.num_steps, "ladder": updates},
         "pairs": {
             pair.name: {
-                "_".join(map(str, where)): dict(zip(names, of_kind, strict=True))
-                for where, *of_kind in zip(kinds.values(), *(values(of_pair, name) for name in names), strict=True)
+                "_".join(map(str, kind)): {name: values(of_pair, name, *kind) for name in names}
+                for kind in kinds.values()
             }
             for pair, of_pair in found.items()
         },

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from running import OWN_PARTS, environment
 
 from diffusion_distillation.data import cache
@@ -31,8 +32,9 @@ print("has", *arrays["by"], flush=True)
 """
 
 
-def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch):
-    """And as the one is killed, another one takes over."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch, killed):
+    """And where the one is killed, another one takes over."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     command, env = [sys.executable, "-c", ASK], environment(1, OWN_PARTS)
     with contextlib.ExitStack() as stack:
@@ -46,12 +48,13 @@ def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch):
         maker = processes[first.index("makes\n")]
         waiting = [process for process in processes if process is not maker]
         assert sum("which makes numbers-" in line for line in first) == 3
-        maker.kill()
-        maker.wait()
+        if killed:
+            maker.kill()
+            maker.wait()
         (tmp_path / "go").touch()
-        said = [process.communicate(timeout=60)[0].split() for process in waiting]
-    assert sorted(line[0] for line in said) == ["has", "has", "makes"]
-    new_maker = next(process for process, line in zip(waiting, said, strict=True) if line[0] == "makes")
+        said = [process.communicate(timeout=60)[0].split() for process in (waiting if killed else processes)]
+    assert sorted(line[0] for line in said) == (["has", "has", "makes"] if killed else ["has"] * 4)
+    new_maker = next(p for p, line in zip(waiting, said, strict=True) if line[0] == "makes") if killed else maker
     assert {line[-1] for line in said} == {str(new_maker.pid)}
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from compare_diffusers import drawn_there, needs_peer, peer
+from PIL import Image
 from running import ROOT, TINY, call, run
 from sklearn.datasets import load_digits
 
@@ -32,6 +33,12 @@ def get_config():
 """
 
 PAGE = ROOT / "docs" / "models_from_elsewhere.md"
+OF_LADDER = """
+from diffusion_distillation.config import distillation_of, load
+
+def get_config():
+    return distillation_of(load({base!r}))
+"""
 REPORT = [  # as little as can be
     "--config.eval.num_samples=32",
     "--config.eval.batch_size=32",
@@ -59,25 +66,44 @@ def test_a_published_checkpoint_is_sampled(tmp_path):
 
 @pytest.mark.slow
 def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
-    """Two updates of Adam take no parameter further from it than twice the learning rate; and a run begins with it."""
+    """And a run begins with it."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
-    config, rate = cfg.load(ROOT / "configs" / "digits_base.py"), 1e-5
+    config = cfg.load(ROOT / "configs" / "digits_base.py")
     config.model.args.update(ch_mult=(1,), attn_resolutions=(), emb_ch=32)
     params = init_params(make_network(config.model, (8, 8, 1), 1), jax.random.key(0), (8, 8, 1), 1)
     teacher = tmp_path / "teacher.msgpack"
     tree = {"ema_params": jax.tree.map(np.asarray, params), "num_sample_steps": np.int32(4)}
     teacher.write_bytes(flax.serialization.msgpack_serialize(tree))
-    few = [*TINY, f"--config.train.learning_rate={rate}"]
-    ladder = ["--config=configs/digits_distill.py", *few, *REPORT, "--config.distillation.start_num_steps=2"]
-    ladder += ["--config.distillation.stages={}", "--config.distillation.steps_per_iter=2"]
-    call("distill", *ladder, f"--config.distillation.teacher_checkpoint_path={teacher}", f"--workdir={tmp_path}/ladder")
-    base = ["--config=configs/digits_base.py", *few, "--config.train.ema_decay=0.0", "--config.train.num_steps=2"]
-    call("train", *base, f"--config.train.init_from={teacher}", f"--workdir={tmp_path / 'base'}")
-    for run_of, num_steps in (("ladder/steps_0001", 1), ("base", 0)):
-        student, metadata = load(tmp_path / run_of)
-        assert (metadata.step, metadata.num_steps) == (2, num_steps)
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), student, params)
-        assert 0 < max(jax.tree.leaves(moved)) < 2.1 * rate
+    ladder = ["--config=configs/digits_distill.py", *TINY, "--config.distillation.start_num_steps=2"]
+    ladder += ["--config.distillation.stages={}", "--config.distillation.steps_per_iter=5"]
+    ladder += [*REPORT, f"--config.distillation.teacher_checkpoint_path={teacher}"]
+    call("distill", *ladder, f"--workdir={tmp_path / 'ladder'}")
+    assert load(tmp_path / "ladder" / "steps_0001")[1].step == 5
+    base = ["--config=configs/digits_base.py", *TINY, f"--config.train.init_from={teacher}"]
+    call("train", *base, "--config.train.num_steps=2", f"--workdir={tmp_path / 'base'}")
+    assert load(tmp_path / "base")[1].step == 2
+
+
+@pytest.mark.slow
+def test_the_golden_checkpoint_is_distilled(tmp_path, monkeypatch):
+    """Two updates of Adam take no parameter further from the teacher's than twice the learning rate."""
+    monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
+    golden, rate = ROOT / "tests" / "golden" / "unet_uncond.msgpack", 1e-5
+    (tmp_path / "base.py").write_text(CONFIG.format(path=str(golden.with_suffix(".json"))))
+    (tmp_path / "ladder.py").write_text(OF_LADDER.format(base=str(tmp_path / "base.py")))
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    flags = [f"--config={tmp_path / 'ladder.py'}", f"--config.dataset.args.path={tmp_path / 'images'}", *REPORT]
+    flags += ["--config.distillation.start_num_steps=2", "--config.distillation.end_num_steps=1"]
+    flags += ["--config.distillation.steps_per_iter=2", "--config.train.learning_rate_anneal_type=none"]
+    flags += [f"--config.train.learning_rate={rate}", f"--config.distillation.teacher_checkpoint_path={golden}"]
+    call("distill", *flags, f"--workdir={tmp_path / 'ladder'}")
+    student, metadata = load(tmp_path / "ladder" / "steps_0001")
+    assert (metadata.step, metadata.num_steps) == (2, 1)
+    teacher = flax.serialization.msgpack_restore(golden.read_bytes())["ema_params"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), student, teacher)
+    assert 0.9 * rate < max(jax.tree.leaves(moved)) < 2.1 * rate
 
 
 @needs_peer

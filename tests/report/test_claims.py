@@ -15,11 +15,7 @@ OWN = ["--config.dataset.name=own_parts:stripes", "--config.dataset.args.length=
 OWN += ["--config.model.name=own_parts:affine", "--config.model.args.width=8", "--config.train.num_steps=20"]
 OWN += ["--config.eval.metrics=('fid', 'precision')", "--config.eval.features=('pixels',)"]
 OWN += ["--config.eval.num_samples=64", "--config.eval.batch_size=64"]
-LADDER = [
-    "--ladder=configs/digits_distill.py",
-    "--ladder.distillation.start_num_steps=2",
-    "--ladder.distillation.stages={}",
-]
+LADDER = ["--ladder=configs/digits_distill.py", "--ladder.distillation.start_num_steps=4"]
 LADDER += ["--ladder.distillation.steps_per_iter=2", "--ladder.train.batch_size=16"]
 
 
@@ -50,17 +46,17 @@ def test_through_the_script(tmp_path):
     found = json.loads((out / "claims.json").read_text())
     assert set(found["pairs"]) == {"v_snr_trunc", "both_snr_trunc"}
     for pair, rows in found["pairs"].items():
-        assert {"teacher_ddim_2", "teacher_noisy_2", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
+        assert {"teacher_ddim_4", "teacher_noisy_4", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
         for row, metrics in rows.items():
             assert set(metrics) == {"fid", "precision"} and all(len(of_seeds) == 2 for of_seeds in metrics.values())
             assert np.all(np.isfinite([*metrics.values()])), row
         assert len(set(rows["student_ddim_1"]["fid"])) == 2  # seeds differ
-    assert found["updates"] == {"base": 20, "ladder": 2}
+    assert found["updates"] == {"base": 20, "ladder": 8}
     page = (out / "index.html").read_text()
     assert page.count("<table>") == 3 and page.count("data:image/png") == 3
     assert "| v, truncated SNR |" in (out / "claims.md").read_text()
     runs = [*out.glob("*/seed_*/base/metrics.jsonl"), *out.glob("*/seed_*/ladder/steps_*/metrics.jsonl")]
-    assert len(runs) == 2 * 2 * (1 + 1)
+    assert len(runs) == 2 * 2 * (1 + 2)
     assert all(path.read_text().count("\n") == 1 for path in runs)  # none was trained twice
 
 
