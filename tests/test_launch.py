@@ -75,7 +75,7 @@ def test_slurm_asks_for_a_task_a_gpu():
 def test_slurm(tmp_path):
     """Two tasks find each other as JAX lets them on SLURM, by its variables alone."""
     stand_in(tmp_path / "bin", "srun", SRUN)
-    env = {
+    env = OWN_PARTS | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "SLURM_JOB_ID": str(_job_with_a_free_port()),
@@ -83,7 +83,7 @@ def test_slurm(tmp_path):
         "SLURM_STEP_NODELIST": "localhost",
     }
     flags = ["--config=configs/digits_base.py", "--config.train.num_steps=5", "--config.train.eval_every_steps=0"]
-    flags += [*TINY, f"--workdir={tmp_path / 'a run'}"]
+    flags += [*TINY, *AFFINE, f"--workdir={tmp_path / 'a run'}"]
     command = [LAUNCH / "slurm.sh", "scripts/train.py", *flags]
     env = environment(1, env)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

@@ -1,6 +1,5 @@
 """Several processes that work as one run, started by hand on this machine, with one CPU device or more each."""
 
-import functools
 import json
 import re
 import shutil
@@ -51,6 +50,7 @@ WAYS = {  # to train, by the number of processes and that of devices each has
     (2, 2): ["parallel=pmap"],
     (4, 1): ["parallel=jit", "parallel=pmap"],
 }
+TAKEN_UP = {(2, 2): 5, (4, 1): 10, (1, 1): 15}  # the step at which they go on with a run that one process began
 # Two processes train a U-Net. Four, two under pmap, or a ladder compile many programs, of a smaller network.
 SMALL = [*BASE, *AFFINE]
 
@@ -107,57 +107,48 @@ def drifting():
 
 
 @pytest.fixture(scope="module")
-def alone(folder, drifting):
-    """The runs of one process with one device, of the U-Net and of the smaller network, and a ladder of the other."""
-    workdir, small = folder / "alone", folder / "alone, small"
-    teacher = f"--config.distillation.teacher_checkpoint_path={small}"
-    ladder = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder'}"]
-    runs = [["train", *BASE, f"--workdir={workdir}"], ["train", *SMALL, f"--workdir={small}"]]
-    do([*runs, ladder], 1, 1, folder / "log of one")
-    return workdir, small
+def printed(folder, drifting):
+    """What so many processes with so many devices each printed, by the two numbers; all runs are made here.
 
-
-@pytest.fixture(scope="module")
-def together(folder, alone):
-    """`together(processes, devices)` does all that so many processes are to do, once, and returns what was printed.
-
-    They train in some ways and draw samples. Two processes distill as well. A run of two processes with two devices
-    each is taken up at step 5 by one with one, and at step 10 by four.
+    They train in some ways and draw samples; one alone trains the U-Net and the smaller network, and draws samples of
+    all. One and two distill. A run that one begins is taken up by two with two devices each, by four, and by one.
     """
-    resumed = folder / "resumed"
-    resume = ["train", *SMALL, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={resumed}"]
-    teacher = f"--config.distillation.teacher_checkpoint_path={alone[1]}"
-    distill = ["distill", *LADDER, teacher, f"--workdir={folder / 'ladder of two'}"]
+    small = folder / "alone, small"
+    resume = ["train", *SMALL, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={folder / 'resumed'}"]
 
-    def go_back_to(step):
-        for later in steps_saved(resumed):
-            if later > step:
-                shutil.rmtree(resumed / "checkpoints" / str(later))
+    def ladder(name):
+        teacher = f"--config.distillation.teacher_checkpoint_path={small}"
+        return ["distill", *LADDER, teacher, f"--workdir={folder / name}"]
 
     def sample(workdir, name):
         drawn = [f"--checkpoint={workdir}", "--num_samples=5", "--num_steps=2"]
         return ["sample", *drawn, f"--out={workdir / name}.npz"]
 
-    @functools.cache
-    def together(processes, devices):
-        if processes == 4:
-            together(2, 2)
-            go_back_to(10)
-        commands, by_one = [], []
-        for way in WAYS[processes, devices]:
+    def go_back_to(step):
+        for later in steps_saved(folder / "resumed"):
+            if later > step:
+                shutil.rmtree(folder / "resumed" / "checkpoints" / str(later))
+
+    first = [["train", *BASE, f"--workdir={folder / 'alone'}"], ["train", *SMALL, f"--workdir={small}"]]
+    do([*first, ladder("ladder"), resume], 1, 1, folder / "log of one")
+    printed, by_one = {}, []
+    for (processes, devices), ways in WAYS.items():
+        commands = []
+        for way in ways:
             workdir = folder / f"{processes} {devices} {way}"
             of_network = BASE if (processes, devices) == (2, 1) else SMALL
             train = ["train", *of_network, f"--config.train.{way}", f"--workdir={workdir}"]
             commands += [train, sample(workdir, "together")]
             by_one.append(sample(workdir, "alone"))
-        commands.append(distill if (processes, devices) == (2, 1) else resume)
-        printed = do(commands, processes, devices, folder / f"log of {processes} {devices}")
-        if devices == 2:
-            go_back_to(5)
-            by_one.append(resume)
-        return printed, do(by_one, 1, 1, folder / "log of one")
-
-    return together
+        if (processes, devices) == (2, 1):
+            commands.append(ladder("ladder of two"))
+        else:
+            go_back_to(TAKEN_UP[processes, devices])
+            commands.append(resume)
+        printed[processes, devices] = do(commands, processes, devices, folder / f"log of {processes} {devices}")
+    go_back_to(TAKEN_UP[1, 1])
+    printed[1, 1] = do([*by_one, resume], 1, 1, folder / "log of one at last")
+    return printed
 
 
 def losses(workdir):
@@ -168,10 +159,10 @@ def losses(workdir):
 @pytest.mark.parametrize(
     ("processes", "devices", "way"), [(*numbers, way) for numbers, ways in WAYS.items() for way in ways]
 )
-def test_processes_train_as_one(folder, alone, together, processes, devices, way):
-    printed, _ = together(processes, devices)
-    assert f"{processes * devices} cpu device(s)" in printed
-    workdir, alone = folder / f"{processes} {devices} {way}", alone[(processes, devices) != (2, 1)]
+def test_processes_train_as_one(folder, printed, processes, devices, way):
+    assert f"{processes * devices} cpu device(s)" in printed[processes, devices]
+    alone = folder / ("alone" if (processes, devices) == (2, 1) else "alone, small")
+    workdir = folder / f"{processes} {devices} {way}"
     if way == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
         assert len(list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
     assert_same(alone, workdir, atol=1e-5)
@@ -182,17 +173,15 @@ def test_processes_train_as_one(folder, alone, together, processes, devices, way
 
 
 @pytest.mark.slow
-def test_resumed_by_other_numbers_of_processes(folder, alone, together):
-    """Saved by 2 processes with 2 devices each, taken up by 1 with 1, and by 4 with 1 each."""
-    assert "going on from step 5" in together(2, 2)[1]
-    assert "going on from step 10" in together(4, 1)[0]
-    assert_same(alone[1], folder / "resumed", atol=1e-5)
+def test_resumed_by_other_numbers_of_processes(folder, printed):
+    for numbers, step in TAKEN_UP.items():
+        assert f"going on from step {step}" in printed[numbers]
+    assert_same(folder / "alone, small", folder / "resumed", atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_ladder_of_two_processes(folder, alone, together):
+def test_a_ladder_of_two_processes(folder, printed):
     """Of two halvings, and its report."""
-    together(2, 1)
     ladders = [folder / "ladder", folder / "ladder of two"]
     for student in ("steps_0002", "steps_0001"):
         assert_same(*(ladder / student for ladder in ladders), atol=1e-5)

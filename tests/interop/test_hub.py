@@ -16,7 +16,7 @@ import urllib.parse
 import jax
 import numpy as np
 import pytest
-from running import call, free_port, run
+from running import call, free_port, run, run_together
 from test_pipeline import make_model
 
 from diffusion_distillation.errors import InputError
@@ -165,7 +165,18 @@ def test_there_and_back(stand_in, exported, tmp_path):
         "DIFFUSION_DISTILLATION_CACHE": str(tmp_path / "cache"),
     }
     (folder / ".notes").touch()  # which is nobody's affair
-    said = run("push_to_hub", f"--folder={folder}", "--repo=user/digits", "--private", env=env)
+    push = ["push_to_hub", f"--folder={folder}", "--repo=user/digits"]
+
+    def sample(url):
+        return ["sample", f"--checkpoint={url}", f"--out={tmp_path}/i.npz", "--num_samples=8", "--seed=5"]
+
+    def assert_drawn():
+        with np.load(tmp_path / "i.npz") as drawn:
+            np.testing.assert_array_equal(drawn["images"], images)
+        (tmp_path / "i.npz").unlink()
+
+    said = run_together([[*push, "--private"], sample("hf://user/digits")], env=env)
+    assert_drawn()
     assert f"{stand_in.address}/user/digits" in said and stand_in.private == {"user/digits": True}
     [commit] = set(stand_in.repos["user/digits"]) - {"main"}
     files = stand_in.repos["user/digits"][commit]
@@ -173,21 +184,14 @@ def test_there_and_back(stand_in, exported, tmp_path):
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
     assert list(stand_in.large.values()) == [files[archive.WEIGHTS]]
 
-    for url in ("hf://user/digits", f"hf://user/digits@{commit}"):
-        run("sample", f"--checkpoint={url}", f"--out={tmp_path}/i.npz", "--num_samples=8", "--seed=5", env=env)
-        with np.load(tmp_path / "i.npz") as drawn:
-            np.testing.assert_array_equal(drawn["images"], images)
+    said = run_together([sample(f"hf://user/digits@{commit}"), sample("hf://user/faces")], env=env, fails=True)
+    assert "hf://user/faces: there is nothing there" in said
+    assert_drawn()
     assert not any(card.NAME in path for path in stand_in.gets)
-    out = f"--out={tmp_path}/none.npz"
-    assert "hf://user/faces: there is nothing there" in run(
-        "sample", "--checkpoint=hf://user/faces", out, env=env, fails=True
-    )
-    said = run(
-        "push_to_hub", f"--folder={folder}", "--repo=user/digits", env={**env, "HF_TOKEN": "hf_other"}, fails=True
-    )
+    said = run(*push, env={**env, "HF_TOKEN": "hf_other"}, fails=True)
     assert said.splitlines()[-1].startswith("error: The Hub does not let this token write to 'user/digits' (403)")
     env["HF_ENDPOINT"] = f"http://localhost:{free_port()}"
-    said = run("push_to_hub", f"--folder={folder}", "--repo=user/digits", env=env, fails=True)
+    said = run(*push, env=env, fails=True)
     assert said.splitlines()[-1].startswith("error: The Hub cannot be reached: Connect")
 
 

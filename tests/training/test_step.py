@@ -101,12 +101,16 @@ WAYS = {
 
 
 @functools.cache
+def params_of_block(seed):
+    return init_params(Block(), jax.random.key(seed), SOURCE.image_shape, 1)
+
+
+@functools.cache
 def train_in_one_way(*, distilled, devices=1, scan=False, remat=False, **train):
     """Parameters and losses after 4 steps, with dropout and flips."""
     config = make_config(distillation={} if distilled else None, randflip=True, **train)
-    network = Block(remat)
-    params, of_teacher = (init_params(network, jax.random.key(seed), SOURCE.image_shape, 1) for seed in (0, 1))
-    teacher = Teacher(of_teacher, Rung(8, 4)) if distilled else None
+    network, params = Block(remat), params_of_block(0)
+    teacher = Teacher(params_of_block(1), Rung(8, 4)) if distilled else None
     states, losses = run(config, 4, network=network, params=params, teacher=teacher, devices=devices, scan=scan)
     assert states[-1].step == 4 and states[-1].skipped == 0
     return states[-1].params, states[-1].ema_params, losses
