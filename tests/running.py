@@ -72,6 +72,29 @@ def start(script, *flags, devices=1, prefix=(), env=None):
     )  # fmt: skip
 
 
+def start_together(commands, *, devices=1, env=None, **kwargs):
+    """Starts the processes of one run; see `all_cores`."""
+    with all_cores():
+        return [subprocess.Popen(one, cwd=ROOT, env=environment(devices, env), **kwargs) for one in commands]
+
+
+@contextlib.contextmanager
+def all_cores():
+    """What is started meanwhile may use all cores, as pytest-xdist's main process may.
+
+    Processes that wait for each other spin: on the one core of a test's process they are twenty times as slow.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def environment(devices, env=None):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | (env or {})
 

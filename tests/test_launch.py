@@ -13,7 +13,18 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from running import AFFINE, OWN_PARTS, PATIENCE, ROOT, TINY, environment, free_port, wait_until
+from running import (
+    AFFINE,
+    OWN_PARTS,
+    PATIENCE,
+    ROOT,
+    TINY,
+    all_cores,
+    environment,
+    free_port,
+    start_together,
+    wait_until,
+)
 
 LAUNCH = ROOT / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash
@@ -86,7 +97,8 @@ def test_slurm(tmp_path):
     flags += [*TINY, *AFFINE, f"--workdir={tmp_path / 'a run'}"]
     command = [LAUNCH / "slurm.sh", "scripts/train.py", *flags]
     env = environment(1, env)
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    with all_cores():
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 cpu device(s)" in done.stdout and done.stdout.count("step 5/5") == 1
     assert (tmp_path / "a run" / "checkpoints" / "5").is_dir()
@@ -170,7 +182,6 @@ def test_jobset_trains(tmp_path):
         ]
         assert not any("$(" in argument for argument in rendered)
         smaller = [*TINY, *AFFINE, "--config.train.num_steps=5"]
-        env = environment(1, OWN_PARTS)
-        pods.append(subprocess.Popen([sys.executable, *rendered, *smaller], cwd=ROOT, env=env))
+        pods += start_together([[sys.executable, *rendered, *smaller]], env=OWN_PARTS)
     assert [pod.wait(timeout=PATIENCE) for pod in pods] == [0, 0]
     assert list(tmp_path.glob("runs/digits/base/checkpoints/5"))

@@ -4,7 +4,7 @@ import fcntl
 import subprocess
 import sys
 
-from running import OWN_PARTS, ROOT, command, environment, free_port
+from running import OWN_PARTS, command, free_port, start_together
 
 FLAGS = [
     "--config=configs/digits_base.py",
@@ -18,17 +18,12 @@ FLAGS = [
 def run_two(*flags, second=()):
     """The exit status and what is on stderr of two processes; the second one has flags of its own."""
     together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    started = [
-        subprocess.Popen(
-            command("train", *FLAGS, *flags, *own, *together, f"--process_id={index}"),
-            cwd=ROOT,
-            env=environment(1, OWN_PARTS),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+    commands = [
+        command("train", *FLAGS, *flags, *own, *together, f"--process_id={index}")
         for index, own in enumerate(((), second))
     ]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    started = start_together(commands, env=OWN_PARTS, **pipes)
     errors = [process.communicate(timeout=120)[1] for process in started]
     return [process.returncode for process in started], errors
 
@@ -74,6 +69,6 @@ assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 
 def test_the_end():
     """Of processes whose listeners are in JAX's client all the time: they must have left it before Python ends."""
-    port, env = str(free_port()), environment(1, OWN_PARTS)
-    started = [subprocess.Popen([sys.executable, "-c", END, port, str(index)], cwd=ROOT, env=env) for index in range(2)]
+    port = str(free_port())
+    started = start_together([[sys.executable, "-c", END, port, str(index)] for index in range(2)])
     assert [process.wait(timeout=120) for process in started] == [0, 0]

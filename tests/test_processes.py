@@ -13,13 +13,12 @@ from running import (
     AFFINE,
     OWN_PARTS,
     PATIENCE,
-    ROOT,
     TINY,
     assert_same,
     call,
     command,
-    environment,
     free_port,
+    start_together,
     steps_saved,
     wait_until,
 )
@@ -62,17 +61,17 @@ def start(arguments, processes, devices, log, env=None):
     started = []
     for index in range(processes):
         connected = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
+        commands = [arguments(connected if processes > 1 else [])]
         with (log / f"{index}.log").open("w") as file:
-            started.append(
-                subprocess.Popen(
-                    arguments(connected if processes > 1 else []),
-                    cwd=ROOT,
-                    env=environment(devices, env),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+            started += start_together(commands, devices=devices, env=env, stdout=file, stderr=subprocess.STDOUT)
     return started
+
+
+def start_two(code, *arguments, devices=1):
+    """Starts two processes that run some Python, which gets a port, the process's number and arguments."""
+    port = free_port()
+    commands = [[sys.executable, "-c", code, *map(str, (port, index, *arguments))] for index in range(2)]
+    return start_together(commands, devices=devices, env=OWN_PARTS)
 
 
 def do(commands, processes, devices, log):
@@ -96,11 +95,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drifting():
     """Two processes, one of which takes its time; other tests take theirs meanwhile."""
-    port = str(free_port())
-    started = [
-        subprocess.Popen([sys.executable, "-c", DRIFT, port, str(index)], cwd=ROOT, env=environment(2))
-        for index in range(2)
-    ]
+    started = start_two(DRIFT, devices=2)
     yield started
     for process in started:
         process.kill()
@@ -284,14 +279,7 @@ assert_raises(*((RunError, "main process could not go on: disk") if index else (
 @pytest.mark.slow
 def test_processes_agree(tmp_path):
     """On the newest checkpoint that both can read, on what the first process says, and on stopping."""
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", AGREE, port, str(index), tmp_path / "run"], cwd=ROOT, env=environment(1, OWN_PARTS)
-        )
-        for index in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert [process.wait(timeout=120) for process in start_two(AGREE, tmp_path / "run")] == [0, 0]
 
 
 BUSY = """
@@ -325,14 +313,7 @@ assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is 
 @pytest.mark.slow
 def test_devices_always_have_work(tmp_path):
     """A call is given to them before the last one is done, though processes decide together and losses are read."""
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUSY, port, str(index), tmp_path], cwd=ROOT, env=environment(1, OWN_PARTS)
-        )
-        for index in range(2)
-    ]
-    assert [process.wait(timeout=PATIENCE) for process in started] == [0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in start_two(BUSY, tmp_path)] == [0, 0]
 
 
 @pytest.mark.slow
@@ -347,14 +328,14 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
     ]
     env = OWN_PARTS | {"DIFFUSION_DISTILLATION_HEARTBEAT": "10"}
 
-    def start_two():
+    def start_run():
         return start(lambda connected: command("train", *flags, *connected), 2, 1, tmp_path / "log", env)
 
-    first, second = start_two()
+    first, second = start_run()
     wait_until(lambda: list((tmp_path / "run" / "checkpoints").glob("*/commit_success.txt")), first)
     second.send_signal(signal.SIGKILL)
     assert first.wait(timeout=PATIENCE) != 0
-    stopping = start_two()
+    stopping = start_run()
     gone_on = re.compile("going on from step.*images/s", re.DOTALL)
     wait_until(lambda: gone_on.search((tmp_path / "log" / "0.log").read_text()), *stopping)
     stopping[1].send_signal(signal.SIGTERM)
