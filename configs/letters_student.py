@@ -1,6 +1,7 @@
 """Stage 1 of the letters: a student of `letters_base.py` that takes the weight of guidance, from 0 to 4.
 
-1,216,579 parameters; `mnist_student.py` on other data. Nobody has trained it yet.
+1,216,579 parameters; `mnist_student.py` on other data, 600 updates. At weight 0.5 in 64 steps the Frechet
+distance of pixels to all images is 6.00, its teacher's 5.06, recall 0.59 and 0.62 (2,000 samples).
 
     python scripts/distill.py --config=configs/letters_student.py \
         --config.distillation.teacher_checkpoint_path=runs/letters/base --workdir=runs/letters/student
