@@ -6,7 +6,7 @@ the report (JAX 0.12). At weight 0.5, 2,000 samples each, Frechet distance of pi
 
     python scripts/distill.py --config=configs/letters_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/letters/student/steps_0064 --workdir=runs/letters/ladder
-    python scripts/sample.py --checkpoint=runs/letters/ladder/steps_0001 --guidance=1 --out=letters.png
+    python scripts/sample.py --checkpoint=runs/letters/ladder/steps_0001 --guidance=2 --out=letters.png
 """
 
 from pathlib import Path
