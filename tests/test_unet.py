@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_distillation.diffusion import make_denoiser, q_sample
 from diffusion_distillation.losses import data_target, training_loss
+from diffusion_distillation.model import init_params
 from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
 from diffusion_distillation.unet import UNet, dropout
 
@@ -136,6 +137,15 @@ def test_names_of_the_options():
     assert params["up_1.upsample"]["kernel"].shape == (3, 3, 64, 64)
     assert params["mid.attn_1"]["q"]["kernel"].shape == (64, 2, 32)
     assert params["mid.attn_1"]["proj_out"]["kernel"].shape == (2, 32, 64)
+
+
+def test_initial_parameters_are_those_of_init(optimized):
+    """To the last bit, though they are compiled with fewer optimizations; and within another program."""
+    network = UNet(**TINY)
+    expected = jax.jit(network.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))["params"]
+    drawn = functools.partial(init_params, network, image_shape=(8, 8, 3), num_classes=1)
+    for found in (drawn(key=jax.random.key(1)), jax.jit(lambda key: drawn(key=key))(jax.random.key(1))):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_starts_at_zero():
