@@ -14,7 +14,6 @@ from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.devices import data_mesh
 from diffusion_distillation.layers import GroupNorm, conv3x3
 from diffusion_distillation.methods import Rung, diffusion
-from diffusion_distillation.model import init_params
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
@@ -102,7 +101,7 @@ WAYS = {
 
 @functools.cache
 def params_of_block(seed):
-    return init_params(Block(), jax.random.key(seed), SOURCE.image_shape, 1)
+    return jax.jit(Block().init)(jax.random.key(seed), jnp.zeros((1, *SOURCE.image_shape)), jnp.zeros(1))["params"]
 
 
 @functools.cache
