@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from running import OWN_PARTS, call, free_port, run, start, wait_until
+from running import OWN_PARTS, call, command, free_port, run, start, start_together, wait_until
 from test_pipeline import KEY, SHAPE, save_model
 
 from diffusion_distillation import from_checkpoint
@@ -161,13 +161,9 @@ def test_on_any_number_of_devices_and_processes(checkpoint, reference, images, t
     flags += ["--num_samples=24", "--batch_size=16"]
     call("evaluate", *flags, f"--out={tmp_path / 'here.json'}", f"--keep={tmp_path / 'here'}")
     port, there = free_port(), [f"--out={tmp_path / 'there.json'}", f"--keep={tmp_path / 'there'}"]
-    started = [
-        start("evaluate", *flags, *there, *together, devices=devices, env=OWN_PARTS)
-        for together in (
-            [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
-            for index in range(processes)
-        )
-    ]
+    together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    commands = [command("evaluate", *flags, *there, *together, f"--process_id={index}") for index in range(processes)]
+    started = start_together(commands, devices=devices, env=OWN_PARTS)
     assert [process.wait(timeout=120) for process in started] == [0] * processes
     here, there = (
         np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / name).glob("*.png"))])
