@@ -23,7 +23,7 @@ from . import interop, multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
-from .devices import keep_programs, use_all_cpu_cores, use_onednn
+from .devices import keep_programs, use_all_cpu_cores, set_cpu_flags
 from .errors import InputError, RunError
 from .files import absolute, as_path
 from .pipeline import Pipeline
@@ -59,7 +59,7 @@ class ProcessFlags:
                 "to num_processes - 1.".format(*together)
             )
         keep_programs()
-        use_onednn(dtype)
+        set_cpu_flags(dtype)
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)
 

@@ -7,19 +7,27 @@ from running import AFFINE, OWN_PARTS, TINY, run
 from diffusion_distillation import devices
 
 
-@pytest.mark.parametrize("flags", ["", "--xla_cpu_enable_fast_math=false"])
-def test_onednn(monkeypatch, flags):
+ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
+
+
+@pytest.mark.parametrize("given", ["", "--xla_cpu_enable_fast_math=false"])
+def test_flags_that_pay(monkeypatch, given):
     jax.block_until_ready(jax.numpy.zeros(3) + 1)  # so that it has read the flags, and other tests are not concerned
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    devices.use_onednn("float32")
-    assert os.environ["XLA_FLAGS"] == flags
-    devices.use_onednn("bfloat16")
-    knows = devices._xla_knows(devices.ONEDNN)
-    assert os.environ["XLA_FLAGS"] == f"{flags} {devices.ONEDNN}=true".strip() if knows else flags
-    assert devices.described(devices.data_mesh()) == f"8 cpu device(s){' with oneDNN' * knows}"
-    monkeypatch.setenv("XLA_FLAGS", f"{devices.ONEDNN}=false")
-    devices.use_onednn("bfloat16")
-    assert os.environ["XLA_FLAGS"] == f"{devices.ONEDNN}=false"
+
+    def after(flags, dtype, cpu):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.setattr(devices, "_about_cpu", lambda: cpu)
+        devices.set_cpu_flags(dtype)
+        return os.environ["XLA_FLAGS"].split()
+
+    known = [flag for flag in (f"{ONEDNN}=true", f"{VECTORS}=512") if devices._xla_knows(flag.partition("=")[0])]
+    assert after(given, "float32", "flags: avx512f") == given.split()
+    assert after(given, "float32", "flags: avx512f avx512_bf16") == given.split() + known[-1:]
+    assert after(given, "bfloat16", "flags: avx512f avx512_bf16") == given.split() + known
+    assert devices.described(devices.data_mesh()) == "8 cpu device(s) with oneDNN and 512-bit vectors"
+    for refused in (f"{ONEDNN}=false {VECTORS}=256", f"{VECTORS}=128 {ONEDNN}=false"):
+        assert after(refused, "bfloat16", "flags: avx512f avx512_bf16") == refused.split()
+    assert devices.described(devices.data_mesh()) == "8 cpu device(s)"
 
 
 def test_flags_that_xla_knows():

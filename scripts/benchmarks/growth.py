@@ -20,7 +20,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from diffusion_distillation import cli
-from diffusion_distillation.devices import data_mesh, described, keep_programs, use_onednn
+from diffusion_distillation.devices import data_mesh, described, keep_programs, set_cpu_flags
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.sampling import ddim
@@ -45,7 +45,7 @@ SCHEDULE = get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)
 
 def main() -> None:
     """Runs the script."""
-    use_onednn(DTYPE.value)
+    set_cpu_flags(DTYPE.value)
     keep_programs()
     print(f"{described(data_mesh())}, {DTYPE.value}; milliseconds an image")
     found = {}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from worker import PRODUCT, serve
 
 from diffusion_distillation.checkpoints import Metadata
-from diffusion_distillation.devices import AXIS, data_mesh, hold, spread, use_all_cpu_cores, use_onednn
+from diffusion_distillation.devices import AXIS, data_mesh, hold, spread, use_all_cpu_cores, set_cpu_flags
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import make_network
 from diffusion_distillation.pipeline import Pipeline
@@ -24,7 +24,7 @@ class Work:
 
     def __init__(self, setup: dict[str, Any]):
         self.base, self.ladder = ConfigDict(setup["base"]), ConfigDict(setup["ladder"])
-        use_onednn(self.base.model.dtype)
+        set_cpu_flags(self.base.model.dtype)
         use_all_cpu_cores(self.base.train.batch_size)
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))

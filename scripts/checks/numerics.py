@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_distillation import cli, layers, sampling
-from diffusion_distillation.devices import use_onednn
+from diffusion_distillation.devices import set_cpu_flags
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import two_step_target
 from diffusion_distillation.errors import RunError
@@ -45,7 +45,7 @@ BOUNDS = {
 
 def main() -> None:
     """Runs the script."""
-    use_onednn(DTYPE.value)
+    set_cpu_flags(DTYPE.value)
     exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
