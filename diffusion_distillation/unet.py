@@ -12,7 +12,7 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int
 
 from .errors import InputError
-from .layers import EPSILON, GroupNorm, conv3x3
+from .layers import EPSILON, GroupNorm, computed_once, conv3x3
 from .schedules import Discrete
 from .shapes import Array
 
@@ -343,7 +343,7 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.out_ch:
             pixels = x.reshape(-1, x.shape[-1])
             x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(pixels)
-        return x.reshape(h.shape) + h
+        return computed_once(x.reshape(h.shape) + h)
 
 
 class AttentionBlock(nn.Module):
@@ -367,7 +367,7 @@ class AttentionBlock(nn.Module):
         h = nn.DenseGeneral(
             channels, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
         )(h.reshape(-1, *heads))
-        return x + h.reshape(x.shape)
+        return computed_once(x + h.reshape(x.shape))
 
 
 def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: int = 1) -> Float[Array, "batch width"]:
