@@ -404,6 +404,6 @@ def dropout(x, key, index, rate):
         return threefry_2x32(seed, jnp.arange(-(-math.prod(x.shape[1:]) // 2), dtype=jnp.uint32))
 
     words = jax.vmap(bits)(index)
-    halves = jnp.stack([words & 0xFFFF, words >> 16], axis=1).reshape(len(index), -1)
-    keep = halves[:, : math.prod(x.shape[1:])].reshape(x.shape) < kept
+    halves = (words[:, None] >> jnp.array([[0], [16]], jnp.uint32)) & 0xFFFF
+    keep = halves.reshape(len(index), -1)[:, : math.prod(x.shape[1:])].reshape(x.shape) < kept
     return jnp.where(keep, x * (2**16 / kept), 0)
