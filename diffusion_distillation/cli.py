@@ -23,7 +23,7 @@ from . import interop, multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
-from .devices import keep_programs, use_all_cpu_cores, set_cpu_flags
+from .devices import keep_programs, set_cpu_flags, use_all_cpu_cores
 from .errors import InputError, RunError
 from .files import absolute, as_path
 from .pipeline import Pipeline

@@ -57,6 +57,32 @@ def conv3x3(x: Array, features: int, **options: Any) -> Array:
     return computed_once(nn.Conv(features, (3, 3), conv_general_dilated=convolution, **options)(x))
 
 
+def pixels(x: Float[Array, "*batch_and_space channels"]) -> Float[Array, "rows channels"]:
+    """A row for each pixel. With more axes, XLA on CPU transposes x for the gradient of a dense layer's kernel."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def attention(
+    q: Float[Array, "batch length heads dim"],
+    k: Float[Array, "batch length heads dim"],
+    v: Float[Array, "batch length heads dim"],
+) -> Float[Array, "batch length heads dim"]:
+    """`jax.nn.dot_product_attention`: softmax(q k^T / sqrt(dim)) v of each head.
+
+    On CPU the weights are divided by their sum after the product with v: there are fewer numbers to divide, and the
+    backward pass has fewer arrays of length x length.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(q, k, v)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q *= jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
+    out = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
+    return (out / total).astype(v.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalization, a scale and a shift of each example's channels, and an activation, in one pass over x.
 

@@ -12,7 +12,7 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int
 
 from .errors import InputError
-from .layers import EPSILON, GroupNorm, computed_once, conv3x3
+from .layers import EPSILON, GroupNorm, attention, computed_once, conv3x3, pixels
 from .schedules import Discrete
 from .shapes import Array
 
@@ -341,9 +341,8 @@ class ResidualBlock(nn.Module):
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
         if x.shape[-1] != self.out_ch:
-            pixels = x.reshape(-1, x.shape[-1])
-            x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(pixels)
-        return computed_once(x.reshape(h.shape) + h)
+            x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(pixels(x)).reshape(h.shape)
+        return computed_once(x + h)
 
 
 class AttentionBlock(nn.Module):
@@ -357,13 +356,12 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Returns x plus what it attends to."""
-        batch, height, width, channels = x.shape
+        batch, *_, channels = x.shape
         head_dim = self.head_dim or channels // self.num_heads
         heads = (channels // head_dim, head_dim)
         h = x if self.norm is None else self.norm(name="norm")(x)
-        pixels = h.reshape(-1, channels)
-        q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(pixels) for name in ("q", "k", "v"))
-        h = jax.nn.dot_product_attention(*(part.reshape(batch, -1, *heads) for part in (q, k, v)))
+        q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(pixels(h)) for name in ("q", "k", "v"))
+        h = attention(*(part.reshape(batch, -1, *heads) for part in (q, k, v)))
         h = nn.DenseGeneral(
             channels, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
         )(h.reshape(-1, *heads))
@@ -394,16 +392,16 @@ def nearest(x):
 def dropout(x, key, index, rate):
     """Dropout whose mask is drawn for each example from the key and the example's index.
 
-    Sixteen bits decide on an element: half of a word of Threefry, which is a fourth of what `jax.random.bernoulli`
-    computes.
+    Sixteen bits decide on an element, half of a word of Threefry: a fourth of the work of `jax.random.bernoulli`.
     """
-    kept = round((1 - rate) * 2**16)  # of the 2^16 numbers that 16 bits can be
+    size = math.prod(x.shape[1:])
+    kept = max(1, round((1 - rate) * 2**16))  # of the numbers that sixteen bits can be
 
-    def bits(i):
-        seed = jax.random.bits(jax.random.fold_in(key, i), (2,))  # of any kind of key
-        return threefry_2x32(seed, jnp.arange(-(-math.prod(x.shape[1:]) // 2), dtype=jnp.uint32))
+    def words_of(i):
+        seed = jax.random.bits(jax.random.fold_in(key, i), (2,))  # from any kind of key
+        return threefry_2x32(seed, jnp.arange((size + 1) // 2, dtype=jnp.uint32))
 
-    words = jax.vmap(bits)(index)
+    words = jax.vmap(words_of)(index)
     halves = (words[:, None] >> jnp.array([[0], [16]], jnp.uint32)) & 0xFFFF
-    keep = halves.reshape(len(index), -1)[:, : math.prod(x.shape[1:])].reshape(x.shape) < kept
+    keep = halves.reshape(len(index), -1)[:, :size].reshape(x.shape) < kept
     return jnp.where(keep, x * (2**16 / kept), 0)

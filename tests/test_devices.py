@@ -6,7 +6,6 @@ from running import AFFINE, OWN_PARTS, TINY, run
 
 from diffusion_distillation import devices
 
-
 ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
 
 

@@ -6,7 +6,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_distillation.layers import GroupNorm, conv3x3, convolution
+from diffusion_distillation.layers import GroupNorm, attention, conv3x3, convolution, pixels
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -115,12 +115,28 @@ def test_convolution_in_float32_has_forward_derivatives():
     np.testing.assert_array_equal(value, slope)  # it is linear
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 99), st.sampled_from([1, 2, 4]), st.sampled_from([0.1, 1.0, 30.0]))
+def test_attention_and_its_gradients_against_float64(seed, heads, size):
+    """JAX's in float64; with large logits too, which one softmax alone survives."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (size * rng.standard_normal((2, 9, heads, 8 // heads)).astype(np.float32) for _ in range(3))
+    got = jax.jit(lambda *inputs: value_and_gradients(attention, inputs))(q, k, v)
+    with jax.enable_x64():
+        expected = value_and_gradients(jax.nn.dot_product_attention, tuple(map(np.float64, (q, k, v))))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=2e-6 * max(size, size**2))
+
+
 class Layers(nn.Module):
     """A convolution and what follows it."""
 
     @nn.compact
     def __call__(self, x):
-        return conv3x3(GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, dtype=x.dtype)), 8, dtype=x.dtype)
+        h = GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, dtype=x.dtype))
+        q, k, v = (part.reshape(len(x), -1, 2, 16) for part in (pixels(h), jnp.sin(h), nn.swish(h)))
+        return conv3x3(attention(q, k, v).reshape(h.shape), 8, dtype=x.dtype)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -233,10 +233,19 @@ def test_dropout_depends_on_position_not_on_the_split():
     np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**TINY), params))
 
 
-def test_dropout_keeps_the_mean():
-    kept = dropout(jnp.ones((64, 8, 8, 4)), jax.random.key(0), jnp.arange(64), 0.25)
-    np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
-    np.testing.assert_allclose(kept.mean(), 1, atol=0.02)
+@pytest.mark.parametrize(("shape", "rate"), [((8, 8, 4), 0.25), ((7, 7, 5), 0.1), ((1,), 0.9)])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_dropout_keeps_the_mean(shape, rate, impl):
+    """Exactly, of every element, in any example, whatever its neighbours do."""
+    count = 4096
+    kept = np.asarray(dropout(jnp.ones((count, *shape)), jax.random.key(0, impl=impl), jnp.arange(count), rate))
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=1e-4)
+    masks = (kept > 0).reshape(count, -1)
+    spread = np.sqrt(rate * (1 - rate))
+    assert abs(masks.mean() - (1 - rate)) < 5 * spread / np.sqrt(masks.size)
+    assert np.abs(masks.mean(axis=0) - (1 - rate)).max() < 5 * spread / np.sqrt(count)
+    together = np.atleast_2d(np.cov(masks.T))
+    assert np.abs(together - np.diag(np.diag(together))).max() < 7 * spread**2 / np.sqrt(count)
 
 
 @pytest.mark.parametrize(

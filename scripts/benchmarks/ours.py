@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from worker import PRODUCT, serve
 
 from diffusion_distillation.checkpoints import Metadata
-from diffusion_distillation.devices import AXIS, data_mesh, hold, spread, use_all_cpu_cores, set_cpu_flags
+from diffusion_distillation.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import make_network
 from diffusion_distillation.pipeline import Pipeline
