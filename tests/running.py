@@ -119,6 +119,7 @@ def main(script, *flags):
     with contextlib.ExitStack() as stack:
         for where, name, value in changed:
             stack.enter_context(mock.patch.object(where, name, value))
+        stack.enter_context(mock.patch.dict(os.environ))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(flagsaver.flagsaver())
         try:
