@@ -14,7 +14,10 @@ from diffusion_distillation import layers, unet
 def test_numerics(dtype, onednn, optimized):
     flags = f"--xla_cpu_experimental_onednn_custom_call={onednn}"
     printed = run("checks/numerics", f"--dtype={dtype}", env={"XLA_FLAGS": flags})
-    assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}( --xla_cpu_prefer_vector_width=512)?: right\. Errors: .*\n", printed)
+    assert re.fullmatch(
+        rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}( --xla_cpu_prefer_vector_width=512)?: right\. Errors: .*\n",
+        printed,
+    )
 
 
 class Linear(unet.UNet):
