@@ -150,10 +150,12 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
         workers.append(Worker(command, setup))
         if workers[-1].error > {"float32": 1e-4}.get(dtype, 0.05):
             raise RunError(f"{workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
-        for what in works:
-            workers[-1].do(what, batch)
-            first_step.setdefault(workers[-1].name, time.perf_counter() - workers[-1].began)
+        workers[-1].do(works[0], batch)
+        first_step[workers[-1].name] = time.perf_counter() - workers[-1].began
     for what in works:
+        for worker in workers:
+            if what not in worker.first:  # just before its turns: other work after it would undo it
+                worker.do(what, batch)
         for turn in range(ROUNDS.value):
             for worker in workers[:: -1 if turn % 2 else 1]:
                 worker.do(what, batch)
