@@ -359,8 +359,8 @@ class AttentionBlock(nn.Module):
         batch, *_, channels = x.shape
         head_dim = self.head_dim or channels // self.num_heads
         heads = (channels // head_dim, head_dim)
-        h = x if self.norm is None else self.norm(name="norm")(x)
-        q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(pixels(h)) for name in ("q", "k", "v"))
+        h = pixels(x if self.norm is None else self.norm(name="norm")(x))
+        q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
         h = attention(*(part.reshape(batch, -1, *heads) for part in (q, k, v)))
         h = nn.DenseGeneral(
             channels, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"

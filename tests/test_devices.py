@@ -6,7 +6,7 @@ from running import AFFINE, OWN_PARTS, TINY, run
 
 from diffusion_distillation import devices
 
-ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
+FLAGS = ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
 
 
 @pytest.mark.parametrize("given", ["", "--xla_cpu_enable_fast_math=false"])
@@ -19,11 +19,15 @@ def test_flags_that_pay(monkeypatch, given):
         devices.set_cpu_flags(dtype)
         return os.environ["XLA_FLAGS"].split()
 
-    known = [flag for flag in (f"{ONEDNN}=true", f"{VECTORS}=512") if devices._xla_knows(flag.partition("=")[0])]
+    knows_onednn, knows_vectors = map(devices._xla_knows, FLAGS)
+    onednn, vectors = [f"{ONEDNN}=true"] * knows_onednn, [f"{VECTORS}=512"] * knows_vectors
     assert after(given, "float32", "flags: avx512f") == given.split()
-    assert after(given, "float32", "flags: avx512f avx512_bf16") == given.split() + known[-1:]
-    assert after(given, "bfloat16", "flags: avx512f avx512_bf16") == given.split() + known
-    assert devices.described(devices.data_mesh()) == "8 cpu device(s) with oneDNN and 512-bit vectors"
+    assert after(given, "float32", "flags: avx512f avx512_bf16") == given.split() + vectors
+    assert after(given, "bfloat16", "flags: avx512f") == given.split() + onednn
+    assert devices.described(devices.data_mesh()) == f"8 cpu device(s){' with oneDNN' * knows_onednn}"
+    assert after(given, "bfloat16", "flags: avx512f avx512_bf16") == given.split() + onednn + vectors
+    if knows_onednn and knows_vectors:
+        assert devices.described(devices.data_mesh()) == "8 cpu device(s) with oneDNN and 512-bit vectors"
     for refused in (f"{ONEDNN}=false {VECTORS}=256", f"{VECTORS}=128 {ONEDNN}=false"):
         assert after(refused, "bfloat16", "flags: avx512f avx512_bf16") == refused.split()
     assert devices.described(devices.data_mesh()) == "8 cpu device(s)"

@@ -233,13 +233,15 @@ def test_dropout_depends_on_position_not_on_the_split():
     np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**TINY), params))
 
 
-@pytest.mark.parametrize(("shape", "rate"), [((8, 8, 4), 0.25), ((7, 7, 5), 0.1), ((1,), 0.9)])
+@pytest.mark.parametrize(
+    ("shape", "rate", "rounding"), [((8, 8, 4), 0.25, 1e-6), ((7, 7, 5), 0.1, 1e-5), ((1,), 0.9, 1e-4)]
+)
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_dropout_keeps_the_mean(shape, rate, impl):
+def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
     """Exactly, of every element, in any example, whatever its neighbours do."""
     count = 4096
     kept = np.asarray(dropout(jnp.ones((count, *shape)), jax.random.key(0, impl=impl), jnp.arange(count), rate))
-    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=1e-4)
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=rounding)
     masks = (kept > 0).reshape(count, -1)
     spread = np.sqrt(rate * (1 - rate))
     assert abs(masks.mean() - (1 - rate)) < 5 * spread / np.sqrt(masks.size)
