@@ -53,6 +53,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture(autouse=True)
+def environment_stays():
+    """What a test changes of the environment it puts back: the tests after it read it too."""
+    current = "PYTEST_CURRENT_TEST"  # which pytest changes
+    before = os.environ | {current: ""}
+    yield
+    assert os.environ | {current: ""} == before
+
+
 @pytest.fixture
 def optimized(monkeypatch):
     """Programs are compiled meanwhile as users compile them, here and in the scripts that are run."""
