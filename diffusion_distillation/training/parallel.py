@@ -12,7 +12,8 @@ from ..devices import AXIS, AnyMesh, hold, num_local, of_first, place, replicate
 from ..errors import InputError
 from ..model import Network
 from ..shapes import Array, Params
-from .step import Batch, Teacher, TrainState, TrainStep, init_state, make_train_step
+from .packing import is_packed, pack_state, unpack
+from .step import Batch, Teacher, TrainState, TrainStep, init_state, make_train_step, trains_embedding_only
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -54,11 +55,29 @@ def make_runner(config: Any, network: Network, mesh: Mesh, *, scan: bool | None 
       network: to train.
       mesh: from `data_mesh`.
       scan: do a sequence of steps in one call of the devices. By default on accelerators alone: XLA's CPU backend is
-        many times slower at the gradients of convolutions inside a loop. The result is the same.
+        many times slower at the gradients of convolutions inside a loop. Where it is called for every step, parameters
+        are packed (`packing`), unless they are to be divided or told apart. The result is the same.
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
     make = _pmap_runner if config.train.parallel == "pmap" else _jit_runner
-    return make(config, network, mesh, scan)
+    runner = make(config, network, mesh, scan)
+    return runner if scan or config.train.shard_state or trains_embedding_only(config) else _packing(runner, mesh)
+
+
+def _packing(runner: Runner, mesh: Mesh) -> Runner:
+    """The runner with parameters packed between `place` and `collect`."""
+
+    def place_both(state, teacher):
+        return runner.place(pack_state(state), teacher)
+
+    def collect(state):
+        state = runner.collect(state)
+        if not is_packed(state.params):
+            return state
+        copies = unpack(jax.tree.map(np.array, state))
+        return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
+
+    return runner._replace(place=place_both, collect=collect)
 
 
 def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:

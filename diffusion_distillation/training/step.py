@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from ..diffusion import q_sample
+from ..layers import computed_once
 from ..methods import Denoisers, Method, Rung, make_method
 from ..model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
 from ..sampling import normal
 from ..shapes import Array, Condition, Keys, Params
 from .optimizers import at_step, learning_rate, make_optimizer
+from .packing import is_packed, pack, unpack
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -28,7 +30,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: updates done, skipped ones included.
-      params: what the optimizer works on.
+      params: what the optimizer works on. These, and all that has their structure, may be packed (`packing`).
       ema_params: their running average, with which samples are drawn; None where nothing is averaged.
       opt_state: of the optimizer.
       skipped: updates left out because they were not finite.
@@ -114,10 +116,13 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         rows = len(batch["image"])
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows)}
-        value, grads = _mean_over_microbatches(
-            lambda part: jax.value_and_grad(loss)(state.params, state, teacher, keys, part),
-            _microbatches(batch, num_microbatches, num_shards),
-        )
+        unpacked = jax.tree.map(computed_once, unpack(state))
+
+        def gradients(part):
+            value, grads = jax.value_and_grad(loss)(unpacked.params, unpacked, teacher, keys, part)
+            return value, pack(grads) if is_packed(state.params) else grads
+
+        value, grads = _mean_over_microbatches(gradients, _microbatches(batch, num_microbatches, num_shards))
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
         opt_state = at_step(state.opt_state, state.step)
@@ -269,6 +274,10 @@ def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
     return (lambda step: jnp.where(step == 0, 0.0, decay)) if decay else None
 
 
+def trains_embedding_only(config: Any) -> bool:
+    """Whether a student's other layers stay as the teacher's are."""
+    return "distillation" in config and config.distillation.only_finetune_temb
+
+
 def _optimizer(config: Any) -> optax.GradientTransformation:
-    only_finetune_temb = "distillation" in config and config.distillation.only_finetune_temb
-    return make_optimizer(config.train, only_finetune_temb=only_finetune_temb)
+    return make_optimizer(config.train, only_finetune_temb=trains_embedding_only(config))

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+from test_step import AFFINE, NETWORK, make_config, run
+
+from diffusion_distillation.devices import data_mesh
+from diffusion_distillation.training.packing import is_packed, pack_state, unpack
+from diffusion_distillation.training.parallel import make_runner
+from diffusion_distillation.training.step import init_state
+
+MIXED = AFFINE | {"dense0": AFFINE["dense0"].astype(jax.numpy.bfloat16)}
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+MOMENTUM = dict(optimizer="momentum", ema_decay=None, avg_type="ema", avg_steps=1)  # and no average
+
+
+@pytest.mark.parametrize(("train", "vectors"), [(dict(), 4), (MOMENTUM, 2)], ids=["adam", "momentum"])
+def test_packed_and_as_before(train, vectors):
+    params = {
+        "matrix": np.float32([[1, 2, 3], [4, 5, 6]]),
+        "layer": {"number": np.float32(7), "empty": np.ones((0, 2))},
+    }
+    state = init_state(make_config(**train), jax.tree.map(np.float32, params))
+    packed = pack_state(state)
+    np.testing.assert_array_equal(packed.params.vector, [7, 1, 2, 3, 4, 5, 6])
+    leaves = jax.tree.leaves(packed, is_leaf=is_packed)
+    assert sum(map(is_packed, leaves)) == vectors
+    assert all(np.shape(leaf) == () for leaf in leaves if not is_packed(leaf))
+    assert_same(unpack(packed), state)
+
+
+def test_of_several_types():
+    """As custom networks may have them: no vector holds them."""
+    state = init_state(make_config(), MIXED)
+    assert_same(pack_state(state), state)
+    [one, two], losses = run(make_config(), 2, params=MIXED)
+    assert two.params["dense0"].dtype == jax.numpy.bfloat16 and np.isfinite(losses).all()
+    assert not np.array_equal(one.params["bias"], two.params["bias"])
+
+
+@pytest.mark.parametrize(
+    ("how", "scan", "packed"),
+    [
+        (dict(), False, True),
+        (dict(parallel="pmap"), False, True),
+        (dict(), True, False),
+        (dict(shard_state=True), False, False),
+        (dict(distillation=dict(only_finetune_temb=True)), False, False),
+    ],
+)
+def test_where_it_is_done(how, scan, packed):
+    """And what is to be saved is as ever."""
+    runner = make_runner(make_config(**how), NETWORK, data_mesh(), scan=scan)
+    state = init_state(make_config(**how), AFFINE)
+    placed, _ = runner.place(state, None)
+    assert is_packed(placed.params) == is_packed(placed.ema_params) == packed
+    assert_same(runner.collect(placed), state)
+    assert all(leaf.sharding.device_set == set(jax.devices()) for leaf in jax.tree.leaves(runner.collect(placed)))
