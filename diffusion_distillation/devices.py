@@ -1,5 +1,6 @@
 """The devices, all of all processes in a row, and what is placed on them."""
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -87,6 +88,12 @@ def _xla_knows(flag: str) -> bool:
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(flag.removeprefix("--").encode()) >= 0
     return False
+
+
+def give_memory_back() -> None:
+    """Gives the memory that compiling has left free in this process back to the system, where the allocator can."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def data_mesh() -> Mesh:

@@ -230,6 +230,7 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
         call, batches = next_call()
+        runner.compile(state, key, teacher, batches)
         while step < train.num_steps:
             began = time.monotonic()
             state, metrics = runner.steps(state, key, teacher, batches)

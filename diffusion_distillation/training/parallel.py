@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..devices import AXIS, AnyMesh, hold, num_local, of_first, place, replicated
+from ..devices import AXIS, AnyMesh, give_memory_back, hold, num_local, of_first, place, replicated
 from ..errors import InputError
 from ..model import Network
 from ..shapes import Array, Params
@@ -35,6 +35,8 @@ class Runner(NamedTuple):
 
     Attributes:
       place: `place(state, teacher)`, as `steps` wants them.
+      compile: compiles what `steps` does with such arguments, which else does so itself; but then what compiling takes
+        of the host's memory is there beside the activations.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
       collect: the state as arrays that span all devices, to be saved or sampled with.
@@ -42,6 +44,7 @@ class Runner(NamedTuple):
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
+    compile: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], None]
     steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, CallMetrics]]
     collect: Callable[[TrainState], TrainState]
     in_one_call: bool
@@ -122,21 +125,27 @@ def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
     )
 
 
-def _run(compiled: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: Callable) -> Callable:
-    """`Runner.steps` of a compiled function."""
+def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: Callable) -> tuple[Callable, Callable]:
+    """`Runner.compile` and `Runner.steps` of a jitted function."""
+
+    def stack(batches):
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    def compile(state, key, teacher, batches):
+        jitted.lower(state, key, teacher, put(stack(batches) if scan else batches[0])).compile()
+        give_memory_back()
 
     def steps(state, key, teacher, batches):
         if scan:
-            stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-            state, metrics = compiled(state, key, teacher, put(stacked))
+            state, metrics = jitted(state, key, teacher, put(stack(batches)))
             return state, jax.tree.map(scalar, metrics)
         metrics = []
         for batch in batches:
-            state, of_step = compiled(state, key, teacher, put(batch))
+            state, of_step = jitted(state, key, teacher, put(batch))
             metrics.append(jax.tree.map(scalar, of_step))
         return state, {name: [of_step[name] for of_step in metrics] for name in metrics[0]}
 
-    return steps
+    return compile, steps
 
 
 def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
@@ -166,14 +175,14 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
             place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
-    compiled = jax.jit(call, donate_argnums=0)
-    return Runner(place_both, _run(compiled, put, scan, lambda metric: metric), lambda state: state, scan)
+    calls = _calls(jax.jit(call, donate_argnums=0), put, scan, lambda metric: metric)
+    return Runner(place_both, *calls, lambda state: state, scan)
 
 
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
     devices, count = list(mesh.devices.flat), num_local(mesh)
-    compiled = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
+    jitted = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
 
     def put(batch):
         if scan:
@@ -190,4 +199,4 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, _run(compiled, put, scan, of_first), collect, scan)
+    return Runner(place_both, *_calls(jitted, put, scan, of_first), collect, scan)

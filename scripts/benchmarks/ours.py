@@ -71,14 +71,17 @@ class Work:
         self._step(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _step(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> None:
-        kind = teacher is None
+        kind, key = teacher is None, run_key(0)
+        images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
+        batches = [{"image": images}]
         if kind not in self.training:
             self.training.clear()  # so that memory is that of one
             runner = make_runner(config, self.network, self.mesh, scan=False)
-            self.training[kind] = runner, *runner.place(init_state(config, self.params), teacher)
+            state, teacher = runner.place(init_state(config, self.params), teacher)
+            runner.compile(state, key, teacher, batches)
+            self.training[kind] = runner, state, teacher
         runner, state, teacher = self.training[kind]
-        images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
-        state, metrics = runner.steps(state, run_key(0), teacher, [{"image": images}])
+        state, metrics = runner.steps(state, key, teacher, batches)
         jax.block_until_ready((state, metrics))
         self.training[kind] = runner, state, teacher
 
