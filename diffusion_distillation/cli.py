@@ -23,7 +23,7 @@ from . import interop, multihost
 from .checkpoints import Metadata
 from .config import add_missing, resolve
 from .data import Source, load_source
-from .devices import keep_programs, set_cpu_flags, use_all_cpu_cores
+from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
 from .errors import InputError, RunError
 from .files import absolute, as_path
 from .pipeline import Pipeline
@@ -99,6 +99,11 @@ class RunFlags(ProcessFlags):
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
 
+    def start(self, batch_size: int, dtype: str = "float32") -> None:
+        """As that of `ProcessFlags`; where training is faster in large pages of memory, the program starts anew."""
+        _start_anew(large_pages())
+        super().start(batch_size, dtype)
+
     def config(self, *, distillation: bool) -> ConfigDict:
         """The resolved config, which must have a `distillation` section or must not."""
         config = self._config.value
@@ -124,6 +129,13 @@ class RunFlags(ProcessFlags):
         load_model = functools.partial(interop.load, config=config)
         hooks = dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, load_model=load_model)
         return {**hooks, "change": self._change.value}
+
+
+def _start_anew(variables: dict[str, str]) -> None:
+    """Starts this program anew with these variables too, if there are any and it is what the process was started as."""
+    if variables and sys.argv[0] in sys.orig_argv[-len(sys.argv) :][:1]:
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
 
 
 def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:

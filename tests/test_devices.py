@@ -39,6 +39,36 @@ def test_flags_that_xla_knows():
     assert not devices._xla_knows("--xla_no_such_flag_is_there")
 
 
+@pytest.mark.parametrize(
+    ("setting", "libc", "asked"),
+    [
+        ("always [madvise] never", "glibc", True),
+        ("[always] madvise never", "glibc", False),
+        ("always madvise [never]", "glibc", False),
+        ("always [madvise] never", "", False),
+        (None, "glibc", False),
+    ],
+)
+def test_large_pages(tmp_path, monkeypatch, setting, libc, asked):
+    monkeypatch.setattr(devices, "PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: (libc, ""))
+    if setting is not None:
+        devices.PAGES.write_text(f"{setting}\n")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert devices.large_pages() == {}
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert devices.large_pages() == ({"GLIBC_TUNABLES": devices.LARGE_PAGES} if asked else {})
+
+
+def test_training_has_large_pages(tmp_path, monkeypatch):
+    """A program that has begun cannot ask for them; it starts anew, with its own command."""
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    flags = ["--config=configs/digits_base.py", *TINY, *AFFINE, "--config.train.num_steps=1"]
+    printed = run("train", *flags, f"--workdir={tmp_path}", env=OWN_PARTS)
+    assert ("large pages" in printed.splitlines()[1]) == bool(devices.large_pages())
+    assert printed.count("reading the data") == 1 and "step 1/1" in printed
+
+
 def test_programs_are_kept_where_the_user_has_not_said_where():
     before = jax.config.jax_compilation_cache_dir
     devices.keep_programs()

@@ -5,11 +5,12 @@
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each library works in a process of its own, which is idle while the other is timed;
-a turn is a second of calls, one after another, and what is shown is the median of turns. PyTorch (the Python of --peer
-has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
-images a second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that
-the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
-that the process held.
+a turn is a second of calls, one after another, and what is shown is the median of turns. All have large pages of
+memory, where Linux gives them to those who ask, as training scripts do. PyTorch (the Python of --peer has it) computes
+the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our
+rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own
+arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory that the process
+held.
 """
 
 import json
@@ -33,6 +34,7 @@ from worker import PRODUCT
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
+from diffusion_distillation.devices import large_pages
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.model import count_params, init_params, make_network
@@ -57,7 +59,10 @@ class Worker:
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | large_pages()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         about = self._ask(setup)
         self.name, self.devices, self.error = about["name"], about["devices"], about["error"]
         self.first: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """How `benchmark.py` speaks to the processes whose work it times: a line of JSON each way. No package is needed."""
 
+import functools
 import json
 import re
 import statistics
@@ -17,8 +18,9 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
 
     The first line is the setup; the answer is the name and, of `make(setup)`, the `error()` and the `devices`. Each
     line after it names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which `sample(16, 4)` is the method to
-    time, again and again for so long. The answer is the median of the seconds, and the most bytes of memory that the
-    process has held meanwhile.
+    time, again and again for so long, after a call that does not count: a process that waits loses its caches, and
+    a virtual machine the memory that is free. The answer is the median of the seconds, and the most bytes of memory
+    that the process has held meanwhile. With 'seconds': 0 it is a single call, and the time of that.
     """
     work = make(json.loads(sys.stdin.readline()))
     _answer({"name": name, "devices": work.devices, "error": work.error()})
@@ -26,10 +28,13 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
         request = json.loads(line)
         name, *arguments = request["what"].split()
         forget_peak_memory()
+        do = functools.partial(getattr(work, name), request["batch"], *map(int, arguments))
+        if request["seconds"]:
+            do()
         seconds: list[float] = []
         while not seconds or sum(seconds) < request["seconds"]:
             began = time.perf_counter()
-            getattr(work, name)(request["batch"], *map(int, arguments))
+            do()
             seconds.append(time.perf_counter() - began)
         _answer({"seconds": statistics.median(seconds), "peak_bytes": peak_memory()})
 
