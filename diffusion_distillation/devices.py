@@ -57,8 +57,8 @@ def set_cpu_flags(dtype: str) -> None:
 def large_pages() -> dict[str, str]:
     """What the environment must say when a program starts, for its memory to lie in pages of 2 MB on a CPU.
 
-    XLA takes hundreds of megabytes for a training step and gives them back, and mapping these in pages of 4 kB is a
-    seventh of the step. Some Linux systems use large pages for programs that ask, as glibc's allocator then does.
+    XLA takes hundreds of megabytes for a training step and gives them back, and to map these in pages of 4 kB takes up
+    to a fifth of the step. Some Linux systems use large pages for programs that ask, as glibc's allocator then does.
 
     Returns:
       Variables to set; none where that changes nothing, or GLIBC_TUNABLES says already what the user wants.

@@ -45,6 +45,27 @@ def test_wandb_is_an_extra(tmp_path, monkeypatch):
         cli._to_wandb("digits", epath.Path(tmp_path), ConfigDict())
 
 
+@pytest.mark.parametrize(
+    ("started_as", "argv", "anew"),
+    [
+        (["python", "-X", "dev", "scripts/train.py", "--a=1", "--b"], ["scripts/train.py", "--a=1", "--b"], True),
+        (["python", "-m", "pytest", "tests"], ["scripts/train.py", "--a=1"], False),
+        (["python", "-c", "..."], ["scripts/train.py", "--a=1", "--b", "--c"], False),
+    ],
+)
+def test_only_a_program_of_its_own_starts_anew(monkeypatch, started_as, argv, anew):
+    """And not one that runs a script within it."""
+    calls = []
+    monkeypatch.setattr(cli.os, "execve", lambda *args: calls.append(args))
+    monkeypatch.setattr(sys, "orig_argv", started_as)
+    monkeypatch.setattr(sys, "argv", argv)
+    cli._start_anew({})
+    assert not calls
+    cli._start_anew({"SAID": "so"})
+    expected = (sys.executable, [sys.executable, *started_as[1:]], {**cli.os.environ, "SAID": "so"})
+    assert calls == [expected] * anew
+
+
 def test_dtype_of_a_run(tmp_path):
     """What is not there, or not a run's, is float32, which is right but for speed."""
     assert cli.dtype_of(tmp_path) == "float32"
