@@ -131,11 +131,18 @@ class RunFlags(ProcessFlags):
         return {**hooks, "change": self._change.value}
 
 
+STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
+
+
 def _start_anew(variables: dict[str, str]) -> None:
-    """Starts this program anew with these variables too, if there are any and it is what the process was started as."""
-    if variables and sys.argv[0] in sys.orig_argv[-len(sys.argv) :][:1]:
+    """Starts the command of this process anew, once, with these variables too, if there are any.
+
+    Not where a script runs within another program, whose command is another one.
+    """
+    ours = sys.argv[0] in sys.orig_argv[-len(sys.argv) :][:1] and Path(sys.argv[0]).is_file()
+    if variables and ours and STARTED_ANEW not in os.environ:
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables | {STARTED_ANEW: "1"})
 
 
 def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:

@@ -55,23 +55,40 @@ def set_cpu_flags(dtype: str) -> None:
 
 
 def large_pages() -> dict[str, str]:
-    """What the environment must say when a program starts, for its memory to lie in pages of 2 MB on a CPU.
+    """What the environment must say when a program starts, for its memory to lie in pages of 2 MB.
 
-    XLA takes hundreds of megabytes for a training step and gives them back, and to map these in pages of 4 kB takes up
-    to a fifth of the step. Some Linux systems use large pages for programs that ask, as glibc's allocator then does.
+    On CPU, XLA takes hundreds of megabytes for a training step and gives them back, and to map these in pages of 4 kB
+    takes up to a fifth of the step. Some Linux systems use large pages for programs that ask, as the allocator of glibc
+    does from version 2.35 on, where the environment says so.
 
     Returns:
-      Variables to set; none where that changes nothing, or GLIBC_TUNABLES says already what the user wants.
+      Variables to set; none on other systems, or where GLIBC_TUNABLES is set: that is what the user wants.
     """
-    on_request = PAGES.is_file() and "[madvise]" in PAGES.read_text() and platform.libc_ver()[0] == "glibc"
-    return {"GLIBC_TUNABLES": LARGE_PAGES} if on_request and "GLIBC_TUNABLES" not in os.environ else {}
+    return {} if "GLIBC_TUNABLES" in os.environ or not _large_pages_on_request() else {"GLIBC_TUNABLES": LARGE_PAGES}
+
+
+def _large_pages_on_request() -> bool:
+    try:
+        return "[madvise]" in PAGES.read_text() and _glibc() >= (2, 35)
+    except OSError:
+        return False
+
+
+def _glibc() -> tuple[int, ...]:
+    """The version of the C library; () if it is another one."""
+    names = getattr(os, "confstr_names", {})
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "" if "CS_GNU_LIBC_VERSION" in names else "").partition(
+        " "
+    )
+    return tuple(map(int, version.split("."))) if name == "glibc" else ()
 
 
 def described(mesh: Mesh) -> str:
     """The devices in words."""
     backend, said = jax.default_backend(), os.environ.get("XLA_FLAGS", "").split()
     brought = [name for name, (flag, value) in CPU_FLAGS.items() if f"{flag}={value}" in said]
-    brought += ["large pages"] * (LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "").split(":"))
+    asked = LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "").split(":")
+    brought += ["large pages"] * (asked and _large_pages_on_request())
     of_cpu = f" with {' and '.join(brought)}" if brought and backend == "cpu" else ""
     return f"{mesh.size} {backend} device(s){of_cpu}"
 
@@ -109,7 +126,7 @@ def _xla_knows(flag: str) -> bool:
 
 def give_memory_back() -> None:
     """Gives the memory that compiling has left free in this process back to the system, where the allocator can."""
-    if platform.libc_ver()[0] == "glibc":
+    if _glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -6,6 +6,7 @@ import types
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
+from running import ROOT
 
 from diffusion_distillation import cli
 from diffusion_distillation.errors import InputError
@@ -51,19 +52,24 @@ def test_wandb_is_an_extra(tmp_path, monkeypatch):
         (["python", "-X", "dev", "scripts/train.py", "--a=1", "--b"], ["scripts/train.py", "--a=1", "--b"], True),
         (["python", "-m", "pytest", "tests"], ["scripts/train.py", "--a=1"], False),
         (["python", "-c", "..."], ["scripts/train.py", "--a=1", "--b", "--c"], False),
+        (["python", "-"], ["-"], False),
     ],
 )
 def test_only_a_program_of_its_own_starts_anew(monkeypatch, started_as, argv, anew):
     """And not one that runs a script within it."""
     calls = []
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(cli.os, "execve", lambda *args: calls.append(args))
     monkeypatch.setattr(sys, "orig_argv", started_as)
     monkeypatch.setattr(sys, "argv", argv)
     cli._start_anew({})
     assert not calls
     cli._start_anew({"SAID": "so"})
-    expected = (sys.executable, [sys.executable, *started_as[1:]], {**cli.os.environ, "SAID": "so"})
-    assert calls == [expected] * anew
+    environment = {**cli.os.environ, "SAID": "so", cli.STARTED_ANEW: "1"}
+    assert calls == [(sys.executable, [sys.executable, *started_as[1:]], environment)] * anew
+    monkeypatch.setenv(cli.STARTED_ANEW, "1")  # though the variables did not come through
+    cli._start_anew({"SAID": "so"})
+    assert len(calls) == anew
 
 
 def test_dtype_of_a_run(tmp_path):

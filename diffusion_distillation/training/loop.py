@@ -113,7 +113,7 @@ class _Run(NamedTuple):
     def evaluate(self, state: TrainState, step: int) -> None:
         """Shows what the model has learned, to whom asked for it."""
         if self.on_eval is not None:
-            params = self.runner.collect(state).sampling_params
+            params = self.runner.collect(state.sampling_params)
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
 

@@ -61,9 +61,9 @@ def unpack(tree: Any) -> Any:
     def unpacked(node):
         if not is_packed(node):
             return node
-        ends = list(itertools.accumulate(map(math.prod, node.shapes)))
-        parts = zip([0, *ends], ends, node.shapes, strict=False)
-        return node.structure.unflatten([node.vector[start:end].reshape(shape) for start, end, shape in parts])
+        ranges = itertools.pairwise(itertools.accumulate(map(math.prod, node.shapes), initial=0))
+        parts = zip(ranges, node.shapes, strict=True)
+        return node.structure.unflatten([node.vector[start:end].reshape(shape) for (start, end), shape in parts])
 
     return jax.tree.map(unpacked, tree, is_leaf=is_packed)
 

@@ -35,18 +35,18 @@ class Runner(NamedTuple):
 
     Attributes:
       place: `place(state, teacher)`, as `steps` wants them.
-      compile: compiles what `steps` does with such arguments, which else does so itself; but then what compiling takes
-        of the host's memory is there beside the activations.
+      compile: compiles what `steps` does with the same arguments. `steps` would do so itself, but then the host holds
+        what compiling leaves in its memory beside the activations; here it is given back first.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
-      collect: the state as arrays that span all devices, to be saved or sampled with.
+      collect: a state, or a part of one, as arrays that span all devices, to be saved or sampled with.
       in_one_call: whether the devices do the steps of a call without the host, which then is as long as they take.
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
     compile: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], None]
     steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, CallMetrics]]
-    collect: Callable[[TrainState], TrainState]
+    collect: Callable[[Any], Any]
     in_one_call: bool
 
 
@@ -75,7 +75,7 @@ def _packing(runner: Runner, mesh: Mesh) -> Runner:
 
     def collect(state):
         state = runner.collect(state)
-        if not is_packed(state.params):
+        if not any(map(is_packed, jax.tree.leaves(state, is_leaf=is_packed))):
             return state
         copies = unpack(jax.tree.map(np.array, state))
         return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
@@ -132,6 +132,7 @@ def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: 
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     def compile(state, key, teacher, batches):
+        # as `jitted` has it then, it need not be called with what is returned
         jitted.lower(state, key, teacher, put(stack(batches) if scan else batches[0])).compile()
         give_memory_back()
 

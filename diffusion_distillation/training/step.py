@@ -116,7 +116,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         rows = len(batch["image"])
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows)}
-        unpacked = jax.tree.map(computed_once, unpack(state))
+        unpacked = state._replace(params=_unpacked(state.params), average=_unpacked(state.average))
 
         def gradients(part):
             value, grads = jax.value_and_grad(loss)(unpacked.params, unpacked, teacher, keys, part)
@@ -153,6 +153,11 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         }
 
     return step
+
+
+def _unpacked(params: Params | None) -> Params | None:
+    """As the networks take them; what is sliced is written once, and not read from the whole at each use."""
+    return jax.tree.map(computed_once, unpack(params)) if is_packed(params) else params
 
 
 def _make_loss(config: Any, network: Network, method: Method) -> Callable[..., Array]:

@@ -18,9 +18,9 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
 
     The first line is the setup; the answer is the name and, of `make(setup)`, the `error()` and the `devices`. Each
     line after it names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which `sample(16, 4)` is the method to
-    time, again and again for so long, after a call that does not count: a process that waits loses its caches, and
-    a virtual machine the memory that is free. The answer is the median of the seconds, and the most bytes of memory
-    that the process has held meanwhile. With 'seconds': 0 it is a single call, and the time of that.
+    time, again and again for so long, after a call that does not count: the first one after a pause is slower, as the
+    host of a virtual machine takes free memory back meanwhile. The answer is the median of the seconds, and the most
+    bytes of memory that the process has held. With 'seconds': 0 it is a single call, and the time of that.
     """
     work = make(json.loads(sys.stdin.readline()))
     _answer({"name": name, "devices": work.devices, "error": work.error()})

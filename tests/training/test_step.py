@@ -138,6 +138,25 @@ def test_a_state_stays_where_it_was_placed(how, scan):
     assert not any(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_step_is_compiled_once(parallel):
+    """What `compile` has compiled `steps` finds."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
+    runner = make_runner(make_config(parallel=parallel), NETWORK, data_mesh())
+    arguments = *runner.place(init_state(make_config(), AFFINE), None), list(read_batches(SOURCE, 0, range(1), 16))
+    state, teacher, batches = arguments
+
+    def compilations():
+        return sum("backend_compile" in event for event in compiled)
+
+    before = compilations()
+    runner.compile(state, jax.random.key(0), teacher, batches)
+    there = compilations()
+    runner.steps(state, jax.random.key(0), teacher, batches)
+    assert before < there == compilations()
+
+
 def test_a_state_is_made_where_it_lies():
     """No device ever holds more of the moments and the average than its share."""
     held, put, size = [0], jax.device_put, 512 * 512 * 4
