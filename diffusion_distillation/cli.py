@@ -33,6 +33,7 @@ from .training.interrupt import exit_on_signals
 from .training.loop import OnEval, OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
+STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
 NOT_OUR_FAULT = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EEXIST")
 }
@@ -129,9 +130,6 @@ class RunFlags(ProcessFlags):
         load_model = functools.partial(interop.load, config=config)
         hooks = dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, load_model=load_model)
         return {**hooks, "change": self._change.value}
-
-
-STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
 
 
 def _start_anew(variables: dict[str, str]) -> None:

@@ -64,7 +64,8 @@ def large_pages() -> dict[str, str]:
     Returns:
       Variables to set; none on other systems, or where GLIBC_TUNABLES is set: that is what the user wants.
     """
-    return {} if "GLIBC_TUNABLES" in os.environ or not _large_pages_on_request() else {"GLIBC_TUNABLES": LARGE_PAGES}
+    wanted = "GLIBC_TUNABLES" not in os.environ and _large_pages_on_request()
+    return {"GLIBC_TUNABLES": LARGE_PAGES} if wanted else {}
 
 
 def _large_pages_on_request() -> bool:
@@ -76,11 +77,11 @@ def _large_pages_on_request() -> bool:
 
 def _glibc() -> tuple[int, ...]:
     """The version of the C library; () if it is another one."""
-    names = getattr(os, "confstr_names", {})
-    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "" if "CS_GNU_LIBC_VERSION" in names else "").partition(
-        " "
-    )
-    return tuple(map(int, version.split("."))) if name == "glibc" else ()
+    try:
+        _, version = os.confstr("CS_GNU_LIBC_VERSION").split()  # 'glibc 2.36'
+    except (AttributeError, ValueError, OSError):
+        return ()
+    return tuple(map(int, version.split(".")))
 
 
 def described(mesh: Mesh) -> str:

@@ -12,7 +12,7 @@ from ..devices import AXIS, AnyMesh, give_memory_back, hold, num_local, of_first
 from ..errors import InputError
 from ..model import Network
 from ..shapes import Array, Params
-from .packing import is_packed, pack_state, unpack
+from .packing import pack_state, unpack
 from .step import Batch, Teacher, TrainState, TrainStep, init_state, make_train_step, trains_embedding_only
 
 
@@ -74,10 +74,7 @@ def _packing(runner: Runner, mesh: Mesh) -> Runner:
         return runner.place(pack_state(state), teacher)
 
     def collect(state):
-        state = runner.collect(state)
-        if not any(map(is_packed, jax.tree.leaves(state, is_leaf=is_packed))):
-            return state
-        copies = unpack(jax.tree.map(np.array, state))
+        copies = unpack(jax.tree.map(np.array, runner.collect(state)))
         return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
 
     return runner._replace(place=place_both, collect=collect)

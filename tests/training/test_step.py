@@ -143,11 +143,8 @@ def test_a_step_is_compiled_once(parallel):
     """What `compile` has compiled `steps` finds."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
-    config, batches, key = (
-        make_config(parallel=parallel),
-        list(read_batches(SOURCE, 0, range(1), 16)),
-        jax.random.key(0),
-    )
+    config, key = make_config(parallel=parallel), jax.random.key(0)
+    batches = list(read_batches(SOURCE, 0, range(1), 16))
 
     def compilations():
         return sum("backend_compile" in event for event in compiled)
