@@ -113,11 +113,9 @@ class GroupNorm(nn.Module):
         f = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         space = tuple(range(1, x.ndim - 1))
 
-        def of_groups(per_channel):
-            groups = per_channel.reshape(batch, self.num_groups, -1).mean(axis=-1)
-            return jnp.repeat(groups, channels // self.num_groups, axis=-1)
-
-        mean, mean_square = of_groups(f.mean(axis=space)), of_groups(jnp.square(f).mean(axis=space))
+        of_channels = jnp.stack([f.mean(axis=space), jnp.square(f).mean(axis=space)])
+        of_groups = of_channels.reshape(2, batch, self.num_groups, -1).mean(axis=-1)
+        mean, mean_square = jnp.repeat(of_groups, channels // self.num_groups, axis=-1)
         scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
         shift = beta - mean * scale
         if film is not None:

@@ -1,6 +1,7 @@
 """The Improved-DDPM U-Net in Flax, with the parameter names of the published checkpoints."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.random import threefry_2x32
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from .errors import InputError
 from .layers import EPSILON, GroupNorm, attention, computed_once, conv3x3, pixels
 from .schedules import Discrete
-from .shapes import Array
+from .shapes import Array, Keys
 
 MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number of classes
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
@@ -140,10 +141,10 @@ class UNet(nn.Module):
             raise InputError(f"A network of guidance_range={self.guidance_range} was called with guidance={guidance}.")
         num_levels = len(self.ch_mult)
         dtype = self.dtype or x.dtype
-        if not train or self.dropout == 0:
-            index = None
-        elif index is None:
-            index = jnp.arange(batch)
+        seeds = None
+        if train and self.dropout:
+            seeds = dropout_seeds(self.make_rng("dropout"), jnp.arange(batch) if index is None else index)
+        sites = itertools.count()
 
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.promote_types(x.dtype, jnp.float32)), (batch,))
         emb = self.time_embedding(logsnr).astype(dtype)
@@ -171,7 +172,8 @@ class UNet(nn.Module):
 
         def residual(h, name, out_ch=None, resample=None):
             options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
-            return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, index)
+            of_site = None if seeds is None else seeds + jnp.array([0, next(sites)], jnp.uint32)
+            return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, of_site)
 
         def attention(h, name, norm=norm):
             return attention_block(self.num_heads, self.head_dim, norm, dtype, name=name)(h)
@@ -324,8 +326,8 @@ class ResidualBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, emb, index):
-        """`index` is the examples' positions in the global batch, for dropout; None for none."""
+    def __call__(self, x, emb, seeds):
+        """`seeds` is for dropout; None for none."""
         h = self.norm(activation=nn.swish, name="norm1")(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -336,8 +338,8 @@ class ResidualBlock(nn.Module):
         if film is None:
             h += emb[:, None, None]
         h = self.norm(activation=nn.swish, name="norm2")(h, film=film)
-        if index is not None:
-            h = dropout(h, self.make_rng("dropout"), index, self.dropout)
+        if seeds is not None:
+            h = dropout(h, seeds, self.dropout)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
         if x.shape[-1] != self.out_ch:
@@ -389,19 +391,20 @@ def nearest(x):
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def dropout(x, key, index, rate):
-    """Dropout whose mask is drawn for each example from the key and the example's index.
+def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:
+    """What `dropout` draws each example's mask from: depends on the key, of any kind, and on the example's index."""
+    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,)))(index)
+
+
+def dropout(x, seeds, rate):
+    """Dropout whose mask is drawn for each example from its seed: Threefry's key, another one wherever it is applied.
 
     Sixteen bits decide on an element, half of a word of Threefry: a fourth of the work of `jax.random.bernoulli`.
     """
     size = math.prod(x.shape[1:])
     kept = max(1, round((1 - rate) * 2**16))  # of the numbers that sixteen bits can be
-
-    def words_of(i):
-        seed = jax.random.bits(jax.random.fold_in(key, i), (2,))  # from any kind of key
-        return threefry_2x32(seed, jnp.arange((size + 1) // 2, dtype=jnp.uint32))
-
-    words = jax.vmap(words_of)(index)
+    counts = jnp.arange((size + 1) // 2, dtype=jnp.uint32)
+    words = jax.vmap(lambda seed: threefry_2x32(seed, counts))(seeds)
     halves = (words[:, None] >> jnp.array([[0], [16]], jnp.uint32)) & 0xFFFF
-    keep = halves.reshape(len(index), -1)[:, :size].reshape(x.shape) < kept
+    keep = halves.reshape(len(x), -1)[:, :size].reshape(x.shape) < kept
     return jnp.where(keep, x * (2**16 / kept), 0)
