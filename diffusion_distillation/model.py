@@ -109,13 +109,19 @@ def _output_channels(config: Any, channels: int) -> int:
     return 2 * channels if config.mean_type == "both" else channels
 
 
+def quick_to_compile() -> dict[str, int] | None:
+    """Compiler options of `jax.jit` for large programs: on CPU, fewer optimizations than XLA's default.
+
+    The training step compiles in five sixths of the time then and runs as fast, and initial parameters in half.
+    """
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
 def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
     """Initial parameters, in float32."""
     x = jnp.zeros((1, *image_shape))
     condition = _some_condition(network, num_classes)
-    # This program runs once: on CPU it compiles in half the time with few optimizations, to the same bits.
-    quick = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)  # not within another program
-    options = {"xla_backend_optimization_level": 1} if quick else None
+    options = None if isinstance(key, jax.core.Tracer) else quick_to_compile()  # within another program, that one's
     return jax.jit(network.init, compiler_options=options)(key, x, jnp.zeros(1), **condition)["params"]
 
 

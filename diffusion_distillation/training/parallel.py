@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..devices import AXIS, AnyMesh, give_memory_back, hold, num_local, of_first, place, replicated
 from ..errors import InputError
-from ..model import Network
+from ..model import Network, quick_to_compile
 from ..shapes import Array, Params
 from .packing import pack_state, unpack
 from .step import Batch, Teacher, TrainState, TrainStep, init_state, make_train_step, trains_embedding_only
@@ -173,7 +173,8 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
             place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
-    calls = _calls(jax.jit(call, donate_argnums=0), put, scan, lambda metric: metric)
+    jitted = jax.jit(call, donate_argnums=0, compiler_options=quick_to_compile())
+    calls = _calls(jitted, put, scan, lambda metric: metric)
     return Runner(place_both, *calls, lambda state: state, scan)
 
 

@@ -24,6 +24,7 @@ from diffusion_distillation.devices import set_cpu_flags
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import two_step_target
 from diffusion_distillation.errors import RunError
+from diffusion_distillation.model import quick_to_compile
 from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.shapes import Array, Params
 from diffusion_distillation.unet import UNet
@@ -49,7 +50,8 @@ def main() -> None:
     exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
-    found = jax.jit(compute, static_argnames="dtype")(inputs, dtype=dtype)
+    # as training steps are compiled
+    found = jax.jit(compute, static_argnames="dtype", compiler_options=quick_to_compile())(inputs, dtype=dtype)
     jax.config.update("jax_disable_most_optimizations", True)  # of single operations: they compile sooner
     with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit():
         expected = compute(jax.tree.map(np.float64, inputs), dtype=jnp.float64)
