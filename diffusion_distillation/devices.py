@@ -1,6 +1,7 @@
 """The devices, all of all processes in a row, and what is placed on them."""
 
 import ctypes
+import gc
 import hashlib
 import mmap
 import os
@@ -127,6 +128,7 @@ def _xla_knows(flag: str) -> bool:
 
 def give_memory_back() -> None:
     """Gives the memory that compiling has left free in this process back to the system, where the allocator can."""
+    gc.collect()  # programs that are done with, as that of initial parameters, wait for it
     if _glibc():
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -13,7 +13,7 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int, UInt32
 
 from .errors import InputError
-from .layers import EPSILON, GroupNorm, attention, computed_once, conv3x3, pixels
+from .layers import EPSILON, GroupNorm, attention, average_pool, computed_once, conv3x3, nearest, pixels
 from .schedules import Discrete
 from .shapes import Array, Keys
 
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         def upsample(h, stage):
             if self.resamples_inside(stage):
                 return residual(h, f"{stage}.upsample", resample=nearest)
-            return conv(nearest(h), f"{stage}.upsample")
+            return conv(h, f"{stage}.upsample", of_nearest=True)
 
         h = conv3x3(x.astype(dtype), self.ch, dtype=dtype, name="conv_in")
         skips = [h]
@@ -329,9 +329,10 @@ class ResidualBlock(nn.Module):
     def __call__(self, x, emb, seeds):
         """`seeds` is for dropout; None for none."""
         h = self.norm(activation=nn.swish, name="norm1")(x)
+        upsamples = self.resample is nearest
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv3x3(h, self.out_ch, dtype=self.dtype, name="conv1")
+            h, x = h if upsamples else self.resample(h), self.resample(x)
+        h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
 
         emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
         film = tuple(jnp.split(emb, 2, axis=-1)) if self.scale_shift else None
@@ -379,16 +380,6 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: in
     frequencies = jnp.exp(-math.log(10000) / (half - freq_shift) * jnp.arange(half, dtype=time.dtype))
     phases = time[:, None] * frequencies
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
-
-
-def average_pool(x):
-    """Means of 2x2 pixels, half the size."""
-    return nn.avg_pool(x, (2, 2), (2, 2))
-
-
-def nearest(x):
-    """Each pixel four times, twice the size."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:

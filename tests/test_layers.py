@@ -6,7 +6,15 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_distillation.layers import GroupNorm, attention, conv3x3, convolution, pixels
+from diffusion_distillation.layers import (
+    GroupNorm,
+    attention,
+    conv3x3,
+    convolution,
+    convolution_of_nearest,
+    nearest,
+    pixels,
+)
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -72,14 +80,29 @@ def test_group_norm_has_the_parameters_of_flax():
     np.testing.assert_allclose(GroupNorm(8).apply(a, x), norm_of_flax(None).apply(b, x), atol=1e-6)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+def of_lax(x, *args, **kwargs):
+    return jax.lax.conv_general_dilated(x, *args, **kwargs)
+
+
+def of_lax_and_nearest(x, *args, **kwargs):
+    return of_lax(nearest(x), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("apply", "reference", "stride", "side", "bounds"),
+    [
+        (convolution, of_lax, 1, 8, {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}),
+        (convolution, of_lax, 2, 4, {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}),
+        (convolution_of_nearest, of_lax_and_nearest, 1, 16, {jnp.float32: 1e-6, jnp.bfloat16: 4e-3}),
+    ],
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_convolution_and_its_gradients(stride, dtype):
+def test_convolution_and_its_gradients(apply, reference, stride, side, bounds, dtype):
     """Those of `jax.lax`; in bfloat16, as near to float64."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 8, 32)).astype(dtype)
     kernel = rng.standard_normal((3, 3, 32, 64)).astype(dtype)
-    weighed = rng.standard_normal((2, 8 // stride, 8 // stride, 64)).astype(dtype)
+    weighed = rng.standard_normal((2, side, side, 64)).astype(dtype)
 
     def gradients(convolve, *inputs):
         @jax.jit
@@ -91,18 +114,18 @@ def test_convolution_and_its_gradients(stride, dtype):
 
         return act(*inputs)
 
-    got = gradients(convolution, x, kernel, weighed)
-    plain = gradients(jax.lax.conv_general_dilated, x, kernel, weighed)
+    got = gradients(apply, x, kernel, weighed)
+    plain = gradients(reference, x, kernel, weighed)
     with jax.enable_x64():
-        exact = gradients(jax.lax.conv_general_dilated, *map(np.float64, (x, kernel, weighed)))
+        exact = gradients(reference, *map(np.float64, (x, kernel, weighed)))
         exact = [np.asarray(part) for part in exact]
-    for ours, of_lax, expected in zip(got, plain, exact, strict=True):
+    for ours, of_jax, expected in zip(got, plain, exact, strict=True):
         assert ours.dtype == dtype
         errors = [
             np.linalg.norm(np.asarray(part).astype(np.float64) - expected) / np.linalg.norm(expected)
-            for part in (ours, of_lax)
+            for part in (ours, of_jax)
         ]
-        assert errors[0] < {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}[dtype] and errors[0] < 1.1 * errors[1] + 1e-7
+        assert errors[0] < bounds[dtype] and errors[0] < 1.1 * errors[1] + 1e-7
 
 
 def test_convolution_in_float32_has_forward_derivatives():
@@ -134,7 +157,7 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, dtype=x.dtype))
+        h = GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, of_nearest=True, dtype=x.dtype))
         q, k, v = (part.reshape(len(x), -1, 2, 16) for part in (pixels(h), jnp.sin(h), nn.swish(h)))
         return conv3x3(attention(q, k, v).reshape(h.shape), 8, dtype=x.dtype)
 

@@ -7,11 +7,12 @@ import numpy_unet
 import oracle
 import pytest
 
+from diffusion_distillation import unet
 from diffusion_distillation.diffusion import make_denoiser, q_sample
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.model import init_params
 from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
-from diffusion_distillation.unet import UNet, dropout
+from diffusion_distillation.unet import UNet, dropout, dropout_seeds
 
 SMALL = dict(
     num_classes=1,
@@ -233,6 +234,16 @@ def test_dropout_depends_on_position_not_on_the_split():
     np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**TINY), params))
 
 
+def test_dropout_is_drawn_anew_in_every_block_and_example(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(unet, "dropout", lambda x, seed, rate: (seeds.extend(np.asarray(seed).tolist()), x)[1])
+    network = UNet(**(TINY | dict(dropout=0.5)))
+    with jax.disable_jit():
+        network.apply({"params": random_params(network)}, X, LOGSNR, train=True, rngs={"dropout": jax.random.key(0)})
+    blocks = sum("conv2" in part for part in random_params(network).values())
+    assert len(set(map(tuple, seeds))) == len(seeds) == blocks * len(X) > len(X)
+
+
 @pytest.mark.parametrize(
     ("shape", "rate", "rounding"), [((8, 8, 4), 0.25, 1e-6), ((7, 7, 5), 0.1, 1e-5), ((1,), 0.9, 1e-4)]
 )
@@ -240,7 +251,8 @@ def test_dropout_depends_on_position_not_on_the_split():
 def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
     """Exactly, of every element, in any example, whatever its neighbours do."""
     count = 4096
-    kept = np.asarray(dropout(jnp.ones((count, *shape)), jax.random.key(0, impl=impl), jnp.arange(count), rate))
+    seeds = dropout_seeds(jax.random.key(0, impl=impl), jnp.arange(count))
+    kept = np.asarray(dropout(jnp.ones((count, *shape)), seeds, rate))
     np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=rounding)
     masks = (kept > 0).reshape(count, -1)
     spread = np.sqrt(rate * (1 - rate))

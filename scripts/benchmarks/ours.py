@@ -1,5 +1,6 @@
 """A process that times this package's network and steps, called as the scripts call them; see `benchmark.py`."""
 
+import functools
 from typing import Any
 
 import jax
@@ -30,20 +31,29 @@ class Work:
         self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
         self.network = make_network(self.base.model, self.shape, 1)
-        self.apply = spread(self._apply, self.mesh, "jit")
-        self.held = hold(self.params, self.mesh, "jit")
-        self.pipeline = Pipeline(self.params, Metadata(self.base, self.shape, 1, 0))
         self.training, self.devices = {}, self.mesh.size
-        dtype, everywhere = jnp.dtype(self.base.model.dtype), NamedSharding(self.mesh, PartitionSpec(AXIS))
-        self.matrices = jax.device_put(jnp.ones((self.mesh.size, PRODUCT, PRODUCT), dtype), everywhere)
-        self.multiply = jax.jit(lambda a: a @ a)
 
-    def _apply(self, params, _, rows):
-        return self.network.apply({"params": params}, *rows)
+    # What one kind of work needs is made for it: the memory of another is not to be that of both.
+
+    @functools.cached_property
+    def _network(self):
+        apply = spread(lambda params, _, rows: self.network.apply({"params": params}, *rows), self.mesh, "jit")
+        return functools.partial(apply, hold(self.params, self.mesh, "jit"), ())
+
+    @functools.cached_property
+    def _pipeline(self):
+        return Pipeline(self.params, Metadata(self.base, self.shape, 1, 0))
+
+    @functools.cached_property
+    def _product(self):
+        dtype, everywhere = jnp.dtype(self.base.model.dtype), NamedSharding(self.mesh, PartitionSpec(AXIS))
+        matrices = jax.device_put(jnp.ones((self.mesh.size, PRODUCT, PRODUCT), dtype), everywhere)
+        return functools.partial(jax.jit(lambda a: a @ a), matrices)
 
     def error(self) -> float:
         """How far the output is from the one given, relative to its size."""
-        out = self.apply(self.held, (), (self.x, self.logsnr))
+        out = self._network((self.x, self.logsnr))
+        del self._network
         return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
 
     def noise(self, batch: int) -> np.ndarray:
@@ -52,15 +62,15 @@ class Work:
 
     def product(self, batch: int) -> None:
         """A matrix product on every device."""
-        jax.block_until_ready(self.multiply(self.matrices))
+        jax.block_until_ready(self._product())
 
     def forward(self, batch: int) -> None:
         """One call of the network."""
-        self.apply(self.held, (), (self.noise(batch), np.linspace(-5, 5, batch, dtype=np.float32)))
+        self._network((self.noise(batch), np.linspace(-5, 5, batch, dtype=np.float32)))
 
     def sample(self, batch: int, num_steps: int) -> None:
         """DDIM."""
-        self.pipeline.from_noise(self.noise(batch), num_steps=num_steps, batch_size=batch)
+        self._pipeline.from_noise(self.noise(batch), num_steps=num_steps, batch_size=batch)
 
     def base_step(self, batch: int) -> None:
         """A step of base training."""

@@ -12,7 +12,7 @@ from diffusion_distillation.data import read_batches
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Method, Rung, Times, make_method
 from diffusion_distillation.training.step import Teacher
-from diffusion_distillation.unet import dropout
+from diffusion_distillation.unet import dropout, dropout_seeds
 
 BATCH = next(read_batches(SOURCE, 0, range(1), 16))
 
@@ -23,7 +23,7 @@ class Dropping(nn.Module):
     @nn.compact
     def __call__(self, z, logsnr, y=None, *, train=False, index=None):
         out = z * self.param("scale", nn.initializers.ones, ())
-        return dropout(out, self.make_rng("dropout"), index, 0.9) if train else out
+        return dropout(out, dropout_seeds(self.make_rng("dropout"), index), 0.9) if train else out
 
 
 def use(monkeypatch, method):

@@ -17,7 +17,7 @@ from diffusion_distillation.methods import Rung, diffusion
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.parallel import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
-from diffusion_distillation.unet import AttentionBlock, ResidualBlock
+from diffusion_distillation.unet import AttentionBlock, ResidualBlock, dropout_seeds
 
 SOURCE = load_source("digits")
 
@@ -42,7 +42,8 @@ class Block(nn.Module):
         norm = functools.partial(GroupNorm, num_groups=32, dtype=z.dtype)
         emb = nn.swish(nn.Dense(32)(jnp.broadcast_to(logsnr, len(z))[:, None]))
         h = conv3x3(z, 32, dtype=z.dtype, name="conv_in")
-        h = residual(32, 0.3, None, True, norm, z.dtype, name="block")(h, emb, index if train else None)
+        seeds = dropout_seeds(self.make_rng("dropout"), index) if train else None
+        h = residual(32, 0.3, None, True, norm, z.dtype, name="block")(h, emb, seeds)
         h = attention(1, None, norm, z.dtype, name="attn")(h)
         return conv3x3(h, 1, dtype=z.dtype, name="conv_out")
 
