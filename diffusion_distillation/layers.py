@@ -19,6 +19,10 @@ def computed_once(y: Array) -> Array:
     return jax.lax.optimization_barrier(y) if jax.default_backend() == "cpu" else y
 
 
+def _is_plain(window_strides: Any, padding: Any) -> bool:
+    return padding == "SAME" and all(stride == 1 for stride in window_strides)
+
+
 def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
     """`jax.lax.conv_general_dilated`.
 
@@ -27,8 +31,7 @@ def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **op
     """
     apply = functools.partial(jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     odd = all(size % 2 for size in kernel.shape[:-2])
-    plain = padding == "SAME" and all(stride == 1 for stride in window_strides) and odd
-    if not plain or x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    if not _is_plain(window_strides, padding) or not odd or x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
         return apply(x, kernel)
     return _convolution(apply, x, kernel)
 
@@ -53,14 +56,14 @@ _convolution.defvjp(_forward, _backward)
 
 
 def convolution_of_nearest(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
-    """`convolution(nearest(x), kernel)`, for a 3x3 kernel and padding 'SAME'.
+    """`convolution(nearest(x), kernel)` with a 3x3 kernel, not dilated.
 
     Of the three rows that a pixel is made from, two are the same row of x, and so with columns. On CPU four
     convolutions of x, by kernels of 2x2 in which those rows and columns are summed, give each pixel's 2x2, with four
-    products for every nine. Not in bfloat16, whose rounding of the sums would weigh more than the time.
+    products for every nine. Not in types of 16 bits: there the rounding of the sums would weigh more than the time.
     """
     apply = functools.partial(convolution, window_strides=window_strides, **options)
-    if jax.default_backend() != "cpu" or x.dtype == jnp.bfloat16:
+    if jax.default_backend() != "cpu" or x.dtype.itemsize < 4 or not _is_plain(window_strides, padding):
         return apply(nearest(x), kernel, padding=padding)
     batch, height, width, _ = x.shape
 

@@ -172,6 +172,7 @@ class UNet(nn.Module):
 
         def residual(h, name, out_ch=None, resample=None):
             options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
+            # one draw for all blocks: keys of Threefry may be as near to each other
             of_site = None if seeds is None else seeds + jnp.array([0, next(sites)], jnp.uint32)
             return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, of_site)
 
@@ -327,11 +328,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, emb, seeds):
-        """`seeds` is for dropout; None for none."""
+        """`seeds` are of `dropout_seeds`, others for each block; None for no dropout."""
         h = self.norm(activation=nn.swish, name="norm1")(x)
         upsamples = self.resample is nearest
         if self.resample is not None:
-            h, x = h if upsamples else self.resample(h), self.resample(x)
+            h = h if upsamples else self.resample(h)
+            x = self.resample(x)
         h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
 
         emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
@@ -384,11 +386,11 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: in
 
 def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:
     """What `dropout` draws each example's mask from: depends on the key, of any kind, and on the example's index."""
-    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,)))(index)
+    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))(index)
 
 
 def dropout(x, seeds, rate):
-    """Dropout whose mask is drawn for each example from its seed: Threefry's key, another one wherever it is applied.
+    """Dropout whose mask is drawn for each example from its seed, a key of Threefry, which is to be used once.
 
     Sixteen bits decide on an element, half of a word of Threefry: a fourth of the work of `jax.random.bernoulli`.
     """

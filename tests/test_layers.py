@@ -128,6 +128,18 @@ def test_convolution_and_its_gradients(apply, reference, stride, side, bounds, d
         assert errors[0] < bounds[dtype] and errors[0] < 1.1 * errors[1] + 1e-7
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "strides", "padding"),
+    [(1, 1, (1, 1), "SAME"), (5, 3, (1, 1), "SAME"), (5, 3, (2, 2), "SAME"), (5, 3, (1, 1), "VALID")],
+)
+def test_convolution_of_nearest_of_any_shape(height, width, strides, padding):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((2, height, width, 4), (3, 3, 4, 5)))
+    ours = convolution_of_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
+    expected = of_lax_and_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
 def test_convolution_in_float32_has_forward_derivatives():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 

@@ -218,6 +218,25 @@ def test_float64():
         got = apply(network, params, X.astype(np.float64), LOGSNR.astype(np.float64))
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(expected, got, atol=1e-4 * np.abs(got).max())
+        dropping = UNet(**(TINY | dict(dropout=0.5)))
+        rngs = {"dropout": jax.random.key(0)}
+        dropped = apply(dropping, params, X.astype(np.float64), LOGSNR.astype(np.float64), rngs=rngs, train=True)
+        assert dropped.dtype == jnp.float64 and np.abs(dropped - got).max() > 0.01
+
+
+def test_remat_drops_the_same():
+    plain, remat = (UNet(**(TINY | dict(dropout=0.5, remat=remat))) for remat in (False, True))
+    params, rngs = random_params(plain), {"dropout": jax.random.key(0)}
+
+    @functools.partial(jax.jit, static_argnames="network")
+    def gradients(network, params):
+        def loss(params):
+            return jnp.mean(network.apply({"params": params}, X, LOGSNR, train=True, rngs=rngs) ** 2)
+
+        return jax.grad(loss)(params)
+
+    a, b = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients(of, params))]) for of in (plain, remat))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
 
 
 def test_dropout_depends_on_position_not_on_the_split():
@@ -237,7 +256,7 @@ def test_dropout_depends_on_position_not_on_the_split():
 def test_dropout_is_drawn_anew_in_every_block_and_example(monkeypatch):
     seeds = []
     monkeypatch.setattr(unet, "dropout", lambda x, seed, rate: (seeds.extend(np.asarray(seed).tolist()), x)[1])
-    network = UNet(**(TINY | dict(dropout=0.5)))
+    network = UNet(**(TINY | dict(dropout=0.5, ch_mult=(1, 1), resblock_resample=True)))
     with jax.disable_jit():
         network.apply({"params": random_params(network)}, X, LOGSNR, train=True, rngs={"dropout": jax.random.key(0)})
     blocks = sum("conv2" in part for part in random_params(network).values())

@@ -33,7 +33,7 @@ class Work:
         self.network = make_network(self.base.model, self.shape, 1)
         self.training, self.devices = {}, self.mesh.size
 
-    # What one kind of work needs is made for it: the memory of another is not to be that of both.
+    # Made when first used: a run of one kind of work does not hold what another needs.
 
     @functools.cached_property
     def _network(self):
