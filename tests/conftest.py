@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def environment_stays():
     """What a test changes of the environment it puts back: the tests after it read it too."""
-    of_others = {"PYTEST_CURRENT_TEST": "", "CRC32C_SW_MODE": ""}  # pytest changes one, importing tensorboardX the other
+    of_others = {"PYTEST_CURRENT_TEST": "", "CRC32C_SW_MODE": ""}  # pytest sets one, tensorboardX the other
     before = os.environ | of_others
     yield
     assert os.environ | of_others == before
