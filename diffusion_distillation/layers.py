@@ -73,9 +73,8 @@ def convolution_of_nearest(x: Array, kernel: Array, window_strides: Any, padding
 
     rows = []
     for i, of_row in enumerate(summed(kernel, 0)):
-        pads = [((1 - i, i), (1 - j, j)) for j in (0, 1)]
-        of_pixels = zip(summed(of_row, 1), pads, strict=True)
-        rows.append(jnp.stack([apply(x, of_pixel, padding=pad) for of_pixel, pad in of_pixels], axis=3))
+        columns = [apply(x, part, padding=((1 - i, i), (1 - j, j))) for j, part in enumerate(summed(of_row, 1))]
+        rows.append(jnp.stack(columns, axis=3))
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 

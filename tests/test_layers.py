@@ -80,8 +80,7 @@ def test_group_norm_has_the_parameters_of_flax():
     np.testing.assert_allclose(GroupNorm(8).apply(a, x), norm_of_flax(None).apply(b, x), atol=1e-6)
 
 
-def of_lax(x, *args, **kwargs):
-    return jax.lax.conv_general_dilated(x, *args, **kwargs)
+of_lax = jax.lax.conv_general_dilated
 
 
 def of_lax_and_nearest(x, *args, **kwargs):
