@@ -14,9 +14,12 @@ from .shapes import Array
 EPSILON = 1e-6
 
 
-def computed_once(y: Array) -> Array:
-    """y, and in the backward pass its gradient, written to memory: on CPU, XLA may compute either once for each use."""
-    return jax.lax.optimization_barrier(y) if jax.default_backend() == "cpu" else y
+def computed_once(tree: Any) -> Any:
+    """The arrays of a tree, and in the backward pass their gradients, written to memory.
+
+    On CPU, XLA may compute an array once for each use of it, or in another order.
+    """
+    return jax.lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree
 
 
 def _is_plain(window_strides: Any, padding: Any) -> bool:
@@ -114,13 +117,18 @@ def attention(
     """
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(q, k, v)
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    q *= jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
-    out = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
-    return (out / total).astype(v.dtype)
+
+    @jax.checkpoint  # the backward pass computes again what is of length x length
+    def attend(q, k, v):
+        q *= jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
+        out = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
+        return (out / total).astype(v.dtype)
+
+    return attend(q, k, v)
 
 
 class GroupNorm(nn.Module):

@@ -126,8 +126,11 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
         opt_state = at_step(state.opt_state, state.step)
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
+        updates, _ = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # or else XLA on CPU, which reads old moments for both, copies them at the start to write new ones in their place
+        params, opt_state = computed_once((params, opt_state))
+        _, opt_state = optimizer.update(grads, opt_state, state.params)
         new = TrainState(
             step=state.step + 1,
             params=params,
