@@ -4,8 +4,8 @@
     make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=benchmark.json
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
-the channels and two blocks a level. Each library works in a process of its own, which is idle while the other is timed;
-a turn is a second of calls, one after another, and what is shown is the median of turns. All have large pages of
+the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another is
+timed; a turn is a second of calls, one after another, and what is shown is the median of turns. All have large pages of
 memory, where Linux gives them to those who ask, as training scripts do. PyTorch (the Python of --peer has it) computes
 the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our
 rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own
@@ -55,7 +55,7 @@ OUT = flags.DEFINE_string("out", None, "A JSON file for all figures.")
 
 
 class Worker:
-    """A process whose work is timed."""
+    """A process that works when it is asked to."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
@@ -63,13 +63,11 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        about = self._ask(setup)
-        self.name, self.devices, self.error = about["name"], about["devices"], about["error"]
-        self.first: dict[str, float] = {}
-        self.seconds: dict[str, list[float]] = {}
-        self.peak_bytes: dict[str, int] = {}
+        about = self.ask(setup)
+        self.name, self.devices = about["name"], about["devices"]
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Any) -> dict[str, Any]:
+        """What it answers; see `worker.serve`."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -77,19 +75,35 @@ class Worker:
             raise RunError(f"{self._process.args} ended with status {self._process.wait()}.")
         return json.loads(line)
 
-    def do(self, what: str, batch: int) -> None:
-        """Does the work, the first time once, then for a turn."""
-        answer = self._ask({"what": what, "batch": batch, "seconds": TURN if what in self.first else 0})
-        if what not in self.first:
-            self.first[what], self.seconds[what] = answer["seconds"], []
-            return
-        self.seconds[what].append(answer["seconds"])
-        self.peak_bytes[what] = answer["peak_bytes"]
-
     def close(self) -> None:
         """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
+
+
+class Timed:
+    """Work in a process of its own, done once; then a turn at a time."""
+
+    def __init__(self, command: Sequence[str], setup: dict[str, Any], what: str, batch: int):
+        self.worker, self._request = Worker(command, setup), {"what": what, "batch": batch}
+        self.first_call_seconds = self.worker.ask({**self._request, "seconds": 0})["seconds"]
+        self.start_to_first_seconds = time.perf_counter() - self.worker.began
+        self._turns: list[dict[str, Any]] = []
+
+    def turn(self) -> None:
+        """Does it for a turn."""
+        self._turns.append(self.worker.ask({**self._request, "seconds": TURN}))
+
+    def result(self) -> dict[str, Any]:
+        """What was found; ends the process."""
+        self.worker.close()
+        return {
+            "worker": self.worker.name,
+            "seconds": float(np.median([turn["seconds"] for turn in self._turns])),
+            "first_call_seconds": self.first_call_seconds,
+            "start_to_first_seconds": self.start_to_first_seconds,
+            "peak_bytes": self._turns[-1]["peak_bytes"],
+        }
 
 
 def main() -> None:
@@ -139,7 +153,7 @@ def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
     base = config.copy_and_resolve_references()
     base.model.dtype, base.train.batch_size = dtype, batch
     ladder = base.copy_and_resolve_references()
-    ladder.model.args.dropout = 0.0
+    ladder.model.args.dropout = 0.0  # as the configs of distillation have it
     ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
     return {"base": resolve(base).to_dict(), "ladder": resolve(ladder).to_dict()}
 
@@ -150,41 +164,28 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
     if PEER.value:
         commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]
     setup = {"file": str(file), **configs(config, dtype, batch)}
-    works, workers, first_step = [*WHAT.value, "product"], [], {}
+    errors = []
     for command in commands:
-        workers.append(Worker(command, setup))
-        if workers[-1].error > {"float32": 1e-4}.get(dtype, 0.05):
-            raise RunError(f"{workers[-1].name} computes something else: its error is {workers[-1].error:.1e}.")
-        workers[-1].do(works[0], batch)
-        first_step[workers[-1].name] = time.perf_counter() - workers[-1].began
-    for what in works:
-        for worker in workers:
-            if what not in worker.first:  # just before its turns: other work after it would undo it
-                worker.do(what, batch)
-        for turn in range(ROUNDS.value):
-            for worker in workers[:: -1 if turn % 2 else 1]:
-                worker.do(what, batch)
-    for worker in workers:
+        worker = Worker(command, setup)
+        errors.append(worker.ask("error")["error"])
+        if errors[-1] > {"float32": 1e-4}.get(dtype, 0.05):
+            raise RunError(f"{worker.name} computes something else: its error is {errors[-1]:.1e}.")
         worker.close()
-    for what in works:
-        for worker in workers:
-            seconds = float(np.median(worker.seconds[what]))
+    for what in [*WHAT.value, "product"]:
+        timed = [Timed(command, setup, what, batch) for command in commands]
+        for turn in range(ROUNDS.value):
+            for one in timed[:: -1 if turn % 2 else 1]:
+                one.turn()
+        for one, error in zip(timed, errors, strict=True):
+            row = {"work": what, "dtype": dtype, "batch": batch, "error": error, **one.result()}
             if what == "product":
-                operations = 2 * PRODUCT**3 * worker.devices
+                operations = 2 * PRODUCT**3 * one.worker.devices
             else:
                 operations = (FORWARDS.get(what) or int(what.split()[1])) * flops * batch
             yield {
-                "work": what,
-                "worker": worker.name,
-                "dtype": dtype,
-                "batch": batch,
-                "error": worker.error,
-                "seconds": seconds,
-                "images_per_sec": batch / seconds,
-                "flops_per_sec": operations / seconds,
-                "first_call_seconds": worker.first[what],
-                "start_to_first_seconds": first_step[worker.name],
-                "peak_bytes": worker.peak_bytes[what],
+                **row,
+                "images_per_sec": batch / row["seconds"],
+                "flops_per_sec": operations / row["seconds"],
             }
 
 
@@ -206,8 +207,10 @@ def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
         lines.append(line)
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     rates = ", ".join(f"{found['product', name]['flops_per_sec'] / 1e9:,.0f} ({name})" for name in (ours, *peers))
-    starts = ", ".join(f"{found['product', name]['start_to_first_seconds']:.1f} s ({name})" for name in (ours, *peers))
-    return f"{text}\n\nA matrix product: GFLOP/s {rates}. From process start to the end of the first call: {starts}."
+    begun = rows[0]["work"]
+    starts = ", ".join(f"{found[begun, name]['start_to_first_seconds']:.1f} s ({name})" for name in (ours, *peers))
+    start = f"From the start of the process to the end of its first {begun.replace('_', ' ')}: {starts}"
+    return f"{text}\n\nA matrix product: GFLOP/s {rates}. {start}."
 
 
 def cpu_model() -> str:

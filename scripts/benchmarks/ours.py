@@ -30,14 +30,14 @@ class Work:
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
-        self.network = make_network(self.base.model, self.shape, 1)
-        self.training, self.devices = {}, self.mesh.size
+        self.training, self.devices = None, self.mesh.size
 
-    # Made when first used: a run of one kind of work does not hold what another needs.
+    # Made when first used: a process has what its work needs.
 
     @functools.cached_property
     def _network(self):
-        apply = spread(lambda params, _, rows: self.network.apply({"params": params}, *rows), self.mesh, "jit")
+        network = make_network(self.base.model, self.shape, 1)
+        apply = spread(lambda params, _, rows: network.apply({"params": params}, *rows), self.mesh, "jit")
         return functools.partial(apply, hold(self.params, self.mesh, "jit"), ())
 
     @functools.cached_property
@@ -53,7 +53,6 @@ class Work:
     def error(self) -> float:
         """How far the output is from the one given, relative to its size."""
         out = self._network((self.x, self.logsnr))
-        del self._network
         return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
 
     def noise(self, batch: int) -> np.ndarray:
@@ -81,19 +80,17 @@ class Work:
         self._step(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _step(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> None:
-        kind, key = teacher is None, run_key(0)
-        images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
+        key, images = run_key(0), np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
         batches = [{"image": images}]
-        if kind not in self.training:
-            self.training.clear()  # so that memory is that of one
-            runner = make_runner(config, self.network, self.mesh, scan=False)
+        if self.training is None:
+            runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh, scan=False)
             state, teacher = runner.place(init_state(config, self.params), teacher)
             runner.compile(state, key, teacher, batches)
-            self.training[kind] = runner, state, teacher
-        runner, state, teacher = self.training[kind]
+            self.training = runner, state, teacher
+        runner, state, teacher = self.training
         state, metrics = runner.steps(state, key, teacher, batches)
         jax.block_until_ready((state, metrics))
-        self.training[kind] = runner, state, teacher
+        self.training = runner, state, teacher
 
 
 if __name__ == "__main__":

@@ -220,10 +220,10 @@ class Work:
     def base_step(self, batch: int) -> None:
         """A step of base training."""
         x, eps, t = self.images(batch), self.images(batch), torch.rand(batch)
-        self.update(x, eps, t, cos(t) * eps - sin(t) * x)
+        self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=True)
 
     def distillation_step(self, batch: int) -> None:
-        """A step of distillation: two steps of the teacher, then the student's."""
+        """A step of distillation: two steps of the teacher, then the student's, which has no dropout."""
         x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch)
         z = cos(t) * x + sin(t) * eps
         with torch.no_grad():
@@ -232,12 +232,12 @@ class Work:
             ratio = sin(t - 0.1) / sin(t)
             target = (end - ratio * z) / (cos(t - 0.1) - ratio * cos(t))
             eps = (z - cos(t) * target) / sin(t)
-        self.update(target, eps, t, cos(t) * eps - sin(t) * target)
+        self.update(target, eps, t, cos(t) * eps - sin(t) * target, train=False)
 
-    def update(self, x: Tensor, eps: Tensor, t: Tensor, target: Tensor) -> None:
+    def update(self, x: Tensor, eps: Tensor, t: Tensor, target: Tensor, *, train: bool) -> None:
         """Gradient, clipping, Adam, and the average."""
         self.optimizer.zero_grad(set_to_none=True)
-        v = self.call(self.student, cos(t) * x + sin(t) * eps, t, train=True)
+        v = self.call(self.student, cos(t) * x + sin(t) * eps, t, train=train)
         (v - target).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(self.student.values(), 1.0)
         self.optimizer.step()
