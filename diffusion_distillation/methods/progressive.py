@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 
-from ..distillation import several_step_target, two_step_target
+from ..distillation import several_step_target
 from ..losses import discrete_steps, training_loss
 from ..schedules import Schedule
 from ..shapes import Array
@@ -24,7 +24,7 @@ def make(config: Any, schedule: Schedule) -> Method:
     """Halvings from distillation.start_num_steps to end_num_steps, or the rungs of distillation.rungs."""
     rungs = ladder_rungs(config.distillation)
     displacement = teacher_displacement(config.distillation, rungs)
-    plain_halvings = displacement is None and all(above == 2 * below for above, below in rungs)
+    factors = {above // below for above, below in rungs}
 
     def times(keys, update, rung):
         i = discrete_steps(keys, rung.num_steps)
@@ -32,10 +32,9 @@ def make(config: Any, schedule: Schedule) -> Method:
 
     def target(denoisers, x, eps, z, times):
         above, below = times.rung
-        if plain_halvings:
-            return two_step_target(denoisers.teacher, z, times.i, below, schedule)
+        count = above // below if len(factors) > 1 else min(factors)  # one that is not traced, where it can be
         beside = displacement and displacement(times.rung)
-        return several_step_target(denoisers.teacher, z, times.i, below, above // below, schedule, displacement=beside)
+        return several_step_target(denoisers.teacher, z, times.i, below, count, schedule, displacement=beside)
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)

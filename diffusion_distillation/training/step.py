@@ -128,7 +128,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         opt_state = at_step(state.opt_state, state.step)
         updates, _ = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # or else XLA on CPU, which reads old moments for both, copies them at the start to write new ones in their place
+        # or else XLA on CPU reads the old moments for both, and copies them first, to write the new ones in their place
         params, opt_state = computed_once((params, opt_state))
         _, opt_state = optimizer.update(grads, opt_state, state.params)
         new = TrainState(

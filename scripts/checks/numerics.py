@@ -22,7 +22,7 @@ from absl import flags
 from diffusion_distillation import cli, layers, sampling
 from diffusion_distillation.devices import set_cpu_flags
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.distillation import two_step_target
+from diffusion_distillation.distillation import several_step_target
 from diffusion_distillation.errors import RunError
 from diffusion_distillation.model import quick_to_compile
 from diffusion_distillation.schedules import get_logsnr_schedule
@@ -127,7 +127,7 @@ def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
         "the gradients of its parameters": jax.grad(lambda params: jnp.mean(jnp.square(v_of(params, x, logsnr) - x)))(
             inputs["student"]
         ),
-        "the distillation target": two_step_target(denoiser(inputs["teacher"]), x, steps, BATCH, SCHEDULE).v,
+        "the distillation target": several_step_target(denoiser(inputs["teacher"]), x, steps, BATCH, 2, SCHEDULE).v,
         "the gradients of group normalization": jax.grad(normalized, (0, 1, 2))(weights, activations, films),
         "the gradients of a convolution": jax.grad(convolved, (0, 1))(activations, kernel),
         "a sample in 64 steps": sampling.ddim(denoiser(inputs["student"]), x, SCHEDULE, 64),
