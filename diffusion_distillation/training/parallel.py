@@ -124,6 +124,7 @@ def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
 
 def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: Callable) -> tuple[Callable, Callable]:
     """`Runner.compile` and `Runner.steps` of a jitted function."""
+    begun = False
 
     def stack(batches):
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
@@ -133,14 +134,22 @@ def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: 
         jitted.lower(state, key, teacher, put(stack(batches) if scan else batches[0])).compile()
         give_memory_back()
 
+    def one_call(state, key, teacher, batch):
+        nonlocal begun
+        state, metrics = jitted(state, key, teacher, put(batch))
+        if not begun:  # the first one leaves free what it prepares itself in
+            jax.block_until_ready(state)
+            give_memory_back()
+            begun = True
+        return state, jax.tree.map(scalar, metrics)
+
     def steps(state, key, teacher, batches):
         if scan:
-            state, metrics = jitted(state, key, teacher, put(stack(batches)))
-            return state, jax.tree.map(scalar, metrics)
+            return one_call(state, key, teacher, stack(batches))
         metrics = []
         for batch in batches:
-            state, of_step = jitted(state, key, teacher, put(batch))
-            metrics.append(jax.tree.map(scalar, of_step))
+            state, of_step = one_call(state, key, teacher, batch)
+            metrics.append(of_step)
         return state, {name: [of_step[name] for of_step in metrics] for name in metrics[0]}
 
     return compile, steps

@@ -5,12 +5,12 @@
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another is
-timed; a turn is a second of calls, one after another, and what is shown is the median of turns. All have large pages of
+timed; a turn is a second of calls, one after another, and what is shown are medians of turns. All have large pages of
 memory, where Linux gives them to those who ask, as training scripts do. PyTorch (the Python of --peer has it) computes
 the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our
 rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own
 arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory that the process
-held.
+held in a turn.
 """
 
 import json
@@ -97,12 +97,17 @@ class Timed:
     def result(self) -> dict[str, Any]:
         """What was found; ends the process."""
         self.worker.close()
+
+        def median(what):
+            found = [turn[what] for turn in self._turns]
+            return None if None in found else float(np.median(found))
+
         return {
             "worker": self.worker.name,
-            "seconds": float(np.median([turn["seconds"] for turn in self._turns])),
+            "seconds": median("seconds"),
+            "peak_bytes": median("peak_bytes"),
             "first_call_seconds": self.first_call_seconds,
             "start_to_first_seconds": self.start_to_first_seconds,
-            "peak_bytes": self._turns[-1]["peak_bytes"],
         }
 
 

@@ -28,8 +28,9 @@ class Work:
         set_cpu_flags(self.base.model.dtype)
         use_all_cpu_cores(self.base.train.batch_size)
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
-        self.params, self.x, self.logsnr, self.out = (given[name] for name in ("params", "x", "logsnr", "out"))
+        self.x, self.logsnr, self.out = (given[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
+        self.params = hold(given["params"], self.mesh, "jit")
         self.training, self.devices = None, self.mesh.size
 
     # Made when first used: a process has what its work needs.
@@ -38,7 +39,7 @@ class Work:
     def _network(self):
         network = make_network(self.base.model, self.shape, 1)
         apply = spread(lambda params, _, rows: network.apply({"params": params}, *rows), self.mesh, "jit")
-        return functools.partial(apply, hold(self.params, self.mesh, "jit"), ())
+        return functools.partial(apply, self.params, ())
 
     @functools.cached_property
     def _pipeline(self):
