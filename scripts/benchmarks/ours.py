@@ -31,7 +31,7 @@ class Work:
         self.x, self.logsnr, self.out = (given[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
         self.params = hold(given["params"], self.mesh, "jit")
-        self.training, self.devices = None, self.mesh.size
+        self.training, self.devices = {}, self.mesh.size
 
     # Made when first used: a process has what its work needs.
 
@@ -83,15 +83,16 @@ class Work:
     def _step(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> None:
         key, images = run_key(0), np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
         batches = [{"image": images}]
-        if self.training is None:
+        kind = teacher is None
+        if kind not in self.training:
             runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh, scan=False)
             state, teacher = runner.place(init_state(config, self.params), teacher)
             runner.compile(state, key, teacher, batches)
-            self.training = runner, state, teacher
-        runner, state, teacher = self.training
+            self.training = {kind: (runner, state, teacher)}
+        runner, state, teacher = self.training[kind]
         state, metrics = runner.steps(state, key, teacher, batches)
         jax.block_until_ready((state, metrics))
-        self.training = runner, state, teacher
+        self.training[kind] = runner, state, teacher
 
 
 if __name__ == "__main__":
