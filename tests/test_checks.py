@@ -35,4 +35,4 @@ def test_wrong_numerics(monkeypatch):
     monkeypatch.setattr(layers, "convolution", wrong)
     monkeypatch.setattr(unet, "UNet", Linear)
     error = call("checks/numerics", fails=True)
-    assert re.search(r"wrong are the gradients of a convolution\. Errors", error) and "Traceback" not in error
+    assert re.search(r"wrong are a convolution and its gradients\. Errors", error) and "Traceback" not in error

@@ -139,8 +139,53 @@ def test_convolution_of_nearest_of_any_shape(height, width, strides, padding):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_convolution_in_float32_has_forward_derivatives():
-    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+@settings(max_examples=15)
+@given(st.integers(0, 99), st.sampled_from([16, 20, 32]), st.integers(1, 9), st.sampled_from([32, 48]))
+def test_convolution_of_four_rows_against_float64(seed, height, width, features):
+    """It rounds somewhat more than JAX's own, and has the gradients of that."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, height, width, 32), np.float32)
+    kernel = rng.standard_normal((3, 3, 32, features), np.float32)
+
+    weighed = rng.standard_normal((2, height, width, features), np.float32)
+
+    def gradients(convolve):
+        y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC), x, kernel)
+        return y, *pull(weighed)
+
+    ours, plain = gradients(convolution), gradients(of_lax)
+    with jax.enable_x64():
+        exact = np.asarray(of_lax(np.float64(x), np.float64(kernel), (1, 1), "SAME", dimension_numbers=NHWC))
+    error, of_jax = (np.linalg.norm(y - exact) / np.linalg.norm(exact) for y in (ours[0], plain[0]))
+    assert 0 < error < 4 * of_jax and error < 1e-6 and not np.array_equal(ours[0], plain[0])
+    for a, b in zip(ours[1:], plain[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "options"),
+    [
+        (18, 32, {}),
+        (8, 32, {}),
+        (16, 16, {}),
+        (16, 64, {"feature_group_count": 2}),
+        (16, 32, {"rhs_dilation": (2, 2)}),
+        (16, 32, {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
+    ],
+)
+def test_convolution_that_is_no_four_rows(side, channels, options):
+    """A height that four does not divide, few pixels or channels, groups, dilations: that of JAX, bit for bit."""
+    rng = np.random.default_rng(0)
+    options = {"padding": "SAME", "dimension_numbers": NHWC} | options
+    x = rng.standard_normal((1, side, side, channels), np.float32)
+    kernel = rng.standard_normal((3, 3, channels // options.get("feature_group_count", 1), 32), np.float32)
+    ours, plain = (convolve(x, kernel, (1, 1), **options) for convolve in (convolution, of_lax))
+    np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(4, 2), (16, 32)])
+def test_convolution_in_float32_has_forward_derivatives(side, channels):
+    x, kernel = jnp.ones((1, side, side, channels)), jnp.ones((3, 3, channels, channels))
 
     def apply(x):
         return convolution(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
