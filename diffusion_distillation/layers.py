@@ -1,7 +1,9 @@
 """Layers of the U-Net, with the parameters of Flax's and its results to rounding, written to be fast."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +15,31 @@ from .shapes import Array
 
 EPSILON = 1e-6
 
+_for_cpu: contextvars.ContextVar[bool | None] = contextvars.ContextVar("for_cpu", default=None)
+
+
+def for_cpu() -> bool:
+    """Whether what is traced here will run on CPUs, for which some layers are written in another way."""
+    said = _for_cpu.get()
+    return jax.default_backend() == "cpu" if said is None else said
+
+
+@contextlib.contextmanager
+def traced_for_cpu(value: bool) -> Iterator[None]:
+    """Says what `for_cpu` returns: programs may be written on a machine for another one."""
+    token = _for_cpu.set(value)
+    try:
+        yield
+    finally:
+        _for_cpu.reset(token)
+
 
 def computed_once(tree: Any) -> Any:
     """The arrays of a tree, and in the backward pass their gradients, written to memory.
 
     On CPU, XLA may compute an array once for each use of it, or in another order.
     """
-    return jax.lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree
+    return jax.lax.optimization_barrier(tree) if for_cpu() else tree
 
 
 def _is_plain(window_strides: Any, padding: Any, lhs_dilation: Any = (), rhs_dilation: Any = (), **_: Any) -> bool:
@@ -35,7 +55,7 @@ def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **op
     applied to four rows at a time with half of the products.
     """
     apply = functools.partial(jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
-    if jax.default_backend() != "cpu" or not _is_plain(window_strides, padding, **options):
+    if not for_cpu() or not _is_plain(window_strides, padding, **options):
         return apply(x, kernel)
     if x.dtype == jnp.bfloat16 and all(size % 2 for size in kernel.shape[:-2]):
         return _convolution(apply, x, kernel)
@@ -106,7 +126,7 @@ def convolution_of_nearest(x: Array, kernel: Array, window_strides: Any, padding
     products for every nine. Not in types of 16 bits: there the rounding of the sums would weigh more than the time.
     """
     apply = functools.partial(convolution, window_strides=window_strides, **options)
-    if jax.default_backend() != "cpu" or x.dtype.itemsize < 4 or not _is_plain(window_strides, padding, **options):
+    if not for_cpu() or x.dtype.itemsize < 4 or not _is_plain(window_strides, padding, **options):
         return apply(nearest(x), kernel, padding=padding)
     batch, height, width, _ = x.shape
 
@@ -155,7 +175,7 @@ def attention(
     On CPU the weights are divided by their sum after the product with v: there are fewer numbers to divide, and the
     backward pass has fewer arrays of length x length.
     """
-    if jax.default_backend() != "cpu":
+    if not for_cpu():
         return jax.nn.dot_product_attention(q, k, v)
 
     @jax.checkpoint  # the backward pass computes again what is of length x length

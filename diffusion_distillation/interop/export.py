@@ -5,6 +5,7 @@ written on. What it draws is what `Pipeline` draws on one device of the same kin
 """
 
 import datetime
+import functools
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from flax.traverse_util import unflatten_dict
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..files import is_remote, write_whole
+from ..layers import traced_for_cpu
 from ..model import condition_of
 from ..pipeline import Pipeline, can_be_guided, start_noise
 from ..sampling import DETERMINISTIC
@@ -204,11 +206,22 @@ def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str,
     return inputs
 
 
+def _on_each_platform(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function as it is traced for CPUs where it runs on one, and elsewhere as it is traced for others."""
+
+    def traced(*args, for_cpu):
+        with traced_for_cpu(for_cpu):
+            return draw(*args)
+
+    of = {for_cpu: functools.partial(traced, for_cpu=for_cpu) for for_cpu in (True, False)}
+    return functools.partial(jax.lax.platform_dependent, cpu=of[True], default=of[False])
+
+
 def sampler_function(params: Params, metadata: Metadata, options: Options) -> Callable[..., jax.Array]:
     """The function of a sampler's file: it takes the inputs of `inputs_of` by name and returns the images."""
     num_steps = None if options.num_steps == FREE else options.num_steps
     pipeline = Pipeline(params, metadata, num_steps)
-    draw, _ = pipeline.as_function(sampler=options.sampler)
+    on_each = _on_each_platform(pipeline.as_function(sampler=options.sampler)[0])
     deterministic = pipeline.is_deterministic(sampler=options.sampler)
     stored = archive.by_names(params, options.dtype)
 
@@ -223,7 +236,7 @@ def sampler_function(params: Params, metadata: Metadata, options: Options) -> Ca
         if z is None:
             z = fixed(start_noise(key, index, pipeline.image_shape))
         condition = condition_of(labels, pipeline.num_classes, guidance)
-        x = draw(held, (None if deterministic else key, steps), (z, index, condition))
+        x = on_each(held, (None if deterministic else key, steps), (z, index, condition))
         return _to_uint8(fixed(x)) if options.output == "uint8" else x
 
     return draw_images

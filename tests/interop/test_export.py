@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -84,6 +85,21 @@ def test_a_free_batch_bit_for_bit_on_all_platforms(unchecked, num_classes):
         np.testing.assert_array_equal(drawn, Pipeline(*model).from_noise(z[:n], *of_n.values()))
     pictures = exported(*model).call(seed=SEED, index=INDEX, **labels)
     np.testing.assert_array_equal(pictures, Pipeline(*model).sample(KEY, 4, *labels.values()))
+
+
+@pytest.mark.parametrize("platforms", [("tpu",), ("cpu", "cuda")])
+def test_the_program_is_that_of_the_platform_it_is_for(monkeypatch, platforms):
+    """Wherever it is written; CPUs have programs of their own, which would be slow, or round more, elsewhere."""
+    model = make_model(num_steps=4, unet=True)
+
+    def program(platforms):
+        text = exported(*model, batch_size=4, platforms=platforms).mlir_module()
+        return re.sub(r"(?m)^#loc.*\n| loc\(.*\)", "", text)  # where in the source it was traced
+
+    on_cpu = program(platforms)
+    assert on_cpu != program(("cpu",))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert on_cpu == program(platforms)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 0), ("float16", 0.1)])
