@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -113,30 +114,42 @@ def _divided(leaf: Any, *, mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def _over_batches(step: TrainStep, scan: bool) -> TrainStep:
-    """The step; or, with `scan`, a function that does it for every batch of a stack."""
+def _over_batches(step: TrainStep, scan: bool) -> Callable[..., tuple[TrainState, CallMetrics]]:
+    """The step; or, with `scan`, a function that does it for the first `count` batches of a stack."""
     if not scan:
         return step
-    return lambda state, key, teacher, batches: jax.lax.scan(
-        lambda state, batch: step(state, key, teacher, batch), state, batches
-    )
+
+    def steps(state, key, teacher, batches, count):
+        def one(state, indexed):
+            i, batch = indexed
+            new, metrics = step(state, key, teacher, batch)
+            return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), new, state), metrics
+
+        length = len(batches["image"])
+        return jax.lax.scan(one, state, (jnp.arange(length), batches))
+
+    return steps
 
 
-def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: Callable) -> tuple[Callable, Callable]:
-    """`Runner.compile` and `Runner.steps` of a jitted function."""
+def _calls(
+    jitted: Callable, put: Callable[[Batch], Batch], scan: bool, length: int, scalar: Callable
+) -> tuple[Callable, Callable]:
+    """`Runner.compile` and `Runner.steps` of a jitted function, which with `scan` does so many steps at most."""
     begun = False
 
     def stack(batches):
-        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        """All of them, filled up so that a short call has the same program, and how many they are."""
+        filled = [*batches, *[batches[-1]] * (length - len(batches))]
+        return put({name: np.stack([batch[name] for batch in filled]) for name in filled[0]}), np.int32(len(batches))
 
     def compile(state, key, teacher, batches):
         # as `jitted` has it then, it need not be called with what is returned
-        jitted.lower(state, key, teacher, put(stack(batches) if scan else batches[0])).compile()
+        jitted.lower(state, key, teacher, *(stack(batches) if scan else [put(batches[0])])).compile()
         give_memory_back()
 
-    def one_call(state, key, teacher, batch):
+    def one_call(state, key, teacher, *batch):
         nonlocal begun
-        state, metrics = jitted(state, key, teacher, put(batch))
+        state, metrics = jitted(state, key, teacher, *batch)
         if not begun:  # the first one leaves free what it prepares itself in
             jax.block_until_ready(state)
             give_memory_back()
@@ -145,10 +158,11 @@ def _calls(jitted: Callable, put: Callable[[Batch], Batch], scan: bool, scalar: 
 
     def steps(state, key, teacher, batches):
         if scan:
-            return one_call(state, key, teacher, stack(batches))
+            state, metrics = one_call(state, key, teacher, *stack(batches))
+            return state, {name: of_steps[: len(batches)] for name, of_steps in metrics.items()}
         metrics = []
         for batch in batches:
-            state, of_step = one_call(state, key, teacher, batch)
+            state, of_step = one_call(state, key, teacher, put(batch))
             metrics.append(of_step)
         return state, {name: [of_step[name] for of_step in metrics] for name in metrics[0]}
 
@@ -168,8 +182,8 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
         new, metrics = step(state, key, teacher, batch)
         return lie(new), metrics
 
-    def call(state, key, teacher, batches):  # what holds in a scan does not hold for what comes out of it
-        new, metrics = _over_batches(constrained, scan)(state, key, teacher, batches)
+    def call(state, key, teacher, *batches):  # what holds in a scan does not hold for what comes out of it
+        new, metrics = _over_batches(constrained, scan)(state, key, teacher, *batches)
         everywhere = jax.tree.map(lambda _: replicated(mesh), metrics)
         return lie(new), jax.lax.with_sharding_constraint(metrics, everywhere)
 
@@ -183,14 +197,14 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
         )
 
     jitted = jax.jit(call, donate_argnums=0, compiler_options=quick_to_compile())
-    calls = _calls(jitted, put, scan, lambda metric: metric)
+    calls = _calls(jitted, put, scan, config.train.substeps, lambda metric: metric)
     return Runner(place_both, *calls, lambda state: state, scan)
 
 
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
     devices, count = list(mesh.devices.flat), num_local(mesh)
-    jitted = jax.pmap(step, AXIS, in_axes=(0, None, 0, 1 if scan else 0), devices=devices, donate_argnums=0)
+    jitted = jax.pmap(step, AXIS, in_axes=(0, None, 0, *((1, None) if scan else (0,))), devices=devices, donate_argnums=0)
 
     def put(batch):
         if scan:
@@ -207,4 +221,4 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, *_calls(jitted, put, scan, of_first), collect, scan)
+    return Runner(place_both, *_calls(jitted, put, scan, config.train.substeps, of_first), collect, scan)

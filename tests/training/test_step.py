@@ -11,7 +11,7 @@ from flax import linen as nn
 from diffusion_distillation import config as cfg
 from diffusion_distillation import methods
 from diffusion_distillation.data import load_source, read_batches
-from diffusion_distillation.devices import data_mesh
+from diffusion_distillation.devices import data_mesh, of_first
 from diffusion_distillation.layers import GroupNorm, conv3x3
 from diffusion_distillation.methods import Rung, diffusion
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
@@ -139,25 +139,29 @@ def test_a_state_stays_where_it_was_placed(how, scan):
     assert not any(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_step_is_compiled_once(parallel):
-    """What `compile` has compiled `steps` finds."""
+def test_a_step_is_compiled_once(parallel, scan):
+    """What `compile` has compiled `steps` finds, for the fewer steps of a last call too."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
-    config, key = make_config(parallel=parallel), jax.random.key(0)
-    batches = list(read_batches(SOURCE, 0, range(1), 16))
+    config, key = make_config(parallel=parallel, substeps=3), jax.random.key(0)
+    batches = list(read_batches(SOURCE, 0, range(3), 16))
 
     def compilations():
         return sum("backend_compile" in event for event in compiled)
 
     for _ in range(2):  # the first time there are small programs to compile besides
-        runner = make_runner(config, NETWORK, data_mesh())
+        runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
         state, teacher = runner.place(init_state(config, AFFINE), None)
         before = compilations()
         runner.compile(state, key, teacher, batches)
         there = compilations()
-        runner.steps(state, key, teacher, batches)
-    assert before < there == compilations()
+        state, _ = runner.steps(state, key, teacher, batches)
+        state, metrics = runner.steps(state, key, teacher, batches[:2])
+        now = compilations()
+    assert before < there == now
+    assert int(of_first(state.step) if parallel == "pmap" else state.step) == 5 and len(metrics["loss"]) == 2
 
 
 def test_a_state_is_made_where_it_lies():
