@@ -332,8 +332,9 @@ class ResidualBlock(nn.Module):
         h = self.norm(activation=nn.swish, name="norm1")(x)
         upsamples = self.resample is nearest
         if self.resample is not None:
-            h = h if upsamples else self.resample(h)
             x = self.resample(x)
+            if not upsamples:
+                h = self.resample(h)
         h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
 
         emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)

@@ -25,6 +25,7 @@ def make(config: Any, schedule: Schedule) -> Method:
     rungs = ladder_rungs(config.distillation)
     displacement = teacher_displacement(config.distillation, rungs)
     factors = {above // below for above, below in rungs}
+    factor = factors.pop() if len(factors) == 1 else None  # of every rung, if they are alike: not traced
 
     def times(keys, update, rung):
         i = discrete_steps(keys, rung.num_steps)
@@ -32,7 +33,7 @@ def make(config: Any, schedule: Schedule) -> Method:
 
     def target(denoisers, x, eps, z, times):
         above, below = times.rung
-        count = above // below if len(factors) > 1 else min(factors)  # one that is not traced, where it can be
+        count = factor or above // below
         beside = displacement and displacement(times.rung)
         return several_step_target(denoisers.teacher, z, times.i, below, count, schedule, displacement=beside)
 

@@ -204,7 +204,9 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
     devices, count = list(mesh.devices.flat), num_local(mesh)
-    jitted = jax.pmap(step, AXIS, in_axes=(0, None, 0, *((1, None) if scan else (0,))), devices=devices, donate_argnums=0)
+    jitted = jax.pmap(
+        step, AXIS, in_axes=(0, None, 0, *((1, None) if scan else (0,))), devices=devices, donate_argnums=0
+    )
 
     def put(batch):
         if scan:

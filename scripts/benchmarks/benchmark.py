@@ -6,11 +6,12 @@
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another is
 timed; a turn is a second of calls, one after another, and what is shown are medians of turns. All have large pages of
-memory, where Linux gives them to those who ask, as training scripts do. PyTorch (the Python of --peer has it) computes
-the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a second; our
-rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the network's own
-arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory that the process
-held in a turn.
+memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training would have:
+JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer has it)
+computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a
+second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the
+network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory that
+the process held in a turn.
 """
 
 import json
@@ -37,6 +38,7 @@ from diffusion_distillation.config import load, resolve
 from diffusion_distillation.devices import large_pages
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.layers import traced_for_cpu
 from diffusion_distillation.model import count_params, init_params, make_network
 
 HERE = Path(__file__).parent
@@ -120,6 +122,7 @@ def main() -> None:
         raise InputError(f"--image_shape={','.join(IMAGE_SHAPE.value)} must be height, width and channels: 32,32,3.")
     if PEER.value is not None and shutil.which(PEER.value) is None:
         raise InputError(f"--peer={PEER.value} is no program: give a Python that has torch, as from make peer.")
+    jax.config.update("jax_platforms", "cpu")  # of this process, which leaves accelerators to those that it times
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
     network = make_network(resolve(config).model, shape, 1)
@@ -127,7 +130,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), params)
     x, logsnr = rng.standard_normal((4, *shape), np.float32), np.linspace(-5, 5, 4, dtype=np.float32)
-    lowered = jax.jit(network.apply).lower({"params": params}, x, logsnr)
+    with traced_for_cpu(False):  # which does some of it with fewer operations
+        lowered = jax.jit(network.apply).lower({"params": params}, x, logsnr)
     out, flops = lowered.compile()({"params": params}, x, logsnr), lowered.cost_analysis()["flops"] / len(x)
     machine = f"{cpu_model()}, {os.cpu_count()} cores"
     print(f"{machine}; {count_params(params):,} parameters, {flops / 1e9:.2f} GFLOP a forward pass of an image")

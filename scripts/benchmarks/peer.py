@@ -13,6 +13,8 @@ from worker import PRODUCT, serve
 
 Params = dict[str, Tensor]
 
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
 
 def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
     """The parameters of a file, as PyTorch lays them out, and what else is in it.
@@ -34,7 +36,7 @@ def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         elif layer in ("q", "k", "v"):
             array = array.reshape(-1)
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         params[name] = tensor
@@ -84,7 +86,7 @@ class UNet:
                 name = f"up_{level}.upsample"
                 h = residual(h, name, upsample) if inside else conv(p, name, upsample(h))
         h = functional.silu(norm(p, "norm_out", h.float()))
-        with torch.autocast("cpu", enabled=False):  # the head is in float32, as ours is
+        with torch.autocast(DEVICE.type, enabled=False):  # the head is in float32, as ours is
             return conv(p, "conv_out", h.float())
 
 
@@ -121,7 +123,7 @@ def upsample(x):
 def embedding(time, width):
     """Sines and cosines."""
     half = width // 2
-    frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32))
+    frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32, device=DEVICE))
     phases = time[:, None] * frequencies
     return torch.cat([torch.sin(phases), torch.cos(phases)], dim=1)
 
@@ -173,7 +175,9 @@ class Work:
         network = UNet(model["args"])
         self.apply = torch.compile(network) if compiled else network
         self.in_bfloat16 = model["dtype"] == "bfloat16"
-        self.matrix = torch.ones(PRODUCT, PRODUCT, dtype=torch.bfloat16 if self.in_bfloat16 else torch.float32)
+        self.matrix = torch.ones(
+            PRODUCT, PRODUCT, dtype=torch.bfloat16 if self.in_bfloat16 else torch.float32, device=DEVICE
+        )
         self.student = {name: value.clone().requires_grad_() for name, value in self.params.items()}
         self.average = [value.clone() for value in self.params.values()]
         self.optimizer = torch.optim.Adam(self.student.values(), lr=1e-5, fused=True)
@@ -184,12 +188,12 @@ class Work:
 
     def raw(self, params: Params, z: Tensor, logsnr: Tensor, *, train: bool = False) -> Tensor:
         """The network's output."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.in_bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
             return self.apply(params, z, logsnr, train=train)
 
     def error(self) -> float:
         """How far the output is from the one given, relative to its size."""
-        x, logsnr, out = (torch.from_numpy(self.given[name]) for name in ("x", "logsnr", "out"))
+        x, logsnr, out = (torch.from_numpy(self.given[name]).to(DEVICE) for name in ("x", "logsnr", "out"))
         with torch.no_grad():
             got = self.raw(self.params, x.permute(0, 3, 1, 2), logsnr).permute(0, 2, 3, 1)
         return ((got - out).norm() / out.norm()).item()
@@ -197,34 +201,37 @@ class Work:
     def images(self, batch: int) -> Tensor:
         """Noise in the place of images."""
         _, height, width, channels = self.given["x"].shape
-        return torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+        return torch.randn(batch, channels, height, width, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
     def product(self, batch: int) -> None:
         """A matrix product."""
         self.matrix @ self.matrix
+        wait()
 
     @torch.no_grad()
     def forward(self, batch: int) -> None:
         """One call of the network."""
-        self.call(self.params, self.images(batch), torch.rand(batch))
+        self.call(self.params, self.images(batch), torch.rand(batch, device=DEVICE))
+        wait()
 
     @torch.no_grad()
     def sample(self, batch: int, num_steps: int) -> Tensor:
         """DDIM."""
         z = self.images(batch)
         for i in range(num_steps, 0, -1):
-            t, s = (torch.full((batch,), float(j / num_steps)) for j in (i, i - 1))
+            t, s = (torch.full((batch,), float(j / num_steps), device=DEVICE) for j in (i, i - 1))
             z = step(z, self.call(self.params, z, t), t, s)
+        wait()
         return z
 
     def base_step(self, batch: int) -> None:
         """A step of base training."""
-        x, eps, t = self.images(batch), self.images(batch), torch.rand(batch)
+        x, eps, t = self.images(batch), self.images(batch), torch.rand(batch, device=DEVICE)
         self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=True)
 
     def distillation_step(self, batch: int) -> None:
         """A step of distillation: two steps of the teacher, then the student's, which has no dropout."""
-        x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch)
+        x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch, device=DEVICE)
         z = cos(t) * x + sin(t) * eps
         with torch.no_grad():
             half = step(z, self.call(self.params, z, t), t, t - 0.05)
@@ -243,6 +250,13 @@ class Work:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [value.detach() for value in self.student.values()], 1e-4)
+        wait()
+
+
+def wait():
+    """Until the device has done what it was told."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def cos(t):

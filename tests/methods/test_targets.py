@@ -182,6 +182,21 @@ def test_two_of_several_steps(cosine, num_steps):
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("version", [(0, 10, 2), (0, 12, 0)])
+def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, version, count):
+    """The loop over them is another one then, and is unrolled where JAX is older."""
+    monkeypatch.setattr(jax, "__version_info__", version)
+    rng = np.random.default_rng(0)
+    (z, shift), i = rng.standard_normal((2, *SHAPE)).astype(np.float32), rng.integers(0, 8, SHAPE[0])
+    teacher = make_denoiser(lambda z, logsnr: shift - 0.5 * z, "v")
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=2e-6),
+        several_step_target(teacher, z, i, 8, count, cosine),
+        compiled_steps("cosine", False)(z, shift, i, 8, count),
+    )
+
+
 def test_rungs():
     assert given_rungs((1024, 32, 1)) == (Rung(1024, 32), Rung(32, 1))
     for rungs in ((8,), (8, 3), (8, 8), (1, 8), (8, 0), (8, 4.0)):
