@@ -5,7 +5,7 @@
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another is
-timed; a turn is a second of calls, one after another, and what is shown are medians of turns. All have large pages of
+timed; a turn is two seconds of calls, one after another, and what is shown are medians of turns. All have large pages of
 memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training would have:
 JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer has it)
 computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a
@@ -43,7 +43,7 @@ from diffusion_distillation.model import count_params, init_params, make_network
 
 HERE = Path(__file__).parent
 WORK = ("base_step", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
-TURN = 1.0  # seconds
+TURN = 2.0  # seconds
 FORWARDS = {"base_step": 3, "distillation_step": 5, "forward": 1}  # as much arithmetic as so many forward passes
 
 CONFIG = cli.define_config()
