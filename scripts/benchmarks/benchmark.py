@@ -4,14 +4,14 @@
     make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=benchmark.json
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
-the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another is
-timed; a turn is two seconds of calls, one after another, and what is shown are medians of turns. All have large pages of
-memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training would have:
-JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer has it)
-computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns: images a
-second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that the
-network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory that
-the process held in a turn.
+the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another
+is timed; a turn is two seconds of calls, one after another, and what is shown are medians of turns. All have large
+pages of memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training
+would have: JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer
+has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
+images a second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that
+the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
+that the process held in a turn.
 """
 
 import json
