@@ -26,7 +26,10 @@ def for_cpu() -> bool:
 
 @contextlib.contextmanager
 def traced_for_cpu(value: bool) -> Iterator[None]:
-    """Says what `for_cpu` returns: programs may be written on a machine for another one."""
+    """Says what `for_cpu` returns: programs may be written on a machine for another one.
+
+    JAX does not know of it: what is jitted inside must not have been traced under the other value.
+    """
     token = _for_cpu.set(value)
     try:
         yield
@@ -42,9 +45,8 @@ def computed_once(tree: Any) -> Any:
     return jax.lax.optimization_barrier(tree) if for_cpu() else tree
 
 
-def _is_plain(window_strides: Any, padding: Any, lhs_dilation: Any = (), rhs_dilation: Any = (), **_: Any) -> bool:
-    steps = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()))
-    return padding == "SAME" and all(step == 1 for step in steps)
+def _is_plain(window_strides: Any, padding: Any, rhs_dilation: Any = None, **_: Any) -> bool:
+    return padding == "SAME" and all(step == 1 for step in (*window_strides, *(rhs_dilation or ())))
 
 
 def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
@@ -109,7 +111,7 @@ def _by_four_rows(apply: Callable[[Array, Array], Array], x: Array, kernel: Arra
     sum2, difference2 = at(e - c, 2 * (d - b), (above + 4 * below) / 24, middle / 12)
     infinity = apply(4 * b - 5 * d + f, below)
     rows = zero + sum1 + sum2, difference1 + 2 * difference2, sum1 + 4 * sum2, difference1 + 8 * difference2 + infinity
-    return jnp.stack(rows, axis=2).reshape(batch, height, width, -1)
+    return jnp.stack(rows, axis=2).reshape(batch, height, width, kernel.shape[-1])
 
 
 @_by_four_rows.defjvp

@@ -170,7 +170,6 @@ def test_convolution_of_four_rows_against_float64(seed, height, width, features)
         (16, 16, {}),
         (16, 64, {"feature_group_count": 2}),
         (16, 32, {"rhs_dilation": (2, 2)}),
-        (16, 32, {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
     ],
 )
 def test_convolution_that_is_no_four_rows(side, channels, options):

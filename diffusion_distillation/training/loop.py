@@ -320,7 +320,8 @@ class Monitor:
         """Takes the metrics of steps that the devices have been given.
 
         Returns:
-          Whether a program was compiled for so many steps; this waits for them, whose time says nothing of speed.
+          Whether these are the first so many in a call; this waits for them, as their time says nothing of speed: they
+          were compiled, or are fewer than their program is for.
         """
         self._sent.append((call, metrics))
         if len(call) in self._compiled:

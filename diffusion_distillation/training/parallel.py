@@ -114,8 +114,13 @@ def _divided(leaf: Any, *, mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def _over_batches(step: TrainStep, scan: bool) -> Callable[..., tuple[TrainState, CallMetrics]]:
-    """The step; or, with `scan`, a function that does it for the first `count` batches of a stack."""
+def _over_batches(
+    step: TrainStep, scan: bool, lie: Callable[[TrainState], TrainState] = lambda state: state
+) -> Callable[..., tuple[TrainState, CallMetrics]]:
+    """The step; or, with `scan`, a function that does it for the first `count` batches of a stack.
+
+    `lie` says where the state lies after every step.
+    """
     if not scan:
         return step
 
@@ -123,7 +128,7 @@ def _over_batches(step: TrainStep, scan: bool) -> Callable[..., tuple[TrainState
         def one(state, indexed):
             i, batch = indexed
             new, metrics = step(state, key, teacher, batch)
-            return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), new, state), metrics
+            return lie(jax.tree.map(lambda new, old: jnp.where(i < count, new, old), new, state)), metrics
 
         length = len(batches["image"])
         return jax.lax.scan(one, state, (jnp.arange(length), batches))
@@ -178,12 +183,8 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
         """Where the state lies before and after every step, inside a scan too."""
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh, shard=shard))
 
-    def constrained(state, key, teacher, batch):
-        new, metrics = step(state, key, teacher, batch)
-        return lie(new), metrics
-
     def call(state, key, teacher, *batches):  # what holds in a scan does not hold for what comes out of it
-        new, metrics = _over_batches(constrained, scan)(state, key, teacher, *batches)
+        new, metrics = _over_batches(step, scan, lie)(state, key, teacher, *batches)
         everywhere = jax.tree.map(lambda _: replicated(mesh), metrics)
         return lie(new), jax.lax.with_sharding_constraint(metrics, everywhere)
 

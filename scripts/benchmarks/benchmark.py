@@ -66,7 +66,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         about = self.ask(setup)
-        self.name, self.devices = about["name"], about["devices"]
+        self.name, self.devices, self.platform = about["name"], about["devices"], about["platform"]
 
     def ask(self, request: Any) -> dict[str, Any]:
         """What it answers; see `worker.serve`."""
@@ -173,11 +173,16 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
     if PEER.value:
         commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]
     setup = {"file": str(file), **configs(config, dtype, batch)}
-    errors = []
+    errors, platforms = [], {}
     for command in commands:
         worker = Worker(command, setup)
+        platforms[worker.platform] = worker.name
+        if len(platforms) > 1:
+            where = ", ".join(f"{name} on {platform}" for platform, name in platforms.items())
+            raise RunError(f"They compute on different devices: {where}. JAX_PLATFORMS chooses those of JAX.")
         errors.append(worker.ask("error")["error"])
-        if errors[-1] > {"float32": 1e-4}.get(dtype, 0.05):
+        exact = dtype == "float32" and worker.platform == "cpu"  # others round more in products, by default
+        if errors[-1] > (1e-4 if exact else 0.05):
             raise RunError(f"{worker.name} computes something else: its error is {errors[-1]:.1e}.")
         worker.close()
     for what in [*WHAT.value, "product"]:

@@ -31,7 +31,7 @@ class Work:
         self.x, self.logsnr, self.out = (given[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
         self.params = hold(given["params"], self.mesh, "jit")
-        self.training, self.devices = {}, self.mesh.size
+        self.training, self.devices, self.platform = {}, self.mesh.size, jax.default_backend()
 
     # Made when first used: a process has what its work needs.
 

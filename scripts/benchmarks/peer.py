@@ -167,7 +167,7 @@ def logsnr_of(t):
 class Work:
     """What is timed. Steps are those of a network that predicts v, trained by Adam, with an average."""
 
-    devices = 1
+    devices, platform = 1, {"cuda": "gpu"}.get(DEVICE.type, DEVICE.type)
 
     def __init__(self, setup: dict[str, Any], compiled: bool):
         self.params, self.given = read_params(setup["file"])

@@ -16,14 +16,15 @@ PRODUCT = 2048  # of matrices with so many rows and columns
 def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
     """Answers requests until stdin ends, and computes only while it is asked to.
 
-    The first line is the setup; the answer is the name and the `devices` of `make(setup)`. A line 'error' asks for its
-    `error()`. Each other names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which `sample(16, 4)` is the
-    method to time, again and again for so long, after a call that does not count: the first one after a pause is
-    slower, as the host of a virtual machine takes free memory back meanwhile. The answer is the median of the seconds,
-    and the most bytes of memory that the process has held. With 'seconds': 0 it is a single call, and the time of that.
+    The first line is the setup; the answer is the name, and the `devices` and `platform` of `make(setup)`. A line
+    'error' asks for its `error()`. Each other names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which
+    `sample(16, 4)` is the method to time, again and again for so long, after a call that does not count: the first one
+    after a pause is slower, as the host of a virtual machine takes free memory back meanwhile. The answer is the
+    median of the seconds, and the most bytes of memory that the process has held. With 'seconds': 0 it is a single
+    call, and the time of that.
     """
     work = make(json.loads(sys.stdin.readline()))
-    _answer({"name": name, "devices": work.devices})
+    _answer({"name": name, "devices": work.devices, "platform": work.platform})
     for line in sys.stdin:
         request = json.loads(line)
         if request == "error":
