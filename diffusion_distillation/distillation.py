@@ -115,7 +115,7 @@ def several_step_target(
       i: index of the student's step, from 0 to num_steps - 1, one for each example or one for all.
       num_steps: the student's number of steps; it may be traced.
       count: the teacher's steps in one of the student's; it may be traced. However many, the teacher is compiled once
-        (on CPU, by JAX before 0.12, twice where count is not traced, for speed).
+        (on CPU, by JAX before 0.12, the loop is unrolled by two where count is not traced, for speed).
       schedule: the noise schedule.
       displacement: of each step, see `two_stage_target`.
 

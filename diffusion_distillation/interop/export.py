@@ -213,8 +213,8 @@ def _on_each_platform(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array
         with traced_for_cpu(for_cpu):
             return draw(*args)
 
-    of = {for_cpu: functools.partial(traced, for_cpu=for_cpu) for for_cpu in (True, False)}
-    return functools.partial(jax.lax.platform_dependent, cpu=of[True], default=of[False])
+    on_cpu, elsewhere = (functools.partial(traced, for_cpu=for_cpu) for for_cpu in (True, False))
+    return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
 
 
 def sampler_function(params: Params, metadata: Metadata, options: Options) -> Callable[..., jax.Array]:
