@@ -139,6 +139,14 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), (AXIS,))
 
 
+def host_device() -> jax.Device | None:
+    """This process's CPU as a device; None where JAX was told to use none, as by JAX_PLATFORMS=cuda."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -8,9 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 
+from .devices import host_device
 from .diffusion import Denoiser, make_denoiser, per_example
 from .errors import InputError
 from .registry import look_up
@@ -109,20 +111,33 @@ def _output_channels(config: Any, channels: int) -> int:
     return 2 * channels if config.mean_type == "both" else channels
 
 
-def quick_to_compile() -> dict[str, int] | None:
-    """Compiler options of `jax.jit` for large programs: on CPU, fewer optimizations than XLA's default.
+def quick_to_compile(backend: str | None = None) -> dict[str, int] | None:
+    """Compiler options of `jax.jit` for large programs of a backend: on CPU, fewer optimizations than XLA's default.
 
     The training step compiles in five sixths of the time then and runs as fast, and initial parameters in half.
     """
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return {"xla_backend_optimization_level": 1} if (backend or jax.default_backend()) == "cpu" else None
 
 
 def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
-    """Initial parameters, in float32."""
-    x = jnp.zeros((1, *image_shape))
-    condition = _some_condition(network, num_classes)
-    options = None if isinstance(key, jax.core.Tracer) else quick_to_compile()  # within another program, that one's
-    return jax.jit(network.init, compiler_options=options)(key, x, jnp.zeros(1), **condition)["params"]
+    """Initial parameters, in float32, on JAX's default device.
+
+    They are drawn on the CPU, where there is one: to compile hundreds of draws, one for each array, takes a GPU's
+    compiler five times as long. So they are also the same wherever a run begins, to rounding.
+    """
+
+    def draw(key, options=None):
+        x, condition = jnp.zeros((1, *image_shape)), _some_condition(network, num_classes)
+        return jax.jit(network.init, compiler_options=options)(key, x, jnp.zeros(1), **condition)["params"]
+
+    if isinstance(key, jax.core.Tracer):
+        return draw(key)  # within another program, whose options they are
+    host = None if jax.default_backend() == "cpu" else host_device()
+    if host is None:
+        return draw(key, quick_to_compile())
+    with jax.default_device(host):
+        params = draw(key, quick_to_compile("cpu"))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
 
 
 def extended(params: Params, initial: Params) -> Params:

@@ -400,5 +400,6 @@ def dropout(x, seeds, rate):
     counts = jnp.arange((size + 1) // 2, dtype=jnp.uint32)
     words = jax.vmap(lambda seed: threefry_2x32(seed, counts))(seeds)
     halves = (words[:, None] >> jnp.array([[0], [16]], jnp.uint32)) & 0xFFFF
-    keep = computed_once(halves.reshape(len(x), -1)[:, :size].reshape(x.shape) < kept)
+    # written to memory: XLA would draw it again for each use, in the backward pass too
+    keep = jax.lax.optimization_barrier(halves.reshape(len(x), -1)[:, :size].reshape(x.shape) < kept)
     return jnp.where(keep, x * (2**16 / kept), 0)

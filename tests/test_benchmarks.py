@@ -1,7 +1,11 @@
 """The benchmarks measure what they say; how much is not for tests to say."""
 
+import importlib
+import io
 import json
 import re
+import sys
+import time
 
 import pytest
 from running import ROOT, run
@@ -21,6 +25,31 @@ def test_benchmark_of_checkpoints(tmp_path):
     printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
     assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)
+
+
+class OnAccelerator:
+    """Work of an accelerator that does a million steps in a call."""
+
+    devices, platform = 1, "gpu"
+
+    def base_step(self, batch):
+        time.sleep(0.01)
+        return 10**6
+
+    def accelerator_memory(self):
+        return 123
+
+
+def test_a_process_that_works_on_an_accelerator(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    worker = importlib.import_module("worker")
+    requests = [{}, {"what": "base_step", "batch": 4, "seconds": 0}, {"what": "base_step", "batch": 4, "seconds": 0.02}]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(request) + "\n" for request in requests)))
+    worker.serve(lambda setup: OnAccelerator(), "mine")
+    about, *answers = map(json.loads, capsys.readouterr().out.splitlines())
+    assert about == {"name": "mine", "devices": 1, "platform": "gpu"}
+    assert len(answers) == 2
+    assert all(answer["peak_bytes"] == 123 and 1e-8 <= answer["seconds"] < 1e-4 for answer in answers)
 
 
 SMALL_UNET = [

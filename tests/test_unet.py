@@ -140,8 +140,17 @@ def test_names_of_the_options():
     assert params["mid.attn_1"]["proj_out"]["kernel"].shape == (2, 32, 64)
 
 
-def test_initial_parameters_are_those_of_init(optimized):
-    """To the last bit, though they are compiled with fewer optimizations; and within another program."""
+@pytest.mark.parametrize(("backend", "has_cpu"), [("cpu", True), ("gpu", True), ("gpu", False)])
+def test_initial_parameters_are_those_of_init(optimized, monkeypatch, backend, has_cpu):
+    """To the last bit, though they are compiled with fewer optimizations, on the CPU; and within another program."""
+
+    def local_devices(backend):
+        if not has_cpu:
+            raise RuntimeError(f"Unknown backend {backend}")
+        return jax.devices()
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", local_devices)
     network = UNet(**TINY)
     expected = jax.jit(network.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))["params"]
     drawn = functools.partial(init_params, network, image_shape=(8, 8, 3), num_classes=1)

@@ -1,6 +1,7 @@
-"""Parameters in one array: XLA's CPU backend then updates them in a few operations, where it has several for each.
+"""Parameters in one array: XLA then updates them in a few operations, where it has several for each.
 
-A small U-Net has hundreds of arrays, and half of what is compiled for its training step, without this, updates them.
+A small U-Net has hundreds of arrays, and half of what is compiled for its training step, without this, updates them. On
+a GPU these are thousands of kernels a step.
 """
 
 import itertools

@@ -59,13 +59,18 @@ def make_runner(config: Any, network: Network, mesh: Mesh, *, scan: bool | None 
       network: to train.
       mesh: from `data_mesh`.
       scan: do a sequence of steps in one call of the devices. By default on accelerators alone: XLA's CPU backend is
-        many times slower at the gradients of convolutions inside a loop. Where it is called for every step, parameters
-        are packed (`packing`), unless they are to be divided or told apart. The result is the same.
+        many times slower at the gradients of convolutions inside a loop. The result is the same.
+
+    On CPUs and GPUs, where that was found to pay, parameters are packed (`packing`), unless they are to be divided or
+    told apart.
     """
     scan = jax.default_backend() != "cpu" if scan is None else scan
     make = _pmap_runner if config.train.parallel == "pmap" else _jit_runner
     runner = make(config, network, mesh, scan)
-    return runner if scan or config.train.shard_state or trains_embedding_only(config) else _packing(runner, mesh)
+    packs = jax.default_backend() in ("cpu", "gpu")
+    return (
+        _packing(runner, mesh) if packs and not (config.train.shard_state or trains_embedding_only(config)) else runner
+    )
 
 
 def _packing(runner: Runner, mesh: Mesh) -> Runner:

@@ -11,7 +11,8 @@ would have: JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose o
 has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
 images a second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that
 the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
-that the process held in a turn.
+that the process held in a turn. On an accelerator training does as many steps in a call as train.substeps says, without
+waiting for each, as training scripts do, and memory is the accelerator's.
 """
 
 import json
@@ -31,7 +32,7 @@ import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from worker import PRODUCT
+from worker import product_size
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
@@ -61,7 +62,8 @@ class Worker:
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
-        environment = os.environ | large_pages()
+        # of an accelerator's memory each takes what it needs, as there are several
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | large_pages()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -193,7 +195,7 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
         for one, error in zip(timed, errors, strict=True):
             row = {"work": what, "dtype": dtype, "batch": batch, "error": error, **one.result()}
             if what == "product":
-                operations = 2 * PRODUCT**3 * one.worker.devices
+                operations = 2 * product_size(one.worker.platform) ** 3 * one.worker.devices
             else:
                 operations = (FORWARDS.get(what) or int(what.split()[1])) * flops * batch
             yield {

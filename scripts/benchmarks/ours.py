@@ -4,12 +4,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from worker import PRODUCT, serve
+from worker import product_size, serve
 
 from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
@@ -47,8 +46,9 @@ class Work:
 
     @functools.cached_property
     def _product(self):
-        dtype, everywhere = jnp.dtype(self.base.model.dtype), NamedSharding(self.mesh, PartitionSpec(AXIS))
-        matrices = jax.device_put(jnp.ones((self.mesh.size, PRODUCT, PRODUCT), dtype), everywhere)
+        size, everywhere = product_size(self.platform), NamedSharding(self.mesh, PartitionSpec(AXIS))
+        matrices = np.random.default_rng(0).standard_normal((self.mesh.size, size, size), np.float32)
+        matrices = jax.device_put(matrices.astype(self.base.model.dtype), everywhere)
         return functools.partial(jax.jit(lambda a: a @ a), matrices)
 
     def error(self) -> float:
@@ -56,9 +56,9 @@ class Work:
         out = self._network((self.x, self.logsnr))
         return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
 
-    def noise(self, batch: int) -> np.ndarray:
-        """Images of noise."""
-        return np.random.default_rng(0).standard_normal((batch, *self.shape), np.float32)
+    def accelerator_memory(self) -> int:
+        """The most bytes that an accelerator has held since the start."""
+        return max(device.memory_stats()["peak_bytes_in_use"] for device in self.mesh.local_devices)
 
     def product(self, batch: int) -> None:
         """A matrix product on every device."""
@@ -66,33 +66,40 @@ class Work:
 
     def forward(self, batch: int) -> None:
         """One call of the network."""
-        self._network((self.noise(batch), np.linspace(-5, 5, batch, dtype=np.float32)))
+        self._network((noise(batch, *self.shape), np.linspace(-5, 5, batch, dtype=np.float32)))
 
     def sample(self, batch: int, num_steps: int) -> None:
         """DDIM."""
-        self._pipeline.from_noise(self.noise(batch), num_steps=num_steps, batch_size=batch)
+        self._pipeline.from_noise(noise(batch, *self.shape), num_steps=num_steps, batch_size=batch)
 
-    def base_step(self, batch: int) -> None:
-        """A step of base training."""
-        self._step(self.base, None, batch)
+    def base_step(self, batch: int) -> int:
+        """Steps of base training."""
+        return self._steps(self.base, None, batch)
 
-    def distillation_step(self, batch: int) -> None:
-        """A step of distillation."""
-        self._step(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
+    def distillation_step(self, batch: int) -> int:
+        """Steps of distillation."""
+        return self._steps(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
-    def _step(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> None:
+    def _steps(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> int:
         key, images = run_key(0), np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
-        batches = [{"image": images}]
         kind = teacher is None
         if kind not in self.training:
-            runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh, scan=False)
+            runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)
+            batches = [{"image": images}] * (config.train.substeps if runner.in_one_call else 1)
             state, teacher = runner.place(init_state(config, self.params), teacher)
             runner.compile(state, key, teacher, batches)
-            self.training = {kind: (runner, state, teacher)}
-        runner, state, teacher = self.training[kind]
+            self.training = {kind: (runner, state, teacher, batches)}
+        runner, state, teacher, batches = self.training[kind]
         state, metrics = runner.steps(state, key, teacher, batches)
         jax.block_until_ready((state, metrics))
-        self.training[kind] = runner, state, teacher
+        self.training[kind] = runner, state, teacher, batches
+        return len(batches)
+
+
+@functools.cache
+def noise(*shape: int) -> np.ndarray:
+    """Images of noise."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from worker import PRODUCT, serve
+from worker import product_size, serve
 
 Params = dict[str, Tensor]
 
@@ -175,9 +175,9 @@ class Work:
         network = UNet(model["args"])
         self.apply = torch.compile(network) if compiled else network
         self.in_bfloat16 = model["dtype"] == "bfloat16"
-        self.matrix = torch.ones(
-            PRODUCT, PRODUCT, dtype=torch.bfloat16 if self.in_bfloat16 else torch.float32, device=DEVICE
-        )
+        size = product_size(self.platform)
+        self.matrix = torch.randn(size, size, device=DEVICE).to(torch.bfloat16 if self.in_bfloat16 else torch.float32)
+        self.steps = 1 if DEVICE.type == "cpu" else setup["base"]["train"]["substeps"]  # of training, in a call
         self.student = {name: value.clone().requires_grad_() for name, value in self.params.items()}
         self.average = [value.clone() for value in self.params.values()]
         self.optimizer = torch.optim.Adam(self.student.values(), lr=1e-5, fused=True)
@@ -198,6 +198,10 @@ class Work:
             got = self.raw(self.params, x.permute(0, 3, 1, 2), logsnr).permute(0, 2, 3, 1)
         return ((got - out).norm() / out.norm()).item()
 
+    def accelerator_memory(self) -> int:
+        """The most bytes that the accelerator has held since the start."""
+        return torch.accelerator.max_memory_allocated()
+
     def images(self, batch: int) -> Tensor:
         """Noise in the place of images."""
         _, height, width, channels = self.given["x"].shape
@@ -215,31 +219,36 @@ class Work:
         wait()
 
     @torch.no_grad()
-    def sample(self, batch: int, num_steps: int) -> Tensor:
+    def sample(self, batch: int, num_steps: int) -> None:
         """DDIM."""
         z = self.images(batch)
         for i in range(num_steps, 0, -1):
             t, s = (torch.full((batch,), float(j / num_steps), device=DEVICE) for j in (i, i - 1))
             z = step(z, self.call(self.params, z, t), t, s)
         wait()
-        return z
 
-    def base_step(self, batch: int) -> None:
-        """A step of base training."""
-        x, eps, t = self.images(batch), self.images(batch), torch.rand(batch, device=DEVICE)
-        self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=True)
+    def base_step(self, batch: int) -> int:
+        """Steps of base training."""
+        for _ in range(self.steps):
+            x, eps, t = self.images(batch), self.images(batch), torch.rand(batch, device=DEVICE)
+            self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=True)
+        wait()
+        return self.steps
 
-    def distillation_step(self, batch: int) -> None:
-        """A step of distillation: two steps of the teacher, then the student's, which has no dropout."""
-        x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch, device=DEVICE)
-        z = cos(t) * x + sin(t) * eps
-        with torch.no_grad():
-            half = step(z, self.call(self.params, z, t), t, t - 0.05)
-            end = step(half, self.call(self.params, half, t - 0.05), t - 0.05, t - 0.1)
-            ratio = sin(t - 0.1) / sin(t)
-            target = (end - ratio * z) / (cos(t - 0.1) - ratio * cos(t))
-            eps = (z - cos(t) * target) / sin(t)
-        self.update(target, eps, t, cos(t) * eps - sin(t) * target, train=False)
+    def distillation_step(self, batch: int) -> int:
+        """Steps of distillation: two steps of the teacher, then the student's, which has no dropout."""
+        for _ in range(self.steps):
+            x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch, device=DEVICE)
+            z = cos(t) * x + sin(t) * eps
+            with torch.no_grad():
+                half = step(z, self.call(self.params, z, t), t, t - 0.05)
+                end = step(half, self.call(self.params, half, t - 0.05), t - 0.05, t - 0.1)
+                ratio = sin(t - 0.1) / sin(t)
+                target = (end - ratio * z) / (cos(t - 0.1) - ratio * cos(t))
+                eps = (z - cos(t) * target) / sin(t)
+            self.update(target, eps, t, cos(t) * eps - sin(t) * target, train=False)
+        wait()
+        return self.steps
 
     def update(self, x: Tensor, eps: Tensor, t: Tensor, target: Tensor, *, train: bool) -> None:
         """Gradient, clipping, Adam, and the average."""
@@ -250,7 +259,6 @@ class Work:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [value.detach() for value in self.student.values()], 1e-4)
-        wait()
 
 
 def wait():

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PRODUCT = 2048  # of matrices with so many rows and columns
+
+def product_size(platform: str) -> int:
+    """The rows and columns of the matrices whose product is timed: as many as bring a device to its best rate."""
+    return 2048 if platform == "cpu" else 8192
 
 
 def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
@@ -19,9 +22,10 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
     The first line is the setup; the answer is the name, and the `devices` and `platform` of `make(setup)`. A line
     'error' asks for its `error()`. Each other names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which
     `sample(16, 4)` is the method to time, again and again for so long, after a call that does not count: the first one
-    after a pause is slower, as the host of a virtual machine takes free memory back meanwhile. The answer is the
-    median of the seconds, and the most bytes of memory that the process has held. With 'seconds': 0 it is a single
-    call, and the time of that.
+    after a pause is slower, as the host of a virtual machine takes free memory back meanwhile. A method that does its
+    work several times in a call returns how often. The answer is the median of the seconds, and the most bytes of
+    memory that the process has held: of the accelerator's, as `accelerator_memory()` says, or of the host's on CPU.
+    With 'seconds': 0 it is a single call, and the time of that.
     """
     work = make(json.loads(sys.stdin.readline()))
     _answer({"name": name, "devices": work.devices, "platform": work.platform})
@@ -36,11 +40,13 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
         if request["seconds"]:
             do()
         seconds: list[float] = []
-        while not seconds or sum(seconds) < request["seconds"]:
+        started = time.perf_counter()
+        while not seconds or time.perf_counter() - started < request["seconds"]:
             began = time.perf_counter()
-            do()
-            seconds.append(time.perf_counter() - began)
-        _answer({"seconds": statistics.median(seconds), "peak_bytes": peak_memory()})
+            times = do() or 1
+            seconds.append((time.perf_counter() - began) / times)
+        peak = peak_memory() if work.platform == "cpu" else work.accelerator_memory()
+        _answer({"seconds": statistics.median(seconds), "peak_bytes": peak})
 
 
 def _answer(answer: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ BOUNDS = {
     "the distillation target": (1e-4, 5e-2),
     "the gradients of group normalization": (1e-4, 2e-2),
     "a convolution and its gradients": (1e-5, 2e-2),
+    "attention and its gradients": (1e-5, 2e-2),
     "a sample in 64 steps": (1e-4, 5e-2),
 }
 
@@ -122,6 +123,11 @@ def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
 
     convolution, pull = jax.vjp(convolved, activations, kernel)
 
+    def attended(*parts):
+        return layers.attention(*(part.reshape(BATCH, SIDE**2, 2, -1) for part in parts)).reshape(h.shape)
+
+    attention, pull_attention = jax.vjp(attended, weighed.astype(activations.dtype), activations - 3, activations)
+
     steps = jnp.arange(BATCH)
     return {
         "the network's output": v_of(inputs["student"], x, logsnr),
@@ -131,6 +137,7 @@ def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
         "the distillation target": several_step_target(denoiser(inputs["teacher"]), x, steps, BATCH, 2, SCHEDULE).v,
         "the gradients of group normalization": jax.grad(normalized, (0, 1, 2))(weights, activations, films),
         "a convolution and its gradients": (convolution, pull(weighed.astype(convolution.dtype))),
+        "attention and its gradients": (attention, pull_attention(weighed.astype(attention.dtype))),
         "a sample in 64 steps": sampling.ddim(denoiser(inputs["student"]), x, SCHEDULE, 64),
     }
 

@@ -44,17 +44,20 @@ def test_of_several_types():
 
 
 @pytest.mark.parametrize(
-    ("how", "scan", "packed"),
+    ("how", "scan", "packed", "backend"),
     [
-        (dict(), False, True),
-        (dict(parallel="pmap"), False, True),
-        (dict(), True, False),
-        (dict(shard_state=True), False, False),
-        (dict(distillation=dict(only_finetune_temb=True)), False, False),
+        (dict(), False, True, "cpu"),
+        (dict(parallel="pmap"), False, True, "cpu"),
+        (dict(), True, False, "tpu"),
+        (dict(), True, True, "gpu"),
+        (dict(parallel="pmap"), True, True, "gpu"),
+        (dict(shard_state=True), False, False, "cpu"),
+        (dict(distillation=dict(only_finetune_temb=True)), False, False, "cpu"),
     ],
 )
-def test_where_it_is_done(how, scan, packed):
+def test_where_it_is_done(monkeypatch, how, scan, packed, backend):
     """And what is to be saved is as ever."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     runner = make_runner(make_config(**how), NETWORK, data_mesh(), scan=scan)
     state = init_state(make_config(**how), AFFINE)
     placed, _ = runner.place(state, None)
