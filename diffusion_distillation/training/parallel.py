@@ -67,10 +67,8 @@ def make_runner(config: Any, network: Network, mesh: Mesh, *, scan: bool | None 
     scan = jax.default_backend() != "cpu" if scan is None else scan
     make = _pmap_runner if config.train.parallel == "pmap" else _jit_runner
     runner = make(config, network, mesh, scan)
-    packs = jax.default_backend() in ("cpu", "gpu")
-    return (
-        _packing(runner, mesh) if packs and not (config.train.shard_state or trains_embedding_only(config)) else runner
-    )
+    whole = not config.train.shard_state and not trains_embedding_only(config)
+    return _packing(runner, mesh) if whole and jax.default_backend() in ("cpu", "gpu") else runner
 
 
 def _packing(runner: Runner, mesh: Mesh) -> Runner:
