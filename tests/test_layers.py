@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from diffusion_distillation.layers import (
     convolution_of_nearest,
     nearest,
     pixels,
+    traced_for_cpu,
 )
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -170,6 +173,7 @@ def test_convolution_of_four_rows_against_float64(seed, height, width, features)
         (16, 16, {}),
         (16, 64, {"feature_group_count": 2}),
         (16, 32, {"rhs_dilation": (2, 2)}),
+        (16, 32, {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
     ],
 )
 def test_convolution_that_is_no_four_rows(side, channels, options):
@@ -234,3 +238,35 @@ def test_accelerators_do_what_the_cpu_does(monkeypatch, dtype):
     for a, b in zip(jax.tree.leaves(on_cpu), jax.tree.leaves(gradients()), strict=True):
         a, b = (np.asarray(part).astype(np.float64) for part in (a, b))
         assert np.linalg.norm(a - b) < {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}[dtype] * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "length", "dim", "expected"),
+    [
+        ("gpu", "9.0", jnp.bfloat16, 256, 128, "cudnn"),
+        ("gpu", "8.0", jnp.float16, 1024, 64, "cudnn"),
+        ("gpu", "7.5", jnp.bfloat16, 256, 128, None),
+        ("gpu", "gfx90a", jnp.bfloat16, 256, 128, None),
+        ("gpu", "9.0", jnp.float32, 256, 128, None),
+        ("gpu", "9.0", jnp.bfloat16, 64, 128, None),
+        ("gpu", "9.0", jnp.bfloat16, 256, 256, None),
+        ("gpu", "9.0", jnp.bfloat16, 256, 36, None),
+        ("tpu", "9.0", jnp.bfloat16, 256, 128, None),
+    ],
+)
+def test_where_attention_is_that_of_cudnn(monkeypatch, backend, capability, dtype, length, dim, expected):
+    """And never in a program that is written for another machine."""
+    used = []
+
+    def record(q, k, v, implementation):
+        used.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    q = np.zeros((1, length, 2, dim), dtype)
+    attention(q, q, q)
+    with traced_for_cpu(False):
+        attention(q, q, q)
+    assert used == [expected, None]

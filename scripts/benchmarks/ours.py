@@ -56,9 +56,10 @@ class Work:
         out = self._network((self.x, self.logsnr))
         return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
 
-    def accelerator_memory(self) -> int:
-        """The most bytes that an accelerator has held since the start."""
-        return max(device.memory_stats()["peak_bytes_in_use"] for device in self.mesh.local_devices)
+    def accelerator_memory(self) -> int | None:
+        """The most bytes that an accelerator has held since the start; None where it does not tell."""
+        held = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in self.mesh.local_devices]
+        return None if None in held else max(held)
 
     def product(self, batch: int) -> None:
         """A matrix product on every device."""
@@ -81,9 +82,9 @@ class Work:
         return self._steps(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _steps(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> int:
-        key, images = run_key(0), np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
-        kind = teacher is None
+        kind, key = teacher is None, run_key(0)
         if kind not in self.training:
+            images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
             runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)
             batches = [{"image": images}] * (config.train.substeps if runner.in_one_call else 1)
             state, teacher = runner.place(init_state(config, self.params), teacher)
