@@ -13,7 +13,7 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int, UInt32
 
 from .errors import InputError
-from .layers import EPSILON, GroupNorm, attention, average_pool, computed_once, conv3x3, nearest, pixels
+from .layers import EPSILON, DenseOfParts, GroupNorm, attention, average_pool, computed_once, conv3x3, nearest, pixels
 from .schedules import Discrete
 from .shapes import Array, Keys
 
@@ -213,8 +213,7 @@ class UNet(nn.Module):
         for level, mult in reversed(list(enumerate(self.ch_mult))):
             stage = f"up_{level}"
             for block in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
+                h = residual((h, skips.pop()), f"{stage}.block_{block}", out_ch=self.ch * mult)
                 if self.attends(stage, h.shape[1]):
                     h = attention(h, f"{stage}.attn_{block}")
             if level > 0:
@@ -328,11 +327,18 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, emb, seeds):
-        """`seeds` are of `dropout_seeds`, others for each block; None for no dropout."""
-        h = self.norm(activation=nn.swish, name="norm1")(x)
+        """Returns the block's output.
+
+        Args:
+          x: an array, or a tuple of arrays whose channels are side by side.
+          emb: the embedding.
+          seeds: of `dropout_seeds`, others for each block; None for no dropout.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        h = self.norm(activation=nn.swish, name="norm1")(jnp.concatenate(parts, axis=-1))
         upsamples = self.resample is nearest
         if self.resample is not None:
-            x = self.resample(x)
+            parts = [self.resample(part) for part in parts]
             if not upsamples:
                 h = self.resample(h)
         h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
@@ -346,9 +352,10 @@ class ResidualBlock(nn.Module):
             h = dropout(h, seeds, self.dropout)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
-        if x.shape[-1] != self.out_ch:
-            x = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(pixels(x)).reshape(h.shape)
-        return computed_once(x + h)
+        if sum(part.shape[-1] for part in parts) == self.out_ch:
+            return computed_once(jnp.concatenate(parts, axis=-1) + h)
+        shortcut = DenseOfParts(self.out_ch, self.dtype, name="nin_shortcut")(*map(pixels, parts))
+        return computed_once(shortcut.reshape(h.shape) + h)
 
 
 class AttentionBlock(nn.Module):

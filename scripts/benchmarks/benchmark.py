@@ -143,7 +143,10 @@ def main() -> None:
         np.savez(file, **flatten_dict({"params": params}, sep="/"), x=x, logsnr=logsnr, out=out)
         for dtype in DTYPES.value:
             for batch in map(int, BATCH_SIZES.value):
-                measured = list(measure(config, file, dtype, batch, flops))
+                measured = []
+                for row in measure(config, file, dtype, batch, flops):
+                    print(f"{row['work']}: {1e3 * row['seconds']:.2f} ms, {row['worker']}", file=sys.stderr, flush=True)
+                    measured.append(row)
                 print("\n" + table(measured, dtype, batch), flush=True)
                 rows += measured
     if OUT.value:
