@@ -1,6 +1,7 @@
 """A process that times this package's network and steps, called as the scripts call them; see `benchmark.py`."""
 
 import functools
+import types
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from worker import product_size, serve
 
-from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import make_network
@@ -42,7 +42,8 @@ class Work:
 
     @functools.cached_property
     def _pipeline(self):
-        return Pipeline(self.params, Metadata(self.base, self.shape, 1, 0))
+        about = types.SimpleNamespace(config=self.base, image_shape=self.shape, num_classes=1, num_steps=0)
+        return Pipeline(self.params, about)
 
     @functools.cached_property
     def _product(self):
