@@ -177,7 +177,7 @@ def pixels(x: Float[Array, "*batch_and_space channels"]) -> Float[Array, "rows c
 
 
 class DenseOfParts(nn.Module):
-    """`nn.Dense` of arrays whose channels are side by side. But for CPUs, they are not copied into one for it.
+    """`nn.Dense` of arrays whose channels are side by side, without a copy of them in one.
 
     Attributes:
       features: channels of the result.
@@ -190,8 +190,6 @@ class DenseOfParts(nn.Module):
     @nn.compact
     def __call__(self, *parts: Float[Array, "rows _"]) -> Float[Array, "rows features"]:
         """The rows of all parts, multiplied by one kernel."""
-        if for_cpu():
-            parts = (jnp.concatenate(parts, axis=-1),)
         sizes = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -13,7 +13,18 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int, UInt32
 
 from .errors import InputError
-from .layers import EPSILON, DenseOfParts, GroupNorm, attention, average_pool, computed_once, conv3x3, nearest, pixels
+from .layers import (
+    EPSILON,
+    DenseOfParts,
+    GroupNorm,
+    attention,
+    average_pool,
+    computed_once,
+    conv3x3,
+    for_cpu,
+    nearest,
+    pixels,
+)
 from .schedules import Discrete
 from .shapes import Array, Keys
 
@@ -335,6 +346,8 @@ class ResidualBlock(nn.Module):
           seeds: of `dropout_seeds`, others for each block; None for no dropout.
         """
         parts = x if isinstance(x, tuple) else (x,)
+        if for_cpu():  # one product for the shortcut is faster there than several
+            parts = (jnp.concatenate(parts, axis=-1),)
         h = self.norm(activation=nn.swish, name="norm1")(jnp.concatenate(parts, axis=-1))
         upsamples = self.resample is nearest
         if self.resample is not None:
