@@ -337,12 +337,17 @@ class ResidualBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, emb, seeds):
+    def __call__(
+        self,
+        x: Array | tuple[Array, ...],
+        emb: Float[Array, "batch emb_ch"],
+        seeds: UInt32[Array, "batch 2"] | None,
+    ) -> Float[Array, "batch height width out_ch"]:
         """Returns the block's output.
 
         Args:
-          x: an array, or a tuple of arrays whose channels are side by side.
-          emb: the embedding.
+          x: images of features, or several whose channels are side by side.
+          emb: the embedding of time and what else the network is told.
           seeds: of `dropout_seeds`, others for each block; None for no dropout.
         """
         parts = x if isinstance(x, tuple) else (x,)
