@@ -166,6 +166,11 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(move, tree, shardings)
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree, placed, as shapes: what stands for them where there are none yet."""
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), jax.eval_shape(_same, tree), shardings)
+
+
 def hold(tree: Any, mesh: Mesh, parallel: str) -> Any:
     """The arrays of a tree, equal in all processes, whole on every device, as programs of 'jit' or 'pmap' want them."""
     if parallel == "jit":

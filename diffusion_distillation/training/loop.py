@@ -11,19 +11,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params, load, newest_step, restore_from
 from ..data import Source, read_batches
-from ..devices import data_mesh, described
+from ..devices import abstract, data_mesh, described, host_device
 from ..errors import DivergedError, InputError
 from ..files import as_path, is_remote
 from ..model import Network, count_params, extended, init_params, make_network
@@ -88,8 +89,8 @@ def train(
         open_run(workdir, config, change)
         runner = _runner(_what_shapes_a_step(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-            run = _Run(metadata, workdir, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
-            _resume(run, mesh)
+            run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
+            _resume(run)
 
 
 class _Run(NamedTuple):
@@ -97,6 +98,7 @@ class _Run(NamedTuple):
 
     metadata: Metadata
     workdir: epath.Path
+    mesh: Mesh
     source: Source
     teacher: Teacher | None
     initial: Callable[[], Params]
@@ -150,7 +152,8 @@ def _initial_params(
     key = run_key(metadata.config.seed)
 
     def anew() -> Params:
-        return init_params(network, key, metadata.image_shape, metadata.num_classes)
+        with jax.default_device(host_device()):  # not where kernels may be chosen by trial meanwhile
+            return init_params(network, key, metadata.image_shape, metadata.num_classes)
 
     if teacher is not None:
         return lambda: teacher.params if teacher.network is None else extended(teacher.params, anew())
@@ -180,42 +183,59 @@ def _is_run(path: str) -> bool:
     return "://" not in path.removeprefix("gs://") and newest_step(as_path(path)) is not None
 
 
-def _resume(run: _Run, mesh: Mesh) -> None:
+def _resume(run: _Run) -> None:
     """Takes the run up where it stopped, or begins it, and goes on to the end."""
     config = run.metadata.config
     like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
-    shardings = state_shardings(like, mesh, shard=config.train.shard_state)
+    shardings = state_shardings(like, run.mesh, shard=config.train.shard_state)
     with Interrupt() as interrupt:
-        say(f"{run.workdir}: {count_params(like.params):,} parameters, {len(run.source):,} images, {described(mesh)}")
-        like = jax.tree.map(_abstract, like, shardings)
+        params, images, where = count_params(like.params), len(run.source), described(run.mesh)
+        say(f"{run.workdir}: {params:,} parameters, {images:,} images, {where}")
+        like = abstract(like, shardings)
         state = run.checkpoints.restore(like)
         if state is None and config.train.init_from is not None and _is_run(config.train.init_from):
             state = restore_from(config.train.init_from, like)
             run.checkpoints.save(state, run.metadata)  # from now on it does not depend on the other run
-        if state is None:
-            state = begin(config, run.initial(), mesh)
-        step = int(state.step)
+        step = 0 if state is None else int(state.step)
         finished = step >= config.train.num_steps
-        state, teacher = run.runner.place(state, None if finished else run.teacher)
+        placed = None if state is None else run.runner.place(state, None if finished else run.teacher)
+        del state  # which there may be twice now
         if step:
             say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
         if finished or _due(range(max(step - run.call_length, 0), step), config.train.eval_every_steps):
-            run.evaluate(state, step)  # unless that is done; the run may have been stopped before it was
+            run.evaluate(placed[0], step)  # unless that is done; the run may have been stopped before it was
         if not finished:
-            _go_on(run._replace(teacher=teacher), state, step, interrupt)
+            _go_on(run, like, placed, step, interrupt)
 
 
-def _abstract(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _begin(run: _Run, compile: Callable[[], None]) -> tuple[TrainState, Teacher | None]:
+    """The state before the first step, placed, and the teacher; its parameters are drawn while `compile` compiles."""
+    with ThreadPoolExecutor(1) as other:
+        initial = other.submit(run.initial)
+        compile()
+    return run.runner.place(begin(run.metadata.config, initial.result(), run.mesh), run.teacher)
 
 
-def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> None:
+def _go_on(
+    run: _Run,
+    like: TrainState,
+    placed: tuple[TrainState, Teacher | None] | None,
+    step: int,
+    interrupt: Interrupt,
+) -> None:
     """The loop itself: from a step to the last, with all that is to be seen and kept on the way.
 
     Each round gives the devices one call more, and then looks at what the call before it brought; so the devices always
     have work, and are never far ahead of what is known of them.
+
+    Args:
+      run: what it is.
+      like: the shapes of its state, as it is saved.
+      placed: the state after `step` updates, and the teacher, as the runner wants them; None to begin.
+      step: updates done.
+      interrupt: tells of signals.
     """
-    metadata, workdir, source, teacher, _, _, _, runner, checkpoints = run
+    metadata, workdir, source, runner, checkpoints = run.metadata, run.workdir, run.source, run.runner, run.checkpoints
     train, key = metadata.config.train, run_key(metadata.config.seed)
     length = run.call_length
     monitor, decisions = Monitor(run, step), Decisions()
@@ -230,7 +250,13 @@ def _go_on(run: _Run, state: TrainState, step: int, interrupt: Interrupt) -> Non
     say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
         call, batches = next_call()
-        runner.compile(state, key, teacher, batches)
+        of_state, of_teacher = runner.abstract(like, run.teacher)
+        compile = functools.partial(runner.compile, of_state, key, of_teacher, batches)
+        if placed is None:
+            placed = _begin(run, compile)
+        else:
+            compile()
+        state, teacher = placed
         while step < train.num_steps:
             began = time.monotonic()
             state, metrics = runner.steps(state, key, teacher, batches)

@@ -6,7 +6,7 @@ a GPU these are thousands of kernels a step.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import flax.struct
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..shapes import Array, Params
+from ..shapes import Params
 
 
 @flax.struct.dataclass
@@ -32,17 +32,19 @@ class Packed:
     shapes: tuple[tuple[int, ...], ...] = flax.struct.field(pytree_node=False)
 
 
-def pack(params: Params, concatenate: Callable[[Sequence[Array]], Array] = jnp.concatenate) -> Packed:
-    """Packs the arrays of a tree, all of one type."""
+def pack(params: Params, xp: ModuleType = jnp) -> Packed:
+    """Packs the arrays of a tree, all of one type, by NumPy's functions or by JAX's."""
     leaves, structure = jax.tree.flatten(params)
-    return Packed(concatenate([leaf.reshape(-1) for leaf in leaves]), structure, tuple(leaf.shape for leaf in leaves))
+    vector = xp.concatenate([xp.asarray(leaf).reshape(-1) for leaf in leaves])
+    return Packed(vector, structure, tuple(leaf.shape for leaf in leaves))
 
 
-def pack_state(state: Any) -> Any:
-    """A training state whose parameters, and all that has their structure, are packed, on the host.
+def pack_state(state: Any, xp: ModuleType = np) -> Any:
+    """A training state whose parameters, and all that has their structure, are packed, by default on the host.
 
     Args:
       state: with `params` of one or several types; if of several, it is returned as it is.
+      xp: as in `pack`.
     """
     structure = jax.tree.structure(state.params)
 
@@ -50,7 +52,7 @@ def pack_state(state: Any) -> Any:
         return jax.tree.structure(node) == structure
 
     def packed(node):
-        return pack(jax.tree.map(np.asarray, node), np.concatenate) if to_pack(node) else node
+        return pack(node, xp) if to_pack(node) else node
 
     one_type = len({leaf.dtype for leaf in jax.tree.leaves(state.params)}) == 1
     return jax.tree.map(packed, state, is_leaf=to_pack) if one_type else state

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..devices import AXIS, AnyMesh, give_memory_back, hold, num_local, of_first, place, replicated
+from ..devices import AXIS, AnyMesh, abstract, give_memory_back, hold, num_local, of_first, place, replicated
 from ..errors import InputError
 from ..model import Network, quick_to_compile
 from ..shapes import Array, Params
@@ -36,8 +36,10 @@ class Runner(NamedTuple):
 
     Attributes:
       place: `place(state, teacher)`, as `steps` wants them.
-      compile: compiles what `steps` does with the same arguments. `steps` would do so itself, but then the host holds
-        what compiling leaves in its memory beside the activations; here it is given back first.
+      abstract: `abstract(state, teacher)`, what `place` returns, as shapes; of shapes too.
+      compile: compiles what `steps` does with the same arguments, of which the state and the teacher need not be there
+        yet: what is `abstract` will do. `steps` would compile it itself, but then the host holds what compiling leaves
+        in its memory beside the activations; here it is given back first.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
       collect: a state, or a part of one, as arrays that span all devices, to be saved or sampled with.
@@ -45,6 +47,7 @@ class Runner(NamedTuple):
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
+    abstract: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
     compile: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], None]
     steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, CallMetrics]]
     collect: Callable[[Any], Any]
@@ -77,11 +80,14 @@ def _packing(runner: Runner, mesh: Mesh) -> Runner:
     def place_both(state, teacher):
         return runner.place(pack_state(state), teacher)
 
+    def abstract_both(state, teacher):
+        return runner.abstract(jax.eval_shape(functools.partial(pack_state, xp=jnp), state), teacher)
+
     def collect(state):
         copies = unpack(jax.tree.map(np.array, runner.collect(state)))
         return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
 
-    return runner._replace(place=place_both, collect=collect)
+    return runner._replace(place=place_both, abstract=abstract_both, collect=collect)
 
 
 def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
@@ -194,15 +200,16 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
     def put(batch):
         return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
 
-    def place_both(state, teacher):
+    def both(do, state, teacher):
         return (
-            place(state, state_shardings(state, mesh, shard=shard)),
-            place(teacher, teacher_shardings(teacher, mesh, shard=shard)),
+            do(state, state_shardings(state, mesh, shard=shard)),
+            do(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
     jitted = jax.jit(call, donate_argnums=0, compiler_options=quick_to_compile())
     calls = _calls(jitted, put, scan, config.train.substeps, lambda metric: metric)
-    return Runner(place_both, *calls, lambda state: state, scan)
+    place_both, abstract_both = functools.partial(both, place), functools.partial(both, abstract)
+    return Runner(place_both, abstract_both, *calls, lambda state: state, scan)
 
 
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
@@ -220,6 +227,14 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
     def place_both(state, teacher):
         return hold((state, teacher), mesh, "pmap")
 
+    def abstract_both(state, teacher):
+        number = hold(np.int32(0), mesh, "pmap")  # what it is like, all arrays are
+
+        def like_it(leaf):
+            return jax.ShapeDtypeStruct((*number.shape, *leaf.shape), leaf.dtype, sharding=number.sharding)
+
+        return jax.tree.map(like_it, jax.eval_shape(lambda *both: both, state, teacher))
+
     def collect(state):
         def whole(leaf):
             shards = [shard.data.reshape(leaf.shape[1:]) for shard in leaf.addressable_shards]
@@ -227,4 +242,4 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, *_calls(jitted, put, scan, config.train.substeps, of_first), collect, scan)
+    return Runner(place_both, abstract_both, *_calls(jitted, put, scan, config.train.substeps, of_first), collect, scan)

@@ -139,13 +139,19 @@ def test_a_state_stays_where_it_was_placed(how, scan):
     assert not any(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.parametrize("given", ["arrays", "shapes"])
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_step_is_compiled_once(parallel, scan):
+@pytest.mark.parametrize(
+    "how",
+    [dict(), dict(shard_state=True), dict(parallel="pmap"), dict(distillation={})],
+    ids=["jit", "sharded", "pmap", "student"],
+)
+def test_a_step_is_compiled_once(how, scan, given):
     """What `compile` has compiled `steps` finds, for the fewer steps of a last call too."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
-    config, key = make_config(parallel=parallel, substeps=3), jax.random.key(0)
+    config, key = make_config(**how, substeps=3), jax.random.key(0)
+    student_of = Teacher(AFFINE, Rung(8, 4)) if "distillation" in how else None
     batches = list(read_batches(SOURCE, 0, range(3), 16))
 
     def compilations():
@@ -153,15 +159,20 @@ def test_a_step_is_compiled_once(parallel, scan):
 
     for _ in range(2):  # the first time there are small programs to compile besides
         runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
-        state, teacher = runner.place(init_state(config, AFFINE), None)
+        start = init_state(config, AFFINE)
+        state, teacher = runner.place(start, student_of)
+        shapes = runner.abstract(jax.eval_shape(lambda start=start: start), student_of)
         before = compilations()
-        runner.compile(state, key, teacher, batches)
+        compiled_for = (state, teacher) if given == "arrays" else shapes
+        runner.compile(compiled_for[0], key, compiled_for[1], batches)
         there = compilations()
         state, _ = runner.steps(state, key, teacher, batches)
         state, metrics = runner.steps(state, key, teacher, batches[:2])
         now = compilations()
     assert before < there == now
-    assert int(of_first(state.step) if parallel == "pmap" else state.step) == 5 and len(metrics["loss"]) == 2
+    assert (
+        int(of_first(state.step) if config.train.parallel == "pmap" else state.step) == 5 and len(metrics["loss"]) == 2
+    )
 
 
 def test_a_state_is_made_where_it_lies():
