@@ -199,7 +199,7 @@ def _resume(run: _Run) -> None:
         step = 0 if state is None else int(state.step)
         finished = step >= config.train.num_steps
         placed = None if state is None else run.runner.place(state, None if finished else run.teacher)
-        del state  # which there may be twice now
+        del state  # or it would be there twice, as saved and as placed
         if step:
             say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
         if finished or _due(range(max(step - run.call_length, 0), step), config.train.eval_every_steps):
@@ -250,8 +250,7 @@ def _go_on(
     say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
         call, batches = next_call()
-        of_state, of_teacher = runner.abstract(like, run.teacher)
-        compile = functools.partial(runner.compile, of_state, key, of_teacher, batches)
+        compile = functools.partial(runner.compile, like, key, run.teacher, batches)
         if placed is None:
             placed = _begin(run, compile)
         else:

@@ -36,10 +36,9 @@ class Runner(NamedTuple):
 
     Attributes:
       place: `place(state, teacher)`, as `steps` wants them.
-      abstract: `abstract(state, teacher)`, what `place` returns, as shapes; of shapes too.
-      compile: compiles what `steps` does with the same arguments, of which the state and the teacher need not be there
-        yet: what is `abstract` will do. `steps` would compile it itself, but then the host holds what compiling leaves
-        in its memory beside the activations; here it is given back first.
+      compile: `compile(state, key, teacher, batches)`, before `steps`, with the state and the teacher that `place` is
+        to take; they need not be there yet, their shapes will do. `steps` would compile itself, but then the host holds
+        what compiling leaves in its memory beside the activations; here it is given back first.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
       collect: a state, or a part of one, as arrays that span all devices, to be saved or sampled with.
@@ -47,7 +46,6 @@ class Runner(NamedTuple):
     """
 
     place: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
-    abstract: Callable[[TrainState, Teacher | None], tuple[TrainState, Teacher | None]]
     compile: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], None]
     steps: Callable[[TrainState, jax.Array, Teacher | None, Sequence[Batch]], tuple[TrainState, CallMetrics]]
     collect: Callable[[Any], Any]
@@ -80,14 +78,14 @@ def _packing(runner: Runner, mesh: Mesh) -> Runner:
     def place_both(state, teacher):
         return runner.place(pack_state(state), teacher)
 
-    def abstract_both(state, teacher):
-        return runner.abstract(jax.eval_shape(functools.partial(pack_state, xp=jnp), state), teacher)
+    def compile(state, key, teacher, batches):
+        runner.compile(jax.eval_shape(functools.partial(pack_state, xp=jnp), state), key, teacher, batches)
 
     def collect(state):
         copies = unpack(jax.tree.map(np.array, runner.collect(state)))
         return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
 
-    return runner._replace(place=place_both, abstract=abstract_both, collect=collect)
+    return runner._replace(place=place_both, compile=compile, collect=collect)
 
 
 def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
@@ -146,9 +144,12 @@ def _over_batches(
 
 
 def _calls(
-    jitted: Callable, put: Callable[[Batch], Batch], scan: bool, length: int, scalar: Callable
+    jitted: Callable, placed: Callable, put: Callable[[Batch], Batch], scan: bool, length: int, scalar: Callable
 ) -> tuple[Callable, Callable]:
-    """`Runner.compile` and `Runner.steps` of a jitted function, which with `scan` does so many steps at most."""
+    """`Runner.compile` and `Runner.steps` of a jitted function, which with `scan` does so many steps at most.
+
+    `placed` gives what stands for the state and the teacher, placed, to compile for.
+    """
     begun = False
 
     def stack(batches):
@@ -157,6 +158,7 @@ def _calls(
         return put({name: np.stack([batch[name] for batch in filled]) for name in filled[0]}), np.int32(len(batches))
 
     def compile(state, key, teacher, batches):
+        state, teacher = placed(state, teacher)
         # as `jitted` has it then, it need not be called with what is returned
         jitted.lower(state, key, teacher, *(stack(batches) if scan else [put(batches[0])])).compile()
         give_memory_back()
@@ -207,9 +209,9 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
         )
 
     jitted = jax.jit(call, donate_argnums=0, compiler_options=quick_to_compile())
-    calls = _calls(jitted, put, scan, config.train.substeps, lambda metric: metric)
-    place_both, abstract_both = functools.partial(both, place), functools.partial(both, abstract)
-    return Runner(place_both, abstract_both, *calls, lambda state: state, scan)
+    placed = functools.partial(both, abstract)
+    calls = _calls(jitted, placed, put, scan, config.train.substeps, lambda metric: metric)
+    return Runner(functools.partial(both, place), *calls, lambda state: state, scan)
 
 
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
@@ -227,13 +229,9 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
     def place_both(state, teacher):
         return hold((state, teacher), mesh, "pmap")
 
-    def abstract_both(state, teacher):
-        number = hold(np.int32(0), mesh, "pmap")  # what it is like, all arrays are
-
-        def like_it(leaf):
-            return jax.ShapeDtypeStruct((*number.shape, *leaf.shape), leaf.dtype, sharding=number.sharding)
-
-        return jax.tree.map(like_it, jax.eval_shape(lambda *both: both, state, teacher))
+    def placed(state, teacher):  # pmap wants arrays
+        shapes = jax.eval_shape(lambda *both: both, state, teacher)
+        return hold(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), mesh, "pmap")
 
     def collect(state):
         def whole(leaf):
@@ -242,4 +240,5 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
 
         return jax.tree.map(whole, state)
 
-    return Runner(place_both, abstract_both, *_calls(jitted, put, scan, config.train.substeps, of_first), collect, scan)
+    calls = _calls(jitted, placed, put, scan, config.train.substeps, of_first)
+    return Runner(place_both, *calls, collect, scan)

@@ -88,8 +88,9 @@ class Work:
             images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
             runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)
             batches = [{"image": images}] * (config.train.substeps if runner.in_one_call else 1)
-            state, teacher = runner.place(init_state(config, self.params), teacher)
+            state = init_state(config, self.params)
             runner.compile(state, key, teacher, batches)
+            state, teacher = runner.place(state, teacher)
             self.training = {kind: (runner, state, teacher, batches)}
         runner, state, teacher, batches = self.training[kind]
         state, metrics = runner.steps(state, key, teacher, batches)

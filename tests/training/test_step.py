@@ -161,10 +161,9 @@ def test_a_step_is_compiled_once(how, scan, given):
         runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
         start = init_state(config, AFFINE)
         state, teacher = runner.place(start, student_of)
-        shapes = runner.abstract(jax.eval_shape(lambda start=start: start), student_of)
         before = compilations()
-        compiled_for = (state, teacher) if given == "arrays" else shapes
-        runner.compile(compiled_for[0], key, compiled_for[1], batches)
+        like = start if given == "arrays" else jax.eval_shape(lambda start=start: start)
+        runner.compile(like, key, student_of, batches)
         there = compilations()
         state, _ = runner.steps(state, key, teacher, batches)
         state, metrics = runner.steps(state, key, teacher, batches[:2])
