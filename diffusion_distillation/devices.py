@@ -1,6 +1,7 @@
 """The devices, all of all processes in a row, and what is placed on them."""
 
 import ctypes
+import functools
 import gc
 import hashlib
 import mmap
@@ -133,6 +134,23 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def giving_memory_back(call: Callable) -> Callable:
+    """The function, with `give_memory_back` after its first call: that compiles, or prepares itself otherwise."""
+    begun = False
+
+    @functools.wraps(call)
+    def with_it(*args):
+        nonlocal begun
+        result = call(*args)
+        if not begun:
+            jax.block_until_ready(result)
+            give_memory_back()
+            begun = True
+        return result
+
+    return with_it
+
+
 def data_mesh() -> Mesh:
     """All devices of all processes in a row, along the axis 'data', those of one process next to each other."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -196,6 +214,7 @@ def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[
     if parallel == "jit":
         split, compiled = NamedSharding(mesh, PartitionSpec(AXIS)), jax.jit(fn, out_shardings=replicated(mesh))
 
+        @giving_memory_back
         def with_jit(held, shared, rows):
             return np.asarray(compiled(held, shared, place(rows, jax.tree.map(lambda _: split, rows))))
 
@@ -207,6 +226,7 @@ def spread(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callable[
     compiled = jax.pmap(gathered, AXIS, in_axes=(0, None, 0), devices=list(mesh.devices.flat))
     ours = [device.process_index == jax.process_index() for device in mesh.devices.flat]
 
+    @giving_memory_back
     def with_pmap(held, shared, rows):
         local = jax.tree.map(lambda row: row.reshape(mesh.size, -1, *row.shape[1:])[ours], rows)
         return np.asarray(of_first(compiled(held, shared, local)))

@@ -208,7 +208,7 @@ def _resume(run: _Run) -> None:
             _go_on(run, like, placed, step, interrupt)
 
 
-def _begin(run: _Run, compile: Callable[[], None]) -> tuple[TrainState, Teacher | None]:
+def _compile_and_begin(run: _Run, compile: Callable[[], None]) -> tuple[TrainState, Teacher | None]:
     """The state before the first step, placed, and the teacher; its parameters are drawn while `compile` compiles."""
     with ThreadPoolExecutor(1) as other:
         initial = other.submit(run.initial)
@@ -252,7 +252,7 @@ def _go_on(
         call, batches = next_call()
         compile = functools.partial(runner.compile, like, key, run.teacher, batches)
         if placed is None:
-            placed = _begin(run, compile)
+            placed = _compile_and_begin(run, compile)
         else:
             compile()
         state, teacher = placed

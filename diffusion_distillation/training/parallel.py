@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..devices import AXIS, AnyMesh, abstract, give_memory_back, hold, num_local, of_first, place, replicated
+from ..devices import (
+    AXIS,
+    AnyMesh,
+    abstract,
+    give_memory_back,
+    giving_memory_back,
+    hold,
+    num_local,
+    of_first,
+    place,
+    replicated,
+)
 from ..errors import InputError
 from ..model import Network, quick_to_compile
 from ..shapes import Array, Params
@@ -150,7 +161,6 @@ def _calls(
 
     `placed` gives what stands for the state and the teacher, placed, to compile for.
     """
-    begun = False
 
     def stack(batches):
         """All of them, filled up so that a short call has the same program, and how many they are."""
@@ -163,13 +173,9 @@ def _calls(
         jitted.lower(state, key, teacher, *(stack(batches) if scan else [put(batches[0])])).compile()
         give_memory_back()
 
+    @giving_memory_back
     def one_call(state, key, teacher, *batch):
-        nonlocal begun
         state, metrics = jitted(state, key, teacher, *batch)
-        if not begun:  # the first one leaves free what it prepares itself in
-            jax.block_until_ready(state)
-            give_memory_back()
-            begun = True
         return state, jax.tree.map(scalar, metrics)
 
     def steps(state, key, teacher, batches):
