@@ -6,13 +6,14 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import cache_folder, lock
+from .source import ArraySource, hash_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,6 +47,27 @@ def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays
                 "%s cannot be kept in %s (%s): it will be decoded again next time.", name, path.parent, error
             )
         return arrays
+
+
+def cached_source(
+    name: str, key: dict[str, Any], make: Callable[[], Arrays], class_names: Sequence[str] | None
+) -> ArraySource:
+    """The source of the `images` and `labels` that `make` returns, or of the ones that were cached.
+
+    Args:
+      name: see `cached`.
+      key: see `cached`.
+      make: see `cached`.
+      class_names: one per class; None if the labels are not to be used.
+    """
+
+    def make_and_hash() -> Arrays:
+        arrays = make()
+        return {**arrays, "content": np.array(hash_of(arrays["images"], arrays["labels"]))}
+
+    kept = cached(name, key, make_and_hash)
+    names = None if class_names is None else tuple(class_names)
+    return ArraySource(kept["images"], kept["labels"], len(names or [""]), names, str(kept["content"]))
 
 
 def _read(path: Path) -> Arrays | None:

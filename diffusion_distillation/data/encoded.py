@@ -1,6 +1,9 @@
 """Datasets whose images are encoded, in files or records: decoded ahead of training, or once for all."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
 import re
 import sys
@@ -14,10 +17,12 @@ from tqdm import tqdm
 from ..errors import InputError
 from .batches import read_ahead
 from .cache import Arrays, cached
+from .fingerprint import evenly_spaced
 from .images import BrokenImageError, Transform
-from .source import ArraySource, Source
+from .source import ArraySource, Source, combine
 
 IN_MEMORY = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
+EXAMPLES = 256  # of a dataset that is not decoded once, of which the fingerprint is
 NAMED = 50  # broken images named in a message; the rest are counted
 
 
@@ -28,13 +33,17 @@ class Encoded(Protocol):
     Attributes:
       title: what it is called in messages.
       num_classes: 1 if the labels are not to be used.
-      fingerprint: JSON that changes when any image or label does.
+      class_names: one per class; None if they have no names.
+      key: JSON that changes when any image or label does, as far as names, sizes and times of files tell.
+      listing: JSON of what is known of the content without reading it. It does not depend on paths and times.
       trusted: whether images may be taken to be sound before they are read.
     """
 
     title: str
     num_classes: int
-    fingerprint: dict[str, Any]
+    class_names: tuple[str, ...] | None
+    key: dict[str, Any]
+    listing: dict[str, Any]
     trusted: bool
 
     def __len__(self) -> int:
@@ -67,15 +76,17 @@ def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "rai
     if not keep and encoded.trusted:
         return DecodedSource(encoded, transform, np.arange(len(encoded)))
     key = {
-        "images": encoded.fingerprint,
+        "images": encoded.key,
         "transform": dataclasses.asdict(transform) if keep else None,
         "pillow": PIL.__version__,
+        "version": 2,
     }
     found = cached(re.sub(r"\W+", "-", encoded.title), key, lambda: _decode_all(encoded, transform, keep=keep))
     _report_broken(encoded, found, on_error)
     if keep:
-        return ArraySource(found["images"], found["labels"], encoded.num_classes)
-    return DecodedSource(encoded, transform, found["sound"])
+        content = _content(str(found["digest"]), transform)
+        return ArraySource(found["images"], found["labels"], encoded.num_classes, encoded.class_names, content)
+    return DecodedSource(encoded, transform, found["sound"], str(found["digest"]))
 
 
 class DecodedSource:
@@ -85,12 +96,20 @@ class DecodedSource:
       encoded: the images.
       transform: what is done to each.
       sound: indices of the images to use.
+      digest: of all of them; None to let a part of them stand for all.
     """
 
-    def __init__(self, encoded: Encoded, transform: Transform, sound: np.ndarray):
-        self._encoded, self._transform, self._sound = encoded, transform, sound
+    def __init__(self, encoded: Encoded, transform: Transform, sound: np.ndarray, digest: str | None = None):
+        self._encoded, self._transform, self._sound, self._digest = encoded, transform, sound, digest
         self.image_shape = transform.image_shape
         self.num_classes = encoded.num_classes
+        self.class_names = encoded.class_names
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """See `data.fingerprint`."""
+        digest = self._digest or _digest_of_some(self._encoded, self._sound)
+        return combine(self, _content(digest, self._transform))
 
     def __len__(self) -> int:
         return len(self._sound)
@@ -100,47 +119,79 @@ class DecodedSource:
         labels = np.empty(len(indices), np.int32)
         for row, index in enumerate(self._sound[indices].tolist()):
             try:
-                images[row], labels[row] = _decode(self._encoded, index, self._transform)
+                images[row], labels[row], _ = _decode(self._encoded, index, self._transform)
             except BrokenImageError as error:
                 raise InputError(f"{self._encoded.name(index)} cannot be used: {error}.") from error
         return {"image": images, "label": labels}
 
 
-def _decode(encoded: Encoded, index: int, transform: Transform) -> tuple[np.ndarray, int]:
+Decoded = tuple[np.ndarray, int, bytes]  # an image, its label, and the bytes that it was decoded from
+
+
+def _decode(encoded: Encoded, index: int, transform: Transform) -> Decoded:
     try:
-        image, label = encoded.read(index)
+        content, label = encoded.read(index)
     except OSError as error:
         raise BrokenImageError(error.strerror or str(error)) from error
-    return transform(image), label
+    return transform(content), label, content
 
 
 def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays:
-    """Decodes every image: which are sound, the names of the others and why, and images and labels if kept."""
+    """Decodes every image.
+
+    Returns:
+      Which are sound, their digest, and the names of the others and why; images and labels if they are kept.
+    """
     count = len(encoded)
     images = np.empty((count if keep else 0, *transform.image_shape), np.uint8)
     labels = np.empty(count if keep else 0, np.int32)
-    sound, broken = [], []
+    sound, broken, digest = [], [], hashlib.sha256()
     # At once, and where stderr is no terminal, too; `cached` sees to it that one process of many is here.
     print(f"{encoded.title}: decoding {count:,} images", file=sys.stderr, flush=True)
     for index, decoded in enumerate(tqdm(_attempts(encoded, transform), encoded.title, count, disable=None)):
         if isinstance(decoded, BrokenImageError):
             broken.append(f"{encoded.name(index)}: {decoded}")
             continue
+        image, label, digest_of_it = decoded
+        digest.update(digest_of_it)
         if keep:
-            images[len(sound)], labels[len(sound)] = decoded
+            images[len(sound)], labels[len(sound)] = image, label
         sound.append(index)
     found = {"sound": np.array(sound, np.int64), "broken": np.array(broken, np.str_)}
+    found["digest"] = np.array(digest.hexdigest())
     return found | ({"images": images[: len(sound)], "labels": labels[: len(sound)]} if keep else {})
 
 
-def _attempts(encoded: Encoded, transform: Transform) -> Iterator[tuple[np.ndarray, int] | BrokenImageError]:
-    def attempt(index: int) -> tuple[np.ndarray, int] | BrokenImageError:
+def _attempts(encoded: Encoded, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
+    """Each image, its label and its digest; or why it is broken."""
+
+    def attempt(index: int) -> Decoded | BrokenImageError:
         try:
-            return _decode(encoded, index, transform)
+            image, label, content = _decode(encoded, index, transform)
         except BrokenImageError as error:
             return error
+        return image, label, _digest(content, label)
 
     return iter(read_ahead(attempt, range(len(encoded))))
+
+
+def _digest(content: bytes, label: int) -> bytes:
+    return hashlib.sha256(f"{label} ".encode() + content).digest()
+
+
+def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
+    """A digest of what is known without reading, and of some of the images."""
+    some = sound[evenly_spaced(len(sound), EXAMPLES)].tolist()
+    digest = hashlib.sha256(json.dumps(encoded.listing).encode())
+    for of_one in read_ahead(lambda number: _digest(*encoded.read(some[number])), range(len(some))):
+        digest.update(of_one)
+    return digest.hexdigest()
+
+
+def _content(digest: str, transform: Transform) -> str:
+    """A name for the images of this digest, transformed; a later field of `Transform` does not change it by default."""
+    shaped_by = dataclasses.asdict(transform).items()
+    return json.dumps([digest, {name: value for name, value in shaped_by if value != getattr(Transform, name, None)}])
 
 
 def _report_broken(encoded: Encoded, found: Arrays, on_error: str) -> None:

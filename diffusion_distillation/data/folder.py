@@ -79,9 +79,11 @@ class ImageFiles:
         self.title = root.name or "images"
         classes = sorted({self._class(file) for file in files}) if class_conditional else []
         self.num_classes = max(1, len(classes))
+        self.class_names = tuple(classes) or None
         self._numbers = {name: number for number, name in enumerate(classes)}
-        identities = json.dumps([self._identity(file) for file in files])
-        self.fingerprint = {"files": hashlib.sha256(identities.encode()).hexdigest(), "classes": classes}
+        identities = [self._identity(file) for file in files]
+        self.key = {"files": _hash(identities), "classes": classes}
+        self.listing = {"files": _hash([identity[:2] for identity in identities]), "classes": classes}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -115,7 +117,12 @@ class ImageFiles:
             status = file.stat()
         except OSError:
             return [str(file.relative_to(self._root))]
-        return [str(file.relative_to(self._root)), status.st_size, status.st_mtime_ns, stat.S_IMODE(status.st_mode)]
+        times = status.st_mtime_ns, status.st_ctime_ns  # copying may set the first, and nothing sets the second
+        return [str(file.relative_to(self._root)), status.st_size, *times, stat.S_IMODE(status.st_mode)]
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _existing(path: str | None) -> Path:

@@ -1,12 +1,13 @@
 """Coloured letters, drawn as many as asked for, in typefaces that come with matplotlib or of a folder of one's own."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
-from .cache import cached
+from .cache import cached_source
 from .source import ArraySource
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -46,10 +47,10 @@ def letters(
     if not 8 <= image_size <= 256:
         raise InputError(f"config.dataset.args.image_size={image_size} must be from 8 to 256.")
     files = _of_matplotlib() if fonts is None else _of_folder(fonts)
-    key = {"version": 1, "num_images": num_images, "image_size": image_size}
+    key = {"version": 2, "num_images": num_images, "image_size": image_size}
     key["fonts"] = [[file.name, file.stat().st_size] for file in files]
-    kept = cached("letters", key, lambda: _draw(num_images, image_size, files))
-    return ArraySource(kept["images"], kept["labels"], len(ALPHABET) if class_conditional else 1)
+    make = functools.partial(_draw, num_images, image_size, files)
+    return cached_source("letters", key, make, ALPHABET if class_conditional else None)
 
 
 def _of_matplotlib() -> list[Path]:

@@ -154,7 +154,10 @@ class Records:
                 f"{', '.join(builder.info.splits)}."
             ) from None
         files = sorted((file.name, file.stat().length, file.stat().mtime) for file in builder.data_path.iterdir())
-        self.fingerprint = {"dataset": self.title, "label": label_key, "files": files}
+        self.key = {"dataset": self.title, "label": label_key, "files": files}
+        self.listing = {"dataset": self.title, "label": label_key, "files": [file[:2] for file in files]}
+        names = getattr(builder.info.features[label_key], "names", None) if label_key else None
+        self.class_names = tuple(names) if names else None
 
     def __len__(self) -> int:
         return len(self._records)

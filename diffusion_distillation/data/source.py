@@ -1,13 +1,21 @@
 """What a dataset is to the rest of the package. A source is anything with `Source`'s members."""
 
+import functools
+import hashlib
+import json
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+HASHED_AT_ONCE = 64 << 20  # bytes
 
 
 @runtime_checkable
 class Source(Protocol):
     """Images with random access.
+
+    A source may have two more attributes: `class_names`, a tuple of `num_classes` strings or None, and `fingerprint`,
+    a string that changes when the content does; see `data.fingerprint`.
 
     Attributes:
       image_shape: (height, width, channels).
@@ -68,16 +76,51 @@ class ArraySource:
       images: uint8, `[n, height, width, channels]`; may be mapped from a file.
       labels: `[n]` integers.
       num_classes: 1 if the labels are not to be used.
+      class_names: one per class; None if they have no names.
+      content: a hash of images and labels; None to compute it when it is needed.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        class_names: tuple[str, ...] | None = None,
+        content: str | None = None,
+    ):
         self._images = np.asarray(images)  # indexing is slower on np.memmap itself
         self._labels = np.asarray(labels, np.int32)
         self.image_shape = images.shape[1:]
         self.num_classes = num_classes
+        self.class_names = class_names
+        self._content = content
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """See `data.fingerprint`."""
+        labels = self._labels if self.num_classes > 1 else self._labels[:0]
+        return combine(self, self._content or hash_of(self._images, labels))
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {"image": self._images[indices], "label": self._labels[indices]}
+
+
+def hash_of(*arrays: np.ndarray) -> str:
+    """A hash of arrays, their types and shapes; large ones are read piece by piece."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        rows = max(1, HASHED_AT_ONCE // max(1, array[:1].nbytes))
+        for start in range(0, len(array), rows):
+            digest.update(np.ascontiguousarray(array[start : start + rows]))
+    return digest.hexdigest()
+
+
+def combine(source: Source, content: str) -> str:
+    """The fingerprint of a source whose images and labels have this hash."""
+    names = getattr(source, "class_names", None)
+    about = [content, len(source), list(map(int, source.image_shape)), int(source.num_classes), names]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -11,11 +11,13 @@ import numpy as np
 
 from ..errors import InputError, did_you_mean
 from ..registry import look_up
-from .cache import cached
+from .cache import cached_source
 from .folder import image_folder
 from .letters import letters
 from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
 from .source import ArraySource, Source, what_is_wrong
+
+DIGITS = "0123456789"  # the names of ten classes
 
 
 def digits(class_conditional: bool = False) -> ArraySource:
@@ -27,8 +29,7 @@ def digits(class_conditional: bool = False) -> ArraySource:
         data = load_digits()
         return {"images": np.round(data.images * (255 / 16)).astype(np.uint8)[..., np.newaxis], "labels": data.target}
 
-    kept = cached("digits", {"version": 1}, load)
-    return ArraySource(kept["images"], kept["labels"], 10 if class_conditional else 1)
+    return cached_source("digits", {"version": 2}, load, DIGITS if class_conditional else None)
 
 
 def mnist(class_conditional: bool = False) -> ArraySource:
@@ -45,8 +46,7 @@ def mnist(class_conditional: bool = False) -> ArraySource:
         images, labels = mnist_data()
         return {"images": images.astype(np.uint8).reshape(-1, 28, 28, 1), "labels": labels}
 
-    kept = cached("mnist", {"version": 1}, load)
-    return ArraySource(kept["images"], kept["labels"], 10 if class_conditional else 1)
+    return cached_source("mnist", {"version": 2}, load, DIGITS if class_conditional else None)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from ..data import ArraySource, Source, read_examples
+from ..data import ArraySource, Source, fingerprint, read_examples
 from ..data.cache import cached
 from ..data.folder import SUFFIXES
 from ..data.images import BrokenImageError, decode
@@ -98,7 +98,7 @@ def _is_grey(image: np.ndarray) -> bool:
 
 def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
     """A dataset as a reference: all its images, or 50,000 of them; `dataset` is the config's section."""
-    return Reference(source, None, None, dataset.name, f"{len(source)} images, {dataset.to_json(sort_keys=True)}")
+    return Reference(source, None, None, dataset.name, f"{len(source)} images, {fingerprint(source)}")
 
 
 def of_path(path: epath.PathLike) -> Reference:

@@ -60,11 +60,11 @@ def main() -> None:
 class PngRecords:
     """PNG images in an array_record file; `encoded.Encoded` of them."""
 
-    title, num_classes, trusted = "PNG records", 1, True
+    title, num_classes, class_names, trusted = "PNG records", 1, None, True
 
     def __init__(self, path: Path):
         self._records = ArrayRecordDataSource(str(path))
-        self.fingerprint = {"path": str(path)}
+        self.key = self.listing = {"path": str(path)}
 
     def __len__(self) -> int:
         return len(self._records)

@@ -245,7 +245,7 @@ def test_decoded_once(tmp_path, cache, monkeypatch):
     assert decoded == 1
     np.testing.assert_array_equal(mended, changed)
     key = json.loads(next(cache.glob("*/key.json")).read_text())
-    assert set(key) == {"images", "pillow", "transform"}
+    assert set(key) == {"images", "pillow", "transform", "version"}
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
