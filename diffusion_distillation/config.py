@@ -171,6 +171,16 @@ DISTILLATION = {
     "stages": Free(),
 }
 
+# Fields that name a file or a folder; or, a teacher, a model that comes with the package.
+PATHS = (
+    ("dataset.args", "path"),
+    ("dataset.args", "data_dir"),
+    ("dataset.args", "fonts"),
+    ("train", "init_from"),
+    ("eval", "inception"),
+    ("distillation", "teacher_checkpoint_path"),
+)
+
 
 def defaults() -> ConfigDict:
     """A config with every field at its default, or a placeholder where it has none, to start a config file from."""
@@ -230,13 +240,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
       config: as a config file gives it; it is left as it is.
 
     Returns:
-      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one.
+      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one. Relative
+      paths of files that exist (`PATHS`) are absolute in it, so that a stored config means the same files in another
+      working folder.
 
     Raises:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
     given = config.to_dict()
     resolved = ConfigDict(_fill(_fields_of(given), given, ""))
+    _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
         _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
     _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
@@ -327,6 +340,16 @@ def _value(spec: Any, value: Any, path: str) -> Any:
     if kind in (int, float) and not value >= least:
         raise InputError(f"config.{path}={value!r} must not be negative.")
     return value
+
+
+def _make_paths_absolute(config: ConfigDict) -> None:
+    for section, name in PATHS:
+        fields = config
+        for part in section.split("."):
+            fields = fields.get(part, {})
+        value = fields.get(name)
+        if isinstance(value, str) and "://" not in value and (path := Path(value).expanduser()).exists():
+            fields[name] = str(path.absolute())
 
 
 def _tuples(value: Any) -> Any:

@@ -261,3 +261,23 @@ def test_stage():
     assert decayed.train.weight_decay == 0.1
     assert len({config.seed, plain.seed, last.seed, decayed.seed}) == 4
     assert config.train.weight_decay == 0.0
+
+
+def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
+    """A stored config is read from other working folders. What is no path here, as a model's name, stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("images", "base"):
+        (tmp_path / name).mkdir()
+    config = ladder()
+    config.dataset.args.path = "images"
+    for given, stored in {
+        "base": str(tmp_path / "base"),
+        "~/base": str(tmp_path / "base"),
+        "digits": "digits",
+        "hf://user/name": "hf://user/name",
+    }.items():
+        config.distillation.teacher_checkpoint_path = given
+        resolved = cfg.resolve(config)
+        assert resolved.distillation.teacher_checkpoint_path == stored
+        assert resolved.dataset.args.path == str(tmp_path / "images")

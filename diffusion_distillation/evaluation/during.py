@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, digest_of
-from ..files import write_whole
+from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
 from ..pipeline import Pipeline
 from ..shapes import Params
+from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
 from .evaluation import best_of
 from .measure import Yardstick, draw_from, measure
-
-FILE = "evaluations.jsonl"
-BEST = "best"
 
 
 class Best(NamedTuple):
@@ -41,33 +38,29 @@ def measure_during_training(
       workdir: the run's folder.
       yardsticks: what samples are measured by.
     """
-    path, config = workdir / FILE, metadata.config
-    if multihost.on_main(lambda: metadata.step in [line["step"] for line in _lines(path)]):
+    config = metadata.config
+    if multihost.on_main(lambda: metadata.step in [line["step"] for line in read_evaluations(workdir)]):
         return
     pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
     draw = draw_from(pipeline, jax.random.key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
-    unfinished = workdir / f"{FILE}.unfinished"
+    unfinished = workdir / f"{EVALUATIONS}.unfinished"
     about = [metadata.step, digest_of(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
     folder = unfinished / multihost.of_main(hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
     measured = measure(draw, num_samples, yardsticks, folder)
 
     def is_best() -> bool:
         name, value = next(iter(measured.metrics.items()))
-        earlier = [line[name] for line in _lines(path) if line["step"] < metadata.step and name in line]
-        return best_of(name, [*earlier, value]) == value
+        earlier = [line[name] for line in read_evaluations(workdir) if line["step"] < metadata.step and name in line]
+        return best_of(name, [*earlier, value]) == value or newest_step(workdir / BEST) is None
 
     if multihost.on_main(is_best):
         with Checkpoints(workdir / BEST) as checkpoints:
             checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
     if multihost.is_main():
-        lines = [line for line in _lines(path) if line["step"] < metadata.step]
+        lines = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
         lines.append({"step": metadata.step, **measured.metrics})
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_evaluations(workdir, lines)
         values = ", ".join(f"{name} {value:.4g}" for name, value in measured.metrics.items())
         print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)
         unfinished.rmtree()
-
-
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

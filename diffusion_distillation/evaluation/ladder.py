@@ -8,13 +8,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..checkpoints import newest_step
+from ..checkpoints import digest_of, newest_step
 from ..config import stage
 from ..data import Source
 from ..errors import InputError
-from ..interop import place
+from ..interop import load, place
 from ..methods import make_method
-from ..training.ladder import student_folder
+from ..training.ladder import finished_config, student_folder
+from ..training.runs import read_inputs
 from .evaluation import Entry, Evaluation, evaluate, open_once
 from .measure import Yardstick, draw_from, make_yardsticks
 from .reference import Reference, of_dataset
@@ -47,13 +48,25 @@ def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises an InputError that names a student that is missing, or that has not had all its updates."""
     for rung in make_method(config).rungs:
         folder = student_folder(workdir, rung.num_steps)
-        step, of = multihost.on_main(lambda folder=folder: newest_step(folder)), rung.num_steps
-        wanted = stage(config, of).train.num_steps
-        if step is None or step < wanted:
+        if finished_config(folder) is None:
+            step = multihost.on_main(lambda folder=folder: newest_step(folder)) or 0
+            wanted = stage(config, rung.num_steps).train.num_steps
             raise InputError(
-                f"The student of {of} step(s) in {str(workdir)!r} has had {step or 0:,} updates of {wanted:,}: run "
+                f"The {rung.num_steps}-step student in {str(workdir)!r} has had {step:,} updates of {wanted:,}: run "
                 "scripts/distill.py to its end first."
             )
+
+
+def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path) -> None:
+    """Raise an InputError if the model at teacher_checkpoint_path is not the one that the students learned from."""
+    teacher = config.distillation.teacher_checkpoint_path
+    recorded = multihost.on_main(lambda: read_inputs(workdir)).get("teacher")
+    if recorded is not None and (found := digest_of(load(teacher, config)[0])) != recorded:
+        raise InputError(
+            f"The teacher {teacher!r} changed after the students in {str(workdir)!r} were distilled from it "
+            f"(fingerprint {recorded} then, {found} now). Restore it; or distill again into another --workdir; or run "
+            "scripts/distill.py with --change to keep these students beside the new teacher."
+        )
 
 
 def evaluate_ladder(
@@ -74,9 +87,8 @@ def evaluate_ladder(
       path: of the evaluation.json.
       **options: see `evaluate_runs`.
     """
-    about = {"teacher": config.distillation.teacher_checkpoint_path}
-    runs = ladder_runs(config, workdir)
-    return evaluate_runs(config, runs, yardsticks, reference, path, about=about, **options)
+    check_teacher_unchanged(config, workdir)
+    return evaluate_runs(config, ladder_runs(config, workdir), yardsticks, reference, path, **options)
 
 
 def evaluate_runs(

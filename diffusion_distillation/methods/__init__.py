@@ -4,6 +4,7 @@ Adding one is such a file and a line in `METHODS`; one of your own needs no line
 config.distillation.method.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
@@ -34,10 +35,10 @@ def make_method(config: Any) -> Method:
         wishes about the config.
     """
     schedule = get_logsnr_schedule(**config.model.train_logsnr_schedule)
+    method = find_method(config)(config, schedule)
     if "distillation" not in config:
-        return diffusion.make(config, schedule)
+        return method
     name = config.distillation.method
-    method = look_up(name, METHODS, "distillation.method")(config, schedule)
     if not isinstance(method, Method) or not method.rungs:
         raise InputError(
             f"config.distillation.method={name!r} must be a function that returns a diffusion_distillation.methods."
@@ -47,3 +48,10 @@ def make_method(config: Any) -> Method:
     if len(set(students)) < len(students):
         raise InputError(f"config.distillation.method={name!r} has two students of as many steps: {students}.")
     return method
+
+
+def find_method(config: Any) -> Callable[..., Method]:
+    """The function that makes the method of a config; raises an InputError for a name that is unknown."""
+    if "distillation" not in config:
+        return diffusion.make
+    return look_up(config.distillation.method, METHODS, "distillation.method")

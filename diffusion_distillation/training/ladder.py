@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ from ..data import Source
 from ..errors import InputError, RunError
 from ..files import as_path
 from ..methods import Rung, make_method
-from ..model import Network, make_network, train_schedule
+from ..model import Network, make_network
 from ..multihost import say
-from .loop import Load, OnEval, OnMetrics, check_processes, train
+from .compatibility import check_same_model
+from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
 from .runs import locked, open_run, read_config
 from .step import Teacher
 
@@ -48,8 +50,8 @@ def run_ladder(
       source: the images.
       on_eval: see `loop.train`.
       on_metrics: see `loop.train`; the values also have the student's `num_steps`.
-      change: go on with this config in a ladder of another one. Students that are finished stay as they are; it is for
-        the one at work and those to come.
+      change: continue a ladder that has another config, other data or another teacher. Finished students stay as they
+        are; the change is for the student in training and for those to come.
       load_model: gives the parameters and the metadata at teacher_checkpoint_path; by default those of a run.
 
     Raises:
@@ -61,16 +63,21 @@ def run_ladder(
     check_processes(config, source)
     params, metadata = load_model(config.distillation.teacher_checkpoint_path)
     check_teacher(config, rungs[0], source, metadata)
+    if 0 < metadata.step < metadata.config.train.num_steps:
+        logging.warning(
+            "The teacher %s is not finished: it has done %s of %s training steps.",
+            config.distillation.teacher_checkpoint_path, f"{metadata.step:,}", f"{metadata.config.train.num_steps:,}",
+        )  # fmt: skip
     network = network_of_teacher(config, metadata)
     with locked(workdir):
-        open_run(workdir, config, change)
+        open_run(workdir, config, change, inputs_of(source, params))
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
         for rung in rungs:
             folder = student_folder(workdir, rung.num_steps)
             of_rung = finished_config(folder) or plan.stages[rung.num_steps]
             hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
-            # the verdict on a change is the ladder's
-            train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=True, **hooks)
+            open_run(folder, of_rung, change=True)  # the ladder's verdict on its config holds for its students
+            train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=change, **hooks)
             network = None  # from here on teachers have the network of their students
             params, student = load(folder)  # not what the devices hold: their memory is free again
             if student.step < of_rung.train.num_steps:
@@ -147,24 +154,10 @@ def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Meta
       source: the images.
       teacher: what is known of the teacher.
     """
-    path, of_teacher, ours = config.distillation.teacher_checkpoint_path, teacher.config.model, config.model
-    described = {
-        f"config.model.args.{name}": (of_teacher.args.get(name), ours.args.get(name))
-        for name in {**of_teacher.args, **ours.args}
-        if name not in ("dropout", "remat")  # they are not in the parameters, and teachers and students often differ
-    }
-    if of_teacher.args.get("guidance_range") is None:  # its students may be the first that take weights
-        described.pop("config.model.args.guidance_range", None)
-    described |= {f"config.model.{name}": (of_teacher[name], ours[name]) for name in ("name", "mean_type")}
-    described |= {
-        "the noise schedule (config.model.train_logsnr_schedule)": (train_schedule(of_teacher), train_schedule(ours)),
-        "the image shape": (teacher.image_shape, tuple(source.image_shape)),
-        "the number of classes": (teacher.num_classes, source.num_classes),
-    }
-    differences = [f"{name} is {a!r} in the teacher and {b!r} here" for name, (a, b) in described.items() if a != b]
-    if differences:
-        raise InputError(f"No student can start from the teacher {path!r}: {'; '.join(differences)}.")
-    trained_for = teacher.num_steps or of_teacher.train_num_steps
+    path = config.distillation.teacher_checkpoint_path
+    student = Metadata(config, source.image_shape, source.num_classes, int(first.num_steps))
+    check_same_model(f"No student can start from the teacher {path!r}", "in the teacher", teacher, student)
+    trained_for = teacher.num_steps or teacher.config.model.train_num_steps
     if trained_for not in (0, first.teacher_num_steps):
         field = "rungs[0]" if config.distillation.rungs else "start_num_steps"
         raise InputError(

@@ -22,17 +22,19 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params, load, newest_step, restore_from
-from ..data import Source, read_batches
+from ..checkpoints import Checkpoints, Metadata, abstract_params, digest_of, load, newest_step, restore_from
+from ..data import Source, fingerprint, read_batches
 from ..devices import abstract, data_mesh, described, host_device
 from ..errors import DivergedError, InputError
 from ..files import as_path, is_remote
+from ..methods import find_method
 from ..model import Network, count_params, extended, init_params, make_network
 from ..multihost import say
 from ..shapes import Params
+from .compatibility import check_same_model
 from .interrupt import GO_ON, Interrupt
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
-from .runs import MetricsLog, differences, locked, open_run
+from .runs import MetricsLog, differences, forget_after, locked, open_run, record_environment
 from .step import Batch, Teacher, TrainState, init_state, run_key
 
 MOST_BAD_STEPS = 100
@@ -64,12 +66,12 @@ def train(
       on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
         and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
-      change: go on with this config in a workdir of another one, see `runs.open_run`.
+      change: continue in a workdir of another config, other data or another teacher, see `runs.open_run`.
       load_model: gives the parameters and the metadata at train.init_from, where that is no run of ours.
 
     Raises:
-      InputError: for a workdir of another config, or a batch or a network that does not fit the devices or the images;
-        before anything is compiled.
+      InputError: for a workdir of another config, other data or another teacher, or a batch or a network that does not
+        fit the devices or the images; before anything is compiled.
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     workdir, mesh = as_path(workdir), data_mesh()
@@ -86,8 +88,9 @@ def train(
     metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
     initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
     with locked(workdir):
-        open_run(workdir, config, change)
-        runner = _runner(_what_shapes_a_step(config), network, mesh)
+        open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
+        multihost.on_main(functools.partial(record_environment, workdir))
+        runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
             run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
             _resume(run)
@@ -119,6 +122,11 @@ class _Run(NamedTuple):
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
 
+def inputs_of(source: Source, teacher: Params | None = None) -> dict[str, str]:
+    """The fingerprints of what a run learns from, see `runs.INPUTS`."""
+    return {"data": fingerprint(source), **({} if teacher is None else {"teacher": digest_of(teacher)})}
+
+
 def check_processes(config: ConfigDict, source: Source) -> None:
     """Raises an InputError that names the difference, if processes have another config or other data than the first."""
     theirs, ours = json.loads(multihost.of_main(config.to_json())), json.loads(config.to_json())
@@ -126,12 +134,13 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         f"config.{field} is {of_first!r} in process 0 and {of_ours!r} in process {jax.process_index()}"
         for field, of_first, of_ours in differences(theirs, ours)
     )
-    shapes = multihost.gather([len(source), *source.image_shape, source.num_classes])
-    other = next((process for process, shape in enumerate(shapes) if shape != shapes[0]), None)
+    content = int(fingerprint(source)[:7], 16)  # as much of it as an int32 has
+    data = multihost.gather([len(source), *source.image_shape, source.num_classes, content])
+    other = next((process for process, of_process in enumerate(data) if of_process != data[0]), None)
     if other is not None:
         of_first, of_other = (
-            f"{length:,} images of {height}x{width}x{channels} in {classes} class(es)"
-            for length, height, width, channels, classes in (shapes[0], shapes[other])
+            f"{length:,} images of {height}x{width}x{channels} in {classes} class(es), fingerprint {content:07x}"
+            for length, height, width, channels, classes, content in (data[0], data[other])
         )
         raise InputError(
             f"Process 0 reads {of_first}, process {other} reads {of_other}: give all of them the same data."
@@ -157,14 +166,17 @@ def _initial_params(
 
     if teacher is not None:
         return lambda: teacher.params if teacher.network is None else extended(teacher.params, anew())
-    if init_from is None or begun or _is_run(init_from):
-        if not begun and init_from is not None and (step := newest_step(as_path(init_from))) >= num_steps:
+    if init_from is None or begun:
+        return anew
+    params, theirs = load_model(init_from)
+    check_same_model(f"No model can start from config.train.init_from={init_from!r}", "there", theirs, metadata)
+    if _is_run(init_from):
+        if theirs.step >= num_steps:
             raise InputError(
-                f"config.train.init_from={init_from!r} has done {step:,} updates, and config.train.num_steps="
+                f"config.train.init_from={init_from!r} has done {theirs.step:,} updates, and config.train.num_steps="
                 f"{num_steps:,} counts these: set it to more."
             )
         return anew
-    params, _ = load_model(init_from)
     here, there = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (abstract_params(metadata), params)
@@ -197,6 +209,7 @@ def _resume(run: _Run) -> None:
             state = restore_from(config.train.init_from, like)
             run.checkpoints.save(state, run.metadata)  # from now on it does not depend on the other run
         step = 0 if state is None else int(state.step)
+        multihost.on_main(functools.partial(forget_after, run.workdir, step))
         finished = step >= config.train.num_steps
         placed = None if state is None else run.runner.place(state, None if finished else run.teacher)
         del state  # or it would be there twice, as saved and as placed
@@ -490,5 +503,6 @@ def _what_shapes_a_step(config: ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _runner(config_json: str, network: Network, mesh: Mesh) -> Runner:
+def _runner(config_json: str, method: Callable, network: Network, mesh: Mesh) -> Runner:
+    """The compiled steps; `method` and `network` are in the key as objects, since a session may reload their code."""
     return make_runner(ConfigDict(json.loads(config_json)), network, mesh)

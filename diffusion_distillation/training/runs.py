@@ -1,4 +1,10 @@
-"""A run's folder: config.json and what it was before, config_history.jsonl; metrics.jsonl, checkpoints/, samples/."""
+"""A run's folder.
+
+config.json is the config, and inputs.json has fingerprints of what the config names by a path: the data, the teacher.
+config_history.jsonl says what --change changed in these two, and when. environment.jsonl has one line per start:
+versions, commit, command, devices, date. Besides there are metrics.jsonl, evaluations.jsonl, checkpoints/, samples/
+and best/.
+"""
 
 import contextlib
 import datetime
@@ -6,8 +12,9 @@ import errno
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,6 +22,7 @@ from ml_collections import ConfigDict
 from .. import multihost
 from ..checkpoints import newest_step
 from ..config import resolve
+from ..environment import describe_environment
 from ..errors import InputError
 from ..files import as_path, is_remote, lock, write_whole
 from .step import averaging_decay
@@ -44,7 +52,6 @@ FIXED = (
     "distillation.only_finetune_temb",
     "distillation.rungs",
     "distillation.start_num_steps",
-    "distillation.teacher_checkpoint_path",
     "model.args",
     "model.mean_type",
     "model.name",
@@ -52,36 +59,84 @@ FIXED = (
 )
 NOT_FIXED = ("model.args.dropout",)
 
+
+class Input(NamedTuple):
+    """What a config names by its path and a run knows by its fingerprint.
+
+    Attributes:
+      title: for messages.
+      paths: the fields that hold the path, which may change as long as the fingerprint stays.
+    """
+
+    title: str
+    paths: tuple[str, ...]
+
+
+INPUTS = {
+    "data": Input("the training data", ("dataset.args.path", "dataset.args.data_dir")),
+    "teacher": Input("the teacher", ("distillation.teacher_checkpoint_path",)),
+}
+INPUTS_FILE = "inputs.json"
+EVALUATIONS = "evaluations.jsonl"
+BEST = "best"  # the folder of the best checkpoint by the first metric
+
 Difference = tuple[str, Any, Any]  # a field, its old value and its new one
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without them, and of some FUSE systems
 
 
-def open_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False) -> None:
-    """Makes the folder of a run and writes its config.json, or checks that the one that is there is of this config.
+def open_run(
+    workdir: epath.PathLike, config: ConfigDict, change: bool = False, inputs: Mapping[str, str] | None = None
+) -> None:
+    """Create the folder of a run and write its config.json, or check that the existing one is of this config.
 
-    The main process does so, and all get its verdict: every process must call it.
+    The main process does so, and all processes get its verdict: every process must call it.
 
     Args:
       workdir: the run's folder.
       config: resolved.
-      change: take over a run of another config, whose differences are added to config_history.jsonl.
+      change: continue a run that has another config or other inputs. The differences go to config_history.jsonl.
+      inputs: fingerprints of the `INPUTS` of the run. An input that was recorded before is compared by its
+        fingerprint, and its path may differ.
 
     Raises:
-      InputError: if the folder holds a run of another config, or, with `change`, one whose state would not fit.
+      InputError: if the folder holds a run of another config or of other inputs, or, with `change`, one whose state
+        would not fit.
     """
-    multihost.on_main(lambda: _open_run(as_path(workdir), config, change))
+    multihost.on_main(lambda: _open_run(as_path(workdir), config, change, inputs or {}))
 
 
-def _open_run(workdir: epath.Path, config: ConfigDict, change: bool) -> None:
-    path = workdir / "config.json"
+def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str]) -> None:
+    path, recorded = workdir / "config.json", read_inputs(workdir)
     if path.exists():
         earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
-        changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(OPERATIONAL, field)]
+        known = [name for name in INPUTS if name in inputs and name in recorded]
+        ignored = (*OPERATIONAL, *(field for name in known for field in INPUTS[name].paths))
+        changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(ignored, field)]
+        changes += [(name, recorded[name], inputs[name]) for name in known if inputs[name] != recorded[name]]
         if changes:
             _check_change(workdir, changes, earlier, now, change)
             _keep_history(workdir, changes)
     write_whole(path, config.to_json(indent=2) + "\n")
+    if inputs:
+        write_whole(workdir / INPUTS_FILE, json.dumps({**recorded, **inputs}, indent=2) + "\n")
+
+
+def record_environment(workdir: epath.Path) -> None:
+    """Add a line to environment.jsonl, see `environment.describe_environment`. Only the main process may call it."""
+    path = workdir / "environment.jsonl"
+    earlier = path.read_text() if path.exists() else ""
+    write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
+
+
+def read_inputs(workdir: epath.Path) -> dict[str, str]:
+    """The fingerprints of a run's inputs; empty if the run is older than they are, or if the file is damaged."""
+    path = workdir / INPUTS_FILE
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: the data and the teacher are not compared with those before.", path)
+        return {}
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -110,13 +165,14 @@ def _check_change(
     workdir: epath.Path, changes: Sequence[Difference], earlier: dict[str, Any], now: dict[str, Any], change: bool
 ) -> None:
     """Raises an InputError unless these differences are asked for and leave the state as it is."""
-    named = "; ".join(f"config.{field} is {old!r} there and {new!r} here" for field, old, new in changes)
     if not change:
+        named = "; ".join(_described(*difference) for difference in changes)
+        what = "other inputs" if all(field in INPUTS for field, *_ in changes) else "another config"
         elsewhere = f", where --config.train.init_from={workdir} goes on from this run's state"
         elsewhere = "" if "distillation" in now else elsewhere
         raise InputError(
-            f"{str(workdir)!r} holds a run of another config: {named}. Give another --workdir{elsewhere}; or --change, "
-            "to go on here with the new config; or delete this one to start again."
+            f"{str(workdir)!r} holds a run of {what}: {named}. Give another --workdir{elsewhere}; or --change, to continue "
+            "here with what is given now; or delete this folder to start again."
         )
     fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field) and field not in NOT_FIXED]
     if _averages(earlier) != _averages(now):
@@ -126,6 +182,12 @@ def _check_change(
             f"{str(workdir)!r} cannot be changed in {', '.join(fixed)}: its state would not fit. Give another "
             "--workdir."
         )
+
+
+def _described(field: str, old: Any, new: Any) -> str:
+    if field in INPUTS:
+        return f"{INPUTS[field].title} changed (fingerprint {old} there, {new} here)"
+    return f"config.{field} is {old!r} there and {new!r} here"
 
 
 def _averages(config: dict[str, Any]) -> bool:
@@ -176,6 +238,38 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
         logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
 
 
+def forget_after(workdir: epath.Path, step: int) -> None:
+    """Remove what a run left of steps after this one, when it resumes from here: they will be done again.
+
+    That is grids of samples, lines of evaluations.jsonl and checkpoints in `best`. `MetricsLog` and TensorBoard's
+    files do so for themselves. Only the main process may call it.
+    """
+    for grid in _children(workdir / "samples"):
+        found = re.fullmatch(r"step_(\d+)\.png", grid.name)
+        if found and int(found[1]) > step:
+            grid.unlink()
+    lines = read_evaluations(workdir)
+    if any(line["step"] > step for line in lines):
+        write_evaluations(workdir, [line for line in lines if line["step"] <= step])
+    for checkpoint in _children(workdir / BEST / "checkpoints"):
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            checkpoint.rmtree()
+
+
+def _children(folder: epath.Path) -> list[epath.Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def read_evaluations(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a run's evaluations.jsonl; none if there is no such file."""
+    return _read_lines(workdir / EVALUATIONS)
+
+
+def write_evaluations(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a run's evaluations.jsonl."""
+    write_whole(workdir / EVALUATIONS, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go.
 
@@ -203,8 +297,11 @@ class MetricsLog:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none where it has not got one."""
-    path = workdir / "metrics.jsonl"
+    """The lines of a run's metrics.jsonl; none if there is no such file."""
+    return _read_lines(workdir / "metrics.jsonl")
+
+
+def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

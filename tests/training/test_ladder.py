@@ -1,5 +1,6 @@
 """The ladder in this process: what its devices hold, and which teachers it takes."""
 
+import dataclasses
 import gc
 import json
 import runpy
@@ -14,8 +15,10 @@ from training.test_loop import make_config
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load
+from diffusion_distillation.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
+from diffusion_distillation.training.runs import read_metrics
 
 SOURCE = own_parts.stripes(64)
 
@@ -108,3 +111,72 @@ def test_a_ladder_of_the_version_before_goes_on(tmp_path):
         del earlier["distillation"]["method"]
         path.write_text(json.dumps(earlier))
     run_ladder(config, tmp_path / "ladder", SOURCE)
+
+
+@pytest.mark.parametrize("done", ["finished", "half-way"])
+def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
+    """Which lies at the same path: the students would be of two teachers."""
+    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
+    if done == "half-way":
+        shutil.rmtree(ladder / "steps_0001")
+    longer = make_config(num_steps=10)
+    train(longer, tmp_path / "base", SOURCE, change=True)
+    again = ladder_of(longer, tmp_path / "base", **{"train.num_steps": 5})
+    with pytest.raises(ValueError, match=r"the teacher changed \(fingerprint \w+ there, \w+ here\).* --change"):
+        run_ladder(again, ladder, SOURCE)
+    for change in (True, False):
+        run_ladder(again, ladder, SOURCE, change=change)
+
+
+def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_path):
+    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    config = ladder_of(base, tmp_path / "base")
+    run_ladder(config, ladder, SOURCE)
+    shutil.rmtree(ladder / "steps_0002")
+    run_ladder(config, ladder, SOURCE)  # a run is a function of its config: it is the same student again
+    shutil.rmtree(ladder / "steps_0002")
+    (ladder / "config.json").unlink()
+    other = ladder_of(base, tmp_path / "base", **{"distillation.stages": {"2": {"learning_rate": 0.5}}})
+    with pytest.raises(ValueError, match=r"steps_0001' holds a run of other inputs: the teacher changed"):
+        run_ladder(other, ladder, SOURCE)
+
+
+def test_a_ladder_resumes_where_its_teacher_was_moved_to(tmp_path):
+    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    run_ladder(ladder_of(base, tmp_path / "moved"), ladder, SOURCE)
+
+
+def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+
+    def load_model(path):
+        params, metadata = load(path)
+        return params, dataclasses.replace(metadata, step=3)
+
+    run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE, load_model=load_model)
+    assert "is not finished: it has done 3 of 5 training steps" in caplog.text
+
+
+def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):
+    """A session may reload the module that a config names."""
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+    config = ladder_of(base, tmp_path / "base", **{"distillation.method": "own_parts:tract"})
+    run_ladder(config, tmp_path / "one", SOURCE)
+    original = own_parts.tract
+
+    def edited(config, schedule):
+        method = original(config, schedule)
+        return method._replace(loss=lambda prediction, target, times: 0 * method.loss(prediction, target, times))
+
+    monkeypatch.setattr(own_parts, "tract", edited)
+    run_ladder(config, tmp_path / "other", SOURCE)
+    one, other = (read_metrics(as_path(tmp_path / name / "steps_0002"))[0]["loss"] for name in ("one", "other"))
+    assert one > 0 and other == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import time
@@ -234,9 +235,14 @@ def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
     with other.unlocked():
         other.model.args.width = 4
     with pytest.raises(
-        ValueError, match=r"init_from='elsewhere://model' is of another network: .* is \(.*\) there and"
+        ValueError, match=r"init_from='elsewhere://model': config.model.args.width is 8 there and 4 here"
     ):
         train(other, tmp_path / "other", SOURCE, load_model=load_model)
+    narrow = jax.tree.map(lambda leaf: leaf[..., :1], given[0])  # as by an edited network of one's own
+    with pytest.raises(
+        ValueError, match=r"init_from='elsewhere://model' is of another network: .* is \(.*\) there and"
+    ):
+        train(config, tmp_path / "other", SOURCE, load_model=lambda path: (narrow, given[1]))
     assert not (tmp_path / "other").exists()
 
 
@@ -248,3 +254,50 @@ def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
     del earlier["train"]["init_from"], earlier["model"]["dtype"]
     path.write_text(json.dumps(earlier))
     train(make_config(), tmp_path, SOURCE)
+
+
+def test_init_from_refuses_a_model_with_another_output(tmp_path):
+    """Its parameters have the right shapes."""
+    train(make_config(), tmp_path / "run", SOURCE)
+    other = make_config(init_from=str(tmp_path / "run"), num_steps=30)
+    with other.unlocked():
+        other.model.mean_type = "eps"
+    with pytest.raises(ValueError, match=r"config\.model\.mean_type is 'x' there and 'eps' here"):
+        train(other, tmp_path / "new", SOURCE)
+    assert not (tmp_path / "new").exists()
+
+
+def test_training_does_not_resume_on_other_data(tmp_path):
+    images, labels = (SOURCE[np.arange(64)][name] for name in ("image", "label"))
+    train(make_config(num_steps=5), tmp_path, SOURCE)
+    with pytest.raises(ValueError, match="the training data changed"):
+        train(make_config(num_steps=5), tmp_path, own_parts.ArraySource(255 - images, labels, 1))
+
+
+def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
+    """What the abandoned steps left would be shown as the new ones'."""
+    config = make_config(retain_checkpoint_every_steps=10, eval_every_steps=10)
+
+    def on_eval(params, metadata, workdir):
+        grid = workdir / "samples" / f"step_{metadata.step:07d}.png"
+        grid.parent.mkdir(exist_ok=True)
+        if not grid.exists():
+            grid.write_text(metadata.config.to_json())
+
+    train(config, tmp_path, SOURCE, on_eval=on_eval)
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    with config.unlocked():
+        config.train.learning_rate = 0.5
+    train(config, tmp_path, SOURCE, on_eval=on_eval, change=True)
+    rates = [
+        json.loads(grid.read_text())["train"]["learning_rate"] for grid in sorted((tmp_path / "samples").iterdir())
+    ]
+    assert rates == [1e-2, 0.5]
+
+
+def test_a_start_is_recorded_with_its_environment(tmp_path):
+    for _ in range(2):
+        train(make_config(num_steps=5), tmp_path, SOURCE)
+    first, second = map(json.loads, (tmp_path / "environment.jsonl").read_text().splitlines())
+    assert first["versions"]["jax"] == jax.__version__ and first["devices"] == {"kind": "cpu", "count": 8}
+    assert first["time"] <= second["time"] and first["command"]

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.training.runs import MetricsLog, locked, open_run
+from diffusion_distillation.files import as_path
+from diffusion_distillation.training.runs import MetricsLog, forget_after, locked, open_run, read_inputs
 
 
 def full_config():
@@ -32,7 +33,7 @@ def test_a_workdir_is_of_one_config(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"another config: config.train.learning_rate is 0.001 there and 0.2 here\. Give another --workdir, where "
-        r"--config.train.init_from=\S+ goes on .*; or --change, to go on here",
+        r"--config.train.init_from=\S+ goes on .*; or --change, to continue here",
     ):
         open_run(tmp_path / "new", config)
 
@@ -76,6 +77,48 @@ def test_a_run_is_changed_on_purpose(tmp_path):
         "train.learning_rate": (1e-3, 0.5),
         "train.ema_decay": (0.9, 0.99),
     }
+
+
+def test_inputs_are_compared_by_content_and_not_by_path(tmp_path):
+    config = full_config()
+
+    def open_with(data, path, change=False):
+        config.dataset.args = dict(path=path)
+        open_run(tmp_path, cfg.resolve(config), change, dict(data=data))
+
+    open_with("aa", "here")
+    open_with("aa", "moved/elsewhere")
+    with pytest.raises(InputError, match=r"the training data changed \(fingerprint aa there, bb here\).* or --change"):
+        open_with("bb", "moved/elsewhere")
+    assert read_inputs(as_path(tmp_path)) == dict(data="aa")
+    open_with("bb", "moved/elsewhere", change=True)
+    open_with("bb", "moved/elsewhere")
+    history = json.loads((tmp_path / "config_history.jsonl").read_text())
+    assert history["changes"] == [dict(field="data", old="aa", new="bb")]
+
+
+def test_a_run_without_recorded_inputs_is_compared_by_path(tmp_path):
+    """As runs of earlier versions are."""
+    config = full_config()
+    config.dataset.args = dict(path="here")
+    open_run(tmp_path, cfg.resolve(config))
+    config.dataset.args = dict(path="elsewhere")
+    with pytest.raises(InputError, match=r"config\.dataset\.args\.path is 'here' there and 'elsewhere' here"):
+        open_run(tmp_path, cfg.resolve(config), inputs=dict(data="aa"))
+
+
+def test_what_later_steps_left_is_removed(tmp_path):
+    run = as_path(tmp_path)
+    for name in ("samples/step_0000010.png", "samples/step_0000020.png", "samples/mine.png"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    for step in (10, 20):
+        (run / "best" / "checkpoints" / str(step)).mkdir(parents=True)
+    (run / "evaluations.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+    forget_after(run, 10)
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["mine.png", "step_0000010.png"]
+    assert [path.name for path in (run / "best" / "checkpoints").iterdir()] == ["10"]
+    assert (run / "evaluations.jsonl").read_text() == '{"step": 10}\n'
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "tra', "[]", "null"])

@@ -1,0 +1,34 @@
+"""Which students and which teacher an evaluation of a ladder accepts."""
+
+import pytest
+from training.test_ladder import SOURCE, ladder_of
+from training.test_loop import make_config
+
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation.ladder import check_finished, check_teacher_unchanged
+from diffusion_distillation.files import as_path
+from diffusion_distillation.training.ladder import run_ladder
+from diffusion_distillation.training.loop import train
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """A finished ladder in `ladder`, and its base config."""
+    base = make_config(num_steps=5)
+    train(base, tmp_path / "base", SOURCE)
+    run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE)
+    return base
+
+
+def test_finished_students_stay_finished_when_the_number_of_updates_changes(tmp_path, ladder):
+    longer = ladder_of(ladder, tmp_path / "base", **{"distillation.steps_per_iter": 10})
+    run_ladder(longer, tmp_path / "ladder", SOURCE, change=True)
+    check_finished(longer, as_path(tmp_path / "ladder"))
+
+
+def test_students_are_not_measured_beside_a_retrained_teacher(tmp_path, ladder):
+    config, workdir = ladder_of(ladder, tmp_path / "base"), as_path(tmp_path / "ladder")
+    check_teacher_unchanged(config, workdir)
+    train(make_config(num_steps=10), tmp_path / "base", SOURCE, change=True)
+    with pytest.raises(InputError, match=r"The teacher '.*base' changed after the students .* Restore it; or distill"):
+        check_teacher_unchanged(config, workdir)
