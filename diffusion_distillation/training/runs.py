@@ -171,8 +171,8 @@ def _check_change(
         elsewhere = f", where --config.train.init_from={workdir} goes on from this run's state"
         elsewhere = "" if "distillation" in now else elsewhere
         raise InputError(
-            f"{str(workdir)!r} holds a run of {what}: {named}. Give another --workdir{elsewhere}; or --change, to continue "
-            "here with what is given now; or delete this folder to start again."
+            f"{str(workdir)!r} holds a run of {what}: {named}. Give another --workdir{elsewhere}; or --change, to "
+            "continue here with what is given now; or delete this folder to start again."
         )
     fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field) and field not in NOT_FIXED]
     if _averages(earlier) != _averages(now):
