@@ -20,7 +20,7 @@ from ..model import Network, make_network
 from ..multihost import say
 from .compatibility import check_same_model
 from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
-from .runs import locked, open_run, read_config
+from .runs import locked, open_run, read_config, record_environment
 from .step import Teacher
 
 
@@ -71,6 +71,7 @@ def run_ladder(
     network = network_of_teacher(config, metadata)
     with locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
+        record_environment(workdir)
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
         for rung in rungs:
             folder = student_folder(workdir, rung.num_steps)

@@ -89,7 +89,7 @@ def train(
     initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
     with locked(workdir):
         open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
-        multihost.on_main(functools.partial(record_environment, workdir))
+        record_environment(workdir)
         runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
             run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)

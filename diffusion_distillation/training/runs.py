@@ -123,10 +123,14 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Map
 
 
 def record_environment(workdir: epath.Path) -> None:
-    """Add a line to environment.jsonl, see `environment.describe_environment`. Only the main process may call it."""
+    """Add a line to environment.jsonl, see `environment.describe_environment`. Every process must call it."""
     path = workdir / "environment.jsonl"
-    earlier = path.read_text() if path.exists() else ""
-    write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
+
+    def record() -> None:
+        earlier = path.read_text() if path.exists() else ""
+        write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
+
+    multihost.on_main(record)
 
 
 def read_inputs(workdir: epath.Path) -> dict[str, str]:

@@ -150,6 +150,7 @@ def test_a_ladder_resumes_where_its_teacher_was_moved_to(tmp_path):
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
     (tmp_path / "base").rename(tmp_path / "moved")
     run_ladder(ladder_of(base, tmp_path / "moved"), ladder, SOURCE)
+    assert len((ladder / "environment.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
