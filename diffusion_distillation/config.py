@@ -23,7 +23,7 @@ from .methods import make_method
 from .model import eval_schedule, train_schedule
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
-from .unet import LOGSNR_INPUT_TYPES
+from .unet import LOGSNR_INPUT_TYPES, check_guidance_range
 
 
 class OneOf(tuple):
@@ -181,6 +181,27 @@ PATHS = (
     ("distillation", "teacher_checkpoint_path"),
 )
 
+# Numbers that have a narrower range than 'not negative'.
+AT_LEAST_1 = (
+    "model.eval_sampling_num_steps",
+    "train.num_steps",
+    "train.batch_size",
+    "train.substeps",
+    "train.log_loss_every_steps",
+    "eval.num_samples",
+    "eval.batch_size",
+    "distillation.steps_per_iter",
+)
+BELOW_1 = (
+    "train.adam_beta1",
+    "train.adam_beta2",
+    "train.optimizer_beta",
+    "train.label_dropout",
+    "train.ema_decay",
+    "distillation.tract.self_teacher_decay",
+)
+ABOVE_0 = ("train.adam_eps",)
+
 
 def defaults() -> ConfigDict:
     """A config with every field at its default, or a placeholder where it has none, to start a config file from."""
@@ -200,7 +221,7 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     """A ladder's config for the model and the data of a base config, with what the paper's ladders share.
 
     No dropout, of labels neither, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0
-    over every halving (appendix B).
+    over every halving (appendix B). Students start from their teachers, so `train.init_from` is reset too.
     """
     config = copy.deepcopy(base)  # fields without a value keep their type
     config.sampler = "ddim"  # the only one that students are made for
@@ -210,6 +231,8 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     config.train.label_dropout = 0.0
     config.train.learning_rate_warmup_steps = 0
     config.train.learning_rate_anneal_type = "linear"
+    config.train.learning_rate_anneal_steps = 0
+    config.train.init_from = None
     config.distillation = ConfigDict(_defaults(DISTILLATION))
     return config
 
@@ -336,6 +359,8 @@ def _value(spec: Any, value: Any, path: str) -> Any:
         value = tuple(value)
     if type(value) is not kind:
         raise InputError(f"config.{path}={value!r} must be of type {kind.__name__}.")
+    if kind is tuple and isinstance(spec, tuple) and spec:
+        value = tuple(_element(type(spec[0]), element, value, path) for element in value)
     least = -math.inf if type(spec) is float and spec < 0 else 0  # where the default has a sign, any may have
     if kind in (int, float) and not value >= least:
         raise InputError(f"config.{path}={value!r} must not be negative.")
@@ -352,11 +377,27 @@ def _make_paths_absolute(config: ConfigDict) -> None:
             fields[name] = str(path.absolute())
 
 
+def _element(kind: type, element: Any, value: tuple, path: str) -> Any:
+    """An element of a field whose default holds elements of one kind."""
+    if kind is float and type(element) is int:
+        element = float(element)
+    if type(element) is not kind:
+        raise InputError(f"config.{path}={value!r} must hold values of type {kind.__name__}; {element!r} is not.")
+    return element
+
+
 def _tuples(value: Any) -> Any:
     """With tuples for the lists that JSON has."""
     if isinstance(value, dict):
         return {name: _tuples(part) for name, part in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    """The value of a field of a section, by its dotted name; None where there is no such section."""
+    for name in field.split("."):
+        config = None if config is None else config.get(name)
+    return config
 
 
 def _check(path: str, build: Callable[[], Any]) -> Any:
@@ -368,15 +409,19 @@ def _check(path: str, build: Callable[[], Any]) -> Any:
 
 
 def _check_ranges(config: ConfigDict) -> None:
-    counts = {
-        "train": ("num_steps", "batch_size", "substeps", "log_loss_every_steps"),
-        "eval": ("num_samples", "batch_size"),
-        "distillation": ("steps_per_iter",) if "distillation" in config else (),
-    }
-    for section, names in counts.items():
-        for name in names:
-            if config[section][name] < 1:
-                raise InputError(f"config.{section}.{name}={config[section][name]} must be at least 1.")
+    ranges = [
+        (AT_LEAST_1, lambda value: value >= 1, "at least 1"),
+        (BELOW_1, lambda value: value < 1, "below 1"),
+        (ABOVE_0, lambda value: value > 0, "more than 0"),
+    ]
+    for fields, holds, allowed in ranges:
+        for field in fields:
+            value = _get(config, field)
+            if value is not None and not holds(value):
+                raise InputError(f"config.{field}={value} must be {allowed}.")
+    flip = config.dataset.args.get("randflip")
+    if flip not in (None, True, False):
+        raise InputError(f"config.dataset.args.randflip={flip!r} must be True or False.")
     train = config.train
     if train.microbatch_size and train.batch_size % train.microbatch_size:
         raise InputError(
@@ -390,9 +435,9 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "
             f"config.train.substeps={train.substeps}, the updates done in one call."
         )
-    if train.label_dropout >= 1:
-        raise InputError(f"config.train.label_dropout={train.label_dropout} must be below 1.")
     weights, shown = config.model.args.get("guidance_range"), config.model.eval_guidance
+    if weights is not None:
+        _check("model.args", lambda: check_guidance_range(weights))
     if "distillation" not in config and weights is not None:
         raise InputError(
             f"config.model.args.guidance_range={weights} is for students, which learn it from a teacher. A teacher is "
@@ -405,8 +450,6 @@ def _check_ranges(config: ConfigDict) -> None:
         )
     if weights is not None and not min(weights) <= shown <= max(weights):
         raise InputError(f"config.model.eval_guidance={shown} must lie in model.args.guidance_range={weights}.")
-    if train.ema_decay is not None and train.ema_decay >= 1:
-        raise InputError(f"config.train.ema_decay={train.ema_decay} must be below 1.")
     if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:
         raise InputError(f"config.train.avg_type={train.avg_type!r} needs config.train.avg_steps, at least 1.")
     if config.eval.metrics_every_steps % max(train.eval_every_steps, 1):
@@ -445,8 +488,15 @@ def _resolve_distillation(config: ConfigDict) -> None:
     stages = {}
     for name, given in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"
+        if given is None:
+            continue
         if name not in map(str, students):
-            raise InputError(f"config.{path}: no student has {name} steps; they have {students}.")
+            raise InputError(
+                f"config.{path}: no student has {name} step{'s' * (name != '1')}; they have {students}. Drop this "
+                f"override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
+            )
+        if not isinstance(given, dict):
+            raise InputError(f"config.{path}={given!r} must be a section with fields of its own.")
         checked = _fill(fields, {"batch_size": 1, "learning_rate": 0.0, **given}, path + ".")
         stages[name] = {field: checked[field] for field in given if field != "updates_factor"}
         if checked["updates_factor"] and not checked["steps_per_iter"]:

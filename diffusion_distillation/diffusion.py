@@ -68,7 +68,7 @@ def posterior(z_t: Images, x: Images, logsnr_t: Times, logsnr_s: Times, variance
     """
     large = {"small": 0.0, "large": 1.0}.get(variance)
     if large is None:
-        large = _medium_fraction(variance)
+        large = medium_fraction(variance)
     dtype = z_t.dtype
     logsnr_t, logsnr_s = per_example(logsnr_t, z_t), per_example(logsnr_s, z_t)
     alpha_t, _ = alpha_sigma(logsnr_t)
@@ -148,7 +148,8 @@ def per_example(value: ArrayLike, like: Array) -> Array:
     return value if value.ndim == 0 else value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
-def _medium_fraction(variance: str) -> float:
+def medium_fraction(variance: str) -> float:
+    """The f of the variance 'medium:f'; raises an InputError for another `variance`."""
     kind, _, fraction = variance.partition(":")
     try:
         fraction = float(fraction)

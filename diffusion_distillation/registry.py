@@ -1,7 +1,13 @@
 """What a config names: an entry of ours, or a function of the user's own as 'package.module:function'."""
 
 import importlib
+import inspect
+import numbers
+import os
+import types
+import typing
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from .errors import InputError, did_you_mean
 
@@ -39,3 +45,44 @@ def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
             f"{did_you_mean(attribute, [known for known in vars(module) if not known.startswith('_')])}"
         )
     return function
+
+
+KINDS = {  # the simple types of arguments: whether a value is one, and its name in messages
+    bool: (lambda value: isinstance(value, numbers.Integral) and value in (0, 1), "True or False"),
+    int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "an integer"),
+    float: (lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"),
+    str: (lambda value: isinstance(value, str | os.PathLike), "a string"),
+    types.NoneType: (lambda value: value is None, "None"),
+}
+
+
+def check_arguments(function: Callable, args: Mapping[str, Any], prefix: str = "") -> None:
+    """Checks arguments from a config against the simple types (bool, int, float, str, None) in a function's signature.
+
+    An argument with another annotation is not checked. Without an annotation, a default of True or False counts as one.
+
+    Args:
+      function: takes the arguments by name.
+      args: the arguments.
+      prefix: goes before an argument's name in messages, such as 'config.dataset.args.'.
+
+    Raises:
+      InputError: for the first argument that is not of its type.
+    """
+    for name, parameter in signature(function).parameters.items():
+        unknown = parameter.annotation is parameter.empty
+        hint = bool if unknown and isinstance(parameter.default, bool) else parameter.annotation
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        if name not in args or not all(kind in KINDS for kind in kinds):
+            continue
+        if not any(KINDS[kind][0](args[name]) for kind in kinds):
+            allowed = " or ".join(KINDS[kind][1] for kind in kinds)
+            raise InputError(f"{prefix}{name}={args[name]!r} must be {allowed}.")
+
+
+def signature(function: Callable) -> inspect.Signature:
+    """The signature of a function, with annotations as types where they can be evaluated."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:  # whatever the names in the annotations lead to
+        return inspect.signature(function)

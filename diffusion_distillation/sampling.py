@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from .diffusion import Denoiser, Prediction, per_example, posterior
+from .diffusion import Denoiser, Prediction, medium_fraction, per_example, posterior
 from .errors import InputError
 from .schedules import Schedule
 from .shapes import Array, Count, Images, Keys, Times, Trajectory
@@ -317,6 +317,8 @@ def posterior_variance(logvar_type: str) -> str:
             f"Unknown logvar_type {logvar_type!r}; choose 'fixed_small', 'fixed_large', or 'fixed_medium:f' "
             "with 0 <= f <= 1."
         )
+    if variance not in ("small", "large"):
+        medium_fraction(variance)
     return variance
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .errors import InputError
+from .registry import check_arguments
 from .shapes import Array, Times
 
 MOST_STEPS = 2**20  # of a discrete schedule
@@ -95,9 +96,16 @@ class NicholDhariwal:
     Over 1000 discrete steps their bound beta <= 0.999 acts on the last alone and leaves
     alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here alpha stops where it gets there. At t = 0, where no
     noise is left, the log-SNR is held at 20 (this acts below t = 1e-7).
+
+    Raises:
+      InputError: if offset is negative.
     """
 
     offset: float = 0.008
+
+    def __post_init__(self):
+        if not self.offset >= 0:
+            raise InputError(f"The 'nichol_dhariwal' schedule needs offset >= 0; got offset={self.offset}.")
 
     def __call__(self, t: Times) -> Array:
         """See `Schedule`."""
@@ -304,13 +312,14 @@ def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
       A `Schedule`; called with t in [0, 1] it gives log(alpha^2 / sigma^2).
 
     Raises:
-      InputError: for an unknown name or attribute.
+      InputError: for an unknown name or attribute, or an attribute of another type or out of its range.
     """
     if name not in SCHEDULES:
         raise InputError(f"Unknown logsnr schedule {name!r}; choose one of {sorted(SCHEDULES)}.")
     allowed = [field.name for field in dataclasses.fields(SCHEDULES[name])]
     if unknown := sorted(set(kwargs) - set(allowed)):
         raise InputError(f"The {name!r} schedule has no {', '.join(map(repr, unknown))}; it takes {allowed}.")
+    check_arguments(SCHEDULES[name], kwargs)
     return SCHEDULES[name](**kwargs)
 
 

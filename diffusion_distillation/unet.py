@@ -32,6 +32,19 @@ MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
+def check_guidance_range(weights: Sequence[float]) -> None:
+    """Raises an InputError unless these are the least and the largest weight of guidance that a network takes."""
+    if not is_interval(weights) or weights[0] < 0:
+        raise InputError(
+            f"guidance_range={weights} must be the least weight, from 0 on, and the largest, as (0.0, 4.0)."
+        )
+
+
+def is_interval(ends: Sequence[Any]) -> bool:
+    """Whether these are two numbers, the smaller first."""
+    return len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
+
+
 class UNet(nn.Module):
     """Residual U-Net with self-attention (Nichol & Dhariwal 2021), conditioned on log-SNR and, if asked, on a class.
 
@@ -237,11 +250,21 @@ class UNet(nn.Module):
 
     def validate(self, height: int, width: int) -> None:
         """Raises an InputError that names the attribute at fault, if these options or this image size cannot work."""
+        for name in ("ch_mult", "attn_resolutions"):
+            if not all(type(value) is int and value >= 1 for value in getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)} must hold integers from 1 on.")
         levels = [self.ch * mult for mult in self.ch_mult]
         if not levels or self.num_res_blocks < 0:
             raise InputError(
                 f"ch_mult={self.ch_mult} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
             )
+        for name in ("ch", "emb_ch", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not self.norm_eps > 0:
+            raise InputError(f"norm_eps={self.norm_eps} must be more than 0.")
+        if not is_interval(self.logsnr_scale_range):
+            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller first.")
         sizes = dict(height=height, emb_ch=self.emb_ch, out_ch=self.out_ch, num_classes=self.num_classes)
         sizes |= {"num_res_blocks": self.num_res_blocks, "ch times ch_mult": max(self.ch, *levels)}
         for name, value in sizes.items():  # or else a config would take all memory before a parameter is read
@@ -288,11 +311,7 @@ class UNet(nn.Module):
         if self.mid_attn_groups and middle % self.mid_attn_groups:
             raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
         if self.guidance_range is not None:
-            if len(self.guidance_range) != 2 or not 0 <= self.guidance_range[0] < self.guidance_range[1]:
-                raise InputError(
-                    f"guidance_range={self.guidance_range} must be the least weight, from 0 on, and the largest, as "
-                    "(0.0, 4.0)."
-                )
+            check_guidance_range(self.guidance_range)
             if self.num_classes == 1:
                 raise InputError(
                     f"guidance_range={self.guidance_range} is for networks with classes: set the dataset's "

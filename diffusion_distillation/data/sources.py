@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, did_you_mean
-from ..registry import look_up
+from ..registry import check_arguments, look_up
 from .cache import cached_source
 from .folder import image_folder
 from .letters import letters
@@ -72,8 +72,8 @@ def load_source(dataset: str, /, **args: Any) -> Source:
       **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
-      InputError: for an unknown name or argument, a missing argument, data that are not there, or a function that
-        returns no `Source`.
+      InputError: for an unknown name or argument, a missing argument or one of another type, data that are not there,
+        or a function that returns no `Source`.
     """
     make = look_up(dataset, SOURCES, "dataset.name")
     args.pop("randflip", None)
@@ -86,6 +86,7 @@ def load_source(dataset: str, /, **args: Any) -> Source:
     for name, parameter in named.items():
         if parameter.default is parameter.empty and args.get(name) is None:
             raise InputError(f"config.dataset.args.{name} is missing: dataset {dataset!r} needs it.")
+    check_arguments(make, args, "config.dataset.args.")
     source = make(**args)
     if dataset not in SOURCES and (problem := what_is_wrong(source)):
         raise InputError(

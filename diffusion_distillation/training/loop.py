@@ -6,6 +6,7 @@ import datetime
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 import time
@@ -35,7 +36,7 @@ from .compatibility import check_same_model
 from .interrupt import GO_ON, Interrupt
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, differences, forget_after, locked, open_run, record_environment
-from .step import Batch, Teacher, TrainState, init_state, run_key
+from .step import Batch, Teacher, TrainState, doubts, init_state, run_key
 
 MOST_BAD_STEPS = 100
 LAST = ("skipped", "learning_rate")  # metrics of which not the mean is shown, but what they have come to
@@ -260,6 +261,8 @@ def _go_on(
         call = range(step, min((step // length + 1) * length, train.num_steps))
         return call, list(itertools.islice(ahead, len(call)))
 
+    for doubt in doubts(train) if multihost.is_main() else ():
+        logging.warning("%s: %s", workdir, doubt)
     say(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
         call, batches = next_call()

@@ -21,6 +21,8 @@ from ..shapes import Array, Condition, Keys, Params
 from .optimizers import at_step, learning_rate, make_optimizer
 from .packing import is_packed, pack, unpack
 
+MOST_OF_FIRST = 0.1  # the weight of an average's first parameters from which on samples are visibly worse
+
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
@@ -276,10 +278,31 @@ def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
             return since / (since + 1)
 
         return arithmetic
-    decay = train.ema_decay
-    if decay is None:
-        decay = 1 - 1 / train.avg_steps if train.avg_type == "ema" else 0
+    decay = _constant_decay(train)
     return (lambda step: jnp.where(step == 0, 0.0, decay)) if decay else None
+
+
+def _constant_decay(train: Any) -> float:
+    """The decay of an exponential average; 0 where the config asks for none."""
+    if train.ema_decay is not None:
+        return train.ema_decay
+    return 1 - 1 / train.avg_steps if train.avg_type == "ema" else 0.0
+
+
+def doubts(train: Any) -> list[str]:
+    """Settings of a config's `train` section that are allowed but waste the run, a sentence each."""
+    found, updates, decay = [], train.num_steps, _constant_decay(train)
+    if (warmup := train.learning_rate_warmup_steps) > updates:
+        found.append(
+            f"config.train.learning_rate_warmup_steps={warmup} is longer than the run of {updates:,} updates: the "
+            f"learning rate only reaches {updates / warmup:.0%} of config.train.learning_rate. Set a shorter warm-up."
+        )
+    if (weight := decay**updates) > MOST_OF_FIRST:
+        found.append(
+            f"The average that samples are drawn with, of decay {decay:g}, still has {weight:.0%} of its first "
+            f"parameters after {updates:,} updates. Set config.train.ema_decay={max(0, 1 - 5 / updates):.6g} or less."
+        )
+    return found
 
 
 def trains_embedding_only(config: Any) -> bool:
