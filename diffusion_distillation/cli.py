@@ -17,18 +17,20 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from . import config as cfg
 from . import interop, multihost
 from .checkpoints import Metadata
-from .config import add_missing, resolve
 from .data import Source, load_source
 from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
-from .errors import InputError, RunError
+from .errors import InputError, RunError, did_you_mean
 from .files import absolute, as_path
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
+from .training.dry_run import dry_run
 from .training.interrupt import exit_on_signals
 from .training.loop import OnEval, OnMetrics
 
@@ -77,7 +79,7 @@ def define_config(name: str = "config") -> flags.FlagHolder:
     """Defines a flag, --config, whose value is the config that the file has, with the fields that it leaves out."""
     holder = config_flags.DEFINE_config_file(
         name,
-        help_string=f"The config file; --{name}.<field>=<value> sets a field of it.",
+        help_string=f"The config file, or a run's config.json; --{name}.<field>=<value> sets a field of it.",
         lock_config=False,
         accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
     )
@@ -97,6 +99,10 @@ class RunFlags(ProcessFlags):
             False,
             "Go on with this config in a workdir of another one; config_history.jsonl keeps which.",
         )
+        self._print_config = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON, and stop.")
+        self._dry_run = flags.DEFINE_bool(
+            "dry_run", False, "Check all that can be checked before compiling, print what the run would do, and stop."
+        )
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
 
@@ -106,12 +112,16 @@ class RunFlags(ProcessFlags):
         super().start(batch_size, dtype)
 
     def config(self, *, distillation: bool) -> ConfigDict:
-        """The resolved config, which must have a `distillation` section or must not."""
+        """The resolved config, which must have a `distillation` section or must not; --print_config ends here."""
         config = self._config.value
         if distillation != ("distillation" in config):
             has, script = ("no", "train") if distillation else ("a", "distill")
             raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
-        return resolve(config)
+        config = cfg.resolve(config)
+        if self._print_config.value:
+            print(config.to_json(indent=2))
+            sys.exit(0)
+        return config
 
     @property
     def workdir(self) -> epath.Path:
@@ -122,6 +132,14 @@ class RunFlags(ProcessFlags):
         """The images of a config."""
         multihost.say(f"{self.workdir}: reading the data, {config.dataset.name}")
         return load_source(config.dataset.name, **config.dataset.args)
+
+    def dry_run(self, config: ConfigDict, source: Source) -> bool:
+        """Whether --dry_run is given; if so, checks the run and says what it would do. Call it once JAX has started."""
+        if self._dry_run.value:
+            _on_eval(config, source)
+            load_model = functools.partial(interop.load, config=config)
+            dry_run(config, self.workdir, source, change=self._change.value, load_model=load_model)
+        return self._dry_run.value
 
     def options(self, config: ConfigDict, source: Source) -> dict[str, Any]:
         """What `train` and `run_ladder` are told besides; call it once JAX has started."""
@@ -163,20 +181,40 @@ def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetric
     return log
 
 
+HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
+MISSING = re.compile(r"flag --(\w+)=None: .* must have a value other than None")
 RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
 
 
 class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
         if not Path(path).is_file():
-            raise ValueError("there is no such file; ours are in configs/")
-        config = super().parse(path)
-        if isinstance(config, ConfigDict):
-            add_missing(config)
-            for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
-                if "distillation" in config and rung not in config.distillation.stages:
-                    config.distillation.stages[rung] = ConfigDict()
+            close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
+            raise ValueError(f"there is no such file; ours are in configs/.{close if 'mean' in close else ''}")
+        try:
+            config = cfg.load(path)
+        except Exception as error:  # whatever the user's code does
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(f"{type(error).__name__} in {where.filename}:{where.lineno}: {error}") from error
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"its get_config() must return a ConfigDict; it returned {config!r:.200}")
+        cfg.add_missing(config)
+        for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
+            if "distillation" in config and rung not in config.distillation.stages:
+                config.distillation.stages[rung] = ConfigDict()
+        for argument in sys.argv:
+            if argument.startswith(f"--{self.name}.") and argument.endswith("=None"):
+                _forget(config, argument.removeprefix(f"--{self.name}.").removesuffix("=None"))
         return config
+
+
+def _forget(config: ConfigDict, field: str) -> None:
+    """Removes a field, so that the command line may set it to what is not of its type: None."""
+    *sections, name = config_path.split(field)
+    for section in sections:
+        config = config.get(section, {})
+    if name in config:
+        del config[name]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -187,8 +225,6 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def checked(argv: list[str]) -> None:
-        if len(argv) > 1:
-            sys.exit(f"error: unexpected argument {argv[1]!r}; flags are given as --name=value.")
         _quieten_libraries()
         sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
@@ -236,11 +272,41 @@ def _show_what_is_ours(unraisable: Any) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; for --help, prints it and ends the process, as for what is wrong with them."""
+    asked = any(argument in HELP for argument in argv)
+    wrong = None
     try:
-        return app.parse_flags_with_usage(argv)
+        argv = flags.FLAGS([argument for argument in argv if argument not in HELP])
+        if len(argv) > 1:
+            wrong = f"Unexpected argument {argv[1]!r}: flags are given as --name=value."
     except KeyError as error:  # --config.<section>.<field> of a section that is not there
-        print(f"error: Unknown field of --config: {error.args[0]}", file=sys.stderr)
+        wrong = f"Unknown field of --config: {error.args[0]}"
+    except (flags.Error, LookupError, TypeError, ValueError) as error:
+        missing = MISSING.match(str(error))
+        wrong = f"--{missing[1]} is missing." if missing else str(error)
+        if missing and asked:  # it is the last thing to be checked
+            wrong = None
+    if wrong is not None:
+        sentence = " ".join(wrong.split())
+        print(f"error: {sentence}{'' if sentence[-1] in '.?' else '.'} --help lists all flags.", file=sys.stderr)
         sys.exit(2)
+    if asked:
+        print(_help())
+        sys.exit(0)
+    return argv
+
+
+def _help() -> str:
+    """What a script does, its flags, and the fields of its config, with their values if one is given."""
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        if "." not in flag.name:  # or it is a field of a config
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    parts = [sys.modules["__main__"].__doc__ or "", flags.FLAGS.main_module_help()]
+    for name in flags.FLAGS:
+        if isinstance(flags.FLAGS[name].parser, _ConfigParser):
+            fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
+            parts.append(f"Fields of --{name}, which docs/configs.md explains (None is as if left out):\n{fields}")
+    return "\n\n".join(part.strip("\n") for part in parts)
 
 
 def _on_eval(config: ConfigDict, source: Source) -> OnEval:

@@ -7,9 +7,11 @@ line.
 
 import copy
 import dataclasses
+import json
 import math
+import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +249,32 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
 
 
 def load(path: str | Path) -> ConfigDict:
-    """The config of a file: what its `get_config()` returns."""
+    """The config of a file: what its `get_config()` returns; of a run's config.json, what it holds."""
+    if str(path).endswith(".json"):
+        return ConfigDict(_tuples(_without_none(json.loads(Path(path).read_text()))))
     return runpy.run_path(str(path))["get_config"]()
 
 
 def add_missing(config: ConfigDict) -> None:
     """Adds the fields that a config file leaves out, so that they can be set on the command line."""
     _add_missing(config, _fields_of(config))
+
+
+def listing(name: str, config: ConfigDict | None = None) -> list[str]:
+    """A line for each field of a config: the flag that sets it, its value, and what it may be.
+
+    Args:
+      name: of the flag that has the config.
+      config: with all its fields (`add_missing`); by default all fields that there are, with their defaults.
+    """
+    fields, values = {**FIELDS, "distillation": DISTILLATION}, {}
+    if config is not None:
+        fields, values = _fields_of(config), config.to_dict()
+    lines = []
+    for field, value, allowed in _listed(fields, values):
+        quoted = f'"{value}"' if re.search(r"[^\w.,:/+-]", value) else value  # as a shell takes it
+        lines.append(f"{f'--{name}.{field}={quoted}':<70}  {allowed}".rstrip())
+    return lines
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -329,6 +350,25 @@ def _default(spec: Any) -> Any:
     return placeholder(spec) if isinstance(spec, type) else spec
 
 
+def _listed(fields: dict, values: dict, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """The dotted name of each field, its value, or else its default, and what it may be, in words."""
+    for name, spec in fields.items():
+        value = values.get(name)
+        if isinstance(spec, Free):
+            found = {f"{path}{name}.{field}": str(part) for field, part in {**spec, **(value or {})}.items()}
+            yield from ((field, part, "") for field, part in (found or {f"{path}{name}": "{}"}).items())
+        elif isinstance(spec, dict):
+            yield from _listed(spec, value or {}, f"{path}{name}.")
+        elif isinstance(spec, OneOf):
+            yield f"{path}{name}", str(spec[0] if value is None else value), f"one of {', '.join(map(str, spec))}"
+        elif isinstance(spec, OrNone):
+            yield f"{path}{name}", str(value), f"{spec.kind.__name__} or None"
+        elif isinstance(spec, type):
+            yield f"{path}{name}", "" if value is None else str(value), f"{spec.__name__}, must be set"
+        else:
+            yield f"{path}{name}", str(spec if value is None else value), type(spec).__name__
+
+
 def _fill(fields: dict, given: dict, path: str) -> dict:
     for name in given:
         if name not in fields:
@@ -391,6 +431,13 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(part) for name, part in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _without_none(value: Any) -> Any:
+    """Sections without the fields that are None: as if they were left out."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_none(part) for name, part in value.items() if part is not None}
 
 
 def _get(config: ConfigDict, field: str) -> Any:

@@ -4,7 +4,8 @@
         --config.distillation.teacher_checkpoint_path=runs/digits/base --workdir=runs/digits/ladder
 
 Each student gets a folder in the workdir, here steps_0032 to steps_0001; at the end report/index.html shows them. Every
-field of the config can be set on the command line. Run again, the command goes on where it stopped.
+field of the config can be set on the command line. Run again, the command resumes where it stopped. --dry_run checks
+data, teacher, devices and config first, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
@@ -21,6 +22,8 @@ def main() -> None:
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
     yardsticks = config_yardsticks(config, source, config.eval.num_samples)  # first, for what it may lack
+    if FLAGS.dry_run(config, source):
+        return
     run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, yardsticks)
 

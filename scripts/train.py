@@ -2,8 +2,8 @@
 
     python scripts/train.py --config=configs/digits_base.py --workdir=runs/digits/base
 
-Every field of the config can be set on the command line, say --config.train.num_steps=5000. Run again, the command goes
-on where it stopped.
+Every field of the config can be set on the command line, as in --config.train.num_steps=5000. Run again, the command
+resumes where it stopped. --dry_run checks data, devices and config first, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
@@ -17,7 +17,8 @@ def main() -> None:
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
+    if not FLAGS.dry_run(config, source):
+        train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_errors_of_training(base, tmp_path):
             *BASE,
             workdir,
             "--config.trian.seed=1",
-        ): "Unknown field of --config: 'trian'\nDid you mean \"train\"",
+        ): "Unknown field of --config: 'trian' Did you mean \"train\"",
         ("--config=configs/digit_base.py", workdir): "there is no such file; ours are in configs/",
         (*LADDER, workdir): "This config has a section config.distillation: run it with scripts/distill.py",
     }.items():

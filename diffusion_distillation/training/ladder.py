@@ -18,6 +18,7 @@ from ..files import as_path
 from ..methods import Rung, make_method
 from ..model import Network, make_network
 from ..multihost import say
+from ..shapes import Params
 from .compatibility import check_same_model
 from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
 from .runs import locked, open_run, read_config, record_environment
@@ -58,17 +59,8 @@ def run_ladder(
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
-    rungs = make_method(config).rungs
-    workdir = as_path(workdir)
-    check_processes(config, source)
-    params, metadata = load_model(config.distillation.teacher_checkpoint_path)
-    check_teacher(config, rungs[0], source, metadata)
-    if 0 < metadata.step < metadata.config.train.num_steps:
-        logging.warning(
-            "The teacher %s is not finished: it has done %s of %s training steps.",
-            config.distillation.teacher_checkpoint_path, f"{metadata.step:,}", f"{metadata.config.train.num_steps:,}",
-        )  # fmt: skip
-    network = network_of_teacher(config, metadata)
+    rungs, workdir = make_method(config).rungs, as_path(workdir)
+    params, network = load_teacher(config, source, load_model)
     with locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
         record_environment(workdir)
@@ -83,6 +75,22 @@ def run_ladder(
             params, student = load(folder)  # not what the devices hold: their memory is free again
             if student.step < of_rung.train.num_steps:
                 raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
+
+
+def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) -> tuple[Params, Network | None]:
+    """The parameters of a ladder's teacher, and its network, where that is not its students'.
+
+    Arguments and errors are those of `run_ladder`; nothing is written or compiled.
+    """
+    check_processes(config, source)
+    params, metadata = load_model(config.distillation.teacher_checkpoint_path)
+    check_teacher(config, make_method(config).rungs[0], source, metadata)
+    if 0 < metadata.step < metadata.config.train.num_steps:
+        logging.warning(
+            "The teacher %s is not finished: it has done %s of %s training steps.",
+            config.distillation.teacher_checkpoint_path, f"{metadata.step:,}", f"{metadata.config.train.num_steps:,}",
+        )  # fmt: skip
+    return params, network_of_teacher(config, metadata)
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:

@@ -75,7 +75,43 @@ def train(
         fit the devices or the images; before anything is compiled.
       SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
-    workdir, mesh = as_path(workdir), data_mesh()
+    workdir = as_path(workdir)
+    metadata, network, mesh, initial = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
+    with locked(workdir):
+        open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
+        record_environment(workdir)
+        runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
+        with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
+            run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
+            _resume(run)
+
+
+class Prepared(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+      metadata: of its checkpoints.
+      network: that it trains.
+      mesh: of all devices.
+      initial: gives its initial parameters.
+    """
+
+    metadata: Metadata
+    network: Network
+    mesh: Mesh
+    initial: Callable[[], Params]
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: epath.Path,
+    source: Source,
+    *,
+    teacher: Teacher | None = None,
+    load_model: Load = load,
+) -> Prepared:
+    """Checks all of a run that can be checked before its folder is made; arguments and errors are those of `train`."""
+    mesh = data_mesh()
     check_processes(config, source)
     if config.train.label_dropout and source.num_classes == 1:
         raise InputError(
@@ -88,13 +124,7 @@ def train(
     num_steps = int(teacher.rung.num_steps) if teacher else 0
     metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
     initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
-    with locked(workdir):
-        open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
-        record_environment(workdir)
-        runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
-        with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
-            run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
-            _resume(run)
+    return Prepared(metadata, network, mesh, initial)
 
 
 class _Run(NamedTuple):
@@ -354,6 +384,7 @@ class Monitor:
         self._sent: deque[tuple[range, CallMetrics]] = deque()
         self._seen: list[CallMetrics] = []
         self._compiled: set[int] = set()  # numbers of steps in a call
+        self._timed = False
         self.health = Health(step)
         self.progress = Progress(run.workdir.name, step, self._train.num_steps, self._train.batch_size)
 
@@ -395,6 +426,11 @@ class Monitor:
     def _write(self, step: int) -> None:
         values = _means(self._seen)
         values["images_per_sec"] = self.progress.show(step, values["loss"])
+        left = self._train.num_steps - step
+        if self._run.teacher is None and left and not self._timed:  # a ladder says so of all its students
+            seconds = round(left * self._train.batch_size / values["images_per_sec"])
+            say(f"{self.progress.name}: about {datetime.timedelta(seconds=seconds)} for the {left:,} updates left")
+        self._timed = True
         self._seen.clear()
         if not multihost.is_main():
             return

@@ -107,40 +107,29 @@ def open_run(
 
 
 def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str]) -> None:
-    path, recorded = workdir / "config.json", read_inputs(workdir)
-    if path.exists():
-        earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
-        known = [name for name in INPUTS if name in inputs and name in recorded]
-        ignored = (*OPERATIONAL, *(field for name in known for field in INPUTS[name].paths))
-        changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(ignored, field)]
-        changes += [(name, recorded[name], inputs[name]) for name in known if inputs[name] != recorded[name]]
-        if changes:
-            _check_change(workdir, changes, earlier, now, change)
-            _keep_history(workdir, changes)
-    write_whole(path, config.to_json(indent=2) + "\n")
+    if changes := changes_of_run(workdir, config, change, inputs):
+        _keep_history(workdir, changes)
+    recorded = read_inputs(workdir)
+    write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
     if inputs:
         write_whole(workdir / INPUTS_FILE, json.dumps({**recorded, **inputs}, indent=2) + "\n")
 
 
-def record_environment(workdir: epath.Path) -> None:
-    """Add a line to environment.jsonl, see `environment.describe_environment`. Every process must call it."""
-    path = workdir / "environment.jsonl"
-
-    def record() -> None:
-        earlier = path.read_text() if path.exists() else ""
-        write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
-
-    multihost.on_main(record)
-
-
-def read_inputs(workdir: epath.Path) -> dict[str, str]:
-    """The fingerprints of a run's inputs; empty if the run is older than they are, or if the file is damaged."""
-    path = workdir / INPUTS_FILE
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError):
-        logging.warning("%s is damaged: the data and the teacher are not compared with those before.", path)
-        return {}
+def changes_of_run(
+    workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str]
+) -> list[Difference]:
+    """How a config and inputs differ from those of the run in a folder, if there is one; see `open_run`."""
+    if not (workdir / "config.json").exists():
+        return []
+    recorded = read_inputs(workdir)
+    earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
+    known = [name for name in INPUTS if name in inputs and name in recorded]
+    ignored = (*OPERATIONAL, *(field for name in known for field in INPUTS[name].paths))
+    changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(ignored, field)]
+    changes += [(name, recorded[name], inputs[name]) for name in known if inputs[name] != recorded[name]]
+    if changes:
+        _check_change(workdir, changes, earlier, now, change)
+    return changes
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
