@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,6 +84,21 @@ def define_config(name: str = "config") -> flags.FlagHolder:
         accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
     )
     flags.FLAGS[name].parser = _ConfigParser(name, lock_config=False)
+    return holder
+
+
+def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
+    """Defines a flag whose value is some of these names, with commas between; by default all of them."""
+    known = list(known)
+    holder = flags.DEFINE_list(name, known, help)
+
+    def check(given: list[str]) -> bool:
+        for value in given:
+            if value not in known:
+                raise flags.ValidationError(f"{value!r} is not one of {', '.join(known)}.{did_you_mean(value, known)}")
+        return True
+
+    flags.register_validator(name, check)
     return holder
 
 

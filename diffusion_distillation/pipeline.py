@@ -314,9 +314,14 @@ class Pipeline:
         labels = np.asarray(labels, np.int32)
         if self.num_classes == 1:
             raise InputError("This model is not class-conditional: leave the labels out.")
-        if labels.shape != (num_samples,) or np.any((labels < 0) | (labels >= self.num_classes)):
-            got = np.array2string(labels, threshold=20, separator=", ")
-            raise InputError(f"labels must be {num_samples} integers from 0 to {self.num_classes - 1}; got {got}.")
+        got = np.array2string(labels, threshold=20, separator=", ")
+        if labels.shape != (num_samples,):
+            raise InputError(
+                f"labels must be {num_samples} classes, one for each image; got {labels.size}: {got}. For one class, "
+                f"repeat it: np.full({num_samples}, 0)."
+            )
+        if np.any((labels < 0) | (labels >= self.num_classes)):
+            raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {got}.")
         return labels
 
     def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:

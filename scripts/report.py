@@ -22,6 +22,9 @@ WORKDIR = flags.DEFINE_list("workdir", None, "The folders of ladders, with comma
 OUT = flags.DEFINE_string("out", None, "Where the page of several ladders goes.")
 FEATURES = flags.DEFINE_list("features", None, "By default those of the ladder's config.eval.features.")
 METRICS = flags.DEFINE_list("metrics", None, "By default those of the ladder's config.eval.metrics.")
+NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", None, "By default the ladder's config.eval.num_samples.", lower_bound=1
+)
 INCEPTION = flags.DEFINE_string("inception", None, "The file of Inception's weights, where it is not in its place.")
 PROCESSES = cli.ProcessFlags()
 
@@ -29,10 +32,13 @@ PROCESSES = cli.ProcessFlags()
 def main() -> None:
     """Runs the script."""
     several = len(WORKDIR.value) > 1
-    if several != (OUT.value is not None):
-        raise InputError("--out is for the page of several ladders: give it with two folders in --workdir or more.")
-    if several and (FEATURES.value or METRICS.value):
-        raise InputError("--features and --metrics are for one ladder: give one --workdir at a time.")
+    if several and OUT.value is None:
+        raise InputError(f"--workdir has {len(WORKDIR.value)} ladders: set --out to the folder for their page.")
+    if OUT.value is not None and not several:
+        raise InputError(f"--out={OUT.value} is for several ladders, as in --workdir=runs/one,runs/two; drop it.")
+    for flag in (FEATURES, METRICS, NUM_SAMPLES):
+        if several and flag.value is not None:
+            raise InputError(f"--{flag.name} is for one ladder: give one --workdir at a time, without --out.")
     ladders = []
     for path in WORKDIR.value:
         if not (as_path(path) / "config.json").exists():
@@ -44,6 +50,7 @@ def main() -> None:
             config.eval.features = tuple(FEATURES.value or config.eval.features)
             config.eval.inception = INCEPTION.value or config.eval.inception
             config.eval.metrics = tuple(METRICS.value or config.eval.metrics)
+            config.eval.num_samples = NUM_SAMPLES.value or config.eval.num_samples
         ladders.append((path, config))
     if several:
         write_comparison(ladders, OUT.value)

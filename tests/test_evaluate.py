@@ -133,7 +133,11 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples,): "--samples need a --reference",
         (of_run, "--out=e.txt"): "--out=e.txt must end in .json",
         (of_samples, against, "--metrics=fib"): "Unknown metric 'fib'",
-        (of_samples, against, "--metrics=is"): "Features 'pixels' have no logits, which is needs",
+        (
+            of_samples,
+            against,
+            "--metrics=is",
+        ): "Metric 'is' needs class logits, which --features=pixels does not have. Use --features=",
         (of_samples, against, "--num_samples=1"): "num_samples",
         (of_samples, against, "--features=pixel"): "Did you mean 'pixels'",
         (of_samples, at("theirs.npz")): "statistics of other features: fid cannot be computed",

@@ -111,7 +111,7 @@ def test_errors(sample, tmp_path):
         (new, "--sampler=noisy", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'noisy'",
         (array, "--labels=2,x"): "--labels=2,x must be integers",
         (array, "--labels="): "--labels= must be integers",
-        (new, "--labels=3"): "labels must be 64 integers from 0 to 2",
+        (new, "--labels=3"): "labels must be classes from 0 to 2; got .3, 3",
     }.items():
         with pytest.raises(ValueError, match=message):
             sample(*arguments)

@@ -112,7 +112,10 @@ def make_yardsticks(
         extractor = make_extractor(name, source, weights, **shape)
         lacking = () if extractor.has_logits else tuple(name for name in metrics if "logits" in needed([name]))
         if lacking and len(features) == 1:
-            raise InputError(f"Features {name!r} have no logits, which {', '.join(lacking)} needs: leave that out.")
+            raise InputError(
+                f"Metric {lacking[0]!r} needs class logits, which --features={name} does not have. Use "
+                "--features=classifier or inception (config.eval.features in a config), or drop the metric."
+            )
         possible = tuple(name for name in METRICS if name in metrics and name not in lacking)
         suffix = f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}" if len(features) > 1 else ""
         found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))

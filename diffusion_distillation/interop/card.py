@@ -177,6 +177,7 @@ export it again from the checkpoint.
 diffusion_distillation,
 
 ```python
+import jax
 from diffusion_distillation import from_checkpoint
 
 images = from_checkpoint("this/folder").sample(jax.random.key(0), 64)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from .. import checkpoints, files
 from ..checkpoints import Metadata, newest_step
+from ..errors import InputError, did_you_mean
 from ..files import as_path
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED, folder_of
@@ -43,6 +44,11 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
         return diffusers.read(path)
     if path.is_file():
         return published.read(path, config)
+    name = os.fspath(given)
+    if os.path.basename(name) == name and not path.exists():
+        raise InputError(
+            f"There is no model {name!r} here.{did_you_mean(name, PRETRAINED)} Or give the folder of a run."
+        )
     return checkpoints.load(path)
 
 

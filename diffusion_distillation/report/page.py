@@ -40,7 +40,8 @@ from .html import Picture, Table, page
 from .plots import Line, Panel, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"
-ALIKE = ("features", "wanted", "reference", "num_samples")  # in what reports must agree to share a page
+# In what reports must agree to share a page, and the flag of scripts/report.py that sets it.
+ALIKE = {"features": "--features", "wanted": "--metrics", "num_samples": "--num_samples"}
 TRAJECTORIES = 2  # samples whose way is shown
 WEIGHTS, SHOWN = 3, 10  # weights of guidance, and samples at each
 NEAREST, NEIGHBOURS = 10, 3  # samples and images of the dataset that are shown beside each
@@ -110,7 +111,7 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
       folder: for index.html and its pictures.
 
     Raises:
-      InputError: for a ladder without a report.
+      InputError: for a ladder without a report, or reports that were not measured alike.
     """
     folder, shown = as_path(folder), []
     for path, config in ladders:
@@ -119,13 +120,21 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
         if found is None:
             raise InputError(f"{str(workdir)!r} has no report/{FILE}: scripts/report.py --workdir={path} makes it.")
         shown.append(Ladder(workdir.name, workdir, config, found))
-    alike = [{name: ladder.found.about[name] for name in ALIKE} for ladder in shown]
-    if any(about != alike[0] for about in alike):
-        other = [name for name in ALIKE if len({str(about[name]) for about in alike}) > 1]
-        raise InputError(
-            f"The reports differ in {', '.join(other)}: make them alike with scripts/report.py, --features and "
-            "--metrics."
-        )
+    first, *others = shown
+    for other in others:
+        if other.found.about["reference"] != first.found.about["reference"]:
+            raise InputError(
+                f"{str(first.workdir)!r} and {str(other.workdir)!r} were measured against different data: their "
+                "numbers cannot share a page."
+            )
+        for name, flag in ALIKE.items():
+            of_first, of_other = first.found.about[name], other.found.about[name]
+            if of_first != of_other:
+                raise InputError(
+                    f"The reports differ in {flag[2:]}: {of_first} in {str(first.workdir)!r}, {of_other} in "
+                    f"{str(other.workdir)!r}. Measure one like the other: scripts/report.py --workdir={other.workdir} "
+                    f"{flag}=..."
+                )
     if len({ladder.name for ladder in shown}) < len(shown):
         shown = [ladder._replace(name="/".join(ladder.workdir.parts[-2:])) for ladder in shown]
     pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]

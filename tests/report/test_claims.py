@@ -41,7 +41,7 @@ def test_through_the_script(tmp_path):
     """Two outputs twice, which a second call leaves as they are."""
     out = tmp_path / "out"
     shown = ["claims", "--config=configs/digits_base.py", *OWN, *LADDER, f"--workdir={out}", "--seeds=2"]
-    shown += ["--outputs=v", "--outputs=both", "--weights=snr_trunc"]
+    shown += ["--outputs=v,both", "--weights=snr_trunc"]
     run_together([shown, shown], env=OWN_PARTS)
     found = json.loads((out / "claims.json").read_text())
     assert set(found["pairs"]) == {"v_snr_trunc", "both_snr_trunc"}
