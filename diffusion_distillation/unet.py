@@ -32,7 +32,7 @@ MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
-def check_guidance_range(weights: Sequence[float]) -> None:
+def check_guidance_range(weights: Sequence[Any]) -> None:
     """Raises an InputError unless these are the least and the largest weight of guidance that a network takes."""
     if not is_interval(weights) or weights[0] < 0:
         raise InputError(

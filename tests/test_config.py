@@ -1,4 +1,5 @@
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from diffusion_distillation import config as cfg
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.model import count_params, init_params, make_network
+from diffusion_distillation.training.optimizers import learning_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -199,7 +201,19 @@ def test_a_config_of_the_published_schema_runs():
         ("train.grad_clip", float("nan"), "config.train.grad_clip=nan must not be negative"),
         ("train.substeps", 0, "config.train.substeps=0 must be at least 1"),
         ("train.retain_checkpoint_every_steps", 25, "every_steps=25 must be a multiple of config.train.substeps=10"),
-        ("train.ema_decay", 1.0, "config.train.ema_decay=1.0 must be below 1"),
+        *((f"train.{name}", 1.0, "=1.0 must be below 1") for name in ("ema_decay", "adam_beta2", "optimizer_beta")),
+        ("distillation.tract.self_teacher_decay", 1.0, "tract.self_teacher_decay=1.0 must be below 1"),
+        ("train.adam_eps", 0.0, "config.train.adam_eps=0.0 must be more than 0"),
+        ("model.eval_sampling_num_steps", 0, "eval_sampling_num_steps=0 must be at least 1"),
+        ("model.args.guidance_range", (), r"guidance_range=\(\) must be the least weight"),
+        ("model.args.guidance_range", ("a", "b"), r"guidance_range=\('a', 'b'\) must be the least weight"),
+        ("model.logvar_type", "fixed_medium:2", "logvar_type: Unknown variance 'medium:2'"),
+        ("model.train_logsnr_schedule", {"name": "cosine", "logsnr_min": "low"}, "logsnr_min='low' must be a number"),
+        ("model.train_logsnr_schedule", {"name": "nichol_dhariwal", "offset": -1.0}, "needs offset >= 0"),
+        ("dataset.args", {"randflip": "off"}, "config.dataset.args.randflip='off' must be True or False"),
+        ("eval.features", ("pixels", 3), r"eval.features=\('pixels', 3\) must hold values of type str; 3 is not"),
+        ("distillation.stages", {"1": 3}, "config.distillation.stages.1=3 must be a section"),
+        ("distillation.end_num_steps", 2, "stages.1: no student has 1 step; .*--config.distillation.stages.1=None"),
         (
             "train",
             {"batch_size": 8, "learning_rate": 1.0, "avg_type": "ema"},
@@ -238,6 +252,34 @@ def test_errors(field, value, message):
     section[name] = value
     with pytest.raises(ValueError, match=message):
         cfg.resolve(ConfigDict(given))
+
+
+def test_a_ladder_keeps_nothing_of_its_teachers_training():
+    """A base config's anneal and start are the base model's: students fall to 0 over their own length."""
+    trained = base()
+    trained.train.learning_rate_anneal_steps, trained.train.init_from = 2000, "runs/other"
+    config = cfg.distillation_of(trained)
+    config.distillation.update(dict(teacher_checkpoint_path="runs/digits/base", start_num_steps=4, steps_per_iter=120))
+    student = cfg.stage(cfg.resolve(config), 2).train
+    assert learning_rate(student)(119) == pytest.approx(student.learning_rate / 120)
+
+
+def test_a_student_without_overrides_of_its_own():
+    config = ladder()
+    config.distillation.stages = {"1": None}
+    assert cfg.resolve(config).distillation.stages.to_dict() == {}
+
+
+def test_the_listing_has_every_field():
+    config = base()
+    config.model.args.ch_mult = (1, 2)
+    lines = "\n".join(cfg.listing("config", config))
+    assert re.search(r'^--config.model.args.ch_mult="\(1, 2\)" +tuple, must be set$', lines, re.M)
+    assert re.search(r"^--config.train.optimizer=adam +one of adam, momentum, nesterov$", lines, re.M)
+    assert "distillation" not in lines
+    every = "\n".join(cfg.listing("ladder"))
+    assert re.search(r"^--ladder.train.batch_size= +int, must be set$", every, re.M)
+    assert re.search(r"^--ladder.distillation.consistency.huber=None +float or None$", every, re.M)
 
 
 def test_stage():

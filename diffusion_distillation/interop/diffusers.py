@@ -98,11 +98,13 @@ images = pipeline(batch_size=16, num_inference_steps={num_steps}{clip}).images
 DRAW_CLASSES = """It has {num_classes} classes, which `DDIMPipeline` does not pass on. Draw in a loop of your own:
 
 ```python
+import torch
 from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained("this/folder")
 pipeline.scheduler.set_timesteps({num_steps})
-for t in pipeline.scheduler.timesteps:  # z: standard normal noise; labels: a class for each, integers
+z, labels = torch.randn(16, {channels}, {height}, {width}), torch.arange(16) % {num_classes}
+for t in pipeline.scheduler.timesteps:
     output = pipeline.unet(z, t, labels).sample
     z = pipeline.scheduler.step(output, t, z{clip}).prev_sample
 ```
@@ -578,9 +580,10 @@ def _card(metadata: Metadata, num_steps: int) -> str:
     student = f"a student, distilled for {metadata.num_steps} sampling steps" if metadata.num_steps else "a base model"
     clip = ", use_clipped_model_output=True" if metadata.config.model.eval_clip_denoised else ""
     call = DRAW if metadata.num_classes == 1 else DRAW_CLASSES
+    shape = {"height": height, "width": width, "channels": channels}
     return CARD.format(
         what=f"This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation.",
         size=f"{height}x{width}x{channels}",
-        call=call.format(num_classes=metadata.num_classes, num_steps=num_steps, clip=clip),
+        call=call.format(**shape, num_classes=metadata.num_classes, num_steps=num_steps, clip=clip),
         num_steps=num_steps,
     )

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 from etils import epath
@@ -12,16 +11,16 @@ from .. import multihost
 from ..checkpoints import abstract_params, load
 from ..config import stage
 from ..data import Source, read_batches
-from ..devices import described
+from ..devices import AnyMesh, described, replicated
 from ..files import as_path
 from ..methods import make_method
 from ..model import count_params
 from ..multihost import say
 from .ladder import Plan, load_teacher, student_folder
-from .loop import Load, Prepared, prepare
+from .loop import Load, prepare
 from .parallel import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, doubts, init_state
+from .step import Teacher, TrainState, doubts, init_state
 
 
 def dry_run(
@@ -45,41 +44,43 @@ def dry_run(
     multihost.on_main(lambda: len(changes_of_run(workdir, config, change)))
     if "distillation" in config:
         params, network = load_teacher(config, source, load_model)
-        rungs = make_method(config).rungs
-        teachers = {student_folder(workdir, rung.num_steps): Teacher(params, rung, network) for rung in rungs}
-        stages = {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}
-        Plan(workdir, stages, on_metrics=None)
         runs = [
-            (prepare(stages[teacher.rung.num_steps], folder, source, teacher=teacher), folder, teacher)
-            for folder, teacher in teachers.items()
+            (stage(config, rung.num_steps), student_folder(workdir, rung.num_steps), Teacher(params, rung, network))
+            for rung in make_method(config).rungs
         ]
+        Plan(workdir, {int(teacher.rung.num_steps): of_run for of_run, _, teacher in runs}, on_metrics=None)
     else:
-        runs = [(prepare(config, workdir, source, load_model=load_model), workdir, None)]
+        runs = [(config, workdir, None)]
         say(f"{workdir}: {config.train.num_steps:,} updates of {config.train.batch_size:,} images")
+    prepared = [
+        prepare(of_run, folder, source, teacher=teacher, load_model=load_model) for of_run, folder, teacher in runs
+    ]
     next(read_batches(source, config.seed, range(1), config.train.batch_size))
     height, width, channels = source.image_shape
     classes = f"{source.num_classes} classes" if source.num_classes > 1 else "no classes"
     say(f"Data: {len(source):,} images of {height}x{width}, {channels} channel(s), {classes}; a batch can be read.")
-    run, _, teacher = runs[0]
-    say(f"Devices: {described(run.mesh)}, {config.train.batch_size // run.mesh.size} images of a batch on each.")
-    params = count_params(abstract_params(run.metadata))
-    size = state_bytes(run, teacher) / 1e6
-    say(f"Memory: {params:,} parameters; {size:,.1f} MB of state on each device. Activations need memory besides.")
-    for run, folder, _ in runs:
-        for doubt in doubts(run.metadata.config.train):
+    first, (of_first, _, teacher) = prepared[0], runs[0]
+    say(f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of a batch on each.")
+    state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))
+    size, params = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
+    say(f"Memory: {size / 1e6:,.1f} MB on each device for {params:,} parameters, and activations besides.")
+    for of_run, folder, _ in runs:
+        for doubt in doubts(of_run.train):
             say(f"Warning: {folder}: {doubt}")
     say(f"Nothing was compiled or written. Run the same command without --dry_run to make {workdir}.")
 
 
-def state_bytes(run: Prepared, teacher: Teacher | None) -> int:
-    """Bytes that the state of a run, and the parameters of its teacher, take on each device."""
-    config = run.metadata.config
-    state = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
-    options = dict(mesh=run.mesh, shard=config.train.shard_state)
-    teacher = jax.eval_shape(lambda: teacher)
-    return _bytes(state, state_shardings(state, **options)) + _bytes(teacher, teacher_shardings(teacher, **options))
+def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> int:
+    """Bytes that training holds on each device, besides activations and the batch: state, gradients and teacher.
 
-
-def _bytes(tree: Any, shardings: Any) -> int:
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    Args:
+      state: of the run, or its shapes.
+      teacher: of the run, or its shapes.
+      mesh: the devices.
+      shard: the config's train.shard_state.
+    """
+    held = jax.eval_shape(lambda *both: both, state, teacher)
+    gradients = jax.tree.map(lambda _: replicated(mesh), state.params)
+    placed = state_shardings(held[0], mesh, shard=shard), teacher_shardings(held[1], mesh, shard=shard), gradients
+    pairs = zip(jax.tree.leaves((*held, state.params)), jax.tree.leaves(placed), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in pairs)

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
-from diffusion_distillation.devices import AXIS, replicated
+from diffusion_distillation.devices import AXIS
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import init_params, make_network
-from diffusion_distillation.training.parallel import state_shardings, teacher_shardings
+from diffusion_distillation.training.dry_run import bytes_held
 from diffusion_distillation.training.step import Teacher, TrainState, init_state
 
 CONFIGS = {"cifar": (32, 1), "imagenet64": (64, 1000), "bedroom128": (128, 1), "church128": (128, 1)}
@@ -54,13 +54,7 @@ def what_is_held(
 def bytes_per_device(state: TrainState, teacher: Teacher | None, num_devices: int) -> int:
     """Bytes that training holds on each of so many devices, besides activations and the batch."""
     mesh = AbstractMesh((num_devices,), (AXIS,))
-    held = (state, teacher, state.params)  # the last for the gradients
-    gradients = jax.tree.map(lambda _: replicated(mesh), state.params)
-    placed = (state_shardings(state, mesh, shard=True), teacher_shardings(teacher, mesh, shard=True), gradients)
-    sizes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype), held, placed
-    )
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
+    return bytes_held(state, teacher, mesh, shard=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,24 @@ def test_a_source_of_ones_own(name):
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
+        ("digits", dict(class_conditional="no"), "args.class_conditional='no' must be True or False"),
+        ("letters", dict(num_images="many"), "num_images='many' must be an integer"),
+        ("letters", dict(fonts=3), "fonts=3 must be a string or None"),
+        ("my_stripes:flagged", dict(wide="off"), "wide='off' must be True or False"),
+    ],
+)
+def test_arguments_of_another_type(monkeypatch, name, args, message):
+    """By the annotation, and of one's own function without any by a default of True or False."""
+    import my_stripes
+
+    monkeypatch.setattr(my_stripes, "flagged", lambda wide=True: None, raising=False)
+    with pytest.raises(InputError, match=message):
+        load_source(name, **args)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
         ("stripes", {}, r"Unknown config.dataset.name='stripes'\..*give 'package.module:function'"),
         ("my_code_2:stripes", {}, r"config.dataset.name='my_code_2:stripes': 'my_code_2' cannot be imported"),
         ("my_broken:stripes", {}, r"'my_broken' cannot be imported \(ModuleNotFoundError: .*no_such_module"),

@@ -209,6 +209,15 @@ def test_the_card(unchecked, tmp_path):
         assert part in body, part
 
 
+def test_the_code_of_the_card_runs(unchecked, checkpoint):
+    """All of it that is Python, as it stands there."""
+    [_, metadata], names = interop.load(checkpoint), {}
+    parts = card.text(metadata, ("sampler", "archive"), Options(), "mit", {}, datetime.date(2027, 8, 31))
+    [block] = re.findall(r"```python\n(.*?)```", parts, re.DOTALL)
+    exec(block.replace("this/folder", str(checkpoint)), names)
+    assert names["images"].shape == (64, 8, 8, 1)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")

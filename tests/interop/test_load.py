@@ -305,6 +305,11 @@ def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
         interop.load("memory://elsewhere")
 
 
+def test_a_name_that_is_not_there():
+    with pytest.raises(InputError, match="There is no model 'digts' here. Did you mean 'digits'?"):
+        from_checkpoint("digts")
+
+
 def test_a_scheme_without_its_library(monkeypatch):
     with pytest.raises(InputError, match=r"s3:// is read with s3fs: pip install s3fs"):
         interop.load("s3://bucket/model")

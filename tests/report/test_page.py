@@ -184,4 +184,10 @@ def test_several_ladders_on_a_page(tmp_path, drawn):
         write(path, Images())
     write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
+    other = CONFIG.copy_and_resolve_references()
+    with other.unlocked():
+        other.eval.num_samples = 50
+    write(ladders[1], Images(), other)
+    with pytest.raises(InputError, match=r"num_samples: 70 in .*one', 50 in .*: scripts/report.py .*two --num_samples"):
+        write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     assert page.count("<table>") == 2 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4

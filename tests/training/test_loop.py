@@ -47,11 +47,25 @@ def test_what_is_said_and_written(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r".*: 25 parameters, 64 images, 8 cpu device\(s\)", lines[0])
     assert lines[1].endswith("compiling the training step") and re.search(r"compiled and begun in \d+ s", lines[2])
+    [estimate] = [line for line in lines if "updates left" in line]
+    assert re.search(r": about 0:00:\d\d for the 15 updates left$", estimate)
     assert re.search(r"step 20/20  loss [\d.]+  [\d,]+ images/s  0:00:00 left$", lines[-1])
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert logged == [{"step": step} | values for step, values in seen.items()]
     assert list(seen) == [5, 10, 15, 20]
     assert read_events(tmp_path) == pytest.approx({(step, n): v for step, vs in seen.items() for n, v in vs.items()})
+
+
+def test_settings_that_waste_a_run_are_named(tmp_path, caplog):
+    train(make_config(), tmp_path / "one", SOURCE)
+    [doubt] = [record.message for record in caplog.records if "loop" in record.pathname]
+    assert doubt.endswith(
+        "still has 12% of its first parameters after 20 updates. Set config.train.ema_decay=0.75 or less."
+    )
+    caplog.clear()
+    train(make_config(ema_decay=0.5, learning_rate_warmup_steps=40), tmp_path / "other", SOURCE)
+    [doubt] = [record.message for record in caplog.records if "loop" in record.pathname]
+    assert "warmup_steps=40 is longer than the run of 20 updates: the learning rate only reaches 50%" in doubt
 
 
 def test_a_single_step(tmp_path, capsys):
