@@ -95,7 +95,7 @@ def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
     def check(given: list[str]) -> bool:
         for value in given:
             if value not in known:
-                raise flags.ValidationError(f"{value!r} is not one of {', '.join(known)}.{did_you_mean(value, known)}")
+                raise flags.ValidationError(f"{value!r} is unknown.{did_you_mean(value, known)}")
         return True
 
     flags.register_validator(name, check)

@@ -80,7 +80,7 @@ def test_a_dry_run_makes_nothing(tmp_path):
         "100 updates of 32 images",
         "1,797 images of 8x8, 1 channel(s), no classes; a batch can be read",
         "8 cpu device(s).*, 4 images of a batch on each",
-        r"2\.9 MB on each device for 178,721 parameters",
+        r"3\.6 MB on each device for 178,721 parameters",
         r"Warning: .*still has 61% of its first parameters.*config.train.ema_decay=0.95",
     ):
         assert re.search(line.replace("(s)", r"\(s\)"), printed), (line, printed)
@@ -116,4 +116,4 @@ def test_lists_have_commas(capsys):
         )
         == 2
     )
-    assert "'z' is not one of x, eps, v, both" in capsys.readouterr().err
+    assert "'z' is unknown. Known here: eps, x, v, both." in capsys.readouterr().err

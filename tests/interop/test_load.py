@@ -306,7 +306,7 @@ def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(InputError, match="There is no model 'digts' here. Did you mean 'digits'?"):
+    with pytest.raises(InputError, match=r"There is no model 'digts' here\. Did you mean 'digits'\?"):
         from_checkpoint("digts")
 
 
