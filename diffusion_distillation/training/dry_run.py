@@ -17,7 +17,7 @@ from ..methods import make_method
 from ..model import count_params
 from ..multihost import say
 from .ladder import Plan, load_teacher, student_folder
-from .loop import Load, prepare
+from .loop import Load, inputs_of, prepare
 from .parallel import state_shardings, teacher_shardings
 from .runs import changes_of_run
 from .step import Teacher, TrainState, doubts, init_state
@@ -41,7 +41,7 @@ def dry_run(
       InputError: as `train` and `run_ladder`.
     """
     workdir = as_path(workdir)
-    multihost.on_main(lambda: len(changes_of_run(workdir, config, change)))
+    params = None
     if "distillation" in config:
         params, network = load_teacher(config, source, load_model)
         runs = [
@@ -55,6 +55,8 @@ def dry_run(
     prepared = [
         prepare(of_run, folder, source, teacher=teacher, load_model=load_model) for of_run, folder, teacher in runs
     ]
+    inputs = inputs_of(source, params)
+    multihost.on_main(lambda: len(changes_of_run(workdir, config, change, inputs)))
     next(read_batches(source, config.seed, range(1), config.train.batch_size))
     height, width, channels = source.image_shape
     classes = f"{source.num_classes} classes" if source.num_classes > 1 else "no classes"
@@ -62,8 +64,8 @@ def dry_run(
     first, (of_first, _, teacher) = prepared[0], runs[0]
     say(f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of a batch on each.")
     state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))
-    size, params = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
-    say(f"Memory: {size / 1e6:,.1f} MB on each device for {params:,} parameters, and activations besides.")
+    size, count = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
+    say(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, and activations besides.")
     for of_run, folder, _ in runs:
         for doubt in doubts(of_run.train):
             say(f"Warning: {folder}: {doubt}")

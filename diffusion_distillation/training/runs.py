@@ -132,6 +132,27 @@ def changes_of_run(
     return changes
 
 
+def record_environment(workdir: epath.Path) -> None:
+    """Add a line to environment.jsonl, see `environment.describe_environment`. Every process must call it."""
+    path = workdir / "environment.jsonl"
+
+    def record() -> None:
+        earlier = path.read_text() if path.exists() else ""
+        write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
+
+    multihost.on_main(record)
+
+
+def read_inputs(workdir: epath.Path) -> dict[str, str]:
+    """The fingerprints of a run's inputs; empty if the run is older than they are, or if the file is damaged."""
+    path = workdir / INPUTS_FILE
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: the data and the teacher are not compared with those before.", path)
+        return {}
+
+
 def read_config(workdir: epath.Path) -> ConfigDict:
     """The resolved config of a run that is there; fields that it is too old to have are at their defaults.
 
