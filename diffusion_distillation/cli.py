@@ -134,8 +134,7 @@ class RunFlags(ProcessFlags):
             raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
         config = cfg.resolve(config)
         if self._print_config.value:
-            print(config.to_json(indent=2))
-            sys.exit(0)
+            _print_and_exit(config.to_json(indent=2))
         return config
 
     @property
@@ -306,9 +305,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         print(f"error: {sentence}{'' if sentence[-1] in '.?' else '.'} --help lists all flags.", file=sys.stderr)
         sys.exit(2)
     if asked:
-        print(_help())
-        sys.exit(0)
+        _print_and_exit(_help())
     return argv
+
+
+def _print_and_exit(text: str) -> NoReturn:
+    """Prints what was asked for and ends the process, also where `head` or a pager has stopped reading."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+    sys.exit(0)
 
 
 def _help() -> str:

@@ -1,6 +1,7 @@
 """The scripts' command lines: help, bad flags, None, and what stops before training."""
 
 import json
+import os
 import re
 
 import pytest
@@ -25,6 +26,15 @@ def test_help_lists_flags_and_fields(capsys):
     assert main("claims", "--help") == 0
     shown = capsys.readouterr().out
     assert "--config.train.num_steps=800000" in shown and "--ladder.distillation.end_num_steps=1" in shown
+
+
+def test_help_may_be_cut_off(monkeypatch):
+    """As by `| head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main("train", "--help") == 0
 
 
 @pytest.mark.parametrize(
