@@ -89,7 +89,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
     ways, by_weight = _ways(config, workdir), _by_weight(config, workdir)
     if not multihost.is_main():
         return
-    classes = [f"class {number}" for number in range(source.num_classes)] if source.num_classes > 1 else []
+    classes = _class_labels(source)
     ladder = Ladder(workdir.name, workdir, config, found, classes)
     published = tables.published(config)
     write_whole(folder / "evaluation.md", tables.markdown(found, published))
@@ -139,6 +139,13 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
     pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]
     write_whole(folder / "index.html", _page(" and ".join(ladder.name for ladder in shown), shown, pictures))
     multihost.say(f"report  {folder / 'index.html'}")
+
+
+def _class_labels(source: Source) -> Sequence[str]:
+    if source.num_classes == 1:
+        return ()
+    names = getattr(source, "class_names", None)
+    return names or [f"class {number}" for number in range(source.num_classes)]
 
 
 def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:
