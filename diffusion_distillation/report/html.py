@@ -111,7 +111,8 @@ PAGE = Template("""<!doctype html>
   .wide { position: relative; left: 50%; transform: translateX(-50%); overflow-x: auto;
           width: max-content; min-width: 100%; max-width: calc(100vw - 2rem);
           background: linear-gradient(to left, var(--back) 50%, transparent) right / 4rem 100% no-repeat local,
-                      linear-gradient(to left, var(--shade), transparent) right / 2rem 100% no-repeat scroll; }
+                      linear-gradient(to left, transparent 2px, var(--shade) 2px, transparent) right / 2rem 100%
+                      no-repeat scroll; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
   caption { text-align: left; font-weight: 600; }
   th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }

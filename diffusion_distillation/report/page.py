@@ -144,8 +144,8 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
 def _class_labels(source: Source) -> Sequence[str]:
     if source.num_classes == 1:
         return ()
-    names = getattr(source, "class_names", None)
-    return names or [f"class {number}" for number in range(source.num_classes)]
+    names = getattr(source, "class_names", None) or map(str, range(source.num_classes))
+    return [f"class {name}" if name.isdecimal() else name for name in names]
 
 
 def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:

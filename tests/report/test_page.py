@@ -173,7 +173,7 @@ def test_in_a_bucket(bucket, drawn):
 def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatch):
     """Samples are of classes 0, 1, 2, 0, ... in turn: of each class there is a column."""
     source, saved = Images(), {}
-    source.num_classes, source.class_names = 3, ("ant", "bee", "cat")
+    source.num_classes, source.class_names = 3, ("ant", "7", "cat")
 
     def save(columns, labels, path):
         saved[path.name] = columns, labels
@@ -186,11 +186,11 @@ def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatc
         assert all(column.heading for column in columns) and all(labels), name
         assert all(len(column.images) >= len(labels) for column in columns), name
     columns, labels = saved["classes.png"]
-    assert [column.heading for column in columns] == ["ant", "bee", "cat"] and len(labels) == 21
+    assert [column.heading for column in columns] == ["ant", "class 7", "cat"] and len(labels) == 21
     kept = np.load(tmp_path / "ladder" / "report" / "samples" / "student_ddim_1.npz")["arr_0"]
     for number, column in enumerate(columns):
         np.testing.assert_array_equal(column.images[:21], kept[number:63:3])
-    assert saved["samples.png"][1][:4] == ["ant", "bee", "cat", "ant"]
+    assert saved["samples.png"][1][:4] == ["ant", "class 7", "cat", "ant"]
 
 
 def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
