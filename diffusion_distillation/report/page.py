@@ -125,7 +125,9 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
         workdir = as_path(path)
         found = read(workdir / "report" / FILE)
         if found is None:
-            raise InputError(f"{str(workdir)!r} has no report/{FILE}: scripts/report.py --workdir={path} makes it.")
+            raise InputError(
+                f"{str(workdir)!r} has no readable report/{FILE}: scripts/report.py --workdir={path} makes it."
+            )
         shown.append(Ladder(workdir.name, workdir, config, found))
     alike = [{name: ladder.found.about[name] for name in ALIKE} for ladder in shown]
     if any(about != alike[0] for about in alike):

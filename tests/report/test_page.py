@@ -242,7 +242,7 @@ def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
 
 def test_several_ladders_on_a_page(tmp_path, drawn):
     ladders = [tmp_path / name for name in ("one", "two")]
-    with pytest.raises(InputError, match=r"one' has no report/evaluation.json: scripts/report.py"):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json: scripts/report.py"):
         write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     for path in ladders:
         write(path, Images())
