@@ -36,6 +36,6 @@ def get_config() -> ConfigDict:
     config.train.eval_every_steps = 500
 
     config.eval.features = ("pixels", "classifier")
-    config.eval.metrics = ("fid", "is", "precision", "recall")
+    config.eval.metrics = ("frechet", "is", "precision", "recall")
     config.eval.num_samples = 2000
     return config

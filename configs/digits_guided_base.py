@@ -18,5 +18,5 @@ def get_config() -> ConfigDict:
     config = load(Path(__file__).with_name("digits_base.py"))
     config.dataset.args = ConfigDict(dict(class_conditional=True))
     config.train.label_dropout = 0.1
-    config.eval.metrics = ("fid", "accuracy", "precision", "recall")
+    config.eval.metrics = ("frechet", "accuracy", "precision", "recall")
     return config

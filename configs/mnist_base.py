@@ -43,6 +43,6 @@ def get_config() -> ConfigDict:
     config.train.eval_every_steps = 1000
 
     config.eval.features = ("pixels", "classifier")
-    config.eval.metrics = ("fid", "accuracy", "precision", "recall")
+    config.eval.metrics = ("frechet", "accuracy", "precision", "recall")
     config.eval.num_samples = 2000
     return config

@@ -127,7 +127,7 @@ FIELDS = {
     },
     "eval": {  # the report of a ladder; and metrics during training
         "features": ("pixels",),  # what images are compared by, see `evaluation.features`
-        "metrics": ("fid",),  # names of `evaluation.metrics.METRICS`
+        "metrics": ("frechet",),  # names of `evaluation.metrics.METRICS`
         "inception": OrNone(str),  # the file of Inception's weights, where it is not in its place
         "metrics_every_steps": 0,  # a multiple of train.eval_every_steps, or 0: only the report measures
         "metrics_num_samples": 1000,  # then; the best model by the first metric is kept in the run's folder `best`

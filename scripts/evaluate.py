@@ -1,4 +1,4 @@
-"""Measures samples: FID, KID, Inception Score, precision, recall and others.
+"""Measures samples: Fréchet distance (FID), KID, Inception Score, precision, recall and others.
 
     python scripts/evaluate.py --checkpoint=runs/digits/ladder/steps_0004 --features=classifier --out=evaluation.json
     python scripts/evaluate.py --checkpoint=runs/digits/ladder --features=classifier --out=ladder.json
@@ -10,7 +10,8 @@ they are published; by default against the dataset of the checkpoint's config. e
 `metrics`; evaluation.md and evaluation.tex beside it have them as a table, with the published ones where the config is
 one of the paper's. Run again after it was stopped, the command goes on where it was.
 
-Published FIDs are of features=inception, whose weights scripts/convert_inception.py makes, and of 50,000 samples.
+An FID is the Fréchet distance of Inception's features and of 50,000 samples: --features=inception, whose weights
+scripts/convert_inception.py makes. With other features it is called frechet.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ REFERENCE = flags.DEFINE_string(
 FEATURES = flags.DEFINE_list(
     "features", ["pixels"], "pixels, classifier, inception or package.module:function; several with commas between."
 )
-WANTED = flags.DEFINE_list("metrics", ["fid"], f"Some of {', '.join(METRICS)}; 'all' for all that need no classes.")
+WANTED = flags.DEFINE_list("metrics", ["frechet"], f"Some of {', '.join(METRICS)}; 'all' for all that need no classes.")
 OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
@@ -73,8 +74,10 @@ def main() -> None:
     out = as_path(OUT.value)
     if out.suffix != ".json":
         raise InputError(f"--out={OUT.value} must end in .json.")
-    if SAVE_REFERENCE.value is not None and (len(FEATURES.value) > 1 or not {"fid", "all"} & {*WANTED.value}):
-        raise InputError("--save_reference is for one kind of --features, and --metrics with fid among them.")
+    if SAVE_REFERENCE.value is not None and (
+        len(FEATURES.value) > 1 or not {"frechet", "fid", "all"} & {*WANTED.value}
+    ):
+        raise InputError("--save_reference is for one kind of --features, and --metrics with frechet among them.")
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if SAMPLES.value is not None:
         found, config = of_samples(out)
@@ -163,8 +166,8 @@ def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     options = dict(seed=SEED.value, num_samples=NUM_SAMPLES.value or NUM_IMAGES, repeats=REPEATS.value)
     options["guidance"] = guidance_of(config)
     yardsticks, reference = yardsticks_of(config, options["num_samples"])
-    batch_size = min(BATCH_SIZE.value, options["num_samples"])
-    return evaluate_ladder(config, workdir, yardsticks, reference, out, batch_size=batch_size, **options), config
+    options["batch_size"] = BATCH_SIZE.value
+    return evaluate_ladder(config, workdir, yardsticks, reference, out, **options), config
 
 
 def judge(runs, draw, config, out, about, num_samples, *, repeats) -> Evaluation:

@@ -57,7 +57,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def environment_stays():
     """What a test changes of the environment it puts back: the tests after it read it too."""
-    of_others = {"PYTEST_CURRENT_TEST": "", "CRC32C_SW_MODE": ""}  # pytest sets one, tensorboardX the other
+    names = ("PYTEST_CURRENT_TEST", "CRC32C_SW_MODE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+    of_others = dict.fromkeys(names, "")  # pytest sets one, tensorboardX one, and scikit-learn two as it is imported
     before = os.environ | of_others
     yield
     assert os.environ | of_others == before

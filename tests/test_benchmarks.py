@@ -8,7 +8,10 @@ import sys
 import time
 
 import pytest
+from absl.testing import flagsaver
 from running import ROOT, run
+
+from diffusion_distillation import config
 
 
 @pytest.mark.slow
@@ -72,6 +75,17 @@ def test_bad_flags_of_the_benchmark():
         assert message in error and "Traceback" not in error
 
 
+def test_training_is_timed_with_and_without_dropout(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    with flagsaver.flagsaver():
+        benchmark = importlib.import_module("benchmark")
+    made = benchmark.configs(config.load(ROOT / "configs" / "cifar_base.py"), "float32", 2)
+    assert benchmark.WORK[:2] == ("base_step", "base_step_without_dropout")
+    assert made["base"]["model"]["args"].pop("dropout") == 0.2
+    assert made["without_dropout"]["model"]["args"].pop("dropout") == 0
+    assert made["base"] == made["without_dropout"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
 def test_benchmark_beside_pytorch(tmp_path):
@@ -84,12 +98,14 @@ def test_benchmark_beside_pytorch(tmp_path):
         "--dtypes=float32",
         f"--out={tmp_path / 'all.json'}",
     ]
-    printed = run("benchmarks/benchmark", *flags, f"--peer={PEER}", "--work=distillation_step,sample 2")
+    printed = run(
+        "benchmarks/benchmark", *flags, f"--peer={PEER}", "--work=base_step_without_dropout,distillation_step,sample 2"
+    )
     rows = json.loads((tmp_path / "all.json").read_text())["rows"]
     assert {row["worker"].split()[0] for row in rows} == {"ours,", "torch"}
     assert all(row["error"] < 1e-5 and row["images_per_sec"] > 0 and row["peak_bytes"] > 0 for row in rows)
     works = re.findall(r"^\| (\w[\w ]*?) \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", printed, re.MULTILINE)
-    assert works == ["distillation step", "sample 2"]
+    assert works == ["base step without dropout", "distillation step", "sample 2"]
 
 
 @pytest.mark.slow

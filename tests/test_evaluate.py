@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -49,16 +50,19 @@ def test_a_run(checkpoint, reference, images, tmp_path):
     printed = call("evaluate", *flags, "--seed=3", "--metrics=fid,recall,kid", f"--out={out}", f"--keep={kept}")
     drawn = from_checkpoint(checkpoint).sample(KEY, 30)
     found = read(out)
-    assert list(found["metrics"]) == ["fid", "kid", "kid_std", "recall"]
+    assert list(found["metrics"]) == ["frechet_pixels", "kid_pixels", "kid_std_pixels", "recall_pixels"]
     expected = frechet_distance(statistics([pixels(drawn)]), statistics([pixels(images)]))
-    assert found["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
+    assert found["metrics"]["frechet_pixels"] == pytest.approx(expected, rel=1e-9)
     assert found["rows"][0] | {"num_steps": 4, "model": "student"} == found["rows"][0]
     assert found["rows"][0]["content"].startswith("step 7, ")
     pictures = [np.asarray(Image.open(file)) for file in sorted(kept.glob("*.png"))]
     np.testing.assert_array_equal(pictures, drawn[..., 0])
     head, _, row = out.with_suffix(".md").read_text().splitlines()
-    assert head.startswith("| model | sampler | steps | Fréchet distance | KID | recall |")
-    assert f"| student | DDIM | 4 | {expected:.4g} | {found['metrics']['kid']:.4g} ± " in row and row in printed
+    assert head == (
+        "| model | sampler | steps | Fréchet distance (pixels) | images/s | KID (pixels) | recall (pixels) |"
+    )
+    kid = f"{found['metrics']['kid_pixels']:.4g}"
+    assert re.match(rf"\| student \| DDIM \| 4 \| {expected:.4g} \| [\d.,]+ \| {kid} ± ", row) and row in printed
     assert r"\begin{tabular}{llrrrrr}" in out.with_suffix(".tex").read_text()
     assert not list(tmp_path.rglob("*unfinished*"))
 
@@ -69,9 +73,10 @@ def test_repeats(checkpoint, reference, images, tmp_path):
     drawn, data = from_checkpoint(checkpoint).sample(KEY, 60), statistics([pixels(images)])
     sets = [frechet_distance(statistics([pixels(part)]), data) for part in np.split(drawn, 3)]
     [row] = read(tmp_path / "e.json")["rows"]
-    assert row["metrics"]["fid"] == pytest.approx(min(sets))
-    assert row["spread"]["fid"] == pytest.approx(max(sets) - min(sets))
-    assert 0 <= row["metrics"]["precision"] - row["spread"]["precision"] <= 1  # the best is the largest of these
+    distance, precision = row["values"]
+    assert distance["value"] == pytest.approx(min(sets))
+    assert distance["spread"] == pytest.approx(max(sets) - min(sets))
+    assert 0 <= precision["value"] - precision["spread"] <= 1  # the best is the largest of these
 
 
 def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypatch):
@@ -89,13 +94,13 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
     Image.fromarray(samples[1, ..., 0]).save(folder / "00.png")  # one is changed
     os.utime(folder / "00.png", (1, 1))
     call("evaluate", *flags, f"--reference={reference}", f"--out={tmp_path / 'a.json'}")
-    assert read(tmp_path / "a.json")["metrics"]["fid"] != pytest.approx(expected, rel=1e-6)
+    assert read(tmp_path / "a.json")["metrics"]["frechet_pixels"] != pytest.approx(expected, rel=1e-6)
     Image.fromarray(samples[0, ..., 0]).save(folder / "00.png")
     os.utime(folder / "00.png", (2, 2))
     call("evaluate", *flags, f"--reference={reference}", f"--out={tmp_path / 'a.json'}")
     for name in "ab":
         assert read(tmp_path / f"{name}.json")["metrics"] == {
-            "fid": pytest.approx(expected, rel=1e-6)
+            "frechet_pixels": pytest.approx(expected, rel=1e-6)
         }  # of singular covariances
     assert (tmp_path / "a.md").read_text().splitlines()[-1] == f"| samples |  |  | {expected:.4g} |  |"
     with np.load(published) as file:
@@ -103,9 +108,12 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
     np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)
 
     monkeypatch.syspath_prepend(OWN_PARTS["PYTHONPATH"].split(":")[0])
-    own = ["--features=own_parts:brightness", "--metrics=fid,is", f"--samples={folder}"]
+    own = ["--features=pixels,own_parts:brightness_std", "--metrics=frechet,is", f"--samples={folder}"]
     call("evaluate", *own, f"--reference={reference}", f"--out={tmp_path / 'c.json'}")
-    assert read(tmp_path / "c.json")["metrics"]["is"] >= 1
+    found = read(tmp_path / "c.json")
+    expected = ["frechet_pixels", "frechet_own_parts:brightness_std", "is_own_parts:brightness_std"]
+    assert list(found["metrics"]) == [*expected, "is_std_own_parts:brightness_std"]
+    assert found["rows"][0]["values"][2]["value"] >= 1
 
 
 def test_bad_input(checkpoint, images, reference, tmp_path):
@@ -140,7 +148,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         ): "Metric 'is' needs class logits, which --features=pixels does not have. Use --features=",
         (of_samples, against, "--num_samples=1"): "num_samples",
         (of_samples, against, "--features=pixel"): "Did you mean 'pixels'",
-        (of_samples, at("theirs.npz")): "statistics of other features: fid cannot be computed",
+        (of_samples, at("theirs.npz")): "statistics of other features: frechet cannot be computed",
         (of_samples, at("floats.npz")): "images must be uint8 [n, height, width, 1 or 3]; these are float32",
         (of_samples, at("nothing.npz")): "has ['x'], and neither 'images', 'arr_0' nor both",
         (of_samples, at("cut.npz")): "cannot be read as an .npz",

@@ -13,8 +13,8 @@ from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
 from ..pipeline import Pipeline
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
-from .evaluation import best_of
 from .measure import Yardstick, draw_from, measure
+from .metrics import by_name
 
 
 class Best(NamedTuple):
@@ -50,17 +50,18 @@ def measure_during_training(
     measured = measure(draw, num_samples, yardsticks, folder)
 
     def is_best() -> bool:
-        name, value = next(iter(measured.metrics.items()))
-        earlier = [line[name] for line in read_evaluations(workdir) if line["step"] < metadata.step and name in line]
-        return best_of(name, [*earlier, value]) == value or newest_step(workdir / BEST) is None
+        first, of_first = next(iter(measured.values.items()))
+        before = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
+        earlier = [line[first.name] for line in before if first.name in line]
+        return first.best([*earlier, of_first.value]) == of_first.value or newest_step(workdir / BEST) is None
 
     if multihost.on_main(is_best):
         with Checkpoints(workdir / BEST) as checkpoints:
             checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
     if multihost.is_main():
         lines = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
-        lines.append({"step": metadata.step, **measured.metrics})
+        lines.append({"step": metadata.step, **by_name(measured.values)})
         write_evaluations(workdir, lines)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in measured.metrics.items())
+        values = ", ".join(f"{criterion.title} {of.value:.4g}" for criterion, of in measured.values.items())
         print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)
         unfinished.rmtree()

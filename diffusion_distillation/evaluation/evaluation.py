@@ -21,7 +21,7 @@ from ..interop import content_of, from_checkpoint
 from ..sampling import SAMPLER_TITLES
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
-from .metrics import HIGHER_IS_BETTER
+from .metrics import Criterion, Value, Values, by_name
 from .reference import Reference, halves_distance
 
 
@@ -61,27 +61,32 @@ class Row(NamedTuple):
 
     Attributes:
       entry: whose samples.
-      metrics: names and values; with repeats, the best of each.
-      spread: with repeats, the largest value less the smallest; else nothing.
+      values: of each criterion; with repeats, the best.
       images_per_sec: drawn, on all devices; None for samples that were there already.
       content: of the run, see `interop.content_of`.
     """
 
     entry: Entry
-    metrics: dict[str, float]
-    spread: dict[str, float]
+    values: Values
     images_per_sec: float | None
     content: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
-        return self.entry._asdict() | {name: value for name, value in self._asdict().items() if name != "entry"}
+        values = [criterion._asdict() | value._asdict() for criterion, value in self.values.items()]
+        own = {"values": values, "images_per_sec": self.images_per_sec, "content": self.content}
+        return self.entry._asdict() | own
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Row":
+    def from_json(cls, stored: dict[str, Any]) -> "Row":
         """The inverse of `to_json`."""
-        entry = Entry(*(values[name] for name in Entry._fields))
-        return cls(entry, *(values[name] for name in cls._fields if name != "entry"))
+        values = {_part(Criterion, of_one): _part(Value, of_one) for of_one in stored["values"]}
+        return cls(_part(Entry, stored), values, stored["images_per_sec"], stored["content"])
+
+
+def _part(kind: type[Any], stored: dict[str, Any]) -> Any:
+    """A named tuple of this kind, of what is stored with others."""
+    return kind(*(stored[field] for field in kind._fields))
 
 
 class Evaluation(NamedTuple):
@@ -98,11 +103,16 @@ class Evaluation(NamedTuple):
     rows: list[Row]
 
     @property
+    def criteria(self) -> list[Criterion]:
+        """What the rows were measured by."""
+        return list(self.rows[0].values)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Names and numbers; where there are several rows, names begin with the row's."""
         if len(self.rows) == 1:
-            return dict(self.rows[0].metrics)
-        return {f"{row.entry.name}_{name}": value for row in self.rows for name, value in row.metrics.items()}
+            return by_name(self.rows[0].values)
+        return {f"{row.entry.name}_{name}": value for row in self.rows for name, value in by_name(row.values).items()}
 
     def to_json(self) -> str:
         """As it is stored."""
@@ -118,13 +128,13 @@ class Evaluation(NamedTuple):
 
 
 def read(path: epath.Path) -> Evaluation | None:
-    """What an evaluation.json holds; None, with a warning, if it is damaged, and without one if there is none."""
+    """What an evaluation.json holds; None, with a warning, if it cannot be read, and without one if there is none."""
     if not path.exists():
         return None
     try:
         return Evaluation.from_json(path.read_text())
     except (ValueError, TypeError, KeyError):
-        logging.warning("%s is damaged; what it held is measured again.", path)
+        logging.warning("%s is damaged, or of an earlier version; what it held is measured again.", path)
         return None
 
 
@@ -156,8 +166,8 @@ def evaluate(
       say: is told each row.
     """
     about = {
-        "features": {f"features{of.suffix}": [of.name, of.extractor.identity] for of in yardsticks},
-        "wanted": {f"metrics{yardstick.suffix}": list(yardstick.metrics) for yardstick in yardsticks},
+        "features": {yardstick.name: yardstick.extractor.identity for yardstick in yardsticks},
+        "wanted": {yardstick.name: list(yardstick.metrics) for yardstick in yardsticks},
         "reference": [reference.name, reference.content],
         "num_samples": num_samples,
         "repeats": repeats,
@@ -209,8 +219,8 @@ def evaluate(
 def described(row: Row) -> str:
     """A row's values in a line."""
     values = (
-        f"{name} {value:.4g}" + (f" (spread {row.spread[name]:.2g})" if name in row.spread else "")
-        for name, value in row.metrics.items()
+        f"{criterion.title} {of.value:.4g}" + ("" if of.spread is None else f" (spread {of.spread:.2g})")
+        for criterion, of in row.values.items()
     )
     return ", ".join([*values, *([] if row.images_per_sec is None else [f"{row.images_per_sec:,.1f} images/s"])])
 
@@ -246,24 +256,26 @@ def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
 
 
 def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:
-    values = {name: [found.metrics[name] for found in sets] for name in sets[0].metrics}
-    best = {name: best_of(name, of_sets) for name, of_sets in values.items()}
-    for name in best:
-        if (metric := name.removesuffix("_std")) != name:  # of the set whose value is the best
-            best[name] = values[name][values[metric].index(best[metric])]
-    spread = {name: max(of_sets) - min(of_sets) for name, of_sets in values.items()} if len(sets) > 1 else {}
+    values = {
+        criterion: _best(criterion, [of_set.values[criterion] for of_set in sets]) for criterion in sets[0].values
+    }
     speed = len(sets) / sum(1 / found.images_per_sec for found in sets) if entry.sampler else None
-    return Row(entry, best, spread, speed, content)
+    return Row(entry, values, speed, content)
 
 
-def best_of(name: str, values: Sequence[float]) -> float:
-    """The largest or the smallest, whichever is better for this metric."""
-    return max(values) if name.split("_")[0] in HIGHER_IS_BETTER else min(values)
+def _best(criterion: Criterion, of_sets: Sequence[Value]) -> Value:
+    """That of the best set, with the spread of all where there are several."""
+    values = [of_set.value for of_set in of_sets]
+    best = of_sets[values.index(criterion.best(values))]
+    return best if len(of_sets) == 1 else best._replace(spread=max(values) - min(values))
 
 
 def _floors(yardsticks: Sequence[Yardstick], reference: Reference) -> dict[str, float]:
-    of_fid = [yardstick for yardstick in yardsticks if "fid" in yardstick.metrics]
-    return {f"fid{yardstick.suffix}": halves_distance(reference.images, yardstick.extractor) for yardstick in of_fid}
+    return {
+        Criterion("frechet", yardstick.name).name: halves_distance(reference.images, yardstick.extractor)
+        for yardstick in yardsticks
+        if "frechet" in yardstick.metrics
+    }
 
 
 def _digest(values: Any) -> str:

@@ -116,13 +116,14 @@ def evaluate_runs(
       about: what shapes the numbers besides, of JSON's types.
       seed: of the noise, which is the same for every row.
       num_samples: of each row; by default config.eval.num_samples.
-      batch_size: drawn at a time; by default config.eval.batch_size.
+      batch_size: drawn at a time, at most; by default config.eval.batch_size.
       guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
       **options: repeats, shown and say of `evaluate`.
     """
     open_pipeline = open_once(config)
     guidance = config.model.eval_guidance if guidance is None else guidance
-    shared = dict(batch_size=batch_size or config.eval.batch_size, guidance=guidance)
+    num_samples = num_samples or config.eval.num_samples
+    shared = dict(batch_size=min(batch_size or config.eval.batch_size, num_samples), guidance=guidance)
 
     def draw(entry, first):
         settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, first=first, **shared)
@@ -131,5 +132,4 @@ def evaluate_runs(
     about = {**(about or {}), "seed": seed, "clip": config.model.eval_clip_denoised}
     if guidance:
         about["guidance"] = guidance
-    num_samples = num_samples or config.eval.num_samples
     return evaluate(runs, draw, yardsticks, reference, path, about=about, num_samples=num_samples, **options)

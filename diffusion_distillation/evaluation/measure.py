@@ -5,7 +5,6 @@ on where it was and ends in the same numbers.
 """
 
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from ..pipeline import Pipeline, to_uint8
 from ..shapes import Keys
 from .extractor import Extracted, Extractor, Images
 from .features import make_extractor
-from .metrics import METRICS, Observed, check, compute, needed, observe
+from .metrics import Criterion, Observed, Values, compute, needed, observe, select
 from .reference import Reference, observe_reference
 
 PIECE = 1000  # samples that are kept together, about
@@ -35,15 +34,17 @@ class Draw(NamedTuple):
     Attributes:
       images: those of these numbers, in order, batch after batch.
       piece: how many are best asked for at a time.
+      batch_size: how many are drawn at a time: the last batch is filled up.
       prepare: what is to be done before any time is taken.
-      num_classes: image j is of class j % num_classes; 1 where classes are not known.
+      labels: the classes of the images of these numbers; None where classes are not known.
       keep: is given the images and their numbers in the main process, after the time is taken.
     """
 
     images: Callable[[np.ndarray], Iterator[Images]]
     piece: int = PIECE
+    batch_size: int = 1
     prepare: Callable[[], Any] = lambda: None
-    num_classes: int = 1
+    labels: Callable[[np.ndarray], np.ndarray | None] = lambda index: None
     keep: Callable[[np.ndarray, Images], Any] = lambda index, images: None
 
 
@@ -53,15 +54,13 @@ class Yardstick(NamedTuple):
     Attributes:
       name: of the features, as it was given.
       extractor: of the features.
-      metrics: names of `METRICS`.
-      suffix: of the names of its values; '' or '_<features>' where there are several kinds.
+      metrics: keys of `METRICS`.
       reference: gives what the metrics need of the reference, found once.
     """
 
     name: str
     extractor: Extractor
     metrics: tuple[str, ...]
-    suffix: str
     reference: Callable[[], Observed]
 
 
@@ -69,12 +68,12 @@ class Measured(NamedTuple):
     """What was measured of samples.
 
     Attributes:
-      metrics: names and values.
-      images_per_sec: drawn, without compilation.
+      values: of each criterion.
+      images_per_sec: drawn, with those that fill up the last batch, and without compilation.
       images: the first 64 samples.
     """
 
-    metrics: dict[str, float]
+    values: Values
     images_per_sec: float
     images: Images
 
@@ -91,7 +90,8 @@ def make_yardsticks(
 
     Args:
       features: names, see `features.make_extractor`.
-      metrics: names of `METRICS`. With several kinds of features, those without logits leave out what needs them.
+      metrics: names that `metrics.select` knows. With several kinds of features, those without logits leave out what
+        needs them.
       num_samples: how many are to be measured.
       source: the dataset that a classifier is trained on.
       reference: what samples are judged against.
@@ -100,26 +100,25 @@ def make_yardsticks(
     Raises:
       InputError: for unknown names, too few samples, or metrics that the features or the reference cannot give.
     """
-    check(metrics, num_samples)
+    metrics = select(metrics, num_samples)
     if not features:
         raise InputError("No features are named: give one kind at least, such as 'pixels'.")
     yardsticks: list[Yardstick] = []
     if not multihost.is_main():
         return yardsticks
-    for name in features:
+    for name in dict.fromkeys(features):
         shown = source if reference.images is None else reference.images
         shape = {} if shown is None else {"image_shape": tuple(shown.image_shape)}
         extractor = make_extractor(name, source, weights, **shape)
-        lacking = () if extractor.has_logits else tuple(name for name in metrics if "logits" in needed([name]))
-        if lacking and len(features) == 1:
+        possible = tuple(of for of in metrics if extractor.has_logits or "logits" not in needed([of]))
+        found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))
+        yardsticks.append(Yardstick(name, extractor, possible, found))
+    for metric in metrics:
+        if not any(metric in yardstick.metrics for yardstick in yardsticks):
             raise InputError(
-                f"Metric {lacking[0]!r} needs class logits, which --features={name} does not have. Use "
+                f"Metric {metric!r} needs class logits, which --features={','.join(features)} does not have. Use "
                 "--features=classifier or inception (config.eval.features in a config), or drop the metric."
             )
-        possible = tuple(name for name in METRICS if name in metrics and name not in lacking)
-        suffix = f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}" if len(features) > 1 else ""
-        found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))
-        yardsticks.append(Yardstick(name, extractor, possible, suffix, found))
     return yardsticks
 
 
@@ -136,7 +135,8 @@ def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder
       InputError: if the metrics need the classes of the images, and they are not known.
     """
     fields = [needed(yardstick.metrics) for yardstick in yardsticks]
-    if draw.num_classes == 1 and any("labels" in of_yardstick for of_yardstick in fields):
+    labels = draw.labels(np.arange(num_images))
+    if labels is None and any("labels" in of_yardstick for of_yardstick in fields):
         raise InputError("The metric 'accuracy' is for samples of class-conditional models: leave it out.")
     indices = [np.arange(start, min(start + draw.piece, num_images)) for start in range(0, num_images, draw.piece)]
     pieces = [folder / f"{index[0]:07d}-{index[-1]:07d}.npz" for index in indices]
@@ -152,16 +152,15 @@ def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder
                 _measure_piece(draw, index, yardsticks, path, bar.update)
     if not multihost.is_main():
         return None
-    values = {}
+    values: Values = {}
     for number, yardstick in enumerate(yardsticks):
         seen = (_read(path, number) for path in pieces)
-        observed = observe(seen, fields[number])
-        if "labels" in fields[number]:
-            observed = observed._replace(labels=np.arange(num_images) % draw.num_classes)
+        observed = observe(seen, fields[number])._replace(labels=labels)
         found = compute(yardstick.metrics, observed, yardstick.reference())
-        values |= {_named(name, yardstick.suffix): value for name, value in found.items()}
+        values |= {Criterion(metric, yardstick.name): value for metric, value in found.items()}
     seconds = sum(float(_load(path)["seconds"]) for path in pieces)
-    return Measured(values, num_images / seconds, _load(pieces[0])["images"])
+    drawn = sum(-(-len(index) // draw.batch_size) * draw.batch_size for index in indices)
+    return Measured(values, drawn / seconds, _load(pieces[0])["images"])
 
 
 def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0, **options: Any) -> Draw:
@@ -175,16 +174,20 @@ def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0,
       **options: guidance, num_steps, sampler, eta and clip of `Pipeline.sample`.
     """
 
+    def labels(index):
+        return None if pipeline.num_classes == 1 else (first + index) % pipeline.num_classes
+
     def images(index, **options):
-        numbers = np.resize(first + index, max(len(index), batch_size)).astype(np.int32)  # a short piece fits as well
-        for x in pipeline.stream(key, numbers, batch_size=batch_size, **options):
+        filled_up = np.resize(index, max(len(index), batch_size))  # so that a short piece needs no program of its own
+        numbers = (first + filled_up).astype(np.int32)
+        for x in pipeline.stream(key, numbers, labels(filled_up), batch_size=batch_size, **options):
             yield to_uint8(x)[: len(index)]
 
     def compile_it():  # a program serves every number of steps; a student would warn of any but its own
         list(images(np.arange(1), **{**options, "num_steps": pipeline.distilled_for or 1}))
 
     piece = batch_size * max(1, PIECE // batch_size)
-    return Draw(functools.partial(images, **options), piece, compile_it, pipeline.num_classes)
+    return Draw(functools.partial(images, **options), piece, batch_size, compile_it, labels)
 
 
 def draw_images(source: Source) -> Draw:
@@ -214,12 +217,6 @@ def _measure_piece(
     if index[0] == 0:
         arrays["images"] = images[:SHOWN]
     save_whole(path, lambda file: np.savez(file, **arrays), sync=False)
-
-
-def _named(name: str, suffix: str) -> str:
-    """'fid_pixels' for 'fid', and 'kid_pixels_std' for 'kid_std'."""
-    metric, deviation, _ = name.partition("_std")
-    return f"{metric}{suffix}{deviation}"
 
 
 def _load(path: epath.Path) -> Any:

@@ -1,11 +1,11 @@
 """How good a set of images is: functions of what is known of it and of the reference, and the registry of their names.
 
-Adding a metric is a function and a line in METRICS.
+Adding a metric is a function and a record in METRICS.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,20 +35,93 @@ class Observed(NamedTuple):
     labels: Int[np.ndarray, "n"] | None = None
 
 
-class Metric(NamedTuple):
-    """A metric, or several that are computed together.
+class Value(NamedTuple):
+    """What a metric comes to.
 
     Attributes:
-      compute: `(observed, reference) -> {name: value}`.
-      of_images: the fields of `Observed` that it needs of the images.
-      of_reference: those that it needs of the reference.
-      least: how many images it needs.
+      value: the number.
+      deviation: the standard deviation of the numbers that it is the mean of; None where it is not a mean.
+      spread: with repeats, the largest value less the smallest; else None.
     """
 
-    compute: Callable[[Observed, Observed], dict[str, float]]
+    value: float
+    deviation: float | None = None
+    spread: float | None = None
+
+
+class Metric(NamedTuple):
+    """A metric.
+
+    Attributes:
+      title: as it is printed.
+      compute: `(observed, reference) -> {name: Value}`, of this metric and those that are computed with it.
+      of_images: the fields of `Observed` that it needs of the images.
+      of_reference: the fields of `Observed` that it needs of the reference.
+      least: how many images it needs.
+      higher_is_better: whether the largest value is the best; else the smallest is.
+      is_distance: whether it goes to 0, by any number of powers of ten.
+      with_inception: its name and title where the features are Inception's, if these differ.
+    """
+
+    title: str
+    compute: Callable[[Observed, Observed], dict[str, Value]]
     of_images: frozenset[str]
     of_reference: frozenset[str]
     least: int = 2
+    higher_is_better: bool = False
+    is_distance: bool = False
+    with_inception: tuple[str, str] | None = None
+
+
+class Criterion(NamedTuple):
+    """A metric and the features that it compares images by.
+
+    Names and titles without features are of Inception's, as published figures are.
+
+    Attributes:
+      metric: a key of METRICS.
+      features: as a config's `eval.features` names them.
+    """
+
+    metric: str
+    features: str
+
+    @property
+    def name(self) -> str:
+        """The key in files: 'frechet_pixels' by pixels, 'fid' by Inception's features."""
+        published = METRICS[self.metric].with_inception
+        if published and self.features == INCEPTION:
+            return published[0]
+        return _with_features(self.metric, self.features)
+
+    @property
+    def title(self) -> str:
+        """The heading in tables: 'Fréchet distance (pixels)' by pixels, 'FID' by Inception's features."""
+        metric = METRICS[self.metric]
+        if self.features != INCEPTION:
+            return f"{metric.title} ({self.features})"
+        return metric.with_inception[1] if metric.with_inception else metric.title
+
+    def best(self, values: Sequence[float]) -> float:
+        """The largest value or the smallest, whichever is better."""
+        return max(values) if METRICS[self.metric].higher_is_better else min(values)
+
+
+Values = dict[Criterion, Value]
+
+
+def by_name(values: Mapping[Criterion, Value]) -> dict[str, float]:
+    """Numbers by their names in files; a deviation has the name of its metric with `_std`."""
+    numbers = {}
+    for criterion, value in values.items():
+        numbers[criterion.name] = value.value
+        if value.deviation is not None:
+            numbers[_with_features(f"{criterion.metric}_std", criterion.features)] = value.deviation
+    return numbers
+
+
+def _with_features(name: str, features: str) -> str:
+    return name if features == INCEPTION else f"{name}_{features}"
 
 
 def kernel_distances(a: Features, b: Features, *, subsets: int = 100, size: int = 1000) -> Float[np.ndarray, "subsets"]:
@@ -168,64 +241,80 @@ def _width(observed: Observed) -> int | None:
     return None if observed.statistics is None else len(observed.statistics.mean)
 
 
-def _fid(observed: Observed, reference: Observed) -> dict[str, float]:
-    return {"fid": frechet_distance(observed.statistics, reference.statistics)}
+def _frechet(observed: Observed, reference: Observed) -> dict[str, Value]:
+    return {"frechet": Value(frechet_distance(observed.statistics, reference.statistics))}
 
 
-def _kid(observed: Observed, reference: Observed) -> dict[str, float]:
+def _kid(observed: Observed, reference: Observed) -> dict[str, Value]:
     distances = kernel_distances(observed.features, reference.features)
-    return {"kid": float(distances.mean()), "kid_std": float(distances.std())}
+    return {"kid": Value(float(distances.mean()), float(distances.std()))}
 
 
-def _is(observed: Observed, _: Observed) -> dict[str, float]:
+def _is(observed: Observed, _: Observed) -> dict[str, Value]:
     scores = inception_scores(observed.logits, SPLITS)
-    return {"is": float(scores.mean()), "is_std": float(scores.std())}
+    return {"is": Value(float(scores.mean()), float(scores.std()))}
 
 
-def _is_5000(observed: Observed, _: Observed) -> dict[str, float]:
+def _is_5000(observed: Observed, _: Observed) -> dict[str, Value]:
     scores = inception_scores(observed.logits, splits=max(1, len(observed.logits) // 5000))
-    return {"is_5000": float(scores.mean())}
+    return {"is_5000": Value(float(scores.mean()))}
 
 
-def _manifold(observed: Observed, reference: Observed) -> dict[str, float]:
-    return manifold_metrics(observed.features, reference.features, NEIGHBOURS)
+def _manifold(observed: Observed, reference: Observed) -> dict[str, Value]:
+    found = manifold_metrics(observed.features, reference.features, NEIGHBOURS)
+    return {name: Value(value) for name, value in found.items()}
 
 
-def _swd(observed: Observed, reference: Observed) -> dict[str, float]:
-    return {"swd": sliced_wasserstein(observed.features, reference.features)}
+def _swd(observed: Observed, reference: Observed) -> dict[str, Value]:
+    return {"swd": Value(sliced_wasserstein(observed.features, reference.features))}
 
 
-def _accuracy(observed: Observed, _: Observed) -> dict[str, float]:
-    return {"accuracy": float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels))}
+def _accuracy(observed: Observed, _: Observed) -> dict[str, Value]:
+    return {"accuracy": Value(float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels)))}
 
 
+def _of_manifold(title: str) -> Metric:
+    return Metric(title, _manifold, FEATURES, FEATURES, least=NEIGHBOURS + 1, higher_is_better=True)
+
+
+INCEPTION = "inception"  # the name of its features
 STATISTICS, FEATURES, LOGITS, NOTHING = map(frozenset, (["statistics"], ["features"], ["logits"], []))
 SPLITS, NEIGHBOURS = 10, 3
-MANIFOLD = Metric(_manifold, FEATURES, FEATURES, least=NEIGHBOURS + 1)
 METRICS = {
-    "fid": Metric(_fid, STATISTICS, STATISTICS),
-    "kid": Metric(_kid, FEATURES, FEATURES),
-    "is": Metric(_is, LOGITS, NOTHING, least=SPLITS),
-    "is_5000": Metric(_is_5000, LOGITS, NOTHING),  # of parts of 5,000 images, as ADM's are
-    "precision": MANIFOLD,
-    "recall": MANIFOLD,
-    "density": MANIFOLD,
-    "coverage": MANIFOLD,
-    "swd": Metric(_swd, FEATURES, FEATURES),
-    "accuracy": Metric(_accuracy, LOGITS | {"labels"}, NOTHING),  # the share that shows the class that was asked for
+    "frechet": Metric(
+        "Fréchet distance", _frechet, STATISTICS, STATISTICS, is_distance=True, with_inception=("fid", "FID")
+    ),
+    "kid": Metric("KID", _kid, FEATURES, FEATURES, is_distance=True),
+    "is": Metric("IS", _is, LOGITS, NOTHING, least=SPLITS, higher_is_better=True),
+    # of parts of 5,000 images, as ADM's are
+    "is_5000": Metric("IS, 5,000", _is_5000, LOGITS, NOTHING, higher_is_better=True),
+    "precision": _of_manifold("precision"),
+    "recall": _of_manifold("recall"),
+    "density": _of_manifold("density"),
+    "coverage": _of_manifold("coverage"),
+    "swd": Metric("sliced Wasserstein", _swd, FEATURES, FEATURES, is_distance=True),
+    # the share that shows the class that was asked for
+    "accuracy": Metric("accuracy", _accuracy, LOGITS | {"labels"}, NOTHING, higher_is_better=True),
 }
-HIGHER_IS_BETTER = frozenset({"is", "is_5000", "precision", "recall", "density", "coverage", "accuracy"})
 
 
-def check(names: Sequence[str], num_images: int) -> None:
-    """Raises an InputError unless each is a metric's, and so many images are enough for it."""
+def select(names: Sequence[str], num_images: int) -> tuple[str, ...]:
+    """The keys of METRICS that a config or a flag names, in the order of METRICS; 'fid' is read as 'frechet'.
+
+    Raises:
+      InputError: for a name that is not known, or a metric that needs more images.
+    """
     if not names:
         raise InputError(f"No metric is named: give one at least of {list(METRICS)}.")
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"Unknown metric {name!r}; choose from {list(METRICS)}.{did_you_mean(name, METRICS)}")
-        if num_images < METRICS[name].least:
-            raise InputError(f"The metric {name!r} needs at least {METRICS[name].least} samples; {num_images} are few.")
+    published = {metric.with_inception[0]: key for key, metric in METRICS.items() if metric.with_inception}
+    keys = [published.get(name, name) for name in names]
+    for key in keys:
+        if key not in METRICS:
+            suggestion = did_you_mean(key, [*METRICS, *published])
+            raise InputError(f"Unknown metric {key!r}; choose from {list(METRICS)}.{suggestion}")
+        if num_images < METRICS[key].least:
+            raise InputError(f"The metric {key!r} needs at least {METRICS[key].least} samples; {num_images} are few.")
+    return tuple(key for key in METRICS if key in keys)
 
 
 def needed(names: Sequence[str], *, of_reference: bool = False) -> frozenset[str]:
@@ -251,8 +340,8 @@ def observe(batches: Iterable[Extracted], fields: frozenset[str]) -> Observed:
     )
 
 
-def compute(names: Sequence[str], observed: Observed, reference: Observed) -> dict[str, float]:
-    """The values of these metrics, and of those that go with them (`kid_std`), in the order of METRICS.
+def compute(names: Sequence[str], observed: Observed, reference: Observed) -> dict[str, Value]:
+    """The values of these metrics, in the order of METRICS.
 
     Args:
       names: keys of METRICS.
@@ -265,8 +354,7 @@ def compute(names: Sequence[str], observed: Observed, reference: Observed) -> di
             f"The images have {widths[0]} features and the reference {widths[1]}: give images of the same shape, and "
             "statistics of the same features."
         )
-    values: dict[str, Any] = {}
-    for metric in dict.fromkeys(METRICS[name] for name in names):
-        values |= metric.compute(observed, reference)
-    unwanted = METRICS.keys() - set(names)
-    return {name: value for name, value in values.items() if name not in unwanted}
+    values: dict[str, Value] = {}
+    for of_several in dict.fromkeys(METRICS[name].compute for name in names):
+        values |= of_several(observed, reference)
+    return {name: values[name] for name in METRICS if name in names}

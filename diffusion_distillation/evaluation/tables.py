@@ -1,11 +1,13 @@
 """An evaluation as a table, with the published figures beside ours where the config is one of the paper's."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from ..sampling import SAMPLER_TITLES
 from .evaluation import Evaluation, Row
+from .metrics import INCEPTION, Criterion
 
 # FID of 50,000 samples by the number of steps of a student; by the dataset, and by the channels and image size that the
 # paper's model has. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as given by Song et al. 2023, table 2.
@@ -13,33 +15,7 @@ PUBLISHED = {
     ("CIFAR10", 256, None): {8: 2.57, 4: 3.00, 2: 4.51, 1: 9.12},
     ("ImageNet", 192, 64): {2: 8.95, 1: 15.39},
 }
-
-TITLES = {
-    "fid": "FID", "kid": "KID", "is": "IS", "is_5000": "IS, 5,000", "precision": "precision", "recall": "recall",
-    "density": "density", "coverage": "coverage", "swd": "sliced Wasserstein", "accuracy": "accuracy",
-}  # fmt: skip
-
-
-def title_of(found: Evaluation, name: str) -> str:
-    """A metric's name as the head of a column. Only a Frechet distance of Inception's features is called FID."""
-    metric, features = _parts(name)
-    title = "Fréchet distance" if metric == "fid" and not _is_inception(found, features) else TITLES[metric]
-    return f"{title}, {features}" if features else title
-
-
-def _is_inception(found: Evaluation, features: str) -> bool:
-    _, identity = found.about["features"][f"features_{features}" if features else "features"]
-    return (identity or "").startswith("inception")
-
-
-def is_distance(name: str) -> bool:
-    """Whether a metric is one of those that go to 0, by any number of powers of ten."""
-    return _parts(name)[0] in ("fid", "kid", "swd")
-
-
-def _parts(name: str) -> tuple[str, str]:
-    metric = max((known for known in TITLES if name == known or name.startswith(f"{known}_")), key=len)
-    return metric, name[len(metric) + 1 :]
+FID = Criterion("frechet", INCEPTION)
 
 
 def published(config: ConfigDict | None) -> Mapping[int, float]:
@@ -49,46 +25,38 @@ def published(config: ConfigDict | None) -> Mapping[int, float]:
     return PUBLISHED.get((config.dataset.name, config.model.args.get("ch"), config.dataset.args.get("image_size")), {})
 
 
-def values_of(row: Row, name: str) -> str:
-    """A value as it stands in a table, with its spread if there is one."""
-    value = f"{row.metrics[name]:.4g}"
-    if f"{name}_std" in row.metrics:
-        value += f" ± {row.metrics[f'{name}_std']:.2g}"
-    if name in row.spread:
-        value += f" (+{row.spread[name]:.2g})"
-    return value
-
-
-def columns(found: Evaluation) -> list[str]:
-    """The metrics that have a column of their own."""
-    names = found.rows[0].metrics
-    return [name for name in names if not (name.endswith("_std") and name.removesuffix("_std") in names)]
+def values_of(row: Row, criterion: Criterion) -> str:
+    """A value as it stands in a table, with its deviation and its spread if there are any."""
+    number, deviation, spread = row.values[criterion]
+    text = f"{number:.4g}"
+    if deviation is not None:
+        text += f" ± {deviation:.2g}"
+    if spread is not None:
+        text += f" (+{spread:.2g})"
+    return text
 
 
 def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
-    """The head and the rows."""
-    names = columns(found)
-    published = published if any(_is_inception(found, _parts(name)[1]) for name in names) else {}
-    lines = [
-        [
-            "model",
-            "sampler",
-            "steps",
-            *(title_of(found, name) for name in names),
-            "images/s",
-            *(["published FID"] if published else []),
-        ]
+    """The head and the rows; the speed comes after the first criterion, and published FIDs beside ours."""
+
+    def of_student(row):
+        value = published.get(row.entry.num_steps) if row.entry.model == "student" else None
+        return "" if value is None else f"{value:.2f}"
+
+    def of_criterion(criterion):
+        own = [(criterion.title, lambda row: values_of(row, criterion))]
+        return [*own, ("published FID", of_student)] if published and criterion == FID else own
+
+    first, *others = found.criteria
+    made: list[tuple[str, Callable[[Row], str]]] = [
+        ("model", lambda row: row.entry.model),
+        ("sampler", lambda row: SAMPLER_TITLES.get(row.entry.sampler, "")),
+        ("steps", lambda row: str(row.entry.num_steps or "")),
+        *of_criterion(first),
+        ("images/s", lambda row: "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"),
+        *itertools.chain.from_iterable(map(of_criterion, others)),
     ]
-    for row in found.rows:
-        line = [row.entry.model, SAMPLER_TITLES.get(row.entry.sampler, ""), str(row.entry.num_steps or "")]
-        line += [values_of(row, name) for name in names] + [
-            "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"
-        ]
-        if published:
-            value = published.get(row.entry.num_steps) if row.entry.model == "student" else None
-            line.append("" if value is None else f"{value:.2f}")
-        lines.append(line)
-    return lines
+    return [[head for head, _ in made], *([cell(row) for _, cell in made] for row in found.rows)]
 
 
 def markdown(found: Evaluation, published: Mapping[int, float]) -> str:

@@ -22,8 +22,8 @@ from .. import multihost
 from ..config import resolve, stage
 from ..data import Source
 from ..diffusion import MEAN_TYPES
+from ..environment import describe_environment
 from ..errors import DivergedError, RunError
-from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
@@ -32,7 +32,7 @@ from ..methods import make_method
 from ..training.ladder import run_ladder, student_folder
 from ..training.loop import train
 from .html import Picture, Table, page
-from .plots import Panel, save_columns, save_curves
+from .plots import Column, panel_of, row_labels, save_columns, save_curves
 from .seeds import by_steps, line, measure, spread
 
 WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
@@ -150,7 +150,7 @@ def _own(base: ConfigDict) -> Pair:
 def _write(configs, workdir, found, seeds, own) -> None:
     base, ladder = configs
     first = next(evaluation for of_pair in found.values() for evaluation in of_pair.values())
-    names = tables.columns(first)
+    criteria = first.criteria
     rungs = make_method(ladder).rungs
     start, students = rungs[0].teacher_num_steps, [rung.num_steps for rung in rungs]
     shown = [n for n in students if n <= max(FEW, students[-1])]
@@ -162,21 +162,19 @@ def _write(configs, workdir, found, seeds, own) -> None:
         **{f"student, {n}": ("student", "ddim", n) for n in shown},
     }
 
-    def values(of_pair, name, model, sampler, num_steps):
-        return by_steps(of_pair.values(), name, model, sampler).get(num_steps, [])
+    def values(of_pair, criterion, model, sampler, num_steps):
+        return by_steps(of_pair.values(), criterion, model, sampler).get(num_steps, [])
 
-    def cells(of_pair, name):
-        of_kinds, diverged = [values(of_pair, name, *kind) for kind in kinds.values()], seeds - len(of_pair)
+    def cells(of_pair, criterion):
+        of_kinds, diverged = [values(of_pair, criterion, *kind) for kind in kinds.values()], seeds - len(of_pair)
         return [spread(of) if of else "" for of in of_kinds] + [str(diverged) if diverged else ""]
 
-    def table(name):
-        caption = (
-            f"{tables.title_of(first, name)}: base model, undistilled, and students; ± half the range of the seeds"
-        )
-        rows = [[pair.title, *cells(of_pair, name)] for pair, of_pair in found.items()]
+    def table(criterion):
+        caption = f"{criterion.title}: base model, undistilled, and students; ± half the range of the seeds"
+        rows = [[pair.title, *cells(of_pair, criterion)] for pair, of_pair in found.items()]
         return Table(caption, ["output, weight", *kinds, "diverged"], rows)
 
-    made = [table(name) for name in names]
+    made = [table(criterion) for criterion in criteria]
     cost = Table(
         "What the whole ladder costs",
         ["", "updates", "examples"],
@@ -191,7 +189,7 @@ def _write(configs, workdir, found, seeds, own) -> None:
         "updates": {"base": base.train.num_steps, "ladder": updates},
         "pairs": {
             pair.name: {
-                "_".join(map(str, kind)): {name: values(of_pair, name, *kind) for name in names}
+                "_".join(map(str, kind)): {of.name: values(of_pair, of, *kind) for of in criteria}
                 for kind in kinds.values()
             }
             for pair, of_pair in found.items()
@@ -200,12 +198,13 @@ def _write(configs, workdir, found, seeds, own) -> None:
     write_whole(workdir / "claims.json", json.dumps(written, indent=2) + "\n")
     write_whole(workdir / "claims.md", "\n".join(table.markdown() for table in [*made, cost]))
     pictures = [
-        _outputs(workdir, found, first, names[0]),
-        *_samplers(workdir, [*found.get(own, {}).values()], own, names[0]),
+        _outputs(workdir, found, criteria[0]),
+        *_samplers(workdir, [*found.get(own, {}).values()], own, criteria[0]),
         _samples(workdir, found, students[-1]),
     ]
     text = page(
         f"{base.dataset.name}: outputs and weights, distilled from {start} steps to {students[-1]}",
+        describe_environment(),
         [*made, cost],
         pictures,
         {"Base model": base.to_json(indent=2), "Ladder": ladder.to_json(indent=2)},
@@ -213,16 +212,16 @@ def _write(configs, workdir, found, seeds, own) -> None:
     write_whole(workdir / "index.html", text)
 
 
-def _outputs(workdir, found, first, name) -> Picture:
+def _outputs(workdir, found, criterion) -> Picture:
     """A panel for each weight, a line for each output."""
     panels = []
     for weight in dict.fromkeys(pair.weight for pair in found):
         of_weight = {pair.output: of for pair, of in found.items() if pair.weight == weight and of}
         lines = [
-            line(output, "student", by_steps(of.values(), name, "student"), number)
+            line(output, "student", by_steps(of.values(), criterion, "student"), number)
             for number, (output, of) in enumerate(of_weight.items())
         ]
-        panels.append(Panel(f"{tables.title_of(first, name)}; {WEIGHTS[weight]}", lines, tables.is_distance(name)))
+        panels.append(panel_of(criterion, lines)._replace(title=f"{criterion.title}; {WEIGHTS[weight]}"))
     save_curves(panels, "sampling steps", workdir / "outputs.png")
     text = (
         "Students of base models that predict x, eps, v or x and eps both, by the weight of the loss; means and ranges."
@@ -230,16 +229,15 @@ def _outputs(workdir, found, first, name) -> Picture:
     return Picture("What a network should predict", text, workdir / "outputs.png")
 
 
-def _samplers(workdir, found, own, name) -> list[Picture]:
+def _samplers(workdir, found, own, criterion) -> list[Picture]:
     if not found:
         return []
     lines = [
-        line("undistilled, DDIM", "teacher", by_steps(found, name, "teacher", "ddim"), 0),
-        line("undistilled, ancestral", "teacher", by_steps(found, name, "teacher", "noisy"), 1, dotted=True),
-        line("distilled", "student", by_steps(found, name, "student"), 0),
+        line("undistilled, DDIM", "teacher", by_steps(found, criterion, "teacher", "ddim"), 0),
+        line("undistilled, ancestral", "teacher", by_steps(found, criterion, "teacher", "noisy"), 1, dotted=True),
+        line("distilled", "student", by_steps(found, criterion, "student"), 0),
     ]
-    panel = Panel(tables.title_of(found[0], name), lines, tables.is_distance(name))
-    save_curves([panel], "sampling steps", workdir / "samplers.png")
+    save_curves([panel_of(criterion, lines)], "sampling steps", workdir / "samplers.png")
     text = f"The paper's figure 4, of the base model that predicts {own.title}; means and ranges."
     return [Picture("Distilled, deterministic and stochastic", text, workdir / "samplers.png")]
 
@@ -250,6 +248,7 @@ def _samples(workdir, found, fewest) -> Picture:
         if of_pair:
             images = load_samples(pair.folder(workdir, min(of_pair)) / "samples", entry)
             weight = WEIGHTS[pair.weight].replace(" + ", "+").replace(" ", "\n")
-            columns.append((f"{pair.output}\n{weight}", "student", images))
-    save_columns(columns, workdir / "samples.png")
-    return Picture(f"The same noise in {entry.steps}", "A row starts from one noise image.", workdir / "samples.png")
+            columns.append(Column(f"{pair.output}\n{weight}", images, "student"))
+    save_columns(columns, row_labels(columns[0].images), workdir / "samples.png")
+    text = "Each row starts from one noise image. Columns: the students by the network's output and the loss weight."
+    return Picture(f"The same noise in {entry.steps}", text, workdir / "samples.png")

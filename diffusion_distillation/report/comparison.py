@@ -25,8 +25,8 @@ from .. import multihost
 from ..checkpoints import Metadata, abstract_params, load
 from ..config import resolve, stage
 from ..data import Source
+from ..environment import describe_environment
 from ..errors import InputError, did_you_mean
-from ..evaluation import tables
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
@@ -38,7 +38,7 @@ from ..training.loop import Load
 from ..training.runs import read_metrics
 from ..training.step import init_state
 from .html import Picture, Table, page
-from .plots import Panel, save_columns, save_curves
+from .plots import Column, panel_of, row_labels, save_columns, save_curves
 from .seeds import by_steps, line, measure, spread
 
 UPDATE = 3  # evaluations of the student: forward and backward
@@ -243,16 +243,15 @@ def _size(tree: Any) -> int:
 
 def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
     start = of_teacher[0].rows[0].entry.num_steps
-    names = tables.columns(of_teacher[0])
-    titles = {name: tables.title_of(of_teacher[0], name) for name in names}
+    criteria = of_teacher[0].criteria
     written = {
         "budget": budget,
         "seeds": len(of_teacher),
         "num_samples": config.eval.num_samples,
-        "teacher": {name: by_steps(of_teacher, name) for name in names},
+        "teacher": {criterion.name: by_steps(of_teacher, criterion) for criterion in criteria},
         "methods": {
             name: {
-                "metrics": {metric: by_steps(of.found, metric) for metric in names},
+                "metrics": {criterion.name: by_steps(of.found, criterion) for criterion in criteria},
                 "evaluations": of.costs,
                 "evaluations_of_an_update": of.of_update,
                 "seconds_of_an_update": of.seconds,
@@ -263,17 +262,18 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
     }
     write_whole(workdir / "comparison.json", json.dumps(written, indent=2) + "\n")
 
-    def table(name):
+    def table(criterion):
         rows = [
             [method, *(spread(values[n]) if n in values else "" for n in steps)]
             for method, values in {
-                "teacher, undistilled": by_steps(of_teacher, name),
-                **{method: by_steps(of.found, name) for method, of in compared.items()},
+                "teacher, undistilled": by_steps(of_teacher, criterion),
+                **{method: by_steps(of.found, criterion) for method, of in compared.items()},
             }.items()
         ]
-        of_start = spread(by_steps(of_teacher, name)[start])
+        of_start = spread(by_steps(of_teacher, criterion)[start])
         caption = (
-            f"{titles[name]} by sampling steps, ± half the range of the seeds; the teacher's at {start} is {of_start}"
+            f"{criterion.title} by sampling steps, ± half the range of the seeds; the teacher's at {start} is "
+            f"{of_start}"
         )
         return Table(caption, ["method", *map(str, steps)], rows)
 
@@ -285,15 +285,17 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
             for name, of in compared.items()
         ],
     )
-    shown = [table(name) for name in names]
+    shown = [table(criterion) for criterion in criteria]
     write_whole(workdir / "comparison.md", "\n".join(table.markdown() for table in [*shown, of_costs]))
     pictures = [
-        *_curves(workdir, of_teacher, compared, titles, config.eval.num_samples),
-        *_cost(workdir, compared, titles),
+        *_curves(workdir, of_teacher, compared, criteria, config.eval.num_samples),
+        *_cost(workdir, compared, criteria[0]),
         *_samples(workdir, of_teacher, compared, start, steps),
     ]
     title = f"{config.dataset.name}: {len(compared)} methods, {budget:,} evaluations each"
-    text = page(title, [*shown, of_costs], pictures, {"Configuration": config.to_json(indent=2)})
+    text = page(
+        title, describe_environment(), [*shown, of_costs], pictures, {"Configuration": config.to_json(indent=2)}
+    )
     write_whole(workdir / "index.html", text)
 
 
@@ -302,36 +304,35 @@ def _range(values: Any) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _curves(workdir, of_teacher, compared, titles, num_samples) -> list[Picture]:
-    def panel(name):
+def _curves(workdir, of_teacher, compared, criteria, num_samples) -> list[Picture]:
+    def panel(criterion):
         of_methods = {
             "teacher, undistilled": ("teacher", of_teacher),
             **{method: ("student", of.found) for method, of in compared.items()},
         }
         lines = []
         for number, (label, (model, found)) in enumerate(of_methods.items()):
-            lines.append(line(label, model, by_steps(found, name), max(number - 1, 0)))
-        return Panel(titles[name], lines, tables.is_distance(name))
+            lines.append(line(label, model, by_steps(found, criterion), max(number - 1, 0)))
+        return panel_of(criterion, lines)
 
-    (first, *others), seeds = titles, len(of_teacher)
+    (first, *others), seeds = criteria, len(of_teacher)
     save_curves([panel(first)], "sampling steps", workdir / "distances.png")
     text = f"Of {num_samples:,} samples each; means, and the range, of {seeds} seed{'s' if seeds > 1 else ''}."
     pictures = [Picture("Quality against number of steps", text, workdir / "distances.png")]
     if others:
-        save_curves([panel(name) for name in others], "sampling steps", workdir / "metrics.png")
+        save_curves([panel(criterion) for criterion in others], "sampling steps", workdir / "metrics.png")
         pictures.append(Picture("Other metrics", "Of the same samples.", workdir / "metrics.png"))
     return pictures
 
 
-def _cost(workdir, compared, titles) -> list[Picture]:
-    first = next(iter(titles))
+def _cost(workdir, compared, first) -> list[Picture]:
     lines = []
     for number, (name, of) in enumerate(compared.items()):
         values = by_steps(of.found, first)
         by_cost = {of.costs[n]: values[n] for n in values if n in of.costs}
         lines.append(line(name, "student", by_cost, number))
     path = workdir / "cost.png"
-    save_curves([Panel(titles[first], lines, tables.is_distance(first))], "evaluations of networks", path)
+    save_curves([panel_of(first, lines)], "evaluations of networks", path)
     text = (
         "A point is a student, by the evaluations that it took, with those of the students before it; in a ladder, "
         "fewer steps are further to the right."
@@ -345,10 +346,12 @@ def _samples(workdir, of_teacher, compared, start, steps) -> list[Picture]:
     def images(folder, entry):
         return load_samples(folder / "seed_0" / "samples", entry)
 
-    columns = [(f"teacher\n{start} steps", "teacher", images(workdir / "teacher", of_teacher[0].rows[0].entry))]
+    of_start = images(workdir / "teacher", of_teacher[0].rows[0].entry)
+    columns = [Column(f"teacher\n{start} steps", of_start, "teacher")]
     for name, of in compared.items():
         shown = [row.entry for row in of.found[0].rows if row.entry.num_steps in fewest]
         heading = name.replace("_", "\n")
-        columns += [(f"{heading}\n{entry.steps}", "student", images(workdir / name, entry)) for entry in shown]
-    save_columns(columns, path)
-    return [Picture("The same noise through the students of every method", "A row starts from one noise image.", path)]
+        columns += [Column(f"{heading}\n{entry.steps}", images(workdir / name, entry), "student") for entry in shown]
+    save_columns(columns, row_labels(of_start), path)
+    text = "Each row starts from one noise image. Columns: the teacher, then the students of each method."
+    return [Picture("The same noise through the students of every method", text, path)]

@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -12,7 +12,7 @@ from ..evaluation.tables import as_markdown
 
 
 class Picture(NamedTuple):
-    """A section of a page: its heading, what it says of the picture, and the PNG file."""
+    """A section of a page: its heading, its caption, and the PNG file."""
 
     heading: str
     text: str
@@ -31,17 +31,24 @@ class Table(NamedTuple):
         return f"{self.caption}\n\n{as_markdown([self.head, *self.rows])}"
 
 
-def page(title: str, tables: Sequence[Table], pictures: Sequence[Picture], configs: Mapping[str, str]) -> str:
+def page(
+    title: str,
+    environment: Mapping[str, Any],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    configs: Mapping[str, str],
+) -> str:
     """The text of an HTML file, with its pictures inside.
 
     Args:
       title: of the page.
+      environment: of the process that makes it, from `environment.describe_environment`.
       tables: above the pictures.
-      pictures: in order; what they say is HTML.
+      pictures: in order.
       configs: as JSON, by the names that they are shown under.
     """
     sections = "\n".join(
-        f"<section><h2>{html.escape(picture.heading)}</h2><p>{picture.text}</p>"
+        f"<section><h2>{html.escape(picture.heading)}</h2><p>{html.escape(picture.text)}</p>"
         f'<button class="picture"><img alt="{html.escape(picture.heading)}" src="data:image/png;base64,'
         f'{base64.b64encode(picture.path.read_bytes()).decode()}"></button></section>'
         for picture in pictures
@@ -51,7 +58,21 @@ def page(title: str, tables: Sequence[Table], pictures: Sequence[Picture], confi
         for name, config in configs.items()
     )
     shown = "\n".join(map(_table, tables))
-    return PAGE.substitute(title=html.escape(title), tables=shown, sections=sections, configs=details)
+    made = _made(environment)
+    return PAGE.substitute(title=html.escape(title), made=made, tables=shown, sections=sections, configs=details)
+
+
+def _made(environment: Mapping[str, Any]) -> str:
+    """When, with what and by which command a page was made."""
+    versions, devices = environment["versions"], environment["devices"]
+    moment = environment["time"].replace("T", " ").replace("+00:00", " UTC")
+    package = f"diffusion_distillation {versions['diffusion_distillation']}"
+    if environment["commit"]:
+        package += f" ({environment['commit']})"
+    libraries = f"JAX {versions['jax']} and Python {versions['python']}"
+    where = f"{devices['count']} {devices['kind']} device{'' if devices['count'] == 1 else 's'}"
+    text = html.escape(f"Made on {moment} with {package}, {libraries}, on {where}, by")
+    return f"{text} <code>{html.escape(environment['command'])}</code>"
 
 
 def _table(table: Table) -> str:
@@ -68,15 +89,18 @@ PAGE = Template("""<!doctype html>
 <link rel="icon" href="data:,">
 <title>$title</title>
 <style>
-  :root { color-scheme: light dark; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; --mark: #d1495b; }
+  :root { color-scheme: light dark; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; --mark: #d1495b;
+          --shade: #0002; }
   @media (prefers-color-scheme: dark) {
-    :root { --text: #e6e8eb; --back: #15181c; --line: #31363d; --muted: #9aa1ab; --mark: #f0788a; }
+    :root { --text: #e6e8eb; --back: #15181c; --line: #31363d; --muted: #9aa1ab; --mark: #f0788a;
+            --shade: #fff4; }
   }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
          color: var(--text); background: var(--back); }
   h1 { line-height: 1.2; }
   h2 { margin-top: 2.5rem; }
   p, summary { color: var(--muted); max-width: 44rem; }
+  .made { font-size: .85rem; max-width: none; overflow-wrap: anywhere; }
   button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
   .picture { display: block; cursor: zoom-in; background: #fff; border-radius: .5rem; padding: .5rem; max-width: 100%; }
   .picture img { display: block; max-width: 100%; max-height: 56rem; margin: auto; }
@@ -84,12 +108,16 @@ PAGE = Template("""<!doctype html>
            cursor: zoom-out; }
   dialog img { display: block; min-width: min(92vw, 60rem); image-rendering: pixelated; }
   dialog::backdrop { background: #000c; }
-  .wide { overflow-x: auto; }
+  .wide { position: relative; left: 50%; transform: translateX(-50%); overflow-x: auto;
+          width: max-content; min-width: 100%; max-width: calc(100vw - 2rem);
+          background: linear-gradient(to left, var(--back) 50%, transparent) right / 4rem 100% no-repeat local,
+                      linear-gradient(to left, transparent 2px, var(--shade) 2px, transparent) right / 2rem 100%
+                      no-repeat scroll; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
   caption { text-align: left; font-weight: 600; }
-  th, td { padding: .25rem 1rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+  th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
   th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-  th { vertical-align: bottom; white-space: normal; min-width: 4rem; }
+  th { vertical-align: bottom; white-space: normal; width: 1px; min-width: 3rem; }
   th button { font-weight: 600; text-align: inherit; }
   th[aria-sort] button { color: var(--mark); }
   th[aria-sort=ascending] button::after { content: " ↑"; }
@@ -97,6 +125,7 @@ PAGE = Template("""<!doctype html>
   pre { font-size: 12px; overflow: auto; }
 </style>
 <h1>$title</h1>
+<p class="made">$made</p>
 $tables
 $sections
 $configs

@@ -15,7 +15,6 @@ report/guidance.png     samples by the weight of guidance, where the students ta
 report/training.png     the losses of all stages
 """
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,18 +25,19 @@ from ml_collections import ConfigDict
 
 from .. import multihost
 from ..data import Source
+from ..environment import describe_environment
 from ..errors import InputError
 from ..evaluation import tables
-from ..evaluation.evaluation import Entry, Evaluation, Row, load_samples, open_once, read
+from ..evaluation.evaluation import Entry, Evaluation, load_samples, open_once, read
 from ..evaluation.ladder import evaluate_ladder, ladder_runs
 from ..evaluation.measure import Yardstick
+from ..evaluation.metrics import Criterion
 from ..evaluation.reference import nearest, of_dataset
 from ..files import as_path, write_whole
 from ..methods import make_method
 from ..training.runs import read_metrics
-from .grids import save_grid
 from .html import Picture, Table, page
-from .plots import Line, Panel, save_columns, save_curves, save_losses
+from .plots import Column, Line, Panel, panel_of, row_labels, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"
 # In what reports must agree to share a page, and the flag of scripts/report.py that sets it.
@@ -55,12 +55,19 @@ class Ladder(NamedTuple):
       workdir: its folder.
       config: its own, resolved.
       found: the rows of its report.
+      classes: what labels the samples of each class; none where there are no classes, or they are not known.
     """
 
     name: str
     workdir: epath.Path
     config: ConfigDict
     found: Evaluation
+    classes: Sequence[str] = ()
+
+    @property
+    def criterion(self) -> Criterion:
+        """The first, which headings of pictures show."""
+        return self.found.criteria[0]
 
 
 def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, yardsticks: Sequence[Yardstick]) -> None:
@@ -83,7 +90,8 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
     ways, by_weight = _ways(config, workdir), _by_weight(config, workdir)
     if not multihost.is_main():
         return
-    ladder = Ladder(workdir.name, workdir, config, found)
+    classes = _class_labels(source)
+    ladder = Ladder(workdir.name, workdir, config, found, classes)
     published = tables.published(config)
     write_whole(folder / "evaluation.md", tables.markdown(found, published))
     write_whole(folder / "evaluation.tex", tables.latex(found, published))
@@ -92,8 +100,8 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
         *_curves([ladder], folder),
         *_samplers(ladder, folder),
         *_trajectories(ways, folder),
-        *_classes(ladder, source.num_classes, folder),
-        *_guidance(by_weight, folder),
+        *_classes(ladder, folder),
+        *_guidance(by_weight, classes, folder),
         *_nearest(ladder, source, yardsticks[0], folder),
         *_training([ladder], folder),
     ]
@@ -118,7 +126,9 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
         workdir = as_path(path)
         found = read(workdir / "report" / FILE)
         if found is None:
-            raise InputError(f"{str(workdir)!r} has no report/{FILE}: scripts/report.py --workdir={path} makes it.")
+            raise InputError(
+                f"{str(workdir)!r} has no readable report/{FILE}: scripts/report.py --workdir={path} makes it."
+            )
         shown.append(Ladder(workdir.name, workdir, config, found))
     first, *others = shown
     for other in others:
@@ -142,15 +152,27 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
     multihost.say(f"report  {folder / 'index.html'}")
 
 
+def _class_labels(source: Source) -> Sequence[str]:
+    if source.num_classes == 1:
+        return ()
+    names = getattr(source, "class_names", None) or map(str, range(source.num_classes))
+    return [f"class {name}" if name.isdecimal() else name for name in names]
+
+
 def _first_samples(ladder: Ladder, entry: Entry) -> np.ndarray:
     return load_samples(ladder.workdir / "report" / "samples", entry)
 
 
-def _column(ladder: Ladder, entry: Entry, name: str) -> tuple[str, str, np.ndarray]:
-    """Of `save_columns`."""
+def _column(ladder: Ladder, entry: Entry, name: str) -> Column:
+    """The first samples of a row under the value of the first criterion."""
     [row] = [row for row in ladder.found.rows if row.entry == entry]
-    value = f"{next(iter(row.metrics.values())):.2f}"
-    return f"{name}\n{entry.steps}\n{value}", entry.model, _first_samples(ladder, entry)
+    value = f"{row.values[ladder.criterion].value:.2f}"
+    return Column(f"{name}\n{entry.steps}\n{value}", _first_samples(ladder, entry), entry.model)
+
+
+def _save_alike(columns: Sequence[Column], classes: Sequence[str], path: epath.Path) -> None:
+    """Columns whose rows start from the same noise."""
+    save_columns(columns, row_labels(columns[0].images, classes), path)
 
 
 def _entries(ladder: Ladder, model: str, sampler: str = "ddim") -> list[Entry]:
@@ -158,19 +180,16 @@ def _entries(ladder: Ladder, model: str, sampler: str = "ddim") -> list[Entry]:
     return [entry for entry in entries if (entry.model, entry.sampler) == (model, sampler)]
 
 
-def _first_metric(ladder: Ladder) -> str:
-    return tables.title_of(ladder.found, tables.columns(ladder.found)[0])
-
-
 def _samples(ladder: Ladder, folder: epath.Path) -> list[Picture]:
     of_teacher, of_students = _entries(ladder, "teacher"), _entries(ladder, "student")
     few = [entry for entry in of_teacher[1:] if entry.num_steps <= 8]
     path = folder / "samples.png"
-    save_columns([_column(ladder, entry, entry.model) for entry in [*of_teacher[:1], *few, *of_students]], path)
+    columns = [_column(ladder, entry, entry.model) for entry in [*of_teacher[:1], *few, *of_students]]
+    _save_alike(columns, ladder.classes, path)
     text = (
-        "A row starts from one noise image. Columns, by number of steps: the teacher at "
-        f"{of_teacher[0].num_steps}, the undistilled teacher at few steps, and the students. The last line of a "
-        f"heading is the {_first_metric(ladder)}."
+        f"Each row starts from one noise image. Columns: the teacher with {of_teacher[0].steps}, the undistilled "
+        f"teacher with few, and the students. The number in each heading is the {ladder.criterion.title}. Good "
+        "students look like the first column."
     )
     return [Picture("The same noise through every sampler", text, path)]
 
@@ -181,8 +200,11 @@ def _side_by_side(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture
         for ladder in ladders
         for entry in _entries(ladder, "student")[-4:]
     ]
-    save_columns(columns, folder / "samples.png")
-    text = "A row starts from one noise image. The last line of a heading is the first column of the table."
+    _save_alike(columns, (), folder / "samples.png")
+    text = (
+        "Each row starts from one noise image. Columns: the last students of each ladder. The number in each heading "
+        f"is the {ladders[0].criterion.title}."
+    )
     return [Picture("The same noise through the students", text, folder / "samples.png")]
 
 
@@ -197,15 +219,20 @@ def _samplers(ladder: Ladder, folder: epath.Path) -> list[Picture]:
     columns = [
         _column(ladder, entry, name) for pair in pairs for entry, name in zip(pair, ("DDIM", "ancestral"), strict=True)
     ]
-    save_columns(columns, path)
-    return [Picture("DDIM against ancestral sampling of the teacher", "The last line of a heading is as above.", path)]
+    _save_alike(columns, ladder.classes, path)
+    text = (
+        "Each row starts from one noise image. Columns: the undistilled teacher by both samplers. The number in each "
+        f"heading is the {ladder.criterion.title}."
+    )
+    return [Picture("DDIM against ancestral sampling of the teacher", text, path)]
 
 
 def _curves(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
     """Quality against steps and against time."""
-    names = [name for name in tables.columns(ladders[0].found) if all(name in row.metrics for row in _rows(ladders))]
+    rows = [row for ladder in ladders for row in ladder.found.rows]
+    first, *others = [of for of in ladders[0].found.criteria if all(of in row.values for row in rows)]
 
-    def lines(name: str, x: Callable) -> list[Line]:
+    def lines(criterion: Criterion, x: Callable) -> list[Line]:
         found = []
         for number, ladder in enumerate(ladders):
             for model, title in (("teacher", "teacher"), ("student", "students")):
@@ -213,39 +240,27 @@ def _curves(ladders: Sequence[Ladder], folder: epath.Path) -> list[Picture]:
                     rows = [row for row in ladder.found.rows if row.entry[:2] == (model, sampler)]
                     if rows:
                         label = title + suffix if len(ladders) == 1 else f"{ladder.name}: {title}{suffix}"
-                        points = sorted((x(row), row.metrics[name]) for row in rows)
+                        points = sorted((x(row), row.values[criterion].value) for row in rows)
                         found.append(Line(label, model, number, bool(suffix), points))
         return found
 
-    def panels(names: Sequence[str], x: Callable) -> dict[str, Panel]:
-        return {
-            name: Panel(tables.title_of(ladders[0].found, name), lines(name, x), tables.is_distance(name))
-            for name in names
-        }
+    def by_steps(criterion: Criterion) -> Panel:
+        level = ladders[0].found.floors.get(criterion.name)
+        return panel_of(criterion, lines(criterion, lambda row: row.entry.num_steps), level)
 
-    def steps_of(row: Row) -> int:
-        return row.entry.num_steps
-
-    floors, (first, *others) = ladders[0].found.floors, names
-    by_steps = {name: panel._replace(level=floors.get(name)) for name, panel in panels(names, steps_of).items()}
     about = ladders[0].found.about
-    text = f"Of {about['num_samples']:,} samples each, against {html.escape(about['reference'][0])}."
-    if floors:
+    text = f"{about['num_samples']:,} samples each, against {about['reference'][0]}."
+    if ladders[0].found.floors:
         text += " The dashed line is the distance of two random halves of the data from each other."
     pictures = [Picture("Quality against number of steps", text, folder / "distances.png")]
-    save_curves([by_steps[first]], "sampling steps", folder / "distances.png")
+    save_curves([by_steps(first)], "sampling steps", folder / "distances.png")
     if others:
-        save_curves([by_steps[name] for name in others], "sampling steps", folder / "metrics.png")
+        save_curves([by_steps(criterion) for criterion in others], "sampling steps", folder / "metrics.png")
         pictures.append(Picture("Other metrics", "Of the same samples.", folder / "metrics.png"))
-    save_curves(
-        [*panels([first], lambda row: 1 / row.images_per_sec).values()], "seconds an image", folder / "speed.png"
-    )
-    text = "Drawn on all devices, without compilation."
+    by_time = panel_of(first, lines(first, lambda row: 1 / row.images_per_sec))
+    save_curves([by_time], "seconds per image", folder / "speed.png")
+    text = "On all devices, without compilation."
     return [*pictures, Picture("Quality against time", text, folder / "speed.png")]
-
-
-def _rows(ladders: Sequence[Ladder]) -> list[Row]:
-    return [row for ladder in ladders for row in ladder.found.rows]
 
 
 def _ways(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
@@ -277,56 +292,61 @@ def _by_weight(config: ConfigDict, workdir: epath.Path) -> dict[Entry, dict[floa
     return drawn
 
 
-def _guidance(drawn: Mapping[Entry, Mapping[float, np.ndarray]], folder: epath.Path) -> list[Picture]:
+def _guidance(
+    drawn: Mapping[Entry, Mapping[float, np.ndarray]], classes: Sequence[str], folder: epath.Path
+) -> list[Picture]:
     if not drawn:
         return []
     columns = [
-        (f"{entry.model}\n{entry.steps}\nw = {weight:g}", entry.model, images)
+        Column(f"{entry.model}\n{entry.steps}\nw = {weight:g}", images, entry.model)
         for entry, by_weight in drawn.items()
         for weight, images in by_weight.items()
     ]
-    save_columns(columns, folder / "guidance.png")
-    text = "A row is of one noise image and one class: 0, 1, 2, ... The student takes the weight w in one call a step."
-    return [Picture("Weights of guidance", text, folder / "guidance.png")]
+    _save_alike(columns, classes, folder / "guidance.png")
+    text = (
+        "Each row starts from one noise image. Columns: the teacher and the last student by guidance weight w, which "
+        "the student takes in one network evaluation per step."
+    )
+    return [Picture("Guidance weights", text, folder / "guidance.png")]
 
 
 def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Picture]:
     path, most = folder / "trajectories.png", max(len(steps) for steps in ways.values())
-    rows = []
-    for steps in ways.values():  # a step is as wide as the time it takes
-        rows.append(steps[np.arange(most) * len(steps) // most])
-    pictures = np.concatenate([row[:, sample] for sample in range(TRAJECTORIES) for row in rows])
-    save_grid(pictures, path, columns=most)
+    whole = [steps[np.arange(most) * len(steps) // most] for steps in ways.values()]  # as wide as the time of its step
+    rows = [of_way[:, sample] for sample in range(TRAJECTORIES) for of_way in whole]
+    columns = [Column(f"t = {1 - step / most:.2f}", np.stack([row[step] for row in rows])) for step in range(most)]
+    labels = [f"{way}\nnoise {sample}" for sample in range(TRAJECTORIES) for way in ways]
+    save_columns(columns, labels, path)
     text = (
-        f"{TRAJECTORIES} samples; of each, a row for the {', the '.join(ways)}, all from the same noise, on the left. "
-        "A picture is what the model predicts there as the end; a student's is repeated as long as its step takes."
+        f"Rows: {TRAJECTORIES} samples by each model. Columns: the final image as the model predicts it at time t, "
+        "from noise (t = 1) to data. A student's prediction is repeated over the length of its step."
     )
-    return [Picture("What is predicted on the way", text, path)]
+    return [Picture("What is predicted at each step", text, path)]
 
 
-def _classes(ladder: Ladder, num_classes: int, folder: epath.Path) -> list[Picture]:
-    if num_classes == 1:
+def _classes(ladder: Ladder, folder: epath.Path) -> list[Picture]:
+    if not ladder.classes:
         return []
-    path, columns = folder / "classes.png", min(num_classes, 10)
-    last = _entries(ladder, "student")[-1]
+    path, last = folder / "classes.png", _entries(ladder, "student")[-1]
     images = _first_samples(ladder, last)  # of classes 0, 1, 2, ... in turn
-    shown = [number for number in range(len(images)) if number % num_classes < columns]
-    shown = shown[: len(shown) // columns * columns] or shown
-    save_grid(images[shown], path, columns=columns)
-    return [Picture("Classes", f"Columns are classes 0 to {columns - 1}, by the {last.title}.", path)]
+    rows = max(1, len(images) // len(ladder.classes))
+    columns = [
+        Column(title, images[number :: len(ladder.classes)])
+        for number, title in enumerate(ladder.classes[: min(10, len(images))])
+    ]
+    save_columns(columns, [f"sample {row}" for row in range(rows)], path)
+    return [Picture("Classes", f"Rows: samples of the {last.title}. Columns: the classes.", path)]
 
 
 def _nearest(ladder: Ladder, source: Source, yardstick: Yardstick, folder: epath.Path) -> list[Picture]:
     path, last = folder / "nearest.png", _entries(ladder, "student")[-1]
     images = _first_samples(ladder, last)[:NEAREST]
     there = nearest(images, source, yardstick.extractor, NEIGHBOURS)
-    save_grid(
-        np.concatenate([images[:, np.newaxis], there], axis=1).reshape(-1, *images.shape[1:]), path, 1 + NEIGHBOURS
-    )
-    features = ladder.config.eval.features[0]
+    columns = [Column(f"nearest\n{rank + 1}", there[:, rank]) for rank in range(there.shape[1])]
+    _save_alike([Column("sample", images, "student"), *columns], ladder.classes, path)
     text = (
-        f"Left, samples of the {last.title}; beside each, the {NEIGHBOURS} images of the dataset that are nearest to "
-        f"it in {features}. A model that only remembers draws these again."
+        f"Rows: samples of the {last.title}. Columns: the sample, and the images of the dataset that are nearest to it "
+        f"in {yardstick.name}. A model that has memorized the data draws these images again."
     )
     return [Picture("The nearest images of the dataset", text, path)]
 
@@ -354,4 +374,4 @@ def _page(title: str, ladders: Sequence[Ladder], pictures: Sequence[Picture]) ->
         f"Configuration of {ladder.name}" if several else "Configuration": ladder.config.to_json(indent=2)
         for ladder in ladders
     }
-    return page(title, shown, pictures, configs)
+    return page(title, describe_environment(), shown, pictures, configs)

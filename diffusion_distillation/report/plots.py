@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from ..evaluation.metrics import METRICS, Criterion
 from ..files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
@@ -21,7 +22,7 @@ COLOURS = {
     "teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"),
     "student": ("#d1495b", "#e9a23b", "#8a4fbe", "#2f9e6e", "#3a86d1", "#1b1f24", "#9c6644", "#c26bb0"),
 }
-MUTED, LIGHT = "#8a8f98", "#e5e7ea"
+DARK, MUTED, LIGHT = "#1b1f24", "#8a8f98", "#e5e7ea"
 
 
 class Line(NamedTuple):
@@ -60,17 +61,49 @@ class Panel(NamedTuple):
     level: float | None = None
 
 
-def save_columns(columns: Sequence[tuple[str, str, Images]], path: epath.Path, rows: int = 10) -> None:
-    """A column of images for each `(heading, model, images)`; row j shows the j-th image of every column."""
-    figure = Figure(figsize=(0.66 * len(columns), 0.6 * rows + 0.5), dpi=150, layout="constrained")
+class Column(NamedTuple):
+    """A column of images.
+
+    Attributes:
+      heading: above it, of one line or several.
+      images: from top to bottom.
+      model: 'teacher' or 'student', which gives the heading its color; '' for neither.
+    """
+
+    heading: str
+    images: Images
+    model: str = ""
+
+
+def save_columns(columns: Sequence[Column], labels: Sequence[str], path: epath.Path) -> None:
+    """Columns of images under their headings; a label stands before each row, and there are as many rows as labels."""
+    rows, tall = len(labels), columns[0].images.shape[1]
+    pitch = tall + max(1, tall // 8)  # an image and the gap below it
+    lines = [line for label in labels for line in label.split("\n")]
+    width = 0.66 * len(columns) + 0.06 * max(map(len, lines))
+    figure = Figure(figsize=(width, 0.6 * rows + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axis, (heading, model, images) in zip(axes, columns, strict=True):
-        gap = max(1, images.shape[1] // 8)
-        column = np.concatenate(np.pad(images[:rows], ((0, 0), (0, gap), (0, 0), (0, 0)), constant_values=255))[:-gap]
-        axis.imshow(column, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(heading, fontsize=7, color=COLOURS[model][0])
-        axis.axis("off")
+    for axis, (heading, images, model) in zip(axes, columns, strict=True):
+        padded = np.pad(images[:rows], ((0, 0), (0, pitch - tall), (0, 0), (0, 0)), constant_values=255)
+        axis.imshow(np.concatenate(padded)[: tall - pitch], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(heading, fontsize=7, color=COLOURS[model][0] if model else DARK)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    centers = [row * pitch + (tall - 1) / 2 for row in range(rows)]
+    axes[0].set_yticks(centers, labels, fontsize=7, color=DARK)
+    axes[0].tick_params(length=0)
     save_whole(path, functools.partial(figure.savefig, format="png"))
+
+
+def row_labels(images: Images, classes: Sequence[str] = ()) -> list[str]:
+    """Labels of the first ten samples of a key: their classes, which come in turn, or the number of their noise."""
+    rows = range(min(len(images), 10))
+    return [classes[row % len(classes)] if classes else f"noise {row}" for row in rows]
+
+
+def panel_of(criterion: Criterion, lines: Sequence[Line], level: float | None = None) -> Panel:
+    """The plot of a criterion."""
+    return Panel(criterion.title, lines, METRICS[criterion.metric].is_distance, level)
 
 
 def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None:

@@ -10,6 +10,7 @@ from .. import multihost
 from ..evaluation.evaluation import Entry, Evaluation
 from ..evaluation.ladder import evaluate_runs
 from ..evaluation.measure import Yardstick
+from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from .plots import Line
 
@@ -29,13 +30,15 @@ def measure(
     )  # fmt: skip
 
 
-def by_steps(found: Sequence[Evaluation], name: str, model: str = "", sampler: str = "") -> dict[int, list[float]]:
-    """The values of a metric, one a seed, by the number of steps; of a model and a sampler, or of all there are."""
+def by_steps(
+    found: Sequence[Evaluation], criterion: Criterion, model: str = "", sampler: str = ""
+) -> dict[int, list[float]]:
+    """Values, one per seed, by the number of steps; of a model and a sampler, or of all there are."""
     values: dict[int, list[float]] = {}
     for evaluation in found:
-        for entry, metrics in ((row.entry, row.metrics) for row in evaluation.rows):
+        for entry, of_row in ((row.entry, row.values) for row in evaluation.rows):
             if (not model or entry.model == model) and (not sampler or entry.sampler == sampler):
-                values.setdefault(entry.num_steps, []).append(metrics[name])
+                values.setdefault(entry.num_steps, []).append(of_row[criterion].value)
     return values
 
 

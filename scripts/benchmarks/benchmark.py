@@ -13,6 +13,8 @@ images a second; our rate by PyTorch's better one; of a matrix product's rate, m
 the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
 that the process held in a turn. On an accelerator training does as many steps in a call as train.substeps says, without
 waiting for each, as training scripts do, and memory is the accelerator's.
+
+Training is timed with the config's dropout and without: PyTorch draws dropout masks slowly on a CPU.
 """
 
 import json
@@ -43,9 +45,10 @@ from diffusion_distillation.layers import traced_for_cpu
 from diffusion_distillation.model import count_params, init_params, make_network
 
 HERE = Path(__file__).parent
-WORK = ("base_step", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
+WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
 TURN = 2.0  # seconds
-FORWARDS = {"base_step": 3, "distillation_step": 5, "forward": 1}  # as much arithmetic as so many forward passes
+# As much arithmetic as so many forward passes.
+FORWARDS = {"base_step": 3, "base_step_without_dropout": 3, "distillation_step": 5, "forward": 1}
 
 CONFIG = cli.define_config()
 IMAGE_SHAPE = flags.DEFINE_list("image_shape", ["32", "32", "3"], "Height, width and channels of the images.")
@@ -163,13 +166,15 @@ def base_config() -> ConfigDict:
 
 
 def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
-    """The configs of training and of distillation."""
+    """The configs of training, with and without dropout, and of distillation."""
     base = config.copy_and_resolve_references()
     base.model.dtype, base.train.batch_size = dtype, batch
-    ladder = base.copy_and_resolve_references()
-    ladder.model.args.dropout = 0.0  # as the configs of distillation have it
+    without_dropout = base.copy_and_resolve_references()
+    without_dropout.model.args.dropout = 0.0
+    ladder = without_dropout.copy_and_resolve_references()  # as the configs of distillation are
     ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
-    return {"base": resolve(base).to_dict(), "ladder": resolve(ladder).to_dict()}
+    made = {"base": base, "without_dropout": without_dropout, "ladder": ladder}
+    return {name: resolve(config).to_dict() for name, config in made.items()}
 
 
 def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float) -> Iterator[dict[str, Any]]:

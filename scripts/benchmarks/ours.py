@@ -23,7 +23,9 @@ class Work:
     """What is timed."""
 
     def __init__(self, setup: dict[str, Any]):
-        self.base, self.ladder = ConfigDict(setup["base"]), ConfigDict(setup["ladder"])
+        self.base, self.without_dropout, self.ladder = (
+            ConfigDict(setup[name]) for name in ("base", "without_dropout", "ladder")
+        )
         set_cpu_flags(self.base.model.dtype)
         use_all_cpu_cores(self.base.train.batch_size)
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
@@ -78,12 +80,16 @@ class Work:
         """Steps of base training."""
         return self._steps(self.base, None, batch)
 
+    def base_step_without_dropout(self, batch: int) -> int:
+        """Steps of base training without dropout."""
+        return self._steps(self.without_dropout, None, batch)
+
     def distillation_step(self, batch: int) -> int:
         """Steps of distillation."""
         return self._steps(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _steps(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> int:
-        kind, key = teacher is None, run_key(0)
+        kind, key = id(config), run_key(0)
         if kind not in self.training:
             images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
             runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)

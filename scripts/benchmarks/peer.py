@@ -229,9 +229,16 @@ class Work:
 
     def base_step(self, batch: int) -> int:
         """Steps of base training."""
+        return self._base_steps(batch, dropout=True)
+
+    def base_step_without_dropout(self, batch: int) -> int:
+        """Steps of base training without dropout."""
+        return self._base_steps(batch, dropout=False)
+
+    def _base_steps(self, batch: int, *, dropout: bool) -> int:
         for _ in range(self.steps):
             x, eps, t = self.images(batch), self.images(batch), torch.rand(batch, device=DEVICE)
-            self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=True)
+            self.update(x, eps, t, cos(t) * eps - sin(t) * x, train=dropout)
         wait()
         return self.steps
 

@@ -29,11 +29,11 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
         scaled = {**params, "conv_out": {name: scale * leaf for name, leaf in params["conv_out"].items()}}
         for _ in range(2):  # the second time, as a run does that is taken up, there is nothing to do
             measure_during_training(scaled, dataclasses.replace(metadata, step=step), folder, yardsticks)
-        assert f"run  step {step}  fid " in capsys.readouterr().out
+        assert f"run  step {step}  Fréchet distance (pixels) " in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30]
-    best = min(lines, key=lambda line: line["fid"])
+    best = min(lines, key=lambda line: line["frechet_pixels"])
     assert newest_step(folder / "best") == best["step"]
     drawn = from_checkpoint(folder / "best").sample(jax.random.key(0), 20)
-    assert best["fid"] == pytest.approx(frechet_distance(statistics([pixels(drawn)]), data), rel=1e-6)
+    assert best["frechet_pixels"] == pytest.approx(frechet_distance(statistics([pixels(drawn)]), data), rel=1e-6)
     assert not list(folder.glob("*unfinished*"))

@@ -15,14 +15,17 @@ from diffusion_distillation.evaluation.extractor import Extracted
 from diffusion_distillation.evaluation.frechet import Moments, Statistics, frechet_distance, statistics
 from diffusion_distillation.evaluation.metrics import (
     METRICS,
+    Criterion,
     Observed,
-    check,
+    Value,
+    by_name,
     compute,
     inception_scores,
     kernel_distances,
     manifold_metrics,
     needed,
     observe,
+    select,
     sliced_wasserstein,
 )
 
@@ -160,13 +163,18 @@ def test_any_number_of_batches_gives_the_same(batches):
     whole, streamed = (
         observe(given, fields) for given in ([Extracted(a, logits)], (Extracted(*part) for part in parts))
     )
-    expected = compute(list(METRICS), whole, reference)
-    assert compute(list(METRICS), streamed, reference) == pytest.approx(expected, rel=1e-9)
+    expected = numbers(compute(list(METRICS), whole, reference))
+    assert numbers(compute(list(METRICS), streamed, reference)) == pytest.approx(expected, rel=1e-9)
     assert list(expected) == ["fid", "kid", "kid_std", "is", "is_std", *list(METRICS)[3:]]
 
 
+def numbers(found):
+    """By the names that they have with Inception's features."""
+    return by_name({Criterion(name, "inception"): value for name, value in found.items()})
+
+
 def test_only_what_is_needed_is_held():
-    observed = observe([Extracted(np.ones((3, 2)), np.ones((3, 4)))] * 2, needed(["fid"]))
+    observed = observe([Extracted(np.ones((3, 2)), np.ones((3, 4)))] * 2, needed(["frechet"]))
     assert observed.features is None and observed.logits is None and observed.statistics is not None
     assert observe([Extracted(np.ones((3, 2)))], needed(["recall"])).statistics is None
     nine = observe([Extracted(np.eye(9))], needed(["recall"]))
@@ -175,9 +183,23 @@ def test_only_what_is_needed_is_held():
 
 def test_bad_names_and_numbers():
     with pytest.raises(ValueError, match=r"Unknown metric 'fib'.* Did you mean 'fid'"):
-        check(["fib"], 10)
+        select(["fib"], 10)
     with pytest.raises(ValueError, match="'is' needs at least 10 samples; 9 are few"):
-        check(["fid", "is"], 9)
+        select(["fid", "is"], 9)
+
+
+def test_only_the_frechet_distance_of_inceptions_features_is_an_fid():
+    assert select(["recall", "fid"], 10) == select(["frechet", "recall", "fid"], 10) == ("frechet", "recall")
+    criteria = [Criterion("frechet", of) for of in ("inception", "pixels", "mine:f")] + [Criterion("kid", "inception")]
+    assert [criterion.name for criterion in criteria] == ["fid", "frechet_pixels", "frechet_mine:f", "kid"]
+    titles = ["FID", "Fréchet distance (pixels)", "Fréchet distance (mine:f)", "KID"]
+    assert [criterion.title for criterion in criteria] == titles
+
+
+def test_no_name_of_features_is_taken_for_a_deviation():
+    values = {Criterion("kid", of): Value(value, value / 10) for of, value in (("mine:f", 1.0), ("mine:f_std", 2.0))}
+    names = ["kid_mine:f", "kid_std_mine:f", "kid_mine:f_std", "kid_std_mine:f_std"]
+    assert by_name(values) == dict(zip(names, (1.0, 0.1, 2.0, 0.2), strict=True))
 
 
 def test_against_torch_fidelity():
@@ -186,7 +208,8 @@ def test_against_torch_fidelity():
     given = seeded.activations()
     fields = frozenset(["statistics", "features", "logits"])
     samples = observe([Extracted(given["features_1"], given["logits_1"])], fields)
-    found = compute(list(METRICS), samples, observe([Extracted(given["features_2"], given["logits_1"])], fields))
+    reference = observe([Extracted(given["features_2"], given["logits_1"])], fields)
+    found = numbers(compute(list(METRICS), samples, reference))
     names = {
         "fid": "frechet_inception_distance",
         "kid": "kernel_inception_distance_mean",
@@ -204,4 +227,4 @@ def test_accuracy_is_the_share_that_shows_the_class_asked_for():
     logits, labels = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 1])
     assert needed(["accuracy"]) == {"logits", "labels"}
     found = compute(["accuracy"], Observed(logits=logits, labels=labels), Observed())
-    assert found == {"accuracy": 0.75}
+    assert found == {"accuracy": Value(0.75)}

@@ -23,6 +23,7 @@ from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation import pipeline as pipeline_module
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, Row
+from diffusion_distillation.evaluation.metrics import Criterion, Value
 from diffusion_distillation.files import as_path
 from diffusion_distillation.interop import archive, card, export
 from diffusion_distillation.interop.export import About, Options
@@ -226,7 +227,8 @@ def checkpoint(tmp_path_factory):
 
 
 def test_the_script(unchecked, checkpoint, tmp_path):
-    row = Row(Entry("student", "ddim", 4), {"fid": 0.25}, {}, 100.0, interop.content_of(as_path(checkpoint)))
+    values = {Criterion("frechet", "pixels"): Value(0.25)}
+    row = Row(Entry("student", "ddim", 4), values, 100.0, interop.content_of(as_path(checkpoint)))
     found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
     (tmp_path / "evaluation.json").write_text(found.to_json())
     (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(content="step 7")]).to_json())
@@ -244,7 +246,10 @@ def test_the_script(unchecked, checkpoint, tmp_path):
     said = call("export", *flags, f"--evaluation={tmp_path}/evaluation.json", "--license=mit", "--num_steps=free")
     assert "sampler.jax: " in said
     text = (tmp_path / "out" / card.NAME).read_text()
-    assert "- student, DDIM, 4 steps (2,000 samples against digits): fid 0.25, 100.0 images/s" in text
+    assert (
+        "- student, DDIM, 4 steps (2,000 samples against digits): Fréchet distance (pixels) 0.25, 100.0 images/s"
+        in text
+    )
 
 
 ALONE = """

@@ -61,7 +61,7 @@ def test_a_published_checkpoint_is_sampled(tmp_path):
     assert "give its config too" in call("sample", flags[0], f"--out={tmp_path / 's.npz'}", fails=True)
     reference = f"--reference={tmp_path / 's.npz'}"
     call("evaluate", *flags, "--num_samples=3", reference, f"--out={tmp_path / 'e.json'}")
-    assert json.loads((tmp_path / "e.json").read_text())["metrics"]["fid"] == pytest.approx(0, abs=1e-6)
+    assert json.loads((tmp_path / "e.json").read_text())["metrics"]["frechet_pixels"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow

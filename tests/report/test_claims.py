@@ -48,9 +48,11 @@ def test_through_the_script(tmp_path):
     for pair, rows in found["pairs"].items():
         assert {"teacher_ddim_4", "teacher_noisy_4", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
         for row, metrics in rows.items():
-            assert set(metrics) == {"fid", "precision"} and all(len(of_seeds) == 2 for of_seeds in metrics.values())
+            assert set(metrics) == {"frechet_pixels", "precision_pixels"} and all(
+                len(of_seeds) == 2 for of_seeds in metrics.values()
+            )
             assert np.all(np.isfinite([*metrics.values()])), row
-        assert len(set(rows["student_ddim_1"]["fid"])) == 2  # seeds differ
+        assert len(set(rows["student_ddim_1"]["frechet_pixels"])) == 2  # seeds differ
     assert found["updates"] == {"base": 20, "ladder": 8}
     page = (out / "index.html").read_text()
     assert page.count("<table>") == 3 and page.count("data:image/png") == 3

@@ -76,7 +76,7 @@ def test_through_the_script(tmp_path):
         for values in of["metrics"].values():
             assert set(values) == {"2", "1"} and all(len(of_seeds) == 2 for of_seeds in values.values()), name
             assert np.all(np.isfinite([*values.values()]))
-        assert len(set(of["metrics"]["fid"]["1"])) == 2  # seeds differ
+        assert len(set(of["metrics"]["frechet_pixels"]["1"])) == 2  # seeds differ
         assert of["seconds_of_an_update"] > 0
     copies = {name: of["copies_of_the_parameters"] for name, of in found["methods"].items()}
     assert copies["tract"] == pytest.approx(5, abs=0.2)  # parameters, Adam's two, the self-teacher, the teacher

@@ -1,21 +1,23 @@
 import json
+import re
+import types
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 from diffusion_distillation import multihost
 from diffusion_distillation.data import ArraySource
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation import evaluation
+from diffusion_distillation.evaluation import evaluation, measure
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
 from diffusion_distillation.evaluation.ladder import config_yardsticks
 from diffusion_distillation.files import as_path
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report.grids import image_grid
+from diffusion_distillation.report import html, page
 from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.version import __version__
 
 CONFIG = ConfigDict(
     dict(
@@ -64,7 +66,7 @@ class Drawing(Pipeline):
     def __init__(self, path, drawn):
         self.path, self.drawn = path, drawn
 
-    def stream(self, key, index, *, sampler, batch_size, num_steps, guidance=0.0):
+    def stream(self, key, index, labels, *, sampler, batch_size, num_steps, guidance=0.0):
         if index.max() >= CONFIG.eval.num_samples - 1:  # all are asked for
             self.drawn.append((self.path.name, num_steps, sampler))
         for start in range(0, len(index), batch_size):
@@ -99,10 +101,12 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
         ("student", "ddim", 1),
     ]  # fmt: skip
     of_data = statistics([pixels(source[np.arange(100)]["image"])])
-    batches = Drawing(workdir, []).stream(None, np.arange(70), sampler="", batch_size=70, num_steps=2)
+    batches = Drawing(workdir, []).stream(None, np.arange(70), None, sampler="", batch_size=70, num_steps=2)
     expected = frechet_distance(statistics(pixels(to_uint8(x)) for x in batches), of_data)
-    assert table["rows"][0]["metrics"]["fid"] == pytest.approx(expected)
-    assert table["metrics"]["teacher_ddim_2_fid"] == table["rows"][0]["metrics"]["fid"]
+    distance = table["rows"][0]["values"][0]
+    assert (distance["metric"], distance["features"]) == ("frechet", "pixels")
+    assert distance["value"] == pytest.approx(expected)
+    assert table["metrics"]["teacher_ddim_2_frechet_pixels"] == distance["value"]
     assert not list(workdir.rglob("*unfinished*"))
     drawn.clear()
     write(workdir, source)
@@ -120,8 +124,8 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
 
     file.write_text(file.read_text()[:50])
     write(workdir, source)
-    assert "evaluation.json is damaged; what it held is measured again" in caplog.text
-    assert [row["metrics"] for row in json.loads(file.read_text())["rows"]] == [row["metrics"] for row in table["rows"]]
+    assert "evaluation.json is damaged, or of an earlier version; what it held is measured again" in caplog.text
+    assert [row["values"] for row in json.loads(file.read_text())["rows"]] == [row["values"] for row in table["rows"]]
 
 
 def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch):
@@ -166,19 +170,79 @@ def test_in_a_bucket(bucket, drawn):
         assert (bucket / "ladder" / "report" / name).stat().st_size > 100
 
 
-def test_classes_have_columns(tmp_path, drawn):
-    """Samples are of classes 0, 1, 2, 0, ... in turn: a row of the grid has one of each."""
-    source = Images()
-    source.num_classes = 3
+def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatch):
+    """Samples are of classes 0, 1, 2, 0, ... in turn: of each class there is a column."""
+    source, saved = Images(), {}
+    source.num_classes, source.class_names = 3, ("ant", "7", "cat")
+
+    def save(columns, labels, path):
+        saved[path.name] = columns, labels
+
+    monkeypatch.setattr(page, "save_columns", save)
+    monkeypatch.setattr(page, "_page", lambda *args: "")
     write(tmp_path / "ladder", source)
-    grid = np.asarray(Image.open(tmp_path / "ladder" / "report" / "classes.png"))
+    assert set(saved) == {"samples.png", "samplers.png", "trajectories.png", "classes.png", "nearest.png"}
+    for name, (columns, labels) in saved.items():
+        assert all(column.heading for column in columns) and all(labels), name
+        assert all(len(column.images) >= len(labels) for column in columns), name
+    columns, labels = saved["classes.png"]
+    assert [column.heading for column in columns] == ["ant", "class 7", "cat"] and len(labels) == 21
     kept = np.load(tmp_path / "ladder" / "report" / "samples" / "student_ddim_1.npz")["arr_0"]
-    np.testing.assert_array_equal(grid, image_grid(kept[:63], columns=3))
+    for number, column in enumerate(columns):
+        np.testing.assert_array_equal(column.images[:21], kept[number:63:3])
+    assert saved["samples.png"][1][:4] == ["ant", "class 7", "cat", "ant"]
+
+
+def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
+    environment = {
+        "time": "2027-01-02T03:04:05+00:00",
+        "command": "scripts/report.py --workdir='a <b>'",
+        "versions": {"diffusion_distillation": "1.2.3", "jax": "0.12.0", "python": "3.13.1"},
+        "commit": "abc123",
+        "processes": 1,
+        "devices": {"kind": "NVIDIA H100", "count": 8},
+    }
+    text = html.page("title", environment, [], [], {})
+    assert (
+        "Made on 2027-01-02 03:04:05 UTC with diffusion_distillation 1.2.3 (abc123), JAX 0.12.0 and Python 3.13.1, "
+        "on 8 NVIDIA H100 devices, by <code>scripts/report.py --workdir=&#x27;a &lt;b&gt;&#x27;</code>"
+    ) in text
+    write(tmp_path / "ladder", Images())
+    page = (tmp_path / "ladder" / "report" / "index.html").read_text()
+    assert re.search(rf"Made on \d{{4}}-.* UTC with diffusion_distillation {re.escape(__version__)}", page)
+
+
+@pytest.mark.parametrize("num_samples", [70, 20])
+def test_images_per_second_counts_all_that_are_drawn(num_samples, tmp_path, drawn, monkeypatch):
+    """By a clock on which an image takes a second to draw."""
+    config, seconds, stream = CONFIG.copy_and_resolve_references(), [0.0], Drawing.stream
+
+    def timed(*args, batch_size, **options):
+        for images in stream(*args, batch_size=batch_size, **options):
+            seconds[0] += batch_size
+            yield images
+
+    config.eval.num_samples = num_samples
+    monkeypatch.setattr(Drawing, "stream", timed)
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    write(tmp_path / "ladder", Images(), config)
+    rows = json.loads((tmp_path / "ladder" / "report" / "evaluation.json").read_text())["rows"]
+    assert [row["images_per_sec"] for row in rows] == [1.0] * 5
+    of_prepare, of_rows = 5 * min(50, num_samples), 5 * {70: 100, 20: 20}[num_samples]
+    assert seconds[0] == of_prepare + of_rows
+
+
+def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
+    row = {"model": "teacher", "sampler": "ddim", "num_steps": 2, "metrics": {"fid": 1.0}, "spread": {}}
+    row |= {"images_per_sec": 1.0, "content": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
+    assert evaluation.read(as_path(tmp_path / "evaluation.json")) is None
+    assert "of an earlier version; what it held is measured again" in caplog.text
 
 
 def test_several_ladders_on_a_page(tmp_path, drawn):
     ladders = [tmp_path / name for name in ("one", "two")]
-    with pytest.raises(InputError, match=r"one' has no report/evaluation.json: scripts/report.py"):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json: scripts/report.py"):
         write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     for path in ladders:
         write(path, Images())

@@ -1,0 +1,43 @@
+"""Labels and speed of what is drawn and measured."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_distillation.evaluation.extractor import Extracted
+from diffusion_distillation.evaluation.measure import Yardstick, draw_from, measure
+from diffusion_distillation.evaluation.metrics import Criterion, Observed
+from diffusion_distillation.files import as_path
+from diffusion_distillation.pipeline import Pipeline
+
+
+class OfClasses(Pipeline):
+    """A pipeline of three classes, each of whose images is of its class's number."""
+
+    num_classes, distilled_for = 3, 0
+
+    def __init__(self):
+        pass
+
+    def stream(self, key, index, labels, *, batch_size, **options):
+        for start in range(0, len(index), batch_size):
+            yield np.tile(labels[start : start + batch_size, None, None, None] / 127.5 - 1, (1, 2, 2, 1))
+
+
+class Seen:
+    """Logits that see the class."""
+
+    identity, has_logits = "seen", True
+
+    def __call__(self, images):
+        return Extracted(np.zeros((len(images), 1)), np.eye(3)[images[:, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_accuracy_of_any_set_of_samples_is_by_the_labels_that_were_drawn(first, tmp_path):
+    """Of 20 samples and three classes: the second set begins with another class than the first."""
+    yardstick = Yardstick("seen", Seen(), ("accuracy",), Observed)
+    draw = draw_from(OfClasses(), jax.random.key(0), batch_size=8, first=first)
+    np.testing.assert_array_equal(draw.labels(np.arange(4)), (first + np.arange(4)) % 3)
+    measured = measure(draw, 20, [yardstick], as_path(tmp_path))
+    assert measured.values[Criterion("accuracy", "seen")].value == 1.0
