@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from . import multihost
 from .config import resolve
-from .errors import InputError, RunError
+from .errors import TRANSIENT, InputError, RunError
 from .files import absolute, as_path
 from .model import init_params, make_network
 from .shapes import Params
@@ -29,10 +29,7 @@ State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and wi
 FORMAT_VERSION = 1
 KEEP_LAST = 2
 # What the machine lacks that wants to read a file, or what is between them: another time or place it may be read.
-NOT_OF_THE_FILE = {
-    getattr(errno, name)
-    for name in ("ENOMEM", "EMFILE", "ENFILE", "EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EINTR", "EHOSTDOWN")
-}
+NOT_OF_THE_FILE = {*TRANSIENT, errno.EACCES, errno.EPERM}
 NOR_THESE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
 
