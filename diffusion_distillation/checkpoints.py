@@ -48,6 +48,7 @@ class Metadata:
       num_classes: 1 for an unconditional network.
       num_steps: the student's number of sampling steps; 0 for a base model, which takes any.
       step: updates done.
+      class_names: one per class; None if they have no names.
     """
 
     config: ConfigDict
@@ -55,26 +56,33 @@ class Metadata:
     num_classes: int
     num_steps: int
     step: int = 0
+    class_names: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored; the step is the name of the checkpoint's folder."""
+        named = {} if self.class_names is None else {"class_names": list(self.class_names)}
         return {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
             "num_steps": self.num_steps,
+            **named,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises a ValueError for names that are not one string per class."""
+        names = values.get("class_names")
+        if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
+            raise ValueError("class_names are not one string per class")
         return cls(
             config=resolve(ConfigDict(values["config"])),
             image_shape=tuple(values["image_shape"]),
             num_classes=values["num_classes"],
             num_steps=values["num_steps"],
             step=step,
+            class_names=None if names is None else tuple(names),
         )
 
 

@@ -89,7 +89,8 @@ class ImageFiles:
         self.title = root.name or "images"
         classes = sorted({self._class(file) for file in files}) if class_conditional else []
         self.num_classes = max(1, len(classes))
-        self.class_names = tuple(classes) or None
+        # A folder's name may have bytes that are no text, which could not be written down.
+        self.class_names = tuple(os.fsencode(name).decode(errors="replace") for name in classes) or None
         self._numbers = {name: number for number, name in enumerate(classes)}
         identities = [self._identity(file) for file in files]
         self.key = {"files": _hash(identities), "classes": classes}
@@ -114,13 +115,13 @@ class ImageFiles:
         return file.read_bytes(), self._numbers[self._class(file)] if self._numbers else 0
 
     def _class(self, file: Path) -> str:
-        folder, *inside = file.relative_to(self._root).parts
-        if not inside:
+        parts = file.relative_to(self._root).parts
+        if len(parts) < 2:
             raise InputError(
                 f"{str(file)!r} has no class: with config.dataset.args.class_conditional=True every image must be in a "
                 f"sub-folder of {str(self._root)!r}, which is its class."
             )
-        return folder
+        return parts[0]
 
     def _identity(self, file: Path) -> list[Any]:
         try:

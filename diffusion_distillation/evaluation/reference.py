@@ -6,6 +6,7 @@ Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM 
 import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,9 +69,9 @@ class Pictures:
         self.files = [file for file in found if file.suffix.lower() in SUFFIXES]
         if not self.files:
             raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
-        if len(self.files) < len(found):
-            others = ", ".join(sorted({file.suffix for file in found} - {file.suffix for file in self.files}))
-            logging.warning("%s: %d files that end in %s are left out.", folder, len(found) - len(self.files), others)
+        if others := Counter(file.suffix for file in found if file.suffix.lower() not in SUFFIXES):
+            counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
+            logging.warning("%s: left out, as their format is not read: %s", folder, counts)
         of_any = read_ahead(lambda number: self._read(number, has_color), range(len(self.files)))
         self.image_shape = (*self._read(0, _pixels).shape[:2], 3 if any(of_any) else 1)
 

@@ -92,7 +92,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
         *_curves([ladder], folder),
         *_samplers(ladder, folder),
         *_trajectories(ways, folder),
-        *_classes(ladder, source.num_classes, folder),
+        *_classes(ladder, source, folder),
         *_guidance(by_weight, folder),
         *_nearest(ladder, source, yardsticks[0], folder),
         *_training([ladder], folder),
@@ -304,7 +304,8 @@ def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Pi
     return [Picture("What is predicted on the way", text, path)]
 
 
-def _classes(ladder: Ladder, num_classes: int, folder: epath.Path) -> list[Picture]:
+def _classes(ladder: Ladder, source: Source, folder: epath.Path) -> list[Picture]:
+    num_classes, names = source.num_classes, getattr(source, "class_names", None)
     if num_classes == 1:
         return []
     path, columns = folder / "classes.png", min(num_classes, 10)
@@ -313,7 +314,8 @@ def _classes(ladder: Ladder, num_classes: int, folder: epath.Path) -> list[Pictu
     shown = [number for number in range(len(images)) if number % num_classes < columns]
     shown = shown[: len(shown) // columns * columns] or shown
     save_grid(images[shown], path, columns=columns)
-    return [Picture("Classes", f"Columns are classes 0 to {columns - 1}, by the {last.title}.", path)]
+    which = f"classes 0 to {columns - 1}" if names is None else f"the classes {html.escape(', '.join(names[:columns]))}"
+    return [Picture("Classes", f"Columns are {which}, by the {last.title}.", path)]
 
 
 def _nearest(ladder: Ladder, source: Source, yardstick: Yardstick, folder: epath.Path) -> list[Picture]:

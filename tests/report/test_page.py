@@ -169,8 +169,11 @@ def test_in_a_bucket(bucket, drawn):
 def test_classes_have_columns(tmp_path, drawn):
     """Samples are of classes 0, 1, 2, 0, ... in turn: a row of the grid has one of each."""
     source = Images()
-    source.num_classes = 3
+    source.num_classes, source.class_names = 3, ("cats", "dogs", "<b>")
     write(tmp_path / "ladder", source)
+    assert (
+        "Columns are the classes cats, dogs, &lt;b&gt;" in (tmp_path / "ladder" / "report" / "index.html").read_text()
+    )
     grid = np.asarray(Image.open(tmp_path / "ladder" / "report" / "classes.png"))
     kept = np.load(tmp_path / "ladder" / "report" / "samples" / "student_ddim_1.npz")["arr_0"]
     np.testing.assert_array_equal(grid, image_grid(kept[:63], columns=3))
