@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from . import multihost
 from .config import resolve
-from .errors import InputError, RunError
+from .errors import TRANSIENT, InputError, RunError
 from .files import absolute, as_path
 from .model import init_params, make_network
 from .shapes import Params
@@ -29,10 +29,7 @@ State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and wi
 FORMAT_VERSION = 1
 KEEP_LAST = 2
 # What the machine lacks that wants to read a file, or what is between them: another time or place it may be read.
-NOT_OF_THE_FILE = {
-    getattr(errno, name)
-    for name in ("ENOMEM", "EMFILE", "ENFILE", "EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EINTR", "EHOSTDOWN")
-}
+NOT_OF_THE_FILE = {*TRANSIENT, errno.EACCES, errno.EPERM}
 NOR_THESE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 SHARED_BYTES = 2**20  # what all devices hold is written by all hosts, each a part of this size or more; or else by one
 
@@ -51,6 +48,7 @@ class Metadata:
       num_classes: 1 for an unconditional network.
       num_steps: the student's number of sampling steps; 0 for a base model, which takes any.
       step: updates done.
+      class_names: one per class; None if they have no names.
     """
 
     config: ConfigDict
@@ -58,26 +56,33 @@ class Metadata:
     num_classes: int
     num_steps: int
     step: int = 0
+    class_names: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored; the step is the name of the checkpoint's folder."""
+        named = {} if self.class_names is None else {"class_names": list(self.class_names)}
         return {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
             "num_steps": self.num_steps,
+            **named,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises a ValueError for names that are not one string per class."""
+        names = values.get("class_names")
+        if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
+            raise ValueError("class_names are not one string per class")
         return cls(
             config=resolve(ConfigDict(values["config"])),
             image_shape=tuple(values["image_shape"]),
             num_classes=values["num_classes"],
             num_steps=values["num_steps"],
             step=step,
+            class_names=None if names is None else tuple(names),
         )
 
 

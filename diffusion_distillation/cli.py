@@ -25,7 +25,7 @@ from . import interop, multihost
 from .checkpoints import Metadata
 from .data import Source, load_source
 from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
-from .errors import InputError, RunError, did_you_mean
+from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .files import absolute, as_path
 from .pipeline import Pipeline
 from .report.grids import save_grid
@@ -36,8 +36,8 @@ from .training.loop import OnEval, OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
 STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
-NOT_OUR_FAULT = {
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EEXIST")
+NOT_OUR_FAULT = TRANSIENT | {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
 }
 
 

@@ -1,8 +1,20 @@
 """The errors that scripts print without a traceback: for what a user gave, and for what befell a run."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
+
+# What a file system that stumbles, or a machine that is short of files or memory, says of a file that is sound.
+TRANSIENT = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "ETIMEDOUT", "EINTR", "EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOBUFS", "EREMOTEIO",
+        "ENOTCONN", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN",
+        "ENETUNREACH",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
 
 
 class InputError(ValueError):
@@ -21,6 +33,11 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A training whose updates are not finite any more."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is due to the machine or its storage, not to the file being read: reading may succeed later."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
 
 
 def did_you_mean(name: Any, names: Iterable[Any]) -> str:

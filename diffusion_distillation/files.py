@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, TextIO
 
 from etils import epath
 
-from .errors import InputError
+from .errors import InputError, RunError, is_transient
 
 UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
+WAITS = (0.1, 1.0, 5.0)  # seconds between attempts to read
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
@@ -67,6 +68,32 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
         return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns}"
 
     return hashlib.sha256("\n".join(map(line, files)).encode()).hexdigest()[:16]
+
+
+def retry(read: Callable[[], Any], what: object) -> Any:
+    """What `read` returns; it is called again, after a wait, where the machine or its storage fails.
+
+    Args:
+      read: reads a file or a folder.
+      what: what it reads, for the message.
+
+    Raises:
+      RunError: if the machine or its storage fails every time. Any other error of `read` is raised at once.
+    """
+    waits = iter(WAITS)
+    while True:
+        try:
+            return read()
+        except (OSError, MemoryError) as error:
+            if not is_transient(error):
+                raise
+            if (wait := next(waits, None)) is None:
+                reason = "out of memory" if isinstance(error, MemoryError) else error.strerror or error
+                raise RunError(
+                    f"{what} cannot be read now ({reason}): the machine or its storage failed {len(WAITS) + 1} times "
+                    "in a row. The file may be sound. Run the same command again once they work."
+                ) from error
+        time.sleep(wait)
 
 
 def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) -> None:

@@ -54,6 +54,7 @@ class Pipeline:
       distilled_for: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
+      class_names: one per class; None if they have no names.
       can_be_guided: whether it takes weights of guidance other than 0.
     """
 
@@ -64,6 +65,7 @@ class Pipeline:
         self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
+        self.class_names = getattr(metadata, "class_names", None)
         self._sampler, self._clip, self._guidance = config.sampler, model.eval_clip_denoised, model.eval_guidance
         self.can_be_guided = can_be_guided(metadata)
         self._mesh, self._parallel = data_mesh(), config.train.parallel

@@ -4,11 +4,11 @@
     python scripts/evaluate.py --checkpoint=runs/digits/ladder --features=classifier --out=ladder.json
     python scripts/evaluate.py --samples=samples/ --reference=cifar10.npz --features=inception --out=evaluation.json
 
---checkpoint is a run, a student or a whole ladder; --samples a folder of images or an .npz with uint8 `images` or
-`arr_0`, made by anyone. They are judged against --reference, which is the like, or an .npz with `mu` and `sigma` as
-they are published; by default against the dataset of the checkpoint's config. evaluation.json has the values under
-`metrics`; evaluation.md and evaluation.tex beside it have them as a table, with the published ones where the config is
-one of the paper's. Run again after it was stopped, the command goes on where it was.
+--checkpoint is a run, a student or a whole ladder; --samples a folder of images, an .npy of uint8 images, or an .npz
+with `images` or `arr_0`, made by anyone. They are judged against --reference, which is the like, or an .npz with `mu`
+and `sigma` as they are published; by default against the dataset of the checkpoint's config. evaluation.json has the
+values under `metrics`; evaluation.md and evaluation.tex beside it have them as a table, with the published ones where
+the config is one of the paper's. Run again after it was stopped, the command goes on where it was.
 
 An FID is the Fréchet distance of Inception's features and of 50,000 samples: --features=inception, whose weights
 scripts/convert_inception.py makes. With other features it is called frechet.
@@ -28,10 +28,10 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, evaluate
-from diffusion_distillation.evaluation.ladder import check_finished, evaluate_ladder
+from diffusion_distillation.evaluation.ladder import check_finished, evaluate_ladder, ladder_runs
 from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
 from diffusion_distillation.evaluation.metrics import METRICS, needed
-from diffusion_distillation.evaluation.reference import Reference, of_dataset, of_path, save_statistics
+from diffusion_distillation.evaluation.reference import Reference, in_channels, of_dataset, of_path, save_statistics
 from diffusion_distillation.files import as_path, write_whole
 from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.pipeline import Pipeline
@@ -41,9 +41,9 @@ from diffusion_distillation.training.runs import read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, a student or a ladder, or another model's path.")
 CONFIG = cli.define_config()
-SAMPLES = flags.DEFINE_string("samples", None, "Images made by someone else: a folder or an .npz.")
+SAMPLES = flags.DEFINE_string("samples", None, "Images made by someone else: a folder, an .npz or an .npy.")
 REFERENCE = flags.DEFINE_string(
-    "reference", None, "A folder of images or an .npz; by default the dataset of the checkpoint's config."
+    "reference", None, "A folder of images, an .npz or an .npy; by default the dataset of the checkpoint's config."
 )
 FEATURES = flags.DEFINE_list(
     "features", ["pixels"], "pixels, classifier, inception or package.module:function; several with commas between."
@@ -106,8 +106,11 @@ def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
     if given.images is None:
         raise InputError(f"--samples={SAMPLES.value} has statistics alone, and no images.")
     num_samples = min(NUM_SAMPLES.value or len(given.images), len(given.images))
+    measured_by = yardsticks_of(config, num_samples, given.images.image_shape[2])
+    if (against := measured_by[1].images) is not None:
+        given = in_channels(given, against.image_shape[2])
     draw, about = draw_images(given.images), {"samples": SAMPLES.value, "content": given.content}
-    return judge({Entry("samples"): None}, lambda entry, first: draw, config, out, about, num_samples, repeats=1), None
+    return judge({Entry("samples"): None}, lambda entry, first: draw, measured_by, out, about, num_samples, 1), None
 
 
 def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
@@ -136,10 +139,9 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
             return drawn
         return drawn._replace(keep=lambda index, images: folder.write(kept, first + index, images))
 
-    found = judge(
-        {entry: interop.place(CHECKPOINT.value)}, draw, config, out, about, num_samples, repeats=REPEATS.value
-    )
-    return found, config
+    measured_by = yardsticks_of(config, num_samples, pipeline.image_shape[2])
+    run = {entry: interop.place(CHECKPOINT.value)}
+    return judge(run, draw, measured_by, out, about, num_samples, REPEATS.value), config
 
 
 def guidance_of(config: ConfigDict) -> float:
@@ -165,23 +167,31 @@ def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     check_finished(config, workdir)
     options = dict(seed=SEED.value, num_samples=NUM_SAMPLES.value or NUM_IMAGES, repeats=REPEATS.value)
     options["guidance"] = guidance_of(config)
-    yardsticks, reference = yardsticks_of(config, options["num_samples"])
     options["batch_size"] = BATCH_SIZE.value
+    _, metadata = interop.load(next(iter(ladder_runs(config, workdir).values())), config)
+    yardsticks, reference = yardsticks_of(config, options["num_samples"], metadata.image_shape[2])
     return evaluate_ladder(config, workdir, yardsticks, reference, out, **options), config
 
 
-def judge(runs, draw, config, out, about, num_samples, *, repeats) -> Evaluation:
-    """`evaluate` by the flags."""
-    yardsticks, reference = yardsticks_of(config, num_samples)
+def judge(runs, draw, measured_by, out, about, num_samples, repeats) -> Evaluation:
+    """`evaluate`; `measured_by` is of `yardsticks_of`."""
+    yardsticks, reference = measured_by
     settings: dict[str, Any] = dict(about=about, num_samples=num_samples, repeats=repeats)
     return evaluate(runs, draw, yardsticks, reference, out, **settings)
 
 
-def yardsticks_of(config: ConfigDict | None, num_samples: int) -> tuple[list, Reference]:
-    """What is measured, by the flags, and against what."""
+def yardsticks_of(config: ConfigDict | None, num_samples: int, channels: int) -> tuple[list, Reference]:
+    """What is measured, by the flags, and against what; `channels` are those of the samples."""
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
     source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
     reference = of_dataset(source, config.dataset) if REFERENCE.value is None else of_path(REFERENCE.value)
+    reference = in_channels(reference, channels)
+    in_color = reference.images is not None and reference.images.image_shape[2] > channels
+    if in_color and CHECKPOINT.value is not None and set(FEATURES.value) != {"inception"}:
+        raise InputError(
+            f"--reference={REFERENCE.value} has images in color, and the model makes gray ones: give gray images, or "
+            "--features=inception."
+        )
     every = [name for name in METRICS if "labels" not in needed([name])]
     metrics = every if WANTED.value == ["all"] else WANTED.value
     yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)

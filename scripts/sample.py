@@ -12,7 +12,7 @@ writes the files.
 the --config of its model; or a URL of one of these.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from diffusion_distillation import cli, interop, multihost
 from diffusion_distillation.checkpoints import digest_of
-from diffusion_distillation.errors import InputError
+from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import folder
@@ -52,7 +52,9 @@ FLOAT = flags.DEFINE_boolean("float", False, "In a .npz: float32 images in [-1, 
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight of guidance, 0 for the label alone; by default as the config has. See `Pipeline.sample`."
 )
-LABELS = flags.DEFINE_list("labels", None, "Classes, of a class-conditional model, repeated in turn: --labels=3,7.")
+LABELS = flags.DEFINE_list(
+    "labels", None, "Classes of a class-conditional model, by number or name, repeated in turn: --labels=3,7,cats."
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
 PROCESSES = cli.ProcessFlags()
@@ -70,14 +72,14 @@ def main() -> None:
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value
-    classes = None if LABELS.value is None else parse_labels(LABELS.value)
+    classes = None if LABELS.value is None else parse_labels(LABELS.value, metadata.class_names or ())
     options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value, guidance=GUIDANCE.value)
 
     def labels(index):
         return None if classes is None else classes[index % len(classes)]
 
     if to_folder:
-        settings = settings_of(params, metadata.config, pipeline.num_steps)
+        settings = settings_of(params, metadata.config, pipeline.num_steps, classes)
         index = folder.missing(out, settings, num_samples)
     else:
         index = np.arange(num_samples)
@@ -123,7 +125,7 @@ def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batc
             bar.update(len(x))
 
 
-def settings_of(params: Params, config: ConfigDict, num_steps: int) -> dict[str, Any]:
+def settings_of(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
     """What shapes a sample: the parameters, the seed and the options, whether given or left to the config."""
     return {
         "parameters": digest_of(params),
@@ -132,7 +134,7 @@ def settings_of(params: Params, config: ConfigDict, num_steps: int) -> dict[str,
         "sampler": SAMPLER.value or config.sampler,
         "eta": ETA.value,
         "clip": config.model.eval_clip_denoised if CLIP.value is None else CLIP.value,
-        "labels": LABELS.value,
+        "labels": None if classes is None else [str(number) for number in classes],
         **guidance_of(config),
     }
 
@@ -143,12 +145,19 @@ def guidance_of(config: ConfigDict) -> dict[str, float]:
     return {"guidance": weight} if weight else {}
 
 
-def parse_labels(labels: list[str]) -> np.ndarray:
-    """The labels as integers; raises an InputError for what is not one."""
-    try:
-        return np.array(labels or [""], np.int32)
-    except ValueError:
-        raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7.") from None
+def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
+    """The numbers of classes that are given by number or by name; raises an InputError for what is neither."""
+
+    def number_of(label: str) -> int:
+        try:
+            return int(np.int32(label))
+        except (ValueError, OverflowError):
+            if label in class_names:
+                return class_names.index(label)
+        of_names = f" or names of classes.{did_you_mean(label, class_names)}" if class_names else "."
+        raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7{of_names}")
+
+    return np.array([number_of(label) for label in labels or [""]], np.int32)
 
 
 if __name__ == "__main__":

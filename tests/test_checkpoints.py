@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import shutil
@@ -22,7 +23,7 @@ from diffusion_distillation.checkpoints import (
     load,
     restore_from,
 )
-from diffusion_distillation.data import load_source
+from diffusion_distillation.data import ArraySource, load_source
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import init_state
@@ -297,3 +298,25 @@ def test_the_state_of_another_run(tmp_path, two_checkpoints):
     before = tree_of(tmp_path)
     assert_same(restore_from(str(tmp_path / "run"), abstract(newer)), older)
     assert tree_of(tmp_path) == before
+
+
+def test_class_names_are_kept_and_need_not_be_there(tmp_path):
+    metadata, _ = make_run()
+    named = dataclasses.replace(metadata, num_classes=2, class_names=("cats", "dogs"))
+    values = json.loads(json.dumps(named.to_json()))
+    assert Metadata.from_json(values, 0).class_names == ("cats", "dogs")
+    assert "class_names" not in metadata.to_json()
+    assert Metadata.from_json(metadata.to_json(), 0).class_names is None
+    for wrong in (["cats"], [1, 2]):
+        with pytest.raises(ValueError, match="class_names are not one string per class"):
+            Metadata.from_json(values | {"class_names": wrong}, 0)
+
+
+def test_a_run_keeps_the_names_of_its_classes(tmp_path):
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.model.name, config.model.args = "own_parts:affine", dict(width=4096)
+    config.train.update(batch_size=16, learning_rate=1e-3, num_steps=1)
+    source = ArraySource(np.zeros((16, *SHAPE), np.uint8), np.arange(16) % 2, 2, ("cats", "dogs"))
+    train(cfg.resolve(config), tmp_path, source)
+    assert load(tmp_path)[1].class_names == ("cats", "dogs")

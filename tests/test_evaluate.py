@@ -123,6 +123,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
     (tmp_path / "cut.npz").write_bytes(reference.read_bytes()[:1000])
     np.save(tmp_path / "code.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "code.npy").rename(tmp_path / "code.npz")
+    np.save(tmp_path / "color.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
     for number, side in enumerate((8, 9)):
@@ -156,13 +157,45 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples, at("nowhere")): "There is no",
         (of_samples, at("empty")): "has no images: files that end in .png",
         (of_samples, at("mixed")): "give images of one size",
-        (of_samples, at("broken")): "a.png' is no image that can be read",
+        (of_samples, at("broken")): "a.png' cannot be read as an image",
         (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
+        (of_run, at("color.npy")): "has images in color, and the model makes gray ones",
         (f"--checkpoint={tmp_path}", against): "No checkpoint in",
     }.items():
         error = call("evaluate", out, *flags, fails=True)
         assert message in error and "Traceback" not in error, (flags, error)
     assert not (tmp_path / "e.json").exists()
+
+
+def test_arrays_in_an_npy(checkpoint, images, reference, tmp_path):
+    """As the exported runner writes them: samples and references."""
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "samples.npy", images[:20])
+    of_run = [f"--checkpoint={checkpoint}", "--num_samples=20"]
+    for name, against in {"npz": reference, "npy": tmp_path / "images.npy"}.items():
+        call("evaluate", *of_run, f"--reference={against}", f"--out={tmp_path / name}.json")
+    assert read(tmp_path / "npz.json")["metrics"] == read(tmp_path / "npy.json")["metrics"]
+    call(
+        "evaluate", f"--samples={tmp_path / 'samples.npy'}", f"--reference={reference}", f"--out={tmp_path / 'e.json'}"
+    )
+    assert read(tmp_path / "e.json")["about"]["num_samples"] == 20
+
+
+def test_gray_images_are_compared_in_as_many_channels_as_the_others_have(checkpoint, images, reference, tmp_path):
+    """An RGB file may be gray: as the reference of a gray model, or as samples held against color."""
+    np.save(tmp_path / "rgb.npy", images.repeat(3, axis=-1))
+    for name, against in {"gray": reference, "rgb": tmp_path / "rgb.npy"}.items():
+        flags = [f"--checkpoint={checkpoint}", "--num_samples=20", f"--reference={against}"]
+        call("evaluate", *flags, f"--out={tmp_path / name}.json")
+    assert read(tmp_path / "gray.json")["metrics"] == read(tmp_path / "rgb.json")["metrics"]
+    color = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "color.npy", color)
+    for samples, against in (("color.npy", reference), (reference, "color.npy")):
+        flags = [f"--samples={tmp_path / samples}", f"--reference={tmp_path / against}"]
+        call("evaluate", *flags, f"--out={tmp_path / 'e.json'}")
+        expected = frechet_distance(*(statistics([pixels(of)]) for of in (color, images.repeat(3, axis=-1))))
+        [value] = read(tmp_path / "e.json")["metrics"].values()
+        assert value == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """scripts/sample.py, in this process but for one run."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from running import OWN_PARTS, ROOT, run
-from test_pipeline import KEY, save_model
+from running import OWN_PARTS, ROOT, call, run
+from test_pipeline import KEY, make_model, save_model
 
 from diffusion_distillation import from_checkpoint
+from diffusion_distillation.files import as_path
+from diffusion_distillation.interop import archive
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,27 @@ def test_folder(sample, checkpoint, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=f"holds samples of other settings: {message}. Give a new folder"):
             sample(f"--out={out}", flag)
+
+
+def test_classes_by_name(tmp_path):
+    """Numbers are numbers; names are of the metadata, and an unknown one is told the nearest."""
+    params, metadata = make_model()
+    metadata = dataclasses.replace(metadata, class_names=("cats", "dogs", "0"))
+    archive.write(as_path(tmp_path / "model"), params, metadata)
+    assert archive.read(as_path(tmp_path / "model"))[1].class_names == ("cats", "dogs", "0")
+
+    def sample(labels, name):
+        flags = [f"--checkpoint={tmp_path / 'model'}", "--num_samples=4", f"--labels={labels}"]
+        return call("sample", *flags, f"--out={tmp_path / name}", fails=name == "wrong.npz")
+
+    sample("dogs,2,cats,0", "names.npz")
+    sample("1,2,0,0", "numbers.npz")
+    names, numbers = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("names", "numbers"))
+    np.testing.assert_array_equal(names, numbers)
+    error = sample("cats,dog", "wrong.npz")
+    assert "--labels=cats,dog must be integers, such as --labels=3,7 or names of classes. Did you mean 'dogs'?" in error
+    sample("dogs", "folder/")
+    assert "4 of them there already" in sample("1", "folder/")
 
 
 def test_errors(sample, tmp_path):

@@ -15,6 +15,7 @@ import PIL
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import retry
 from .batches import read_ahead
 from .cache import Arrays, cached
 from .fingerprint import evenly_spaced
@@ -69,6 +70,7 @@ def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "rai
 
     Raises:
       InputError: if there are broken images and on_error is 'raise', or if no image is sound.
+      RunError: if the machine or its storage fails again and again while an image is read.
     """
     if on_error not in ("skip", "raise"):
         raise InputError(f"config.dataset.args.on_error={on_error!r} must be 'skip' or 'raise'.")
@@ -129,11 +131,14 @@ Decoded = tuple[np.ndarray, int, bytes]  # an image, its label, and the bytes th
 
 
 def _decode(encoded: Encoded, index: int, transform: Transform) -> Decoded:
-    try:
+    def decode() -> Decoded:
         content, label = encoded.read(index)
+        return transform(content), label, content
+
+    try:
+        return retry(decode, encoded.name(index))
     except OSError as error:
         raise BrokenImageError(error.strerror or str(error)) from error
-    return transform(content), label, content
 
 
 def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays:
@@ -183,7 +188,12 @@ def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
     """A digest of what is known without reading, and of some of the images."""
     some = sound[evenly_spaced(len(sound), EXAMPLES)].tolist()
     digest = hashlib.sha256(json.dumps(encoded.listing).encode())
-    for of_one in read_ahead(lambda number: _digest(*encoded.read(some[number])), range(len(some))):
+
+    def digest_of(number: int) -> bytes:
+        index = some[number]
+        return _digest(*retry(lambda: encoded.read(index), encoded.name(index)))
+
+    for of_one in read_ahead(digest_of, range(len(some))):
         digest.update(of_one)
     return digest.hexdigest()
 

@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, is_transient
+from ..files import retry
 from .encoded import open_encoded
 from .images import Transform
 from .source import Source
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Files that were meant as images, and would be missed, if they were passed over without a word.
-OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".ico")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".ico")
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 def image_folder(
@@ -27,10 +30,10 @@ def image_folder(
     resize: str = "bilinear",
     on_error: str = "skip",
 ) -> Source:
-    """All PNG, JPEG, WebP and BMP images in a folder and its sub-folders, in the order of their paths.
+    """All images in a folder and its subfolders, in the order of their paths; see `find_images`.
 
-    Hidden files and folders are passed over; links are followed. Images become RGB: transparency is laid over white,
-    16 bits become 8, and the orientation that a camera noted is applied.
+    Images become RGB: transparency is laid over white, 16 bits become 8, and the orientation that a camera noted is
+    applied. Of animations and files of several pages the first one is read.
 
     Args:
       path: the folder.
@@ -45,7 +48,14 @@ def image_folder(
         sub-folders.
     """
     root = _existing(path)
-    files = ImageFiles(root, _find(root), class_conditional=class_conditional)
+    files = ImageFiles(root, find_images(root), class_conditional=class_conditional)
+    if files.class_names and SPLITS.issuperset(map(str.lower, files.class_names)):
+        names = ", ".join(map(repr, files.class_names))
+        logging.warning(
+            "The classes of %s are its folders %s, which are usually splits of a dataset. If so, train on one of them: "
+            "config.dataset.args.path=%s.",
+            *(root, names, root / files.class_names[0]),
+        )
     return open_encoded(files, Transform(image_size, crop, resize, upright=True), on_error=on_error)
 
 
@@ -72,14 +82,15 @@ class ImageFiles:
             others = Counter(file.suffix.lower() for file in files)
             found = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common()) or "none"
             raise InputError(
-                f"No image in {str(root)!r}: it must have PNG, JPEG, WebP or BMP files in it or in its sub-folders "
-                f"(other images found: {found})."
+                f"No image in {str(root)!r}: it must have PNG, JPEG, WebP, BMP, GIF or TIFF files in it or in its "
+                f"subfolders (other images found: {found})."
             )
         self._root, self._files = root, files
         self.title = root.name or "images"
         classes = sorted({self._class(file) for file in files}) if class_conditional else []
         self.num_classes = max(1, len(classes))
-        self.class_names = tuple(classes) or None
+        # A folder's name may have bytes that are no text, which could not be written down.
+        self.class_names = tuple(os.fsencode(name).decode(errors="replace") for name in classes) or None
         self._numbers = {name: number for number, name in enumerate(classes)}
         identities = [self._identity(file) for file in files]
         self.key = {"files": _hash(identities), "classes": classes}
@@ -104,17 +115,17 @@ class ImageFiles:
         return file.read_bytes(), self._numbers[self._class(file)] if self._numbers else 0
 
     def _class(self, file: Path) -> str:
-        folder, *inside = file.relative_to(self._root).parts
-        if not inside:
+        parts = file.relative_to(self._root).parts
+        if len(parts) < 2:
             raise InputError(
                 f"{str(file)!r} has no class: with config.dataset.args.class_conditional=True every image must be in a "
                 f"sub-folder of {str(self._root)!r}, which is its class."
             )
-        return folder
+        return parts[0]
 
     def _identity(self, file: Path) -> list[Any]:
         try:
-            status = file.stat()
+            status = retry(file.stat, file)
         except OSError:
             return [str(file.relative_to(self._root))]
         times = status.st_mtime_ns, status.st_ctime_ns  # copying may set the first, and nothing sets the second
@@ -129,35 +140,75 @@ def _existing(path: str | None) -> Path:
     if not path:
         raise InputError("config.dataset.args.path is missing: give the folder of your images.")
     root = Path(path).expanduser()
-    if not root.is_dir():
-        raise InputError(f"config.dataset.args.path={str(path)!r} is not a folder.")
-    return root
+    try:
+        if stat.S_ISDIR(retry(root.stat, root).st_mode):
+            return root
+    except OSError:
+        pass
+    raise InputError(f"config.dataset.args.path={str(path)!r} is not a folder.")
 
 
-def _find(root: Path) -> list[Path]:
-    """Everything in a folder that is called as images are, and folders that cannot be searched, in order."""
-    seen, found = set(), []
-    walk = os.walk(root, followlinks=True, onerror=lambda error: found.append(Path(error.filename)))
-    for folder, folders, files in walk:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link in a circle
-            folders.clear()
+def find_images(root: Path) -> list[Path]:
+    """The files in a folder and its subfolders that are named as images are, in the order of their paths.
+
+    See `find_files`. Those of `OTHER_SUFFIXES`, which cannot be read, are among them.
+    """
+    return find_files(root, SUFFIXES + OTHER_SUFFIXES)
+
+
+def find_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and its subfolders whose names end in one of these, in the order of their paths.
+
+    Links are followed to files and folders; a folder that is reached twice, as by a link in a circle, is searched once.
+    Hidden files and folders are left out: their names start with a dot. Folders that are named as such files are, or
+    cannot be searched, are among the result: reading them says what is wrong.
+
+    Raises:
+      RunError: if the machine or its storage fails again and again.
+    """
+
+    def find() -> list[Path]:
+        found: list[Path] = []
+        for _, entries in _walk(root, found.append):
+            found += [Path(entry.path) for entry in entries if entry.name.lower().endswith(suffixes)]
+        return sorted(found)
+
+    return retry(find, root)
+
+
+def _walk(root: Path, unsearchable: Callable[[Path], Any]) -> Iterator[tuple[Path, list[os.DirEntry]]]:
+    """Each folder from the root on, with what is in it; transient errors are raised."""
+    seen, folders = set(), [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = folder.stat()
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            if is_transient(error):
+                raise
+            unsearchable(folder)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        named = [*files, *(name for name in folders if name.lower().endswith(SUFFIXES))]
-        found += [
-            Path(folder, name)
-            for name in named
-            if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(found)
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            entries.sort(key=lambda entry: entry.name)
+            folders += [Path(entry.path) for entry in reversed(entries) if _is_folder(entry)]
+            yield folder, entries
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # such as a link to itself
+        if is_transient(error):
+            raise
+        return False
 
 
 def _find_below(root: Path, name: str) -> list[Path]:
-    """What `_find` finds in the outermost folder of this name."""
-    folders = [Path(folder) for folder, _, _ in os.walk(root) if Path(folder).name == name]
-    found = _find(min(folders, key=lambda folder: len(folder.parts))) if folders else []
+    """The images in the outermost folder of this name."""
+    folders = retry(lambda: [folder for folder, _ in _walk(root, lambda _: None) if folder.name == name], root)
+    found = find_images(min(folders, key=lambda folder: len(folder.parts))) if folders else []
     if not found:
         raise InputError(
             f"No images in a folder {name!r} in {str(root)!r}: Stanford Cars has cars_train and cars_test."

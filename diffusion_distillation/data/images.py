@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import io
+import re
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, is_transient
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # of Pillow
 
 
 class BrokenImageError(ValueError):
@@ -59,28 +61,50 @@ class Transform:
 
 
 def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image.Image:
-    """Decodes a PNG, JPEG, WebP or BMP file to an RGB image, or a grey one.
+    """Decodes a PNG, JPEG, WebP, BMP, GIF or TIFF file to an RGB image, or a gray one.
 
-    Palettes, grey, CMYK and 16 bits are converted; transparency is laid over white.
+    Palettes, gray, CMYK and 16 bits are converted; transparency is laid over white. Of animations and files of several
+    pages the first one is decoded.
 
     Raises:
-      BrokenImageError: if the bytes are no such file, are cut off, hold an animation, or ask for more memory than
+      BrokenImageError: if the bytes are no such file, are cut off, have pixels of 32 bits, or ask for more memory than
         Pillow's limit of 179 million pixels.
+      MemoryError: if there is no memory to decode it.
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second picture
-            raise BrokenImageError(f"it is an animation of {image.n_frames} frames")
         image.load()
+        image = _in_8_bits(image, encoded)
         if upright:
             image = ImageOps.exif_transpose(image)
-        return _convert(image, "L" if grey else "RGB")
+        return _over_white(image).convert("L" if grey else "RGB")
     except BrokenImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise BrokenImageError("it is empty" if not encoded else "it is not a PNG, JPEG, WebP or BMP file") from None
+        what = "it is empty" if not encoded else "it is not a PNG, JPEG, WebP, BMP, GIF or TIFF file"
+        raise BrokenImageError(what) from None
     except Exception as error:  # Pillow's decoders raise almost anything at damaged data
+        if is_transient(error):
+            raise
+        if re.search(r"out of memory|error -9$", str(error)):  # Pillow's codecs say so by an OSError
+            raise MemoryError(str(error)) from error
         raise BrokenImageError(str(error) or type(error).__name__) from error
+
+
+def has_color(encoded: bytes) -> bool:
+    """Whether an image has a pixel that is not gray. Only files that may have one are decoded.
+
+    Raises:
+      BrokenImageError: see `decode`.
+    """
+    try:
+        if Image.open(io.BytesIO(encoded), formats=FORMATS).mode in GRAY_MODES:
+            return False
+    except Exception as error:
+        if is_transient(error):
+            raise  # any other error is raised again by `decode`, which words it
+    image = np.asarray(decode(encoded))
+    return bool((image != image[..., :1]).any())
 
 
 def central_square(image: Image.Image) -> Image.Image:
@@ -109,11 +133,29 @@ def area_weights(length: int, size: int) -> Float32[np.ndarray, "size length"]:
     return (np.maximum(shared, 0) * size / length).astype(np.float32)
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16 bits a pixel, grey
+def _in_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
+    """A loaded image in 8 bits, with what the file says of transparency in 8 bits too."""
+    transparent = image.info.get("transparency")
+    if image.format == "TIFF" and image.mode in ("I", "F"):
+        raise BrokenImageError("its pixels have 32 bits, whose range is unknown; save it in 8 or 16 bits")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16 bits per pixel, gray
         values = np.asarray(image).astype(np.float32)
         image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+        if transparent is not None:
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    elif image.format == "PNG" and transparent is not None:  # Pillow leaves it in as many bits as the file has
+        bits = encoded[24]
+        if image.mode == "L":
+            image.info["transparency"] = transparent * 255 // (2**bits - 1)
+        elif image.mode == "RGB":
+            image.info["transparency"] = tuple(value >> bits - 8 for value in transparent)
+    elif image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        image.putalpha(255)  # the fourth byte is padding: many programs leave it at 0
+    return image
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

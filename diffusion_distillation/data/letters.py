@@ -1,13 +1,16 @@
 """Coloured letters, drawn as many as asked for, in typefaces that come with matplotlib or of a folder of one's own."""
 
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
+from ..files import retry
 from .cache import cached_source
+from .folder import find_files
 from .source import ArraySource
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -37,7 +40,7 @@ def letters(
       num_images: how many; as many of each letter, if 26 divides it.
       image_size: their side in pixels, 8 to 256.
       class_conditional: whether the 26 letters are classes.
-      fonts: a folder of .ttf and .otf files to draw with, sub-folders and all, in place of the 22.
+      fonts: a folder of .ttf and .otf files to draw with, in place of the 22; see `folder.find_files`.
 
     Raises:
       InputError: for a number or a size out of range, or a folder without a typeface that has these letters.
@@ -48,7 +51,7 @@ def letters(
         raise InputError(f"config.dataset.args.image_size={image_size} must be from 8 to 256.")
     files = _of_matplotlib() if fonts is None else _of_folder(fonts)
     key = {"version": 2, "num_images": num_images, "image_size": image_size}
-    key["fonts"] = [[file.name, file.stat().st_size] for file in files]
+    key["fonts"] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     make = functools.partial(_draw, num_images, image_size, files)
     return cached_source("letters", key, make, ALPHABET if class_conditional else None)
 
@@ -60,8 +63,7 @@ def _of_matplotlib() -> list[Path]:
 
 
 def _of_folder(fonts: str) -> list[Path]:
-    files = sorted(path for path in Path(fonts).rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
-    files = [file for file in files if _has_letters(file)]
+    files = [file for file in find_files(Path(fonts).expanduser(), (".ttf", ".otf")) if _has_letters(file)]
     if not files:
         raise InputError(
             f"config.dataset.args.fonts={fonts!r} has no .ttf or .otf file with the letters A to Z; /usr/share/fonts "
@@ -73,7 +75,7 @@ def _of_folder(fonts: str) -> list[Path]:
 def _has_letters(file: Path) -> bool:
     """Whether the 26 letters can be drawn, and are not all the box that stands for what a typeface does not have."""
     try:
-        font = ImageFont.truetype(str(file), 16)
+        font = ImageFont.truetype(io.BytesIO(retry(file.read_bytes, file)), 16)
         masks = {bytes(font.getmask(letter, mode="L")) for letter in ALPHABET}
     except (OSError, ValueError):
         return False

@@ -18,7 +18,7 @@ class Source(Protocol):
     a string that changes when the content does; see `data.fingerprint`.
 
     Attributes:
-      image_shape: (height, width, channels).
+      image_shape: (height, width, channels), with 3 channels, or 1 for gray images.
       num_classes: 1 if the labels are not to be used.
     """
 
@@ -43,6 +43,8 @@ def what_is_wrong(source: Any) -> str | None:
     shape, num_classes = source.image_shape, source.num_classes
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(_is_count(size) for size in shape)):
         return f"image_shape={shape!r} is no tuple of integers (height, width, channels)"
+    if shape[2] not in (1, 3):
+        return f"image_shape={shape!r} has {shape[2]} channels, not 3, or 1 for gray images"
     if not _is_count(num_classes):
         return f"num_classes={num_classes!r} is no integer from 1 on (1 where labels are not to be used)"
     if len(source) < 1:
@@ -62,6 +64,11 @@ def what_is_wrong(source: Any) -> str | None:
         return f"two labels are {label.dtype} of shape {label.shape}, not integers of shape (2,)"
     if num_classes > 1 and not all(0 <= number < num_classes for number in label):
         return f"labels {label.tolist()} are not all among 0 to {num_classes - 1}, as num_classes={num_classes} says"
+    names = getattr(source, "class_names", None)
+    if names is not None and not (
+        isinstance(names, tuple) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    ):
+        return f"class_names={names!r} is no tuple of {num_classes} strings, and not None"
     return None
 
 

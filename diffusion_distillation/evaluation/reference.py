@@ -3,10 +3,13 @@
 Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM (which have images, `arr_0`, too).
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,11 +18,12 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ..data import ArraySource, Source, fingerprint, read_examples
+from ..data.batches import read_ahead
 from ..data.cache import cached
-from ..data.folder import SUFFIXES
-from ..data.images import BrokenImageError, decode
+from ..data.folder import SUFFIXES, find_images
+from ..data.images import BrokenImageError, decode, has_color
 from ..errors import InputError
-from ..files import as_path, content_of, is_remote, save_whole
+from ..files import as_path, content_of, is_remote, retry, save_whole
 from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe
@@ -47,53 +51,90 @@ class Reference(NamedTuple):
 
 
 class Pictures:
-    """The images in a folder and its sub-folders, in their own size, in the order of their paths: a `Source`.
+    """The images in a folder and its subfolders, in their own size, in the order of their paths: a `Source`.
 
-    They are read as `data.images.decode` reads them: 8 bits, upright, no transparency. If all are grey they have one
-    channel.
+    They are found as `data.folder.find_images` finds them, and read as `data.images.decode` reads them: 8 bits,
+    upright, no transparency. If all of them are gray they have one channel.
 
     Raises:
-      InputError: for a folder without images; and, once it is read, for one that is broken or not of the first's shape.
+      InputError: for a folder without images, or with a broken one; and, once it is read, for one that is not of the
+        first's size.
+      RunError: if the machine or its storage fails again and again.
     """
 
     num_classes = 1
 
     def __init__(self, folder: Path):
-        found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        self.files = sorted(file for file in found if not file.name.startswith("."))
+        found = find_images(folder)
+        self.files = [file for file in found if file.suffix.lower() in SUFFIXES]
         if not self.files:
             raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
-        self._grey = _is_grey(self._read(self.files[0]))
-        self.image_shape = self[np.array([0])]["image"].shape[1:]
+        if others := Counter(file.suffix for file in found if file.suffix.lower() not in SUFFIXES):
+            counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
+            logging.warning("%s: left out, as their format is not read: %s", folder, counts)
+        of_any = read_ahead(lambda number: self._read(number, has_color), range(len(self.files)))
+        self.image_shape = (*self._read(0, _pixels).shape[:2], 3 if any(of_any) else 1)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        images = [self._read(self.files[index]) for index in indices]
-        shape = getattr(self, "image_shape", (*images[0].shape[:2], 1 if self._grey else 3))
+        images, shape = [self._read(index, _pixels) for index in indices.tolist()], self.image_shape
         for index, image in zip(indices, images, strict=True):
             if image.shape[:2] != shape[:2]:
                 raise InputError(
                     f"{str(self.files[index])!r} is of {image.shape[0]}x{image.shape[1]} pixels, and "
                     f"{str(self.files[0])!r} of {shape[0]}x{shape[1]}: give images of one size."
                 )
-            if self._grey and not _is_grey(image):
-                raise InputError(
-                    f"{str(self.files[index])!r} is in colour, and {str(self.files[0])!r} is grey: give images of one "
-                    "kind."
-                )
         return {"image": np.stack(images)[..., : shape[2]], "label": np.zeros(len(images), np.int32)}
 
-    def _read(self, file: Path) -> np.ndarray:
+    def _read(self, index: int, read: Callable[[bytes], Any]) -> Any:
+        file = self.files[index]
         try:
-            return np.asarray(decode(file.read_bytes()))
+            return retry(lambda: read(file.read_bytes()), file)
         except (OSError, BrokenImageError) as error:
-            raise InputError(f"{str(file)!r} is no image that can be read ({error}).") from None
+            raise InputError(f"{str(file)!r} cannot be read as an image ({error}).") from None
 
 
-def _is_grey(image: np.ndarray) -> bool:
-    return bool((image == image[..., :1]).all())
+def _pixels(encoded: bytes) -> np.ndarray:
+    return np.asarray(decode(encoded))
+
+
+class InChannels:
+    """A source's images with as many channels as those that they are compared with: a `Source`.
+
+    Args:
+      source: gray images, of 1 channel or of 3 equal ones.
+      channels: 1 or 3.
+    """
+
+    num_classes = 1
+
+    def __init__(self, source: Source, channels: int):
+        self._source = source
+        self.image_shape = (*source.image_shape[:2], channels)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        examples = self._source[indices]
+        return {**examples, "image": np.repeat(examples["image"][..., :1], self.image_shape[2], axis=-1)}
+
+
+def in_channels(reference: Reference, channels: int) -> Reference:
+    """A reference for images of 1 or 3 channels, if it can be: gray images serve for both, images in color do not."""
+    images = reference.images
+    if images is None or images.image_shape[2] == channels or (channels == 1 and _has_color(images)):
+        return reference
+    return reference._replace(images=InChannels(images, channels))
+
+
+def _has_color(source: Source) -> bool:
+    if isinstance(source, Pictures):  # which has 3 channels only if it has
+        return source.image_shape[2] == 3
+    read = (examples["image"] for examples in read_examples(source, np.arange(len(source))))
+    return any((images != images[..., :1]).any() for images in read)
 
 
 def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
@@ -102,25 +143,26 @@ def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
 
 
 def of_path(path: epath.PathLike) -> Reference:
-    """A folder of images, or an .npz with uint8 `images` or `arr_0`, with `mu` and `sigma`, or with both.
+    """A folder of images, an .npy of uint8 images, or an .npz: `images` or `arr_0`, `mu` and `sigma`, or both.
 
     Raises:
       InputError: if it is not there or holds something else.
     """
     path = as_path(path)
     if is_remote(path) and path.is_dir():
-        raise InputError(f"{str(path)!r}: a folder of images must be a local one; copy it, or give an .npz.")
+        raise InputError(f"{str(path)!r}: a folder of images must be a local one; copy it, or give an .npz or an .npy.")
     if path.is_dir():
         pictures = Pictures(Path(path))
         return Reference(pictures, None, None, str(path), content_of(pictures.files))
     if not path.exists():
-        raise InputError(f"There is no {str(path)!r}: give a folder of images or an .npz.")
+        raise InputError(f"There is no {str(path)!r}: give a folder of images, an .npz or an .npy.")
     try:
-        with np.load(path.open("rb"), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "arr_0", "mu", "sigma", "features") if name in file.files}
-            there = sorted(file.files)
-    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as an .npz ({error}).") from None
+        loaded = np.load(path.open("rb"), allow_pickle=False)
+        with contextlib.nullcontext({"images": loaded}) if isinstance(loaded, np.ndarray) else loaded as file:
+            arrays = {name: file[name] for name in ("images", "arr_0", "mu", "sigma", "features") if name in file}
+            there = sorted(file)
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as an .npz or an .npy ({error}).") from None
     images, published = arrays.get("images", arrays.get("arr_0")), None
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3)):
         raise InputError(

@@ -16,6 +16,7 @@ from ..sampling import SAMPLER_TITLES
 from ..version import __version__
 
 NAME = "README.md"
+NAMED_CLASSES = 20  # whose names a card has
 MONTHS_READ = 6  # that JAX promises to read a file of jax.export for
 
 
@@ -46,7 +47,7 @@ def text(
         "dataset": config.dataset.name,
         "kind": kind,
         "shape": f"{height} x {width} pixels, {channels} {'channel' if channels == 1 else 'channels'}",
-        "classes": "none" if metadata.num_classes == 1 else f"{metadata.num_classes}, 0 to {metadata.num_classes - 1}",
+        "classes": _classes(metadata),
         "steps": f"{own}" if metadata.num_steps else f"{own} by default, any number works",
         "updates": f"{metadata.step:,}",
         "sampler": SAMPLER_TITLES[options.sampler or config.sampler],
@@ -184,3 +185,12 @@ images = from_checkpoint("this/folder").sample(jax.random.key(0), 64)
 ```
 """,
 }
+
+
+def _classes(metadata: Metadata) -> str:
+    """How many classes there are, their numbers, and the first names."""
+    count, names = metadata.num_classes, metadata.class_names or ()
+    if count == 1:
+        return "none"
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NAMED_CLASSES]))
+    return f"{count}, 0 to {count - 1}" + (f" ({named}{', ...' if count > NAMED_CLASSES else ''})" if named else "")

@@ -122,7 +122,8 @@ def prepare(
         check_batch_size(config.train, mesh)
     network = make_network(config.model, source.image_shape, source.num_classes)
     num_steps = int(teacher.rung.num_steps) if teacher else 0
-    metadata = Metadata(config, source.image_shape, source.num_classes, num_steps)
+    names = getattr(source, "class_names", None)
+    metadata = Metadata(config, source.image_shape, source.num_classes, num_steps, class_names=names)
     initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
     return Prepared(metadata, network, mesh, initial)
 

@@ -1,6 +1,8 @@
 """Pixels against float64 oracles, and every kind of file that a folder may hold."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -122,6 +124,12 @@ KINDS = {
     "palette": encode(COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)),
     "palette webp": encode(COLOUR.convert("RGB"), "WEBP", lossless=True),
     "opaque alpha": encode(COLOUR.convert("RGBA")),
+    "gif": encode(COLOUR, "GIF"),
+    "tiff": encode(COLOUR, "TIFF", compression="tiff_lzw"),
+    **{
+        f"animated {format.lower()}": encode(COLOUR, format, save_all=True, append_images=[GREY.convert("RGB")])
+        for format in ("GIF", "PNG", "WEBP", "TIFF")
+    },
 }
 GREYS = {
     "grey png": encode(GREY),
@@ -129,6 +137,8 @@ GREYS = {
     "16 bit": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
     "grey alpha": encode(GREY.convert("LA")),
     "grey bmp": encode(GREY, "BMP"),
+    "grey gif": encode(GREY, "GIF"),
+    "16 bit tiff": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "TIFF"),
 }
 
 
@@ -164,6 +174,67 @@ def test_transparency_is_laid_over_white():
         np.testing.assert_array_equal(image[10:], 255)
 
 
+def png(bits, color_type, row, transparent):
+    """A PNG of one row of pixels, one of which counts as transparent."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, color_type, 0, 0, 0)
+    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(bytes(1) + row), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items())
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (png(1, 0, bytes([0b01000000]), struct.pack(">H", 1)), [0, 0, 0]),
+        (png(2, 0, bytes([0b01100000]), struct.pack(">H", 2)), [85, 85, 85]),
+        (png(4, 0, bytes([0x3A]), struct.pack(">H", 10)), [51, 51, 51]),
+        (png(8, 0, bytes([3, 10]), struct.pack(">H", 10)), [3, 3, 3]),
+        (png(16, 0, struct.pack(">2H", 0x8001, 0x8000), struct.pack(">H", 0x8000)), [128, 128, 128]),
+        (png(8, 2, bytes([1, 2, 3, 4, 5, 6]), struct.pack(">3H", 4, 5, 6)), [1, 2, 3]),
+        (
+            png(
+                16,
+                2,
+                struct.pack(">6H", 256, 512, 768, 0x80FF, 0x8001, 0x8002),
+                struct.pack(">3H", 0x80FF, 0x8001, 0x8002),
+            ),
+            [1, 2, 3],
+        ),
+    ],
+    ids=["1 bit", "2 bits", "4 bits", "8 bits", "16 bits", "RGB", "RGB of 16 bits"],
+)
+def test_a_transparent_color_in_as_many_bits_as_the_file_has(encoded, expected):
+    assert np.asarray(decode(encoded)).tolist() == [[expected, [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("alpha", [0, 128])
+def test_a_bitmap_whose_fourth_byte_is_0_is_opaque(alpha):
+    pixels = bytes([1, 2, 3, 0, 4, 5, 6, alpha])
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 0, 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(52)
+    encoded = b"BM" + struct.pack("<IHHI", 14 + 108 + 8, 0, 0, 14 + 108) + header + pixels
+    expected = [[3, 2, 1], [6, 5, 4]] if alpha == 0 else [[255, 255, 255], [130, 130, 129]]
+    np.testing.assert_allclose(np.asarray(decode(encoded))[0], expected, atol=1)
+
+
+def test_pixels_of_32_bits_are_refused():
+    with pytest.raises(BrokenImageError, match="its pixels have 32 bits, whose range is unknown"):
+        decode(encode(Image.new("F", (2, 2), 0.5), "TIFF"))
+
+
+@pytest.mark.parametrize("error", [MemoryError, lambda: OSError("out of memory when reading image file")])
+def test_no_memory_is_not_damage(monkeypatch, error):
+    def load(*_):
+        raise error()
+
+    monkeypatch.setattr(Image.Image, "convert", load)
+    with pytest.raises(MemoryError):
+        decode(KINDS["png"])
+
+
 def test_published_preprocessing_does_not_turn():
     turned = np.asarray(decode(KINDS["turned jpeg"], upright=False)).astype(int)
     assert np.abs(turned - HALVES[::-1, ::-1])[:, :10].max() <= 12
@@ -172,7 +243,7 @@ def test_published_preprocessing_does_not_turn():
 def test_broken_images_say_why():
     for encoded, message in {
         b"": "it is empty",
-        b"<html>not found</html>": "not a PNG, JPEG, WebP or BMP file",
+        b"<html>not found</html>": "not a PNG, JPEG, WebP, BMP, GIF or TIFF file",
         KINDS["jpeg"][:-100]: "truncated",
     }.items():
         with pytest.raises(BrokenImageError, match=message):

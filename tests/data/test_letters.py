@@ -54,7 +54,7 @@ def test_typefaces_of_ones_own(tmp_path):
     (tmp_path / "broken.otf").write_text("no typeface")
     own = load_source("letters", num_images=26, image_size=8, fonts=str(tmp_path))[np.arange(26)]
     assert own["image"].std() > 10
-    (tmp_path / f"{TYPEFACES[0]}.ttf").unlink()
+    (tmp_path / f"{TYPEFACES[0]}.ttf").rename(tmp_path / ".hidden.ttf")
     (tmp_path / "cmsy10.ttf").unlink()
     with pytest.raises(ValueError, match=r"has no \.ttf or \.otf file with the letters A to Z; /usr/share/fonts"):
         load_source("letters", fonts=str(tmp_path))
