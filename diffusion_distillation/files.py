@@ -65,7 +65,7 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
             stat = epath.Path(file).stat()
             return f"{os.fspath(file)} {stat.length} {stat.mtime}"
         stat = os.stat(file)
-        return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # copies may keep the first
 
     return hashlib.sha256("\n".join(map(line, files)).encode()).hexdigest()[:16]
 
