@@ -3,7 +3,6 @@
 import errno
 import functools
 import hashlib
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ from .checkpoints import Metadata
 from .data import Source, load_source
 from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
-from .files import absolute, as_path
+from .files import absolute, as_path, read_json
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -70,7 +69,7 @@ class ProcessFlags:
 def dtype_of(checkpoint: epath.PathLike) -> str:
     """The type that a run's activations are in, as its config.json says; that can be read before JAX starts."""
     try:
-        return json.loads((as_path(checkpoint) / "config.json").read_text())["model"]["dtype"]
+        return read_json(as_path(checkpoint) / "config.json")["model"]["dtype"]
     except (OSError, ValueError, TypeError, KeyError):
         return "float32"
 

@@ -23,6 +23,7 @@ from .errors import InputError, did_you_mean
 from .losses import WEIGHT_TYPES
 from .methods import make_method
 from .model import eval_schedule, train_schedule
+from .registry import trust
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 from .unet import LOGSNR_INPUT_TYPES, check_guidance_range
@@ -292,6 +293,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
     given = config.to_dict()
+    trust(given)
     resolved = ConfigDict(_fill(_fields_of(given), given, ""))
     _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):

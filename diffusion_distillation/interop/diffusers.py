@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from ..checkpoints import Metadata, abstract_params
 from ..config import resolve
 from ..errors import InputError
-from ..files import write_whole
+from ..files import read_json, write_whole
 from ..model import eval_schedule, make_network
 from ..shapes import Params
 from ..unet import UNet
-from .archive import read_json, read_safetensors
+from .archive import read_metadata, read_safetensors
 from .published import fit
 
 PIPELINE, UNET, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -372,11 +372,7 @@ def _count(value: Any, name: str, origin: str, kind: str = "a positive integer",
 
 def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Params, Metadata]:
     """A model that we wrote. Its table of times is computed again from log-SNR."""
-    values = read_json(folder / OURS)
-    try:
-        metadata = Metadata.from_json(values, int(values["step"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(folder / OURS)!r} is not what we wrote ({error!r}).") from None
+    metadata = read_metadata(folder / OURS)
     table = arrays.pop("time_proj.weight", np.zeros((0, 0)))
     network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
     if table.ndim != 2 or table.shape != (len(table), network.ch) or not len(table):

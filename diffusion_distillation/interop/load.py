@@ -37,9 +37,9 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     Raises:
       InputError: if there is nothing there that can be read, with what was found, or it does not fit the config.
     """
-    given, path = path, place(path)
+    path = place(path)
     if archive.is_archive(path):
-        return archive.read(path, trusted=not is_url(given))
+        return archive.read(path)
     if diffusers.is_diffusers(path):
         return diffusers.read(path)
     if path.is_file():
