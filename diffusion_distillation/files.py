@@ -129,7 +129,7 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
         stat = os.stat(file)
         return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns}"
 
-    return hashlib.sha256("\n".join(map(line, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(map(line, files)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def retry(read: Callable[[], Any], what: object) -> Any:

@@ -30,8 +30,8 @@ def is_url(path: epath.PathLike) -> bool:
 def local_copy(url: str) -> Path:
     """A copy of the file or folder at a URL, in the cache; of a folder, its JSON, safetensors and msgpack files.
 
-    A download that was cut off resumes where it was, if what is at the URL is known to be the same as before; if not, it
-    starts again. The copy takes its place once all its files are complete, and is not looked at again.
+    A download that was cut off resumes if the server says that the files are the same as before, and starts again if
+    not. The copy takes its place once all its files are complete, and is not looked at again.
 
     Raises:
       InputError: if there is nothing there, it cannot be reached or read, or it changes meanwhile.
