@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from . import multihost
 from .config import resolve
 from .errors import TRANSIENT, InputError, RunError
-from .files import absolute, as_path, is_foreign, parse_json
+from .files import absolute, as_path, below, is_foreign, parse_json
 from .model import init_params, make_network
 from .registry import check_foreign
 from .shapes import Params
@@ -111,9 +111,7 @@ class Checkpoints:
         _check_name(self._folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
-            for path in sorted(_children(self._folder)):
-                if ".orbax-checkpoint-tmp" not in path.name:
-                    continue
+            for path in (path for path in below(self._folder, "") if ".orbax-checkpoint-tmp" in path.name):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
                 with contextlib.suppress(OSError):
                     path.rmtree()
@@ -221,10 +219,6 @@ def _check_opens(checkpoint: epath.Path) -> None:
         raise ValueError(f"{checkpoint.name} lacks {min(missing)}")
 
 
-def _children(folder: epath.Path) -> list[epath.Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
 def _with_arrays(state: State) -> dict[str, Any]:
     """The fields of a state that hold arrays. What is None is not written down: states may get such fields later."""
     return {name: value for name, value in state._asdict().items() if jax.tree.leaves(value)}
@@ -299,8 +293,8 @@ def restore_from(path: epath.PathLike, like: State) -> State:
 
 def newest_step(run: epath.Path) -> int | None:
     """The updates done by the newest finished checkpoint in a run's folder; None if there is none."""
-    folder = run / "checkpoints"
-    return max((int(child.name) for child in _children(folder) if child.name.isdigit()), default=None)
+    names = [path.name for path in below(run, "checkpoints", "")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _steps_of_another(run: epath.Path) -> Sequence[int]:
@@ -528,7 +522,7 @@ def _what_is_there(path: epath.Path) -> str:
         )
     if not path.is_dir():
         return "it is a file. Give the folder of a run."
-    students = sorted(child.name for child in path.iterdir() if child.name.startswith("steps_") and child.is_dir())
+    students = [student.name for student in below(path, "steps_") if student.is_dir()]
     if students:
         return f"it holds the students of a ladder. Choose one of {', '.join(students)} in it."
     found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"

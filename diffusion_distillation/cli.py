@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import io
 import os
 import re
 import sys
@@ -239,6 +240,8 @@ def run(main: Callable[[], None]) -> None:
 
     def checked(argv: list[str]) -> None:
         _quieten_libraries()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 may be printed
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
             with exit_on_signals():

@@ -67,6 +67,18 @@ def cache_folder() -> Path:
     return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
+def below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
+    """The paths below a folder whose names start with these, one for each level.
+
+    `epath`'s glob takes the folder's own name for a pattern too, such as 'runs/a[1]'.
+    """
+    paths = [folder]
+    for prefix in prefixes:
+        inside = (child for path in paths if path.is_dir() for child in path.iterdir())
+        paths = [child for child in inside if child.name.startswith(prefix)]
+    return sorted(paths)
+
+
 def downloads_folder() -> Path:
     """Where copies of what is at URLs are kept."""
     return cache_folder() / "downloads"

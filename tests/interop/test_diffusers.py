@@ -120,6 +120,14 @@ def test_weights_in_several_files(tmp_path):
         interop.load(tmp_path)
 
 
+def test_it_is_evaluated(tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8))
+    flags = [f"--checkpoint={written(tmp_path / 'theirs')}", f"--reference={tmp_path}/reference.npz", "--num_steps=2"]
+    call("evaluate", *flags, "--num_samples=8", "--metrics=fid", f"--out={tmp_path}/evaluation.json")
+    [row] = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert row["num_steps"] == 2 and np.isfinite(row["metrics"]["fid"])
+
+
 def test_older_names_of_attention(tmp_path):
     params, _ = interop.load(written(tmp_path))
     arrays = safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS)
