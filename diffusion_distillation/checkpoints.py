@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from . import multihost
 from .config import resolve
 from .errors import TRANSIENT, InputError, RunError
-from .files import absolute, as_path, below, is_foreign, parse_json
+from .files import absolute, as_path, below, parse_json
 from .model import init_params, make_network
 from .registry import check_foreign
 from .shapes import Params
@@ -81,8 +81,7 @@ class Metadata:
           InputError: if the origin is foreign and the config names code.
           ValueError: for names of classes that are not one string per class.
         """
-        if is_foreign(origin):
-            check_foreign(values["config"], str(origin))
+        check_foreign(values["config"], origin)
         names = values.get("class_names")
         if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
             raise ValueError("class_names are not one string per class")

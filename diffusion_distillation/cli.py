@@ -202,6 +202,7 @@ RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
 
 class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
+        path = os.path.expanduser(path)
         if not Path(path).is_file():
             close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
             raise ValueError(f"there is no such file; ours are in configs/.{close if 'mean' in close else ''}")

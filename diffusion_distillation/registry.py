@@ -1,7 +1,7 @@
 """What a config names: an entry of ours, or a function of the user's own as 'package.module:function'.
 
 A config that others may have written must not name code: it would be imported and called. `check_foreign` refuses such
-a config as it is read; a function that a config of the user's own names in this process is the user's.
+a config as it is read. A function that a config of the user's own names in this process is the user's.
 """
 
 import importlib
@@ -13,7 +13,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
 from .errors import InputError, did_you_mean
+from .files import is_foreign
 
 _of_the_user: set[str] = set()  # names of code in configs that the user gave, in this process
 
@@ -99,18 +102,22 @@ def trust(values: Any) -> None:
     _of_the_user.update(_code_in(values))
 
 
-def check_foreign(values: Any, origin: str) -> None:
+def check_foreign(values: Any, origin: epath.Path) -> None:
     """Raise an InputError if a config that others may have written names code that no config of the user's does.
+
+    Every config that is read from JSON goes through here before it is resolved.
 
     Args:
       values: the config, as JSON has it; strings are looked at wherever they stand, in `args` too.
-      origin: where the config is, for the message.
+      origin: the file of the config; a local one that was not downloaded is the user's.
     """
+    if not is_foreign(origin):
+        return
     for name in _code_in(values):
         if name not in _of_the_user:
             raise InputError(
-                f"{origin!r} names code to run, {name!r}, and others may have written it. Look at that code and, if "
-                "you trust it, copy the folder to this machine and give the path of the copy."
+                f"{str(origin)!r} names code to run, {name!r}, and others may have written it. Look at that code "
+                "and, if you trust it, copy the folder to this machine and give the path of the copy."
             )
 
 

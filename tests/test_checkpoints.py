@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import checkpoints as ckpt
@@ -30,6 +31,7 @@ from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import init_state
 
 SHAPE = (8, 8, 1)
+ORIGIN = epath.Path("metadata")  # a local file
 
 
 def make_run(**train):
@@ -305,12 +307,12 @@ def test_class_names_are_kept_and_need_not_be_there(tmp_path):
     metadata, _ = make_run()
     named = dataclasses.replace(metadata, num_classes=2, class_names=("cats", "dogs"))
     values = json.loads(json.dumps(named.to_json()))
-    assert Metadata.from_json(values, 0).class_names == ("cats", "dogs")
+    assert Metadata.from_json(values, 0, ORIGIN).class_names == ("cats", "dogs")
     assert "class_names" not in metadata.to_json()
-    assert Metadata.from_json(metadata.to_json(), 0).class_names is None
+    assert Metadata.from_json(metadata.to_json(), 0, ORIGIN).class_names is None
     for wrong in (["cats"], [1, 2]):
         with pytest.raises(ValueError, match="class_names are not one string per class"):
-            Metadata.from_json(values | {"class_names": wrong}, 0)
+            Metadata.from_json(values | {"class_names": wrong}, 0, ORIGIN)
 
 
 def test_a_run_keeps_the_names_of_its_classes(tmp_path):

@@ -37,7 +37,7 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     Raises:
       InputError: if there is nothing there that can be read, with what was found, or it does not fit the config.
     """
-    path = place(path)
+    given, path = path, place(path)
     if archive.is_archive(path):
         return archive.read(path)
     if diffusers.is_diffusers(path):

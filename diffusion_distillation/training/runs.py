@@ -24,7 +24,7 @@ from ..checkpoints import newest_step
 from ..config import resolve
 from ..environment import describe_environment
 from ..errors import InputError
-from ..files import as_path, is_foreign, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
+from ..files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
 from ..registry import check_foreign
 from .step import averaging_decay
 
@@ -168,8 +168,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
             f"{error} If the run is of the config that you give now, delete this file and run the same "
             "command again; or else give another --workdir."
         ) from None
-    if is_foreign(path):
-        check_foreign(config, str(path))
+    check_foreign(config, path)
     try:
         return resolve(ConfigDict(config))
     except InputError as error:

@@ -393,7 +393,7 @@ def with_code(values, field, name):
 
 
 @pytest.mark.parametrize("field", FIELDS_THAT_NAME_CODE)
-@pytest.mark.parametrize("kind", ["archive", "diffusers", "run", "ladder"])
+@pytest.mark.parametrize("kind", ["archive", "diffusers", "run", "ladder", "config"])
 def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, cache, bucket, monkeypatch):
     imported = []
     monkeypatch.setattr("importlib.import_module", imported.append)
@@ -409,7 +409,7 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
         files = {diffusers.PIPELINE: {}, f"unet/{diffusers.UNET}": {}, diffusers.OURS: values}
         (folder / "unet").mkdir()
         (folder / "unet" / diffusers.WEIGHTS).write_bytes((archived / archive.WEIGHTS).read_bytes())
-    elif kind == "ladder":
+    elif kind in ("ladder", "config"):
         files = {"config.json": values["config"]}
     else:
         sealed = checkpoints._sealed(values | {"fingerprints": {}, "format_version": 1})
@@ -418,6 +418,7 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     act = {"run": lambda: interop.load(url), "ladder": lambda: read_config(as_path(url))}
+    act["config"] = lambda: cfg.load(folder / "config.json")
     with pytest.raises(InputError, match=r"names code to run, 'evil_.* others may have written it"):
         act.get(kind, lambda: interop.load(folder))()
     assert not imported
@@ -427,6 +428,6 @@ def test_code_that_the_user_names_too_is_not_refused(archived, cache):
     """Such as a network of one's own, in a bucket of one's own."""
     values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
     with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
-        registry.check_foreign(values, "gs://bucket")
+        registry.check_foreign(values, as_path("gs://bucket/config.json"))
     registry.trust({"model": {"name": "own_code_of_this_test:net"}})
-    registry.check_foreign(values, "gs://bucket")
+    registry.check_foreign(values, as_path("gs://bucket/config.json"))
