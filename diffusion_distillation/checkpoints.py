@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +22,15 @@ from ml_collections import ConfigDict
 from . import multihost
 from .config import resolve
 from .errors import TRANSIENT, InputError, RunError
-from .files import absolute, as_path
+from .files import absolute, as_path, below, parse_json
 from .model import init_params, make_network
+from .registry import check_foreign
 from .shapes import Params
 
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
+NOT_IN_PATHS = "*?[\\"  # orbax lists files by patterns of whole paths; tensorstore turns a backslash around
 # What the machine lacks that wants to read a file, or what is between them: another time or place it may be read.
 NOT_OF_THE_FILE = {*TRANSIENT, errno.EACCES, errno.EPERM}
 NOR_THESE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -71,8 +74,14 @@ class Metadata:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], step: int) -> "Metadata":
-        """The inverse of `to_json`; raises a ValueError for names that are not one string per class."""
+    def from_json(cls, values: dict[str, Any], step: int, origin: epath.Path) -> "Metadata":
+        """The inverse of `to_json`.
+
+        Raises:
+          InputError: if the origin is foreign and the config names code.
+          ValueError: for names of classes that are not one string per class.
+        """
+        check_foreign(values["config"], origin)
         names = values.get("class_names")
         if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
             raise ValueError("class_names are not one string per class")
@@ -97,16 +106,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.PathLike, keep_every: int = 0):
-        self._folder = as_path(folder) / "checkpoints"
+        self._folder = absolute(as_path(folder)) / "checkpoints"
+        _check_name(self._folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
-            for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            for path in (path for path in below(self._folder, "") if ".orbax-checkpoint-tmp" in path.name):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
                 with contextlib.suppress(OSError):
                     path.rmtree()
         multihost.wait_for_all("unfinished checkpoints are removed")
         handlers = {"state": _array_handler(), "metadata": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(absolute(self._folder), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The updates done by the newest checkpoint; None if there is none."""
@@ -171,9 +181,11 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Returns once all is written."""
+        """Wait until all is written; raises a RunError unless the newest checkpoint is there and can be opened."""
         with self._writing():
             self._manager.wait_until_finished()
+            if (step := self.latest_step()) is not None:
+                multihost.on_main(lambda: _check_opens(self._folder / str(step)))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -182,6 +194,28 @@ class Checkpoints:
         """Waits for what is being written."""
         with self._writing():
             self._manager.close()
+
+
+def _check_name(folder: epath.Path) -> None:
+    """Raises an InputError for a path that orbax or tensorstore takes for another one."""
+    name = os.fspath(folder)
+    if found := sorted({*name} & {*NOT_IN_PATHS}):
+        raise InputError(
+            f"{name!r}: checkpoints cannot be kept below a path with {' or '.join(found)}, which is read as a pattern. "
+            "Rename that folder, or give another one."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name!r}: checkpoints cannot be kept below a path that is not UTF-8.") from None
+
+
+def _check_opens(checkpoint: epath.Path) -> None:
+    """Raises an error unless a checkpoint is there, and its metadata and each of its arrays can be opened."""
+    saved = _read_metadata(checkpoint)["fingerprints"]
+    stored = _described(_array_handler().metadata(absolute(checkpoint / "state")).tree)
+    if missing := {_name(path) for path in saved} - stored.keys():
+        raise ValueError(f"{checkpoint.name} lacks {min(missing)}")
 
 
 def _with_arrays(state: State) -> dict[str, Any]:
@@ -217,7 +251,7 @@ def load(path: epath.PathLike) -> tuple[Params, Metadata]:
 
     def read(checkpoint: epath.Path) -> tuple[Any, dict[str, Any]]:
         values = _read_metadata(checkpoint)
-        metadata = Metadata.from_json(values, int(checkpoint.name))
+        metadata = Metadata.from_json(values, int(checkpoint.name), checkpoint)
         averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
         wanted = {"ema_params" if averaged else "params": abstract_params(metadata)}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -228,7 +262,7 @@ def load(path: epath.PathLike) -> tuple[Params, Metadata]:
     if found is None:
         raise InputError(f"No finished checkpoint in {str(folder)!r} yet; let the run go on until it saves one.")
     (params, values), step, _ = found
-    return next(iter(params.values())), Metadata.from_json(values, step)
+    return next(iter(params.values())), Metadata.from_json(values, step, folder)
 
 
 def digest_of(params: Params) -> str:
@@ -258,8 +292,7 @@ def restore_from(path: epath.PathLike, like: State) -> State:
 
 def newest_step(run: epath.Path) -> int | None:
     """The updates done by the newest finished checkpoint in a run's folder; None if there is none."""
-    folder = run / "checkpoints"
-    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    names = [path.name for path in below(run, "checkpoints", "")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
@@ -397,7 +430,7 @@ def _fingerprints(tree: Any) -> dict[str, int]:
 
 def _read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
     """The metadata of a checkpoint, whose seal must be right; raises a NewerFormatError for a later format."""
-    values = _checked(ocp.JsonCheckpointHandler().restore(absolute(checkpoint / "metadata")))
+    values = _checked(parse_json((checkpoint / "metadata" / "metadata").read_text()))
     if values["format_version"] > FORMAT_VERSION:
         raise NewerFormatError(
             f"{str(checkpoint)!r} has format {values['format_version']}; this version of diffusion_distillation reads "
@@ -488,7 +521,7 @@ def _what_is_there(path: epath.Path) -> str:
         )
     if not path.is_dir():
         return "it is a file. Give the folder of a run."
-    students = sorted(child.name for child in path.glob("steps_*") if child.is_dir())
+    students = [student.name for student in below(path, "steps_") if student.is_dir()]
     if students:
         return f"it holds the students of a ladder. Choose one of {', '.join(students)} in it."
     found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"

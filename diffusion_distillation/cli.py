@@ -3,7 +3,7 @@
 import errno
 import functools
 import hashlib
-import json
+import io
 import os
 import re
 import sys
@@ -26,7 +26,7 @@ from .checkpoints import Metadata
 from .data import Source, load_source
 from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
-from .files import absolute, as_path
+from .files import absolute, as_path, read_json
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -70,7 +70,7 @@ class ProcessFlags:
 def dtype_of(checkpoint: epath.PathLike) -> str:
     """The type that a run's activations are in, as its config.json says; that can be read before JAX starts."""
     try:
-        return json.loads((as_path(checkpoint) / "config.json").read_text())["model"]["dtype"]
+        return read_json(as_path(checkpoint) / "config.json")["model"]["dtype"]
     except (OSError, ValueError, TypeError, KeyError):
         return "float32"
 
@@ -202,6 +202,7 @@ RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
 
 class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
+        path = os.path.expanduser(path)
         if not Path(path).is_file():
             close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
             raise ValueError(f"there is no such file; ours are in configs/.{close if 'mean' in close else ''}")
@@ -240,6 +241,8 @@ def run(main: Callable[[], None]) -> None:
 
     def checked(argv: list[str]) -> None:
         _quieten_libraries()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 may be printed
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
             with exit_on_signals():

@@ -7,7 +7,6 @@ line.
 
 import copy
 import dataclasses
-import json
 import math
 import re
 import runpy
@@ -20,9 +19,11 @@ from ml_collections.config_dict import placeholder
 
 from .diffusion import MEAN_TYPES
 from .errors import InputError, did_you_mean
+from .files import as_path, read_json
 from .losses import WEIGHT_TYPES
 from .methods import make_method
 from .model import eval_schedule, train_schedule
+from .registry import check_foreign, trust
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 from .unet import LOGSNR_INPUT_TYPES, check_guidance_range
@@ -251,7 +252,9 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
 def load(path: str | Path) -> ConfigDict:
     """The config of a file: what its `get_config()` returns; of a run's config.json, what it holds."""
     if str(path).endswith(".json"):
-        return ConfigDict(_tuples(_without_none(json.loads(Path(path).read_text()))))
+        values = read_json(as_path(path))
+        check_foreign(values, as_path(path))
+        return ConfigDict(_tuples(_without_none(values)))
     return runpy.run_path(str(path))["get_config"]()
 
 
@@ -292,6 +295,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
     given = config.to_dict()
+    trust(given)
     resolved = ConfigDict(_fill(_fields_of(given), given, ""))
     _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):

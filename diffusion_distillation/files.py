@@ -1,9 +1,10 @@
-"""Files and folders here and in a bucket (`gs://`), files that are written whole or not at all, and locks."""
+"""Files and folders here and in a bucket (`gs://`), files that are written whole or not at all, JSON, and locks."""
 
-import fcntl
+import errno
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import socket
@@ -18,10 +19,14 @@ from .errors import InputError, RunError, is_transient
 
 UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
 WAITS = (0.1, 1.0, 5.0)  # seconds between attempts to read
+MOST_BYTES = 2**20  # of a JSON file
+MOST_LEVELS = 64  # of objects and lists in one another
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
     """The path of a file or folder that a user names: a local one, or one in a bucket, 'gs://bucket/folder'.
+
+    '~' at its start is the user's home, which no shell expands after `--workdir=`.
 
     Raises:
       InputError: for any other file system, or if what reads buckets is not installed.
@@ -29,7 +34,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
     text = os.fspath(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/+", text)  # pathlib.Path makes one slash of two
     if scheme is None:
-        return epath.Path(text)
+        return epath.Path(os.path.expanduser(text))
     if scheme[1] != "gs":
         raise InputError(
             f"{text!r}: runs are kept in local folders and in buckets of Google Cloud Storage (gs://bucket/folder); "
@@ -45,6 +50,11 @@ def is_remote(path: epath.Path) -> bool:
     return "://" in os.fspath(path)
 
 
+def is_foreign(path: epath.Path) -> bool:
+    """Whether others may have written a file: it is in a bucket, or was downloaded."""
+    return is_remote(path) or Path(path).resolve().is_relative_to(downloads_folder().resolve())
+
+
 def absolute(path: epath.Path) -> epath.Path:
     """The path from the root."""
     return path if is_remote(path) else path.absolute()
@@ -57,6 +67,70 @@ def cache_folder() -> Path:
     return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
+def below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
+    """The paths below a folder whose names start with these, one for each level.
+
+    `epath`'s glob takes the folder's own name for a pattern too, such as 'runs/a[1]'.
+    """
+    paths = [folder]
+    for prefix in prefixes:
+        inside = (child for path in paths if path.is_dir() for child in path.iterdir())
+        paths = [child for child in inside if child.name.startswith(prefix)]
+    return sorted(paths)
+
+
+def downloads_folder() -> Path:
+    """Where copies of what is at URLs are kept."""
+    return cache_folder() / "downloads"
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Read the object in a JSON file. Every JSON file at a path that a user gives is read here.
+
+    Raises:
+      InputError: if the file is too large, cannot be read as JSON, or holds no object.
+    """
+    size = path.stat().length
+    if size > MOST_BYTES:
+        raise InputError(f"{str(path)!r} has {size:,} bytes; JSON files have at most {MOST_BYTES:,}.")
+    try:
+        return parse_json(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} cannot be read as JSON ({str(error)[:100]}).") from None
+
+
+def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Read the objects of a file with one JSON object per line; none if there is no such file.
+
+    Raises:
+      InputError: for a line that cannot be read as a JSON object.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            found.append(parse_json(line))
+        except ValueError as error:
+            raise InputError(f"Line {number} of {str(path)!r} cannot be read as JSON ({str(error)[:100]}).") from None
+    return found
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Parse a JSON object; raises a ValueError for anything else, and for one that is nested too deeply."""
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it is no object, but {type(values).__name__}")
+    level: list[Any] = [values]
+    for _ in range(MOST_LEVELS):
+        inner = [child for child in level if isinstance(child, dict | list)]
+        level = [child for each in inner for child in (each.values() if isinstance(each, dict) else each)]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return values
+
+
 def content_of(files: Iterable[epath.PathLike]) -> str:
     """A name for files of these names, sizes and times, as far as can be told without reading them."""
 
@@ -67,7 +141,7 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
         stat = os.stat(file)
         return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # copies may keep the first
 
-    return hashlib.sha256("\n".join(map(line, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(map(line, files)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def retry(read: Callable[[], Any], what: object) -> Any:
@@ -131,8 +205,12 @@ def lock(file: TextIO, busy: Callable[[str], Any]) -> None:
       busy: if another process has it, called with that one's name; unless this raises an error, it is waited for.
 
     Raises:
-      OSError: if the file system has no locks.
+      OSError: if the file system or the operating system has no such locks.
     """
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        raise OSError(errno.ENOSYS, "no locks of files") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,8 @@
-"""What a config names: an entry of ours, or a function of the user's own as 'package.module:function'."""
+"""What a config names: an entry of ours, or a function of the user's own as 'package.module:function'.
+
+A config that others may have written must not name code: it would be imported and called. `check_foreign` refuses such
+a config as it is read. A function that a config of the user's own names in this process is the user's.
+"""
 
 import importlib
 import inspect
@@ -6,10 +10,15 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
 from .errors import InputError, did_you_mean
+from .files import is_foreign
+
+_of_the_user: set[str] = set()  # names of code in configs that the user gave, in this process
 
 
 def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
@@ -25,8 +34,8 @@ def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
     """
     if name in known:
         return known[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
+    module_name, _, attribute = name.partition(":")
+    if not _names_code(name):
         raise InputError(
             f"Unknown config.{field}={name!r}.{did_you_mean(name, known)} "
             "For one of your own give 'package.module:function'."
@@ -86,3 +95,41 @@ def signature(function: Callable) -> inspect.Signature:
         return inspect.signature(function, eval_str=True)
     except Exception:  # whatever the names in the annotations lead to
         return inspect.signature(function)
+
+
+def trust(values: Any) -> None:
+    """Allow the code that a config of the user's own names, in this process, wherever it is named again."""
+    _of_the_user.update(_code_in(values))
+
+
+def check_foreign(values: Any, origin: epath.Path) -> None:
+    """Raise an InputError if a config that others may have written names code that no config of the user's does.
+
+    Every config that is read from JSON goes through here before it is resolved.
+
+    Args:
+      values: the config, as JSON has it; strings are looked at wherever they stand, in `args` too.
+      origin: the file of the config; a local one that was not downloaded is the user's.
+    """
+    if not is_foreign(origin):
+        return
+    for name in _code_in(values):
+        if name not in _of_the_user:
+            raise InputError(
+                f"{str(origin)!r} names code to run, {name!r}, and others may have written it. Look at that code "
+                "and, if you trust it, copy the folder to this machine and give the path of the copy."
+            )
+
+
+def _code_in(values: Any) -> Iterator[str]:
+    if isinstance(values, str) and _names_code(values):
+        yield values
+    elif isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _code_in(value)
+
+
+def _names_code(name: str) -> bool:
+    """Whether this is 'package.module:function'; 'fixed_medium:0.5' is not."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])

@@ -32,7 +32,7 @@ from diffusion_distillation.evaluation.ladder import check_finished, evaluate_la
 from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
 from diffusion_distillation.evaluation.metrics import METRICS, needed
 from diffusion_distillation.evaluation.reference import Reference, in_channels, of_dataset, of_path, save_statistics
-from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.files import as_path, read_json, write_whole
 from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import folder
@@ -154,7 +154,7 @@ def is_ladder() -> bool:
     path = interop.place(CHECKPOINT.value)
     if newest_step(path) is not None or not (path / "config.json").exists() or is_archive(path):
         return False
-    return "distillation" in read_config(path)
+    return "distillation" in read_json(path / "config.json")
 
 
 def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import checkpoints as ckpt
@@ -24,11 +25,13 @@ from diffusion_distillation.checkpoints import (
     restore_from,
 )
 from diffusion_distillation.data import ArraySource, load_source
+from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.model import init_params, make_network
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import init_state
 
 SHAPE = (8, 8, 1)
+ORIGIN = epath.Path("metadata")  # a local file
 
 
 def make_run(**train):
@@ -304,12 +307,12 @@ def test_class_names_are_kept_and_need_not_be_there(tmp_path):
     metadata, _ = make_run()
     named = dataclasses.replace(metadata, num_classes=2, class_names=("cats", "dogs"))
     values = json.loads(json.dumps(named.to_json()))
-    assert Metadata.from_json(values, 0).class_names == ("cats", "dogs")
+    assert Metadata.from_json(values, 0, ORIGIN).class_names == ("cats", "dogs")
     assert "class_names" not in metadata.to_json()
-    assert Metadata.from_json(metadata.to_json(), 0).class_names is None
+    assert Metadata.from_json(metadata.to_json(), 0, ORIGIN).class_names is None
     for wrong in (["cats"], [1, 2]):
         with pytest.raises(ValueError, match="class_names are not one string per class"):
-            Metadata.from_json(values | {"class_names": wrong}, 0)
+            Metadata.from_json(values | {"class_names": wrong}, 0, ORIGIN)
 
 
 def test_a_run_keeps_the_names_of_its_classes(tmp_path):
@@ -320,3 +323,42 @@ def test_a_run_keeps_the_names_of_its_classes(tmp_path):
     source = ArraySource(np.zeros((16, *SHAPE), np.uint8), np.arange(16) % 2, 2, ("cats", "dogs"))
     train(cfg.resolve(config), tmp_path, source)
     assert load(tmp_path)[1].class_names == ("cats", "dogs")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a[1]b", r"with \[, which is read as a pattern"), ("a\\b", r"with \\,"), ("a*b?", r"with \* or \?"),
+     ("b\udcff", "not UTF-8")],
+)  # fmt: skip
+def test_paths_that_lose_checkpoints_are_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        Checkpoints(tmp_path / name / "run")
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["a]b", "sp ace", "{a,b}", "#%41"])
+def test_paths_that_keep_checkpoints(tmp_path, name):
+    metadata, params = make_run()
+    with Checkpoints(tmp_path / name) as checkpoints:
+        checkpoints.save(at_step(init_state(metadata.config, params), 3), metadata)
+        checkpoints.wait()
+    assert load(tmp_path / name)[1].step == 3
+
+
+def test_a_run_that_was_moved_to_such_a_path_is_read(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints[0], tmp_path / "a[1]b*")
+    assert load(tmp_path / "a[1]b*")[1].step == 6
+    (tmp_path / "a[1]b*" / "checkpoints" / "6").rename(tmp_path / "steps_0004")
+    with pytest.raises(ValueError, match=r"it holds the students of a ladder\. Choose one of steps_0004"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["checkpoints/6", "checkpoints/6/metadata", "checkpoints/6/state/manifest.ocdbt"])
+def test_a_checkpoint_that_cannot_be_opened_is_not_called_saved(tmp_path, lost):
+    metadata, params = make_run()
+    with pytest.raises(RunError, match="could not be written"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at_step(init_state(metadata.config, params), 6), metadata)
+        checkpoints._manager.wait_until_finished()
+        path = tmp_path / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        checkpoints.wait()

@@ -80,6 +80,7 @@ def test_dtype_of_a_run(tmp_path):
         '{"model": {}}': "float32",
         "[]": "float32",
         "{": "float32",
+        "[" * 100_000: "float32",
     }.items():
         (tmp_path / "config.json").write_text(text)
         assert cli.dtype_of(tmp_path) == dtype

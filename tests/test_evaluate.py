@@ -237,3 +237,14 @@ def test_killed(checkpoint, reference, tmp_path):
     wait_until(killed.exists, process)
     assert process.wait() == 0 and len(there) == 1
     assert read(killed)["metrics"] == read(whole)["metrics"]
+
+
+def test_a_path_that_is_not_utf8(reference, images, tmp_path):
+    samples = tmp_path / "b\udcff"
+    samples.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(samples / f"\udcff{number}.png")
+    printed = call("evaluate", f"--samples={samples}", f"--reference={reference}", "--metrics=fid",
+                  f"--out={samples}/evaluation.json")  # fmt: skip
+    assert "| samples |" in printed
+    assert read(samples / "evaluation.json")["about"]["samples"] == str(samples)

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,47 @@ def test_in_a_bucket(bucket):
     with pytest.raises(InputError, match="No checkpoint in 'gs://bucket/nothing': there is no such folder"):
         load("gs://bucket/nothing")
     assert not Path("gs:").exists() and files.is_remote(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),  # which json reads, and what takes it then may not
+        ("[]", "it is no object, but list"),
+        ('{"a', "Unterminated string"),
+        ("{} " * 400_000, "has 1,200,000 bytes; JSON files have at most 1,048,576"),
+    ],
+)
+def test_json_that_is_refused(tmp_path, text, message):
+    path = as_path(tmp_path / "config.json")
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        files.read_json(path)
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = as_path(tmp_path / "metrics.jsonl")
+    assert files.read_json_lines(path) == []
+    path.write_text('{"step": 1}\n' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"Line 2 of .*metrics\.jsonl' cannot be read as JSON"):
+        files.read_json_lines(path)
+
+
+def test_the_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/x") == epath.Path(tmp_path / "x")
+
+
+def test_names_that_are_not_utf8_have_a_name_for_their_content(tmp_path):
+    path = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
+    Path(path).touch()
+    assert len(files.content_of([path])) == 16
+
+
+def test_without_locks_of_files(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with open(tmp_path / ".lock", "a+") as file, pytest.raises(OSError, match="no locks of files"):
+        files.lock(file, lambda holder: None)

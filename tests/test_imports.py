@@ -11,3 +11,20 @@ def test_the_pure_floors_load_no_heavy_library():
     code = "; ".join(["import sys", *(f"import {name}; print('{name}', end=' '); {look}" for name in names)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"{name} []" for name in names]
+
+
+def test_what_windows_lacks_is_not_needed():
+    missing = ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIGQUIT", "setitimer")
+    of_os = ("register_at_fork", "sched_getaffinity", "sched_setaffinity", "killpg", "geteuid", "mkfifo")
+    code = f"""
+import os, signal, sys
+import jax, orbax.checkpoint, optax, tensorboardX, matplotlib, fsspec, grain  # which know Windows
+for name in ("fcntl", "resource", "termios"): sys.modules[name] = None
+for name in {missing}: delattr(signal, name)
+for name in {of_os}: delattr(os, name)
+import diffusion_distillation
+print(diffusion_distillation.from_checkpoint("digits").sample(jax.random.key(0), 2).shape)
+import diffusion_distillation.cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(2, 8, 8, 1)\n" and not done.returncode, done.stderr[-1000:]

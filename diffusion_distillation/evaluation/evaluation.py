@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..files import save_whole, write_whole
+from ..files import parse_json, save_whole, write_whole
 from ..interop import content_of, from_checkpoint
 from ..sampling import SAMPLER_TITLES
 from .extractor import Images
@@ -123,7 +123,7 @@ class Evaluation(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> "Evaluation":
         """The inverse of `to_json`; raises a ValueError, TypeError or KeyError for anything else."""
-        values = json.loads(text)
+        values = parse_json(text)
         return cls(values["about"], values["floors"], [Row.from_json(row) for row in values["rows"]])
 
 

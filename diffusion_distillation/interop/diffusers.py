@@ -5,6 +5,7 @@ What is known of their files and their networks is from reading and running diff
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +19,17 @@ from ml_collections import ConfigDict
 from ..checkpoints import Metadata, abstract_params
 from ..config import resolve
 from ..errors import InputError
-from ..files import write_whole
+from ..files import absolute, read_json, write_whole
 from ..model import eval_schedule, make_network
 from ..shapes import Params
 from ..unet import UNet
-from .archive import read_json, read_safetensors
+from .archive import read_metadata, read_safetensors
 from .published import fit
 
 PIPELINE, UNET, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_BY_VARIANT = re.compile(r"diffusion_pytorch_model\.(\w+)\.safetensors")  # such as fp16
+INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json")  # of weights in several files
 OURS = "diffusion_distillation.json"  # the metadata of a model that we wrote
 VERSION = "0.42.1"  # of diffusers, that the files are written for
 
@@ -60,7 +63,7 @@ UNET_ALLOWED = {
 SCHEDULER_DEFAULTS = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
     "trained_betas": None, "clip_sample": True, "clip_sample_range": 1.0, "prediction_type": "epsilon",
-    "thresholding": False, "rescale_betas_zero_snr": False, "variance_type": "fixed_large",
+    "thresholding": False, "rescale_betas_zero_snr": False, "variance_type": "fixed_small",
 }  # fmt: skip
 SCHEDULER_ALLOWED = {
     "_class_name": ("DDPMScheduler", "DDIMScheduler"),
@@ -141,25 +144,26 @@ def is_diffusers(folder: epath.Path) -> bool:
 def read(folder: epath.Path) -> tuple[Params, Metadata]:
     """The model in a folder: of a pipeline, with unet/ and scheduler/, or of a `UNet2DModel`.
 
+    The unet/ of a pipeline may be given too: it is read with the scheduler beside it. Weights may be float32, float16
+    or bfloat16, in one file or in several with an index.
+
     Without a scheduler_config.json the scheduler is `DDPMScheduler` at its defaults: 1000 linear betas, epsilon,
-    clipping. What is carried over is the noise schedule, what the network predicts, and whether x is clipped; a
-    sampler's choice of times (timestep_spacing, steps_offset) is not, nor set_alpha_to_one: our steps end at t = 0 with
-    the predicted x. Images are drawn as diffusers draws them with `use_clipped_model_output=True`.
+    clipping, fixed_small. What is carried over is the noise schedule, what the network predicts, and whether x is
+    clipped; a sampler's choice of times (timestep_spacing, steps_offset) is not, nor set_alpha_to_one: our steps end at
+    t = 0 with the predicted x. Images are drawn as diffusers draws them with `use_clipped_model_output=True`.
 
     Raises:
       InputError: for a network, a scheduler or a file that is not understood; it names what.
     """
+    if (here := absolute(folder)).name == "unet" and (here.parent / PIPELINE).is_file():
+        folder = here.parent
     unet = folder / "unet" if (folder / "unet" / UNET).is_file() else folder
     if not (unet / UNET).is_file():
         raise InputError(
             f"{str(folder)!r} is a pipeline of diffusers without unet/{UNET}: only such of one UNet2DModel."
         )
-    if not (unet / WEIGHTS).is_file():
-        raise InputError(
-            f"There is no {str(unet / WEIGHTS)!r}. Weights are read from one safetensors file, never from a pickle "
-            "(.bin): load them in diffusers and save_pretrained them."
-        )
-    arrays = {_newer(name): array for name, array in read_safetensors(unet / WEIGHTS).items()}
+    files = _weights(unet)
+    arrays = {_newer(name): array for file in files for name, array in read_safetensors(file).items()}
     if (folder / OURS).is_file():
         return _read_ours(folder, arrays)
 
@@ -168,7 +172,34 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
     if values["flip_sin_to_cos"] and (weight := arrays.get("time_embedding.linear_1.weight")) is not None:
         # They have the cosines first: the halves of the layer that reads them change places.
         arrays["time_embedding.linear_1.weight"] = np.roll(weight, weight.shape[-1] // 2, axis=-1)
-    return _inward(arrays, metadata, str(unet / WEIGHTS)), metadata
+    return _inward(arrays, metadata, str(files[0])), metadata
+
+
+def _weights(unet: epath.Path) -> list[epath.Path]:
+    """The files with a network's weights: one, or those that an index names."""
+    names = sorted(path.name for path in unet.iterdir())
+    if WEIGHTS in names:
+        return [unet / WEIGHTS]
+    variants, indices = ([name for name in names if kind.fullmatch(name)] for kind in (WEIGHTS_BY_VARIANT, INDEX))
+    if len(variants) + len(indices) > 1:
+        raise InputError(
+            f"{str(unet)!r} has weights of several kinds, {', '.join([*variants, *indices])}: leave one, or name it "
+            f"{WEIGHTS}."
+        )
+    if variants:
+        return [unet / variants[0]]
+    if not indices:
+        raise InputError(
+            f"There is no {str(unet / WEIGHTS)!r}. Weights are read from safetensors files, never from a pickle "
+            "(.bin): load them in diffusers and save_pretrained them."
+        )
+    places = read_json(unet / indices[0]).get("weight_map")
+    shards = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not shards or not {*shards} <= {*names}:
+        raise InputError(
+            f"{str(unet / indices[0])!r} must name files beside it under 'weight_map'; it names {shards[:4]}."
+        )
+    return [unet / shard for shard in shards]
 
 
 def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int | None = None) -> None:
@@ -372,11 +403,7 @@ def _count(value: Any, name: str, origin: str, kind: str = "a positive integer",
 
 def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Params, Metadata]:
     """A model that we wrote. Its table of times is computed again from log-SNR."""
-    values = read_json(folder / OURS)
-    try:
-        metadata = Metadata.from_json(values, int(values["step"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(folder / OURS)!r} is not what we wrote ({error!r}).") from None
+    metadata = read_metadata(folder / OURS)
     table = arrays.pop("time_proj.weight", np.zeros((0, 0)))
     network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
     if table.ndim != 2 or table.shape != (len(table), network.ch) or not len(table):

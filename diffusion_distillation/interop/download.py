@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import fsspec
 from etils import epath
 
 from ..errors import InputError
-from ..files import cache_folder, lock
+from ..files import UNFINISHED, downloads_folder, lock
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 WANTED = (".json", ".safetensors", ".msgpack")  # files of a folder that are copied
 PIECE = 2**24  # bytes
+# What file systems know of a file that is another one once its content is: of HTTP, S3, Google's, the Hub's.
+TELLING = ("ETag", "Content-MD5", "Digest", "Last-Modified", "LastModified", "generation", "blob_id", "created")
 
 
 def is_url(path: epath.PathLike) -> bool:
@@ -27,16 +30,16 @@ def is_url(path: epath.PathLike) -> bool:
 def local_copy(url: str) -> Path:
     """A copy of the file or folder at a URL, in the cache; of a folder, its JSON, safetensors and msgpack files.
 
-    A download that was cut off goes on where it was; a file takes its name once all its bytes are there. What was
-    copied before is not looked at again.
+    A download that was cut off resumes if the server says that the files are the same as before, and starts again if
+    not. The copy takes its place once all its files are complete, and is not looked at again.
 
     Raises:
-      InputError: if there is nothing there, or it cannot be reached or read.
+      InputError: if there is nothing there, it cannot be reached or read, or it changes meanwhile.
     """
     scheme = url.partition("://")[0]
     url = url.rstrip("/")
     name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2]) or "root"
-    place = cache_folder() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    place = downloads_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     target, done = place / name, place / "complete"
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -46,14 +49,17 @@ def local_copy(url: str) -> Path:
             return target
         try:
             files, path = fsspec.core.url_to_fs(url)
-            if scheme not in ("http", "https") and files.isdir(path):
-                found = [file for file in files.find(path) if file.endswith(WANTED)]
-                if not found:
-                    raise InputError(f"{url}: the folder has no file that ends in {', '.join(WANTED)}.")
-                for file in found:
-                    _copy(files, file, _within(target, os.path.relpath(file, path), url))
-            else:
-                _copy(files, path, target)
+            found = _look(files, path, url)
+            version = _version_of(found)
+            unfinished = place / f".{version}{UNFINISHED}"
+            for other in place.iterdir():
+                if other.name != ".lock" and (other != unfinished or version is None):
+                    shutil.rmtree(other) if other.is_dir() else other.unlink()
+            for file, about in found.items():
+                part = unfinished / "copy" if file == path else _within(unfinished / "copy", file, path, url)
+                _copy(files, file, about["size"], part)
+            if _look(files, path, url) != found:
+                raise OSError("it changed meanwhile")
         except ImportError:
             raise InputError(
                 f"{url}: {scheme}:// is read with {SCHEMES[scheme]}: pip install {SCHEMES[scheme]}."
@@ -66,37 +72,50 @@ def local_copy(url: str) -> Path:
             raise InputError(
                 f"{url} cannot be downloaded: {type(error).__name__}: {str(error)[:200]}. Try again."
             ) from None
+        (unfinished / "copy").replace(target)
+        unfinished.rmdir()
         done.touch()
     return target
 
 
-def _version_of(files: Any, source: str) -> str:
-    """A name for what a file is now, so that no parts of two versions are put together; where that can be told."""
-    try:
-        about = files.ukey(source)
-    except Exception:  # not all file systems tell
-        about = ""
-    return hashlib.sha256(str(about).encode()).hexdigest()[:8]
+def _look(files: Any, path: str, url: str) -> dict[str, dict[str, Any]]:
+    """What is at a path now: the file, or the files of the folder that are copied, and what is known of each."""
+    files.invalidate_cache()
+    if url.startswith(("http://", "https://")) or not files.isdir(path):
+        found = {path: files.info(path)}
+    else:
+        found = {file: about for file, about in files.find(path, detail=True).items() if file.endswith(WANTED)}
+    if not found:
+        raise InputError(f"{url}: the folder has no file that ends in {', '.join(WANTED)}.")
+    return {
+        file: {"size": about.get("size"), **{name: str(about[name]) for name in TELLING if name in about}}
+        for file, about in sorted(found.items())
+    }
 
 
-def _within(folder: Path, name: str, url: str) -> Path:
-    """The path of a file in a folder; raises an InputError for a name that leads out of it."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+def _version_of(found: dict[str, dict[str, Any]]) -> str | None:
+    """A name for what files are now, so that no parts of two versions are put together; None if it cannot be told."""
+    if not all(about["size"] is not None and len(about) > 1 for about in found.values()):
+        return None
+    return hashlib.sha256(str(found).encode()).hexdigest()[:8]
+
+
+def _within(folder: Path, file: str, path: str, url: str) -> Path:
+    """The place of a file of a folder; raises an InputError for one that leads out of it."""
+    name = os.path.relpath(file, path)
+    place = (folder / name).resolve()
+    if not place.is_relative_to(folder.resolve()):
         raise InputError(f"{url}: {name!r} leads out of the folder; nothing of it is copied.")
-    return path
+    return place
 
 
-def _copy(files: Any, source: str, target: Path) -> None:
+def _copy(files: Any, source: str, size: int | None, target: Path) -> None:
     """Copies a file, going on with the part of it that is there."""
     if target.exists():
         return
-    size = files.size(source)
-    part = target.with_name(f".{target.name}.{_version_of(files, source)}.part")
+    part = target.with_name(f".{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     start = part.stat().st_size if part.exists() else 0
-    if size is None or start > size:
-        start = 0
     with part.open("r+b" if start else "wb") as out:
         out.seek(start)
         if size is None:  # a server that does not tell

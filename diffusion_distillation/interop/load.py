@@ -39,7 +39,7 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     """
     given, path = path, place(path)
     if archive.is_archive(path):
-        return archive.read(path, trusted=not is_url(given))
+        return archive.read(path)
     if diffusers.is_diffusers(path):
         return diffusers.read(path)
     if path.is_file():

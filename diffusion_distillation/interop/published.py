@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.serialization
+import jax.numpy as jnp
 import msgpack
 import numpy as np
 from etils import epath
@@ -65,7 +66,7 @@ def fit(given: dict[tuple[str, ...], Any], like: Params, origin: str) -> Params:
     fitted, other = {}, []
     for path in expected.keys() & given.keys():
         array, shape = given[path], expected[path].shape
-        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating):
             other.append(f"{_name(path)} is no array of floats")
         elif array.shape != shape and not (_is_of_attention(path) and array.size == np.prod(shape)):
             other.append(f"{_name(path)} is {list(array.shape)} there and {list(shape)} here")

@@ -30,7 +30,7 @@ from ..errors import InputError, did_you_mean
 from ..evaluation.evaluation import Entry, Evaluation, load_samples
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
-from ..files import as_path, write_whole
+from ..files import as_path, below, write_whole
 from ..interop import place
 from ..methods import Method, Rung, make_method
 from ..training.ladder import run_ladder, student_folder
@@ -228,7 +228,7 @@ def _compared(found, ladders, source, folder) -> Compared:
             so_far += cost_of(config)[rung.num_steps]
             costs[rung.num_steps] = so_far
             of_update[rung.num_steps] = evaluations_of_update(method, rung)
-    for path in folder.glob("seed_*/to_*/steps_*"):
+    for path in below(folder, "seed_", "to_", "steps_"):
         seconds += [config.train.batch_size / line["images_per_sec"] for line in read_metrics(path)]
     params = abstract_params(Metadata(ladders[0], source.image_shape, source.num_classes, num_steps=0))
     of_last = stage(ladders[0], make_method(ladders[0]).rungs[-1].num_steps)

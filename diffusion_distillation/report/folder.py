@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import multihost
 from ..errors import InputError
-from ..files import UNFINISHED, save_whole, write_whole
+from ..files import UNFINISHED, read_json, save_whole, write_whole
 
 SETTINGS = "settings.json"
 
@@ -80,8 +80,8 @@ def _problem(folder: epath.Path, settings: Mapping[str, Any]) -> str | None:
             "Give an empty folder or a new one."
         )
     try:
-        there = dict(json.loads((folder / SETTINGS).read_text()))
-    except (TypeError, ValueError):
+        there = read_json(folder / SETTINGS)
+    except InputError:
         return f"{str(folder / SETTINGS)!r} is not what we wrote. Give a new folder."
     differences = [
         f"{name} is {there.get(name)!r} there and {value!r} here"

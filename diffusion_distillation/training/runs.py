@@ -24,7 +24,8 @@ from ..checkpoints import newest_step
 from ..config import resolve
 from ..environment import describe_environment
 from ..errors import InputError
-from ..files import as_path, is_remote, lock, write_whole
+from ..files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
+from ..registry import check_foreign
 from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
@@ -147,7 +148,7 @@ def read_inputs(workdir: epath.Path) -> dict[str, str]:
     """The fingerprints of a run's inputs; empty if the run is older than they are, or if the file is damaged."""
     path = workdir / INPUTS_FILE
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return parse_json(path.read_text()) if path.exists() else {}
     except (ValueError, TypeError):
         logging.warning("%s is damaged: the data and the teacher are not compared with those before.", path)
         return {}
@@ -161,14 +162,13 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
+        config = read_json(path)
+    except InputError as error:
         raise InputError(
-            f"{str(path)!r} is empty or damaged. If the run is of the config that you give now, delete this file and "
-            "run the same command again; or else give another --workdir."
-        )
+            f"{error} If the run is of the config that you give now, delete this file and run the same "
+            "command again; or else give another --workdir."
+        ) from None
+    check_foreign(config, path)
     try:
         return resolve(ConfigDict(config))
     except InputError as error:
@@ -276,7 +276,7 @@ def _children(folder: epath.Path) -> list[epath.Path]:
 
 def read_evaluations(workdir: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's evaluations.jsonl; none if there is no such file."""
-    return _read_lines(workdir / EVALUATIONS)
+    return read_json_lines(workdir / EVALUATIONS)
 
 
 def write_evaluations(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -312,17 +312,13 @@ class MetricsLog:
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none if there is no such file."""
-    return _read_lines(workdir / "metrics.jsonl")
-
-
-def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(workdir / "metrics.jsonl")
 
 
 def _step_of(line: str) -> int | float:
     """The step of a line of metrics.jsonl; infinite for one that was being written when the run was killed."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        return parse_json(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, TypeError, KeyError):
         return math.inf
 

@@ -55,10 +55,10 @@ CHECKPOINTS = {
     "deep and wide": (lists(2048, b"\xa2no" * 2047) * 2000, 0, "StackError"),
 }
 CONFIGS = {
-    "of 1 GiB": (b"{}", GIB, "has 1,073,741,824 bytes; configs have 1,048,576 at most"),
-    "lists, deep": (b"[" * 100_000, 0, "no JSON that can be read (maximum recursion depth"),
-    "objects, deep": (b'{"a":' * 100_000, 0, "no JSON that can be read (maximum recursion depth"),
-    "as many lists as fit": (b"[" + b"[]," * 349_000 + b"[]]", 0, "has no object, but list"),
+    "of 1 GiB": (b"{}", GIB, "has 1,073,741,824 bytes; JSON files have at most 1,048,576"),
+    "lists, deep": (b"[" * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
+    "objects, deep": (b'{"a":' * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
+    "as many lists as fit": (b"[" + b"[]," * 349_000 + b"[]]", 0, "it is no object, but list"),
 }
 HUGE = {  # numbers in the configs of a network and a scheduler
     "layers_per_block": (10**9, "num_res_blocks=1000000000 must be 32 at most"),

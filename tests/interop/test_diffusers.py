@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -70,7 +71,61 @@ def test_without_a_scheduler(tmp_path, caplog):
     (written(tmp_path) / diffusers.SCHEDULER).unlink()
     model = interop.load(tmp_path)[1].config.model
     assert (model.mean_type, model.eval_sampling_num_steps, model.eval_clip_denoised) == ("eps", 1000, True)
+    assert model.logvar_type == "fixed_small"  # as DDPMScheduler has it
     assert "it counts as DDPM's" in caplog.text
+
+
+def test_a_pipelines_unet_has_the_scheduler_beside_it(tmp_path, monkeypatch):
+    params, metadata = interop.load(written(tmp_path / "theirs", pipeline=True))
+    again, known = interop.load(tmp_path / "theirs" / "unet")
+    assert known == metadata
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    monkeypatch.chdir(tmp_path / "theirs" / "unet")
+    assert interop.load(".")[1] == metadata
+    diffusers.write(as_path(tmp_path / "ours"), *digits_model())
+    assert interop.load(tmp_path / "ours" / "unet")[1].step == 7
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("bfloat16", diffusers.WEIGHTS), ("float16", "fp16"), ("float32", "ema")])
+def test_weights_of_other_types_and_variants(tmp_path, dtype, name):
+    arrays = safetensors.numpy.load_file(written(tmp_path) / diffusers.WEIGHTS)
+    (tmp_path / diffusers.WEIGHTS).unlink()
+    arrays = {key: array.astype(jnp.dtype(dtype)) for key, array in arrays.items()}
+    name = name if name == diffusers.WEIGHTS else f"diffusion_pytorch_model.{name}.safetensors"
+    safetensors.numpy.save_file(arrays, tmp_path / name)
+    rounded = {key: array.astype(np.float32) for key, array in arrays.items()}
+    params, _ = interop.load(tmp_path)
+    safetensors.numpy.save_file(rounded, tmp_path / diffusers.WEIGHTS)  # it comes first
+    jax.tree.map(np.testing.assert_array_equal, params, interop.load(tmp_path)[0])
+
+
+def test_weights_in_several_files(tmp_path):
+    params, _ = interop.load(written(tmp_path))
+    arrays = list(safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS).items())
+    (tmp_path / diffusers.WEIGHTS).unlink()
+    places = {}
+    for number, part in enumerate((arrays[:9], arrays[9:]), start=1):
+        shard = f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors"
+        safetensors.numpy.save_file(dict(part), tmp_path / shard)
+        places |= {key: shard for key, _ in part}
+    index = tmp_path / f"{diffusers.WEIGHTS}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    jax.tree.map(np.testing.assert_array_equal, interop.load(tmp_path)[0], params)
+    for wrong in ({**places, "a": "../away.safetensors"}, {**places, "a": f"{tmp_path}/{shard}"}, {}, []):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(cfg.InputError, match="must name files beside it under 'weight_map'"):
+            interop.load(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
+    with pytest.raises(cfg.InputError, match="has weights of several kinds"):
+        interop.load(tmp_path)
+
+
+def test_it_is_evaluated(tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8))
+    flags = [f"--checkpoint={written(tmp_path / 'theirs')}", f"--reference={tmp_path}/reference.npz", "--num_steps=2"]
+    call("evaluate", *flags, "--num_samples=8", "--metrics=fid", f"--out={tmp_path}/evaluation.json")
+    [row] = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert row["num_steps"] == 2
 
 
 def test_older_names_of_attention(tmp_path):

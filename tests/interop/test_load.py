@@ -1,5 +1,6 @@
 """Models by their paths: published checkpoints, archives of ours, URLs; and what is none of these."""
 
+import hashlib
 import http.server
 import json
 import threading
@@ -19,12 +20,13 @@ from ml_collections import ConfigDict
 from running import ROOT
 from test_pipeline import KEY, make_model
 
+from diffusion_distillation import checkpoints, from_checkpoint, interop, registry
 from diffusion_distillation import config as cfg
-from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.files import as_path
-from diffusion_distillation.interop import archive, download
+from diffusion_distillation.interop import archive, diffusers, download
 from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.training.runs import read_config
 
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -167,9 +169,9 @@ def test_damaged_archives(archived, tmp_path):
     assert "no safetensors file" in damaged(archive.WEIGHTS, b"\x80\x04cos\nsystem\n(S'touch x'\ntR.")
     assert "missing: class" not in damaged(archive.WEIGHTS, safetensors.numpy.save({"a": np.zeros(2, np.float32)}))
     assert "is not what we wrote" in damaged(archive.CONFIG, json.dumps({"format": archive.FORMAT}).encode())
-    assert "configs have 1,048,576 at most" in damaged(archive.CONFIG, b" " * 2**21)
-    assert "no JSON" in damaged(archive.CONFIG, b'{"a":' * 100_000)
-    assert "no JSON" in damaged(archive.CONFIG, b"{")
+    assert "JSON files have at most 1,048,576" in damaged(archive.CONFIG, b" " * 2**21)
+    assert "cannot be read as JSON" in damaged(archive.CONFIG, b'{"a":' * 100_000)
+    assert "cannot be read as JSON" in damaged(archive.CONFIG, b"{")
     (tmp_path / archive.WEIGHTS).unlink()
     (tmp_path / archive.CONFIG).write_bytes((archived / archive.CONFIG).read_bytes())
     with pytest.raises(InputError, match=r"There is no .*model\.safetensors"):
@@ -220,6 +222,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]] = {}
     requests: ClassVar[list[str]] = []
     broken_after = 10**9
+    tells_versions = True
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -246,6 +249,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         else:
             self.send_response(200)
+        if self.tells_versions:
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
@@ -299,7 +304,8 @@ def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
     files.pipe("/there/run.py", b"raise SystemExit")
     assert interop.load("memory://there")[1].image_shape == (8, 8, 1)
     assert not list(cache.rglob("run.py"))
-    monkeypatch.setattr(type(files), "find", lambda *_: ["/elsewhere/../../../away.json"])
+    away = {"/elsewhere/../../../away.json": {"size": 2}}
+    monkeypatch.setattr(type(files), "find", lambda *_, **__: away)
     files.pipe("/elsewhere/config.json", b"{}")
     with pytest.raises(InputError, match="leads out of the folder"):
         interop.load("memory://elsewhere")
@@ -313,3 +319,115 @@ def test_a_name_that_is_not_there():
 def test_a_scheme_without_its_library(monkeypatch):
     with pytest.raises(InputError, match=r"s3:// is read with s3fs: pip install s3fs"):
         interop.load("s3://bucket/model")
+
+
+@pytest.mark.parametrize(("tells_versions", "changes"), [(True, True), (False, True), (False, False)])
+def test_a_download_does_not_mix_two_versions(server, monkeypatch, cache, tells_versions, changes):
+    url, config, path = server
+    monkeypatch.setattr(download, "PIECE", 100_000)
+    monkeypatch.setattr(Server, "tells_versions", tells_versions)
+    Server.broken_after = 2
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        interop.load(url, config)
+    Server.broken_after, Server.requests[:] = 10**9, []
+    if changes:
+        tree = flax.serialization.msgpack_restore(path.read_bytes())
+        tree["ema_params"] = jax.tree.map(lambda leaf: leaf + 1, tree["ema_params"])
+        Server.files["/checkpoint"] = flax.serialization.msgpack_serialize(tree)
+    interop.load(url, config)
+    assert Server.requests[0] == "bytes=0-99999"
+    assert [copy.read_bytes() for copy in cache.rglob("checkpoint")] == [Server.files["/checkpoint"]]
+
+
+def test_a_download_that_changes_meanwhile_is_refused(server, monkeypatch, cache):
+    url, config, _ = server
+    copy = download._copy
+
+    def copy_and_change(*args):
+        copy(*args)
+        Server.files["/checkpoint"] += b"more"
+
+    monkeypatch.setattr(download, "_copy", copy_and_change)
+    with pytest.raises(InputError, match=r"it changed meanwhile\. Try again"):
+        interop.load(url, config)
+    assert not list(cache.rglob("checkpoint"))
+
+
+def test_files_of_a_folder_are_of_one_version(archived, monkeypatch, cache):
+    monkeypatch.setitem(download.SCHEMES, "memory", "fsspec")
+    files, weights = fsspec.filesystem("memory"), (archived / archive.WEIGHTS).read_bytes()
+    files.pipe(f"/changing/{archive.CONFIG}", b"{}")
+    files.pipe(f"/changing/{archive.WEIGHTS}", weights)
+    cat_file = type(files).cat_file
+
+    def break_off(self, name, *args):
+        if name.endswith(archive.WEIGHTS):
+            raise OSError("broken off")
+        return cat_file(self, name, *args)
+
+    with monkeypatch.context() as broken, pytest.raises(InputError, match="broken off"):
+        broken.setattr(type(files), "cat_file", break_off)
+        interop.load("memory://changing")
+    assert [path.read_text() for path in cache.rglob(archive.CONFIG)] == ["{}"]
+    files.pipe(f"/changing/{archive.CONFIG}", (archived / archive.CONFIG).read_bytes())
+    assert interop.load("memory://changing")[1].image_shape == (8, 8, 1)
+
+
+FIELDS_THAT_NAME_CODE = {
+    "model.name": "evil_{}:run",
+    "distillation.method": "evil_{}:run",
+    "dataset.name": "evil_{}:run",
+    "eval.features": ["pixels", "evil_{}:run"],
+    "dataset.args.name": "evil_{}:run",
+}
+
+
+def with_code(values, field, name):
+    """A config as JSON has it, that names this code in a field."""
+    *sections, last = field.split(".")
+    section = values
+    for part in sections:
+        section = section.setdefault(part, {})
+    section[last] = json.loads(json.dumps(FIELDS_THAT_NAME_CODE[field]).replace("{}", name))
+    return values
+
+
+@pytest.mark.parametrize("field", FIELDS_THAT_NAME_CODE)
+@pytest.mark.parametrize("kind", ["archive", "diffusers", "run", "ladder", "config"])
+def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, cache, bucket, monkeypatch):
+    imported = []
+    monkeypatch.setattr("importlib.import_module", imported.append)
+    values = json.loads((archived / archive.CONFIG).read_text())
+    with_code(values["config"], field, f"{kind}_{field.replace('.', '_')}")
+    folder = cache / "downloads" / "0123" / kind
+    if kind in ("run", "ladder"):
+        url, folder = "gs://bucket/run", bucket / "run"
+    (folder / "checkpoints" / "3" / "metadata").mkdir(parents=True)
+    if kind == "archive":
+        files = {archive.CONFIG: values, archive.WEIGHTS: {}}
+    elif kind == "diffusers":
+        files = {diffusers.PIPELINE: {}, f"unet/{diffusers.UNET}": {}, diffusers.OURS: values}
+        (folder / "unet").mkdir()
+        (folder / "unet" / diffusers.WEIGHTS).write_bytes((archived / archive.WEIGHTS).read_bytes())
+    elif kind in ("ladder", "config"):
+        files = {"config.json": values["config"]}
+    else:
+        sealed = checkpoints._sealed(values | {"fingerprints": {}, "format_version": 1})
+        files = {"checkpoints/3/metadata/metadata": sealed}
+        monkeypatch.setattr(checkpoints, "_steps_of_another", lambda run: [3])
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    act = {"run": lambda: interop.load(url), "ladder": lambda: read_config(as_path(url))}
+    act["config"] = lambda: cfg.load(folder / "config.json")
+    with pytest.raises(InputError, match=r"names code to run, 'evil_.* others may have written it"):
+        act.get(kind, lambda: interop.load(folder))()
+    assert not imported
+
+
+def test_code_that_the_user_names_too_is_not_refused(archived, cache):
+    """Such as a network of one's own, in a bucket of one's own."""
+    values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
+    with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
+        registry.check_foreign(values, as_path("gs://bucket/config.json"))
+    registry.trust({"model": {"name": "own_code_of_this_test:net"}})
+    registry.check_foreign(values, as_path("gs://bucket/config.json"))

@@ -124,7 +124,7 @@ def test_what_later_steps_left_is_removed(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "tra', "[]", "null"])
 def test_a_damaged_config_is_a_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"config.json' is empty or damaged\. If .* delete this file"):
+    with pytest.raises(InputError, match=r"config.json' cannot be read as JSON .* delete this file"):
         open_run(tmp_path, ConfigDict(dict(seed=0)))
     assert (tmp_path / "config.json").read_text() == content
 
