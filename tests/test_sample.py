@@ -123,7 +123,7 @@ def test_classes_by_name(tmp_path):
     error = sample("cats,dog", "wrong.npz")
     assert "--labels=cats,dog must be integers, such as --labels=3,7 or names of classes. Did you mean 'dogs'?" in error
     sample("dogs", "folder/")
-    assert "4 of them there already" in sample("1", "folder/")
+    assert "4 of them were there already" in sample("1", "folder/")
 
 
 def test_errors(sample, tmp_path):
