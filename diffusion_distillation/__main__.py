@@ -1,10 +1,13 @@
 """Says what there is: `python -m diffusion_distillation`."""
 
 import inspect
+import sys
 
 import jax
 
 import diffusion_distillation as package
+from diffusion_distillation.devices import start_jax
+from diffusion_distillation.errors import InputError
 from diffusion_distillation.pretrained import PRETRAINED
 
 FUNCTIONS = ("schedules", "diffusion", "sampling", "losses", "distillation", "unet")
@@ -18,6 +21,10 @@ TOUR = """\
 
 def main() -> None:
     """Prints it."""
+    try:
+        start_jax()
+    except InputError as error:
+        sys.exit(f"error: {error}")
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"diffusion_distillation {package.__version__}, JAX {jax.__version__}, {devices}\n")
     print("Pure functions, of diffusion_distillation:")

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from . import multihost
 from .config import resolve
+from .devices import host_device
 from .errors import TRANSIENT, InputError, RunError
 from .files import absolute, as_path, below, parse_json
 from .model import init_params, make_network
@@ -424,7 +425,8 @@ def _all_fingerprints(arrays: list[jax.Array]) -> jax.Array:
 def _fingerprints(tree: Any) -> dict[str, int]:
     """The fingerprint of each array of a tree, by its path: one program for all of them."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
+    with jax.default_device(host_device()):  # where NumPy arrays stay
+        found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
     return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
 
 

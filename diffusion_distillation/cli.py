@@ -3,9 +3,10 @@
 import errno
 import functools
 import hashlib
-import io
 import os
 import re
+import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -23,8 +24,9 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from . import config as cfg
 from . import interop, multihost
 from .checkpoints import Metadata
+from .console import make_steady
 from .data import Source, load_source
-from .devices import keep_programs, large_pages, set_cpu_flags, use_all_cpu_cores
+from .devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .files import absolute, as_path, read_json
 from .pipeline import Pipeline
@@ -65,6 +67,7 @@ class ProcessFlags:
         set_cpu_flags(dtype)
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)
+            start_jax()
 
 
 def dtype_of(checkpoint: epath.PathLike) -> str:
@@ -241,12 +244,12 @@ def run(main: Callable[[], None]) -> None:
 
     def checked(argv: list[str]) -> None:
         _quieten_libraries()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 may be printed
-            sys.stdout.reconfigure(errors="backslashreplace")
         sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
             with exit_on_signals():
                 main()
+        except KeyboardInterrupt:  # of a run, once it is saved
+            sys.exit(128 + signal.SIGINT)
         except InputError as error:
             _fail(str(error), 2)
         except RunError as error:
@@ -258,8 +261,24 @@ def run(main: Callable[[], None]) -> None:
         except Exception as error:
             _show_bug(error)
 
+    make_steady()
     sys.argv[1:] = [RUNG.sub(r'["\1"]', argument) for argument in sys.argv[1:]]  # as ml_collections spells such fields
     app.run(checked, flags_parser=_parse_flags)
+
+
+def saved(what: str, following: str = "") -> None:
+    """Says what a script has saved and where, and what to run next."""
+    multihost.say(f"Saved {what}." + f"\nNext: {following}" * bool(following))
+
+
+def command(script: str, **flags: Any) -> str:
+    """The command of a script, as a shell takes it."""
+    return shlex.join(["python", f"scripts/{script}.py", *[f"--{name}={value}" for name, value in flags.items()]])
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 image', '2 images'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -275,6 +294,7 @@ def _show_bug(error: Exception) -> NoReturn:
 def _quieten_libraries() -> None:
     """Keeps from the user what libraries print of errors besides raising them, as when they read a damaged file."""
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().python_handler.stream = sys.stderr  # as it is now
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)
@@ -336,8 +356,7 @@ def _help() -> str:
 
 def _on_eval(config: ConfigDict, source: Source) -> OnEval:
     """Draws samples, and measures some where the config says so."""
-    every = config.eval.metrics_every_steps
-    if not every:
+    if not config.eval.metrics_every_steps:
         return draw_samples
     from .evaluation import during, ladder  # whose libraries take a second to import
 
@@ -345,8 +364,7 @@ def _on_eval(config: ConfigDict, source: Source) -> OnEval:
 
     def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
         draw_samples(params, metadata, workdir)
-        if metadata.step % every == 0 or metadata.step == metadata.config.train.num_steps:
-            during.measure_during_training(params, metadata, workdir, yardsticks)
+        during.measure_during_training(params, metadata, workdir, yardsticks)
 
     return on_eval
 

@@ -16,6 +16,7 @@ import jaxlib
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from .errors import InputError
 from .files import cache_folder
 
 AXIS = "data"
@@ -151,6 +152,19 @@ def giving_memory_back(call: Callable) -> Callable:
     return with_it
 
 
+def start_jax() -> None:
+    """Starts JAX; raises an InputError where it finds no devices, as for a platform that is not installed."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        platforms, (reason, *_) = jax.config.jax_platforms, str(error).splitlines() or ["no such platform is installed"]
+        named = (
+            f" JAX_PLATFORMS={platforms} asks for it: unset that to use the devices that are there, or install JAX for "
+            "it, as by pip install 'jax[cuda13]'."
+        )
+        raise InputError(f"JAX cannot start: {reason}.{named if platforms else ''}") from None
+
+
 def data_mesh() -> Mesh:
     """All devices of all processes in a row, along the axis 'data', those of one process next to each other."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -182,6 +196,19 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(move, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays of a tree as NumPy arrays, whole, in every process; those of devices are copied. All must call it."""
+
+    def copied(leaf):
+        if isinstance(leaf, np.ndarray):
+            return leaf
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = jax.jit(_same, out_shardings=replicated(leaf.sharding.mesh))(leaf)
+        return np.array(leaf)
+
+    return jax.tree.map(copied, tree)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

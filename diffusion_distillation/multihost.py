@@ -5,11 +5,12 @@ import contextlib
 import functools
 import importlib.util
 import json
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +20,13 @@ from jax._src.distributed import global_state  # its client is how processes spe
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .devices import AXIS, data_mesh, replicated
+from .devices import AXIS, data_mesh, replicated, start_jax
 from .errors import InputError, RunError
 
 # Seconds after which a process that is not heard of is taken for dead, and the others stop.
 HEARTBEAT_TIMEOUT = int(os.environ.get("DIFFUSION_DISTILLATION_HEARTBEAT", "60"))
 LISTEN_EVERY = 0.5  # seconds
+PATIENCE = 10, 300  # seconds after which a process says that it waits for the others to start, and gives up
 TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
 
 
@@ -47,19 +49,43 @@ def start(
     if detect and not _in_a_cluster():
         return False
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    jax.distributed.initialize(
-        coordinator_address,
-        num_processes,
-        process_id,
-        cluster_detection_method=None if detect else "deactivate",
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-    )
+    with _waiting():
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            cluster_detection_method=None if detect else "deactivate",
+            initialization_timeout=2 * PATIENCE[1],  # when JAX gives up, it prints a stack of C++
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
     done = threading.Event()
     listener = threading.Thread(target=_listen, args=(done,), name="other processes", daemon=True)
     listener.start()
     atexit.register(_part, done, listener)
+    start_jax()
     _meet()
     return True
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Says that the other processes are waited for, where that takes long; ends this one if they do not come."""
+    met = threading.Event()
+    first, last = PATIENCE
+
+    def watch() -> None:
+        if met.wait(first):
+            return
+        print(f"Waiting up to {last} s for the other processes to start.", file=sys.stderr, flush=True)
+        if not met.wait(last - first):
+            print(f"error: The other processes did not start within {last} s: start all of them.", file=sys.stderr)
+            exit_now(1)
+
+    threading.Thread(target=watch, name="waiting", daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
 
 
 def is_main() -> bool:
@@ -223,6 +249,19 @@ def _meet() -> None:
 
 def _in_a_cluster() -> bool:
     """Whether JAX finds the other processes by itself: on SLURM by its variables, on a TPU VM by its metadata."""
-    several_slurm_tasks = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     on_a_tpu_vm = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return several_slurm_tasks or (on_a_tpu_vm and importlib.util.find_spec("libtpu") is not None)
+    return _in_a_slurm_step() or (on_a_tpu_vm and importlib.util.find_spec("libtpu") is not None)
+
+
+def _in_a_slurm_step() -> bool:
+    """Whether SLURM has started this process and others beside it; not in the shell of a job that has several tasks.
+
+    A shell is a step of one task (salloc), or no step (sbatch); or it has a terminal (srun --pty), while the shells of
+    the other tasks have none and end.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    beside_others = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", tasks)) > 1
+    in_a_shell = "SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty()
+    if tasks > 1 and not (beside_others and not in_a_shell):
+        logging.warning("SLURM has %d tasks for this job, but this process works alone. Start all with srun.", tasks)
+    return beside_others and not in_a_shell

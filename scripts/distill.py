@@ -10,8 +10,9 @@ data, teacher, devices and config first, and prints what the run would do.
 
 from diffusion_distillation import cli
 from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.report.page import write_report
-from diffusion_distillation.training.ladder import run_ladder
+from diffusion_distillation.training.ladder import run_ladder, student_folder
 
 FLAGS = cli.RunFlags()
 
@@ -26,6 +27,11 @@ def main() -> None:
         return
     run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, yardsticks)
+    rungs = make_method(config).rungs
+    last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
+    following = cli.command("sample", checkpoint=last, out=last / "samples.png")
+    students = cli.counted(len(rungs), "student")
+    cli.saved(f"{students} to {FLAGS.workdir}, and their report to its report/index.html", following)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,9 @@ def main() -> None:
         write_whole(out.with_suffix(".md"), tables.markdown(found, published))
         write_whole(out.with_suffix(".tex"), tables.latex(found, published))
         print(tables.markdown(found, published), end="")
+    model = CHECKPOINT.value is not None and not is_ladder()
+    following = cli.command("export", checkpoint=CHECKPOINT.value, out=out.with_suffix("")) if model else ""
+    cli.saved(f"the evaluation to {out}, and as tables to {out.stem}.md and {out.stem}.tex beside it", following)
 
 
 def of_samples(out: epath.Path) -> tuple[Evaluation, None]:

@@ -12,6 +12,7 @@ JSON, which `from_checkpoint` and every --checkpoint here read.
 from absl import flags
 
 from diffusion_distillation import cli, interop
+from diffusion_distillation.devices import start_jax
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluation import Evaluation, described
 from diffusion_distillation.files import as_path
@@ -47,17 +48,22 @@ def main() -> None:
     )  # fmt: skip
     card.check_licence(LICENSE.value)
     out = as_path(OUT.value)
+    start_jax()
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     if FORMAT.value == "diffusers":
         if options.num_steps == export.FREE:
             raise InputError("--format=diffusers is for one number of --num_steps: its table of times is for these.")
         export.check_new(out)
         diffusers.write(out, params, metadata, options.num_steps and int(options.num_steps))
-        print(f"{out}: README.md says how to draw with it")
+        cli.saved(f"the model to {out}", f"see {out / 'README.md'}")
         return
     about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
     for path in export.write(out, params, metadata, FORMAT.value, options, about):
         print(f"{path}: {path.stat().length:,} bytes")
+    following = f"see {out / 'README.md'}"
+    if FORMAT.value == "archive":
+        following = cli.command("sample", checkpoint=out, out="samples.png")
+    cli.saved(f"the model to {out}", following)
 
 
 def parse_steps(text: str | None) -> int | str | None:

@@ -89,16 +89,18 @@ def main() -> None:
         write_folder(out, about, index, batches)
     else:
         write_file(out, batches)
-    if multihost.is_main():
-        there = f", {num_samples - len(index):,} of them there already" if len(index) < num_samples else ""
-        print(f"{OUT.value}: {num_samples:,} images in {pipeline.num_steps} steps each{there}")
     if TRAJECTORY.value is not None:
         shown = min(8, num_samples)
         steps = pipeline.trajectory(key, shown, labels(np.arange(shown)), **options)
         if multihost.is_main():
             pictures = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
             save_grid(pictures, as_path(TRAJECTORY.value), columns=len(steps))
-            print(f"{TRAJECTORY.value}: the way of {shown} of them")
+        cli.saved(f"the sampling trajectories of {cli.counted(shown, 'image')} to {TRAJECTORY.value}")
+    there = f"; {num_samples - len(index):,} of them were there already" if len(index) < num_samples else ""
+    cli.saved(
+        f"{cli.counted(num_samples, 'image')}, {cli.counted(pipeline.num_steps, 'step')} each, to {OUT.value}{there}",
+        cli.command("evaluate", checkpoint=CHECKPOINT.value, out="evaluation.json"),
+    )
 
 
 def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:

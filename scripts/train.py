@@ -17,8 +17,11 @@ def main() -> None:
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    if not FLAGS.dry_run(config, source):
-        train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
+    if FLAGS.dry_run(config, source):
+        return
+    train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
+    following = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
+    cli.saved(f"a model of {cli.counted(config.train.num_steps, 'update')} to {FLAGS.workdir}", following)
 
 
 if __name__ == "__main__":

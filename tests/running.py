@@ -114,8 +114,9 @@ def main(script, *flags):
     importlib.import_module("grain")  # which defines flags of its own as it is imported, once
     of_absl = absl_logging.get_absl_handler()
     changed = [(sys, "argv", command(script, *flags)[1:]), (sys, "path", [*sys.path])]
-    changed += [(sys, "unraisablehook", sys.unraisablehook)]
+    changed += [(sys, name, getattr(sys, name)) for name in ("stdout", "stderr", "unraisablehook")]
     changed += [(logging.root, "handlers", [*logging.root.handlers]), (of_absl, "filters", [*of_absl.filters])]
+    changed += [(of_absl.python_handler, "stream", of_absl.python_handler.stream)]
     with contextlib.ExitStack() as stack:
         for where, name, value in changed:
             stack.enter_context(mock.patch.object(where, name, value))

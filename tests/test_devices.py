@@ -90,3 +90,10 @@ def test_programs_are_kept(tmp_path, monkeypatch):
         run("train", *flags, f"--workdir={tmp_path / name}", env=OWN_PARTS)
         kept.append(sorted(path.name for path in tmp_path.glob("cache/programs-*/*") if "atime" not in path.name))
     assert kept[0] == kept[1] != []
+
+
+def test_a_platform_that_is_not_there():
+    """Is one line of a script, where JAX has an AssertionError, or a reason of its own."""
+    error = run("train", "--config=configs/digits_base.py", "--workdir=-", fails=True, env={"JAX_PLATFORMS": "cuda"})
+    [line] = error.splitlines()
+    assert line.startswith("error: JAX cannot start: ") and "JAX_PLATFORMS=cuda asks for it: unset that" in line

@@ -92,6 +92,20 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_outlives_its_readers(tmp_path):
+    """As behind `2>&1 | head -1`: it trains on, and a signal still saves and stops it."""
+    process = start("train", *BASE, *AFFINE, *LONG, f"--workdir={tmp_path}", env=OWN_PARTS)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    metrics = tmp_path / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert steps_saved(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_signal_while_sampling(tmp_path):
     flags = [*BASE, "--config.train.num_steps=20", "--config.model.eval_sampling_num_steps=100000"]
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}")

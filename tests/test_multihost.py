@@ -3,8 +3,12 @@
 import fcntl
 import subprocess
 import sys
+import types
 
+import pytest
 from running import OWN_PARTS, command, free_port, start_together
+
+from diffusion_distillation import multihost
 
 FLAGS = [
     "--config=configs/digits_base.py",
@@ -72,3 +76,45 @@ def test_the_end():
     port = str(free_port())
     started = start_together([[sys.executable, "-c", END, port, str(index)] for index in range(2)])
     assert [process.wait(timeout=120) for process in started] == [0, 0]
+
+
+ALONE = """
+import sys
+from diffusion_distillation import multihost
+multihost.PATIENCE = 1, 3
+multihost.start(f"localhost:{sys.argv[1]}", 2, 0)
+"""
+
+
+def test_others_that_do_not_come():
+    """Are waited for with a message, and not for ever: JAX would end with a stack of C++."""
+    done = subprocess.run([sys.executable, "-c", ALONE, str(free_port())], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Waiting up to 3 s for the other processes to start.",
+        "error: The other processes did not start within 3 s: start all of them.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "together", "warned"),
+    [
+        (dict(), False, False, False),
+        (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a", SLURM_STEP_NUM_TASKS="4"), False, True, False),
+        (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a"), True, True, False),
+        (dict(SLURM_NTASKS="1", SLURM_STEP_NODELIST="a", SLURM_STEP_NUM_TASKS="1"), False, False, False),
+        (dict(SLURM_NTASKS="4"), False, False, True),  # sbatch
+        (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a", SLURM_STEP_NUM_TASKS="1"), True, False, True),  # salloc
+        (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a", SLURM_PTY_PORT="1"), True, False, True),  # srun --pty
+        (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a", SLURM_PTY_PORT="1"), False, True, False),  # srun within it
+    ],
+)
+def test_shells_of_slurm(monkeypatch, caplog, variables, terminal, together, warned):
+    """Are no task beside others, which would be waited for, though their job has several."""
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(multihost.sys, "stdin", types.SimpleNamespace(isatty=lambda: terminal))
+    assert multihost._in_a_slurm_step() == together
+    assert ("Start all with srun" in caplog.text) == warned

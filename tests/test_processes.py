@@ -44,6 +44,15 @@ LADDER = [
     "--config.eval.features=('pixels',)",
     "--config.eval.metrics=('fid',)",
 ]
+MEASURED = [  # during training, with an average that is divided among devices
+    "--config.train.shard_state=True",
+    "--config.train.ema_decay=0.9",
+    "--config.train.eval_every_steps=10",
+    "--config.eval.metrics_every_steps=10",
+    "--config.eval.metrics_num_samples=64",
+    "--config.eval.features=('pixels',)",
+    "--config.eval.metrics=('fid',)",
+]
 WAYS = {  # to train, by the number of processes and that of devices each has
     (2, 1): ["shard_state=True"],
     (2, 2): ["parallel=pmap"],
@@ -136,7 +145,7 @@ def printed(folder, drifting):
             commands += [train, sample(workdir, "together")]
             by_one.append(sample(workdir, "alone"))
         if (processes, devices) == (2, 1):
-            commands.append(ladder("ladder of two"))
+            commands += [ladder("ladder of two"), ["train", *SMALL, *MEASURED, f"--workdir={folder / 'measured'}"]]
         else:
             go_back_to(TAKEN_UP[processes, devices])
             commands.append(resume)
@@ -183,6 +192,14 @@ def test_a_ladder_of_two_processes(folder, printed):
     figures = [json.loads((ladder / "report" / "evaluation.json").read_text())["rows"] for ladder in ladders]
     for one, two in zip(*figures, strict=True):
         assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_measure_an_average_that_they_share(folder, printed):
+    """During training; and they keep the best."""
+    lines = (folder / "measured" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
+    assert steps_saved(folder / "measured" / "best")
 
 
 DRIFT = """

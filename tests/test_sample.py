@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import os
-import re
 from unittest import mock
 
 import jax
@@ -58,7 +57,7 @@ def test_on_one_device_as_on_eight(checkpoint, tmp_path):
     out = tmp_path / "samples.npz"
     drawn = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
     printed = run("sample", *drawn, env=OWN_PARTS)
-    assert "10 images in 4 steps each" in printed
+    assert f"Saved 10 images, 4 steps each, to {out}.\nNext: python scripts/evaluate.py --checkpoint=" in printed
     np.testing.assert_array_equal(read(out), from_checkpoint(checkpoint).sample(KEY, 10))
 
 
@@ -68,7 +67,8 @@ def test_files(sample, checkpoint, tmp_path):
     printed = sample(
         "--num_samples=3", f"--out={out}", f"--trajectory={steps}", "--labels=2,0", "--eta=0.5", "--noclip"
     )
-    assert re.search(r"3 images in 4 steps each\n.*the way of 3 of them", printed)
+    assert f"Saved the sampling trajectories of 3 images to {steps}.\n" in printed
+    assert f"Saved 3 images, 4 steps each, to {out}.\n" in printed
     labels, how = np.array([2, 0, 2]), dict(eta=0.5, clip=False)
     expected = pipeline.sample(KEY, 3, labels, **how)
     np.testing.assert_array_equal(read(out), expected)
@@ -84,16 +84,16 @@ def test_files(sample, checkpoint, tmp_path):
 
 def test_folder(sample, checkpoint, tmp_path):
     out = tmp_path / "samples"
-    assert sample(f"--out={out}/", "--num_samples=5", "--batch_size=2").endswith("5 images in 4 steps each\n")
+    assert f"5 images, 4 steps each, to {out}/.\n" in sample(f"--out={out}/", "--num_samples=5", "--batch_size=2")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "00003.png").unlink()
     printed = sample(f"--out={out}", "--num_samples=9", "--clip", "--sampler=ddim")  # which is what the config has
-    assert "9 images in 4 steps each, 4 of them there already" in printed
+    assert f"9 images, 4 steps each, to {out}; 4 of them were there already." in printed
     drawn = np.stack([np.asarray(Image.open(out / f"{j:05d}.png")) for j in range(9)])[..., None]
     np.testing.assert_array_equal(drawn, from_checkpoint(checkpoint).sample(KEY, 9))
     again = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert {path.name for path in before if again[path] != before[path]} == {"00003.png"}
-    assert "9 images in 4 steps each, 9 of them there already" in sample(f"--out={out}", "--num_samples=9")
+    assert "9 of them were there already" in sample(f"--out={out}", "--num_samples=9")
     for flag, message in {
         "--seed=4": "seed is 3 there and 4 here",
         "--eta=0.5": "eta is 0.0 there and 0.5 here",
@@ -123,7 +123,7 @@ def test_classes_by_name(tmp_path):
     error = sample("cats,dog", "wrong.npz")
     assert "--labels=cats,dog must be integers, such as --labels=3,7 or names of classes. Did you mean 'dogs'?" in error
     sample("dogs", "folder/")
-    assert "4 of them there already" in sample("1", "folder/")
+    assert "4 of them were there already" in sample("1", "folder/")
 
 
 def test_errors(sample, tmp_path):

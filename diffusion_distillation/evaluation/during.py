@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
@@ -27,10 +28,11 @@ class Best(NamedTuple):
 def measure_during_training(
     params: Params, metadata: Metadata, workdir: epath.Path, yardsticks: list[Yardstick]
 ) -> None:
-    """Measures config.eval.metrics_num_samples samples and adds a line to evaluations.jsonl, unless it is there.
+    """Measures config.eval.metrics_num_samples samples and adds a line to evaluations.jsonl, where it is time to.
 
-    The best by the first metric is kept in the folder `best`, to be sampled, evaluated and taught with as a run is. All
-    processes draw; the main one alone looks and writes.
+    That is at the first evaluation after every config.eval.metrics_every_steps updates, and after the last update,
+    unless a run that was resumed has measured it already. The best by the first metric is kept in the folder `best`, to
+    be sampled, evaluated and taught with as a run is. All processes draw; the main one alone looks and writes.
 
     Args:
       params: of the model.
@@ -39,7 +41,7 @@ def measure_during_training(
       yardsticks: what samples are measured by.
     """
     config = metadata.config
-    if multihost.on_main(lambda: metadata.step in [line["step"] for line in read_evaluations(workdir)]):
+    if not multihost.on_main(lambda: _due(metadata.step, [line["step"] for line in read_evaluations(workdir)], config)):
         return
     pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
@@ -65,3 +67,10 @@ def measure_during_training(
         values = ", ".join(f"{criterion.title} {of.value:.4g}" for criterion, of in measured.values.items())
         print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)
         unfinished.rmtree()
+
+
+def _due(step: int, measured: list[int], config: ConfigDict) -> bool:
+    """Whether a multiple of metrics_every_steps, or the last update, has come since what was measured last."""
+    last = max((earlier for earlier in measured if earlier <= step), default=0)
+    every = config.eval.metrics_every_steps
+    return last < (step if step == config.train.num_steps else step // every * every)

@@ -35,7 +35,7 @@ from ..evaluation.metrics import Criterion
 from ..evaluation.reference import nearest, of_dataset
 from ..files import as_path, write_whole
 from ..methods import make_method
-from ..training.runs import read_metrics
+from ..training.runs import locked, read_metrics
 from .html import Picture, Table, page
 from .plots import Column, Line, Panel, panel_of, row_labels, save_columns, save_curves, save_losses
 
@@ -80,8 +80,18 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
       workdir: the ladder's folder.
       source: the images to compare with.
       yardsticks: from `evaluation.ladder.config_yardsticks`.
+
+    Raises:
+      InputError: if another process works in the ladder's folder.
     """
     workdir = as_path(workdir)
+    with locked(workdir):
+        rows, num_samples = len(ladder_runs(config, workdir)), config.eval.num_samples
+        multihost.say(f"report  {workdir}: measuring {rows} models and samplers by {num_samples:,} samples each")
+        _write_report(config, workdir, source, yardsticks)
+
+
+def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yardsticks: Sequence[Yardstick]) -> None:
     folder, reference = workdir / "report", of_dataset(source, config.dataset)
     found = evaluate_ladder(
         config, workdir, yardsticks, reference, folder / FILE,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from .. import multihost
 from ..checkpoints import Metadata, load, newest_step
 from ..config import resolve, stage
+from ..console import steady
 from ..data import Source
 from ..errors import InputError, RunError
 from ..files import as_path
@@ -61,7 +62,7 @@ def run_ladder(
     """
     rungs, workdir = make_method(config).rungs, as_path(workdir)
     params, network = load_teacher(config, source, load_model)
-    with locked(workdir):
+    with steady(), locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
         record_environment(workdir)
         plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
@@ -94,11 +95,14 @@ def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) ->
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:
-    """The config of a student that is finished, which the ladder's may have changed since; None for others."""
+    """The config of a student that is finished, which the ladder's may have changed since; None for others.
+
+    None, too, for one whose config.json was deleted: it is then taken to be of the ladder's config.
+    """
 
     def read() -> dict[str, Any] | None:
         step = newest_step(folder)
-        config = None if step is None else read_config(folder)
+        config = None if step is None or not (folder / "config.json").exists() else read_config(folder)
         return config.to_dict() if config and step >= config.train.num_steps else None
 
     config = multihost.on_main(read)
@@ -132,7 +136,7 @@ class Plan:
             left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
             seconds = round(left / values["images_per_sec"])
             if left:
-                say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, with all students")
+                say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, then the report")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})
 

@@ -24,8 +24,9 @@ from tensorboardX import SummaryWriter
 
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params, digest_of, load, newest_step, restore_from
+from ..console import show_progress, steady
 from ..data import Source, fingerprint, read_batches
-from ..devices import abstract, data_mesh, described, host_device
+from ..devices import abstract, data_mesh, described, host_device, to_host
 from ..errors import DivergedError, InputError
 from ..files import as_path, is_remote
 from ..methods import find_method
@@ -33,7 +34,7 @@ from ..model import Network, count_params, extended, init_params, make_network
 from ..multihost import say
 from ..shapes import Params
 from .compatibility import check_same_model
-from .interrupt import GO_ON, Interrupt
+from .interrupt import GO_ON, Interrupt, stopped
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, differences, forget_after, locked, open_run, record_environment
 from .step import Batch, Teacher, TrainState, doubts, init_state, run_key
@@ -65,7 +66,8 @@ def train(
       source: the images.
       teacher: for a student, which starts from the teacher's parameters.
       on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
-        and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done.
+        and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done. The
+        parameters are NumPy arrays of its own.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
       change: continue in a workdir of another config, other data or another teacher, see `runs.open_run`.
       load_model: gives the parameters and the metadata at train.init_from, where that is no run of ours.
@@ -73,11 +75,13 @@ def train(
     Raises:
       InputError: for a workdir of another config, other data or another teacher, or a batch or a network that does not
         fit the devices or the images; before anything is compiled.
-      SystemExit: after SIGINT or SIGTERM, once the state is saved.
+      KeyboardInterrupt: after SIGINT, such as Ctrl-C or a notebook's stop button, once the state is saved; call `train`
+        again to resume. A second SIGINT raises it at once.
+      SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
     """
     workdir = as_path(workdir)
     metadata, network, mesh, initial = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
-    with locked(workdir):
+    with steady(), locked(workdir):
         open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
         record_environment(workdir)
         runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
@@ -150,7 +154,7 @@ class _Run(NamedTuple):
     def evaluate(self, state: TrainState, step: int) -> None:
         """Shows what the model has learned, to whom asked for it."""
         if self.on_eval is not None:
-            params = self.runner.collect(state.sampling_params)
+            params = to_host(self.runner.collect(state.sampling_params))  # to be kept: the next step uses up the state
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
 
@@ -336,7 +340,7 @@ def _go_on(
                 checkpoints.wait()
                 saved = checkpoints.latest_step() or 0
                 print(f"{workdir}: saved at step {saved:,}; {GO_ON}", file=sys.stderr, flush=True)
-                sys.exit(128 + stop)
+                raise stopped(stop)
             if to_evaluate:
                 with monitor.progress.paused():
                     run.evaluate(state, step)
@@ -480,7 +484,7 @@ class Health:
 
 
 class Progress:
-    """The progress line: step, loss, images a second, time left. On a terminal it stays in its place."""
+    """The progress line: step, loss, images a second, time left."""
 
     def __init__(self, name: str, step: int, total: int, batch_size: int):
         self.name, self.total, self.batch_size = name, total, batch_size
@@ -503,10 +507,8 @@ class Progress:
             f"{self.name}  step {step:,}/{self.total:,}  loss {loss:.4g}  "
             f"{per_second * self.batch_size:,.0f} images/s  {left} left{memory_of(jax.local_devices()[0])}"
         )
-        if not multihost.is_main():
-            return per_second * self.batch_size
-        stays = sys.stdout.isatty() and step < self.total
-        print(f"\r{line:<100}" if sys.stdout.isatty() else line, end="" if stays else "\n", flush=True)
+        if multihost.is_main():
+            show_progress(line, last=step == self.total)
         return per_second * self.batch_size
 
     @contextlib.contextmanager

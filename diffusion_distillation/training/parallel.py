@@ -20,6 +20,7 @@ from ..devices import (
     of_first,
     place,
     replicated,
+    to_host,
 )
 from ..errors import InputError
 from ..model import Network, quick_to_compile
@@ -46,13 +47,14 @@ class Runner(NamedTuple):
     """A compiled training step, and how its arguments are placed on the devices.
 
     Attributes:
-      place: `place(state, teacher)`, as `steps` wants them.
+      place: `place(state, teacher)`, as `steps` wants them. The state passed in is used up, or it would be there twice.
       compile: `compile(state, key, teacher, batches)`, before `steps`, with the state and the teacher that `place` is
         to take; they need not be there yet, their shapes will do. `steps` would compile itself, but then the host holds
         what compiling leaves in its memory beside the activations; here it is given back first.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
-      collect: a state, or a part of one, as arrays that span all devices, to be saved or sampled with.
+      collect: a state, or a part of one, as it is to be saved: arrays that span all devices, or, where these hold it in
+        another form, copies on the host, so that no device holds it in both.
       in_one_call: whether the devices do the steps of a call without the host, which then is as long as they take.
     """
 
@@ -80,23 +82,31 @@ def make_runner(config: Any, network: Network, mesh: Mesh, *, scan: bool | None 
     make = _pmap_runner if config.train.parallel == "pmap" else _jit_runner
     runner = make(config, network, mesh, scan)
     whole = not config.train.shard_state and not trains_embedding_only(config)
-    return _packing(runner, mesh) if whole and jax.default_backend() in ("cpu", "gpu") else runner
+    return _packing(runner) if whole and jax.default_backend() in ("cpu", "gpu") else runner
 
 
-def _packing(runner: Runner, mesh: Mesh) -> Runner:
+def _packing(runner: Runner) -> Runner:
     """The runner with parameters packed between `place` and `collect`."""
 
     def place_both(state, teacher):
-        return runner.place(pack_state(state), teacher)
+        return runner.place(_moved_to_host(state, pack_state), teacher)
 
     def compile(state, key, teacher, batches):
         runner.compile(jax.eval_shape(functools.partial(pack_state, xp=jnp), state), key, teacher, batches)
 
     def collect(state):
-        copies = unpack(jax.tree.map(np.array, runner.collect(state)))
-        return place(copies, jax.tree.map(lambda _: replicated(mesh), copies))
+        return unpack(to_host(runner.collect(state)))
 
     return runner._replace(place=place_both, compile=compile, collect=collect)
+
+
+def _moved_to_host(state: TrainState, change: Callable[[TrainState], TrainState] = lambda state: state) -> TrainState:
+    """The state after a change, as NumPy arrays; the devices do not hold it any more."""
+    copies = to_host(change(state))
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    return copies
 
 
 def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
@@ -233,18 +243,14 @@ def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runne
         return {name: rows.reshape(count, -1, *rows.shape[1:]) for name, rows in batch.items()}
 
     def place_both(state, teacher):
-        return hold((state, teacher), mesh, "pmap")
+        return hold((_moved_to_host(state), teacher), mesh, "pmap")
 
     def placed(state, teacher):  # pmap wants arrays
         shapes = jax.eval_shape(lambda *both: both, state, teacher)
         return hold(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), mesh, "pmap")
 
     def collect(state):
-        def whole(leaf):
-            shards = [shard.data.reshape(leaf.shape[1:]) for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(leaf.shape[1:], replicated(mesh), shards)
-
-        return jax.tree.map(whole, state)
+        return jax.tree.map(lambda leaf: np.array(of_first(leaf)), state)
 
     calls = _calls(jitted, placed, put, scan, config.train.substeps, of_first)
     return Runner(place_both, *calls, collect, scan)

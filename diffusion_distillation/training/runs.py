@@ -158,11 +158,13 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     """The resolved config of a run that is there; fields that it is too old to have are at their defaults.
 
     Raises:
-      InputError: if it is damaged, or not one that can be run here.
+      InputError: if it is missing or damaged, or not one that can be run here.
     """
     path = workdir / "config.json"
     try:
         config = read_json(path)
+    except FileNotFoundError:
+        raise InputError(f"{str(path)!r} is missing: the command that made the run writes it again.") from None
     except InputError as error:
         raise InputError(
             f"{error} If the run is of the config that you give now, delete this file and run the same "

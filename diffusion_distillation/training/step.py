@@ -127,6 +127,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         value, grads = _mean_over_microbatches(gradients, _microbatches(batch, num_microbatches, num_shards))
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
+        counted = state.step - state.skipped  # the first update that counts begins an average, be it not the first
         opt_state = at_step(state.opt_state, state.step)
         updates, _ = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -136,13 +137,13 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         new = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=None if decay is None else _averaged(state.ema_params, params, decay(state.step)),
+            ema_params=None if decay is None else _averaged(state.ema_params, params, decay(counted)),
             opt_state=opt_state,
             skipped=state.skipped,
             average=(
                 None
                 if method.average_decay is None
-                else _averaged(state.average, params, corrected_decay(method.average_decay, state.step))
+                else _averaged(state.average, params, corrected_decay(method.average_decay, counted))
             ),
         )
         gradient_norm = optax.tree.norm(grads)
@@ -267,7 +268,7 @@ def corrected_decay(decay: float, step: Array) -> Array:
 
 
 def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
-    """The decay of the running average at each step; None where the config averages nothing.
+    """The decay of the running average at each step, skipped ones left out; None where the config averages nothing.
 
     The first step replaces the average by the new parameters, so that the initial ones leave no trace in it.
     """

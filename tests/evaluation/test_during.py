@@ -4,12 +4,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_pipeline import make_model
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import newest_step
 from diffusion_distillation.data import load_source
-from diffusion_distillation.evaluation.during import measure_during_training
+from diffusion_distillation.evaluation.during import _due, measure_during_training
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
 from diffusion_distillation.evaluation.ladder import config_yardsticks
@@ -22,7 +23,8 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     params, metadata = make_model(num_classes=1, unet=True)
     config, source, folder = metadata.config, load_source("digits"), as_path(tmp_path / "run")
     with config.unlocked():
-        config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20)
+        config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20, metrics_every_steps=10)
+        config.train.eval_every_steps = 10
     yardsticks = config_yardsticks(config, source, 20)
     data = statistics([pixels(source[np.arange(len(source))]["image"])])
     for step, scale in ((10, 1.0), (20, 0.0), (30, 1.0)):
@@ -37,3 +39,14 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     drawn = from_checkpoint(folder / "best").sample(jax.random.key(0), 20)
     assert best["frechet_pixels"] == pytest.approx(frechet_distance(statistics([pixels(drawn)]), data), rel=1e-6)
     assert not list(folder.glob("*unfinished*"))
+
+
+def test_metrics_between_the_calls_of_the_devices():
+    """They end at steps that metrics_every_steps does not divide: the first evaluation after its multiple measures."""
+    config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_steps=70)))
+    measured = []
+    for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as of a run that is taken up
+        if _due(step, measured, config):
+            measured.append(step)
+    assert measured == [30, 50, 70]
+    assert _due(30, [50, 70], config)  # of a run that was taken up earlier

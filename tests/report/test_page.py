@@ -17,6 +17,7 @@ from diffusion_distillation.files import as_path
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import html, page
 from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.training.runs import locked
 from diffusion_distillation.version import __version__
 
 CONFIG = ConfigDict(
@@ -87,6 +88,12 @@ def drawn(monkeypatch, tmp_path):
 
 def write(workdir, source, config=CONFIG):
     write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
+
+
+def test_a_report_refuses_a_folder_that_is_at_work(tmp_path, drawn):
+    with locked(tmp_path), pytest.raises(ValueError, match="Another process works in"):
+        write(tmp_path, Images())
+    assert not (tmp_path / "report").exists()
 
 
 def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):

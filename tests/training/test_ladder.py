@@ -14,11 +14,11 @@ from running import ROOT
 from training.test_loop import make_config
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.checkpoints import load
+from diffusion_distillation.checkpoints import Checkpoints, load
 from diffusion_distillation.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
-from diffusion_distillation.training.runs import read_metrics
+from diffusion_distillation.training.runs import read_config, read_metrics
 
 SOURCE = own_parts.stripes(64)
 
@@ -59,6 +59,41 @@ def test_devices_hold_what_the_table_says(tmp_path):
     assert expected == pytest.approx(gradients * (1 + 3 / 8), rel=1e-3)  # parameters; Adam's moments and the teacher
     for num_steps in (2, 1):
         assert held[num_steps] == pytest.approx(expected, rel=0.02)
+
+
+def test_a_saved_state_is_there_once(tmp_path, monkeypatch):
+    """A packed one is not on the devices in another form too, as it is saved and as it is shown."""
+    base = make_config(num_steps=5)
+    with base.unlocked():
+        base.model.name, base.model.args = "own_parts:heavy", {}
+    held = []
+
+    def measure(*_):
+        gc.collect()
+        held.append(sum(array.nbytes for array in jax.live_arrays() if len(array.devices()) == 8))
+
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *state: (measure(), save(self, *state)))
+    train(base, tmp_path, SOURCE, on_eval=measure)
+    state = 4 * 512 * 512 * 4  # the parameters, their average and Adam's moments
+    assert held == pytest.approx([state, state], rel=0.02)
+
+
+def test_a_student_with_a_damaged_config(tmp_path):
+    """Is named, and does as the message says: without the file, the ladder takes it to be of its own config."""
+    train(make_config(num_steps=5), tmp_path / "base", SOURCE)
+    config, ladder = ladder_of(make_config(num_steps=5), tmp_path / "base"), tmp_path / "ladder"
+    run_ladder(config, ladder, SOURCE)
+    path = ladder / "steps_0002" / "config.json"
+    written = path.read_text()
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"steps_0002/config.json' is empty or damaged.*delete this file"):
+        run_ladder(config, ladder, SOURCE)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"steps_0002/config.json' is missing"):
+        read_config(as_path(path.parent))
+    run_ladder(config, ladder, SOURCE)
+    assert path.read_text() == written
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """The loop in this process, with a network that compiles in no time."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import struct
-import time
+import sys
 
 import jax
 import numpy as np
@@ -15,8 +14,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.checkpoints import load
-from diffusion_distillation.training import loop
+from diffusion_distillation.checkpoints import load, newest_step
+from diffusion_distillation.files import as_path
+from diffusion_distillation.training import interrupt, loop
 from diffusion_distillation.training.loop import Decisions, check_processes, memory_of, train
 
 SOURCE = own_parts.stripes(64)
@@ -108,13 +108,12 @@ def test_little_is_in_flight(tmp_path, monkeypatch, slow):
     assert unseen[0] == 0 and most[0] == (2 if slow else 1)
 
 
-def stop_at(step):
-    """An on_metrics that sends SIGTERM to this process at a step."""
+def stop_at(step, number=signal.SIGTERM):
+    """An on_metrics that sends a signal to this process at a step."""
 
     def hook(at, values):
         if at == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)  # until the thread that reads signals has seen it
+            signal.raise_signal(number)
 
     return hook
 
@@ -315,3 +314,55 @@ def test_a_start_is_recorded_with_its_environment(tmp_path):
     first, second = map(json.loads, (tmp_path / "environment.jsonl").read_text().splitlines())
     assert first["versions"]["jax"] == jax.__version__ and first["devices"] == {"kind": "cpu", "count": 8}
     assert first["time"] <= second["time"] and first["command"]
+
+
+class Kept(dict):
+    """An on_eval that keeps what it is given, by the step."""
+
+    def __call__(self, params, metadata, workdir):
+        self[metadata.step] = params
+
+
+@pytest.mark.parametrize("how", [dict(), dict(shard_state=True)], ids=["packed", "sharded"])
+def test_a_hook_may_keep_the_parameters(tmp_path, how):
+    """Of every evaluation, though the next step uses up the state."""
+    kept = Kept()
+    train(make_config(eval_every_steps=5, **how), tmp_path, SOURCE, on_eval=kept)
+    assert list(kept) == [5, 10, 15, 20]
+    assert np.any(kept[5]["Dense_0"]["kernel"] != kept[20]["Dense_0"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, kept[20], load(tmp_path)[0])
+
+
+def test_ctrl_c_saves_and_raises(tmp_path):
+    """As in a notebook: the run stops with KeyboardInterrupt, and leaves neither handlers nor other streams behind."""
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS], sys.stdout, sys.stderr
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(), tmp_path, SOURCE, on_metrics=stop_at(10, signal.SIGINT))
+    assert load(tmp_path)[1].step >= 10
+    assert ([signal.getsignal(number) for number in interrupt.SIGNALS], sys.stdout, sys.stderr) == before
+
+
+def test_a_second_ctrl_c_raises_at_once(tmp_path):
+    stop = stop_at(10, signal.SIGINT)
+
+    def twice(*at):
+        stop(*at)
+        stop(*at)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(), tmp_path, SOURCE, on_metrics=twice)
+    assert newest_step(as_path(tmp_path)) is None
+
+
+def test_other_signals_are_left_alone(monkeypatch):
+    """Those that have handlers in Python too, in a script as it stops for SIGTERM."""
+    exits, came = [], []
+    monkeypatch.setattr(interrupt, "_exit_at_once", exits.append)
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: came.append("USR1"))
+    try:
+        with interrupt.exit_on_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+    assert exits == [signal.SIGTERM] and came == ["USR1"]

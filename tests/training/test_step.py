@@ -160,9 +160,9 @@ def test_a_step_is_compiled_once(how, scan, given):
     for _ in range(2):  # the first time there are small programs to compile besides
         runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
         start = init_state(config, AFFINE)
+        like = jax.tree.map(np.array, start) if given == "arrays" else jax.eval_shape(lambda start=start: start)
         state, teacher = runner.place(start, student_of)
         before = compilations()
-        like = start if given == "arrays" else jax.eval_shape(lambda start=start: start)
         runner.compile(like, key, student_of, batches)
         there = compilations()
         state, _ = runner.steps(state, key, teacher, batches)
@@ -390,7 +390,10 @@ def test_batch_size_and_devices():
 
 
 def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
-    """The first update that is kept is Adam's first, of the length that is logged: the learning rate of its step."""
+    """The first update that is kept is Adam's first, of the length that is logged: the learning rate of its step.
+
+    And it begins the averages, which have no trace of what was before it.
+    """
 
     def make(config, schedule):
         def times(keys, update, rung):
@@ -399,7 +402,8 @@ def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
         def loss(prediction, target, times):
             return jnp.where(times.update < 2, jnp.nan, prediction.x.mean((1, 2, 3)))
 
-        return diffusion.make(config, schedule)._replace(times=times, loss=loss, rungs=(Rung(2, 1),))
+        method = diffusion.make(config, schedule)
+        return method._replace(times=times, loss=loss, rungs=(Rung(2, 1),), average_decay=0.9)
 
     monkeypatch.setitem(methods.METHODS, "progressive", make)
     config = make_config(distillation={}, learning_rate_warmup_steps=8, learning_rate=8e-3, grad_clip=0.0)
@@ -408,6 +412,8 @@ def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
     moved = [abs(state.params["bias"] - AFFINE["bias"]).item() for state in states]
     assert moved[:2] == [0, 0]
     assert moved[2] == pytest.approx(float(learning_rate(config.train)(2)), rel=1e-3)
+    for average in (states[2].ema_params, states[2].average):
+        assert_close(average, states[2].params, atol=0)
 
 
 class Times(NamedTuple):
