@@ -301,7 +301,7 @@ def doubts(train: Any) -> list[str]:
     if (weight := decay**updates) > MOST_OF_FIRST:
         found.append(
             f"The average that samples are drawn with, of decay {decay:g}, still has {weight:.0%} of its first "
-            f"parameters after {updates:,} updates. Set config.train.ema_decay={max(0, 1 - 5 / updates):.6g} or less."
+            f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or less."
         )
     return found
 

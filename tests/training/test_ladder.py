@@ -87,7 +87,7 @@ def test_a_student_with_a_damaged_config(tmp_path):
     path = ladder / "steps_0002" / "config.json"
     written = path.read_text()
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"steps_0002/config.json' is empty or damaged.*delete this file"):
+    with pytest.raises(ValueError, match=r"steps_0002/config.json' cannot be read as JSON.*delete this file"):
         run_ladder(config, ladder, SOURCE)
     path.unlink()
     with pytest.raises(ValueError, match=r"steps_0002/config.json' is missing"):
