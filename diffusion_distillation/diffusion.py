@@ -38,7 +38,19 @@ Denoiser = Callable[[Images, Times], Prediction]
 
 def alpha_sigma(logsnr: Times) -> tuple[Array, Array]:
     """Signal and noise scales: alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)), shaped as logsnr."""
-    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+    return jnp.sqrt(sigmoid(logsnr)), jnp.sqrt(sigmoid(-logsnr))
+
+
+@jax.custom_jvp
+def sigmoid(x: Times) -> Array:
+    """`jax.nn.sigmoid`, whose derivative is exact also where 1 - sigmoid(x) rounds to 0."""
+    return jax.nn.sigmoid(x)
+
+
+@sigmoid.defjvp
+def _derivative(primals, tangents):
+    [x], [dx] = primals, tangents
+    return sigmoid(x), sigmoid(x) * sigmoid(-x) * dx
 
 
 def q_sample(x: Images, eps: Images, logsnr: Times) -> Images:

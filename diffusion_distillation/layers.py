@@ -191,8 +191,8 @@ class DenseOfParts(nn.Module):
     def __call__(self, *parts: Float[Array, "rows _"]) -> Float[Array, "rows features"]:
         """The rows of all parts, multiplied by one kernel."""
         sizes = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         *parts, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
         kernels = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
         return sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True)) + bias
@@ -252,8 +252,8 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "batch *space channels"]:
         """Normalizes x; then, with `film = scale, shift` (Perez et al. 2018), y becomes y * (1 + scale) + shift."""
         batch, channels = x.shape[0], x.shape[-1]  # batch may be symbolic, as in an export
-        gamma = self.param("scale", nn.initializers.ones, (channels,))
-        beta = self.param("bias", nn.initializers.zeros, (channels,))
+        gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         f = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         space = tuple(range(1, x.ndim - 1))
 

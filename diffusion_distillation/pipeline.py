@@ -15,6 +15,7 @@ from . import multihost, sampling
 from .devices import data_mesh, hold, spread
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
+from .keys import fold_in, threefry
 from .model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
 from .sampling import DETERMINISTIC, SAMPLERS
 from .shapes import Array, Keys, Params
@@ -391,7 +392,7 @@ def _check_images(z: Array, image_shape: tuple[int, int, int]) -> None:
 
 def _keys(key: Keys, index: Array) -> Array:
     """Two keys for each sample: of the noise that it starts from, and of the noise of its steps."""
-    return jax.vmap(lambda i: jax.random.split(sampling.fold_in(key, i)))(index)
+    return jax.vmap(lambda i: jax.random.split(fold_in(threefry(key), i)))(index)
 
 
 @functools.partial(jax.jit, static_argnames="image_shape")
@@ -399,7 +400,7 @@ def start_noise(
     key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
 ) -> Float[jax.Array, "n height width channels"]:
     """The standard normal noise that these samples of a key start from."""
-    return jax.vmap(lambda key: jax.random.normal(key, image_shape))(_keys(key, index)[:, 0])
+    return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(_keys(key, index)[:, 0])
 
 
 @functools.lru_cache(maxsize=16)

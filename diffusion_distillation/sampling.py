@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from .diffusion import Denoiser, Prediction, medium_fraction, per_example, posterior
 from .errors import InputError
-from .schedules import Schedule
+from .keys import fold_in, normal
+from .schedules import Schedule, bounded
 from .shapes import Array, Count, Images, Keys, Times, Trajectory
 
 SAMPLER_TITLES = {
@@ -64,7 +65,7 @@ def ddim_step(
     if eta != 0:
         if key is None:
             raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
-        log_r = per_example(schedule(t) - schedule(jnp.maximum(t - dt, 0)), z)  # r = SNR(t) / SNR(s)
+        log_r = per_example(schedule(t) - schedule(bounded(t - dt, 0, jnp.inf)), z)  # r = SNR(t) / SNR(s)
         kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
         fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
         sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
@@ -158,7 +159,7 @@ def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Sche
 
     Arguments and result are those of `ancestral_step`.
     """
-    m, s = jnp.maximum(t - dt, 0), jnp.maximum(t - 2 * dt, 0)
+    m, s = (bounded(t - length, 0, jnp.inf) for length in (dt, 2 * dt))
     z_s = ddim_step(prediction, z, schedule, t, t - s)
     phi_m, phi_s = (schedule.angle(t) - schedule.angle_step(t, t - end) for end in (m, s))
     added = jnp.sqrt(jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)) / jnp.cos(phi_s)
@@ -320,17 +321,3 @@ def posterior_variance(logvar_type: str) -> str:
     if variance not in ("small", "large"):
         medium_fraction(variance)
     return variance
-
-
-def fold_in(key: Keys, data: int | Array) -> Keys:
-    """`jax.random.fold_in` for one key or one key an example."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    return jnp.vectorize(jax.random.fold_in)(key, data) if key.ndim else jax.random.fold_in(key, data)
-
-
-def normal(key: Keys, like: Array) -> Array:
-    """Standard normal noise shaped as `like`, from one key or from one key an example."""
-    if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
-    return jax.random.normal(key, like.shape, like.dtype)

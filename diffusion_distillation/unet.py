@@ -12,7 +12,9 @@ from flax import linen as nn
 from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int, UInt32
 
+from .diffusion import sigmoid
 from .errors import InputError
+from .keys import fold_in, threefry
 from .layers import (
     EPSILON,
     DenseOfParts,
@@ -25,7 +27,7 @@ from .layers import (
     nearest,
     pixels,
 )
-from .schedules import Discrete
+from .schedules import Discrete, bounded
 from .shapes import Array, Keys
 
 MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number of classes
@@ -167,7 +169,7 @@ class UNet(nn.Module):
         dtype = self.dtype or x.dtype
         seeds = None
         if train and self.dropout:
-            seeds = dropout_seeds(self.make_rng("dropout"), jnp.arange(batch) if index is None else index)
+            seeds = dropout_seeds(self.make_rng("dropout"), jnp.arange(batch, dtype=jnp.int32) if index is None else index)
         sites = itertools.count()
 
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.promote_types(x.dtype, jnp.float32)), (batch,))
@@ -338,9 +340,9 @@ class UNet(nn.Module):
         if self.logsnr_input_type == "step":
             return self.schedule.step(logsnr)
         if self.logsnr_input_type == "inv_cos":
-            return 1000 * (jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20, 20))) / (0.5 * jnp.pi))
+            return 1000 * (jnp.arctan(jnp.exp(-0.5 * bounded(logsnr, -20, 20))) / (0.5 * jnp.pi))
         if self.logsnr_input_type == "sigmoid":
-            return 1000 * nn.sigmoid(logsnr)
+            return 1000 * sigmoid(logsnr)
         low, high = self.logsnr_scale_range
         return 1000 * ((logsnr - low) / (high - low))
 
@@ -431,7 +433,7 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: in
 
 def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:
     """What `dropout` draws each example's mask from: depends on the key, of any kind, and on the example's index."""
-    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))(index)
+    return jax.vmap(lambda i: jax.random.bits(fold_in(threefry(key), i), (2,), jnp.uint32))(index)
 
 
 def dropout(x, seeds, rate):
