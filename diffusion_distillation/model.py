@@ -193,7 +193,7 @@ def network_denoiser(
         return network.apply({"params": params}, z, logsnr, **condition, **kwargs)
 
     def guided(z, logsnr):
-        batch, y, weight = z.shape[0], jnp.asarray(condition["y"]), condition["guidance"]
+        batch, y, weight = z.shape[0], jnp.asarray(condition["y"]).astype(jnp.int32), condition["guidance"]
         # in pairs, one after the other: devices that share the rows need not exchange any
         y = jnp.stack([y, jnp.full_like(y, NO_CLASS)], axis=1).reshape(2 * batch)
         logsnr = jnp.broadcast_to(logsnr, (batch,))

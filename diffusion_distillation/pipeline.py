@@ -17,7 +17,7 @@ from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
 from .model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
-from .sampling import DETERMINISTIC, SAMPLERS
+from .sampling import DETERMINISTIC, SAMPLERS, check_num_steps
 from .shapes import Array, Keys, Params
 
 Guidance = Float[Array, "_"] | Float[Array, ""] | float
@@ -63,7 +63,8 @@ class Pipeline:
         config, model = metadata.config, metadata.config.model
         self.distilled_for = metadata.num_steps
         own_num_steps = self.distilled_for or model.eval_sampling_num_steps
-        self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
+        self.num_steps = own_num_steps if num_steps is None else num_steps
+        check_num_steps(self.num_steps)
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
         self.class_names = getattr(metadata, "class_names", None)
@@ -269,7 +270,9 @@ class Pipeline:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
+        num_steps = self.num_steps if num_steps is None else num_steps
+        check_num_steps(num_steps)
+        index = np.asarray(index, np.int32)
         settings = self._draw_settings(sampler, eta, clip)
         if self.is_deterministic(sampler=sampler, eta=eta):
             key = None  # so that one program serves whether there is a key or not
@@ -287,7 +290,8 @@ class Pipeline:
             )
         draw = _compiled(self._mesh, self._parallel, trajectory=num_steps if trajectory else None, **settings)
         shared = (key, None if trajectory else num_steps)
-        size = min(batch_size, len(index))
+        # Powers of two: a handful of programs draws any number of samples.
+        size = min(batch_size, 1 << (len(index) - 1).bit_length())
         size += -size % self._mesh.size
 
         def batches():
@@ -314,7 +318,7 @@ class Pipeline:
         return jax.tree.map(unbound, self._params)
 
     def _check_labels(self, labels: Array, num_samples: int) -> np.ndarray:
-        labels = np.asarray(labels, np.int32)
+        labels = np.asarray(labels)
         if self.num_classes == 1:
             raise InputError("This model is not class-conditional: leave the labels out.")
         got = np.array2string(labels, threshold=20, separator=", ")
@@ -323,9 +327,9 @@ class Pipeline:
                 f"labels must be {num_samples} classes, one for each image; got {labels.size}: {got}. For one class, "
                 f"repeat it: np.full({num_samples}, 0)."
             )
-        if np.any((labels < 0) | (labels >= self.num_classes)):
-            raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {got}.")
-        return labels
+        if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= self.num_classes)):
+            raise InputError(f"labels must be classes, integers from 0 to {self.num_classes - 1}; got {got}.")
+        return labels.astype(np.int32)
 
     def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:
         """The weights in this shape; None for a network that takes none where none is wanted."""
@@ -365,12 +369,6 @@ def _first(num_samples: int) -> np.ndarray:
     if num_samples < 1:
         raise InputError(f"num_samples={num_samples} must be at least 1.")
     return np.arange(num_samples, dtype=np.int32)
-
-
-def _check_num_steps(num_steps: int) -> int:
-    if num_steps < 1:
-        raise InputError(f"num_steps={num_steps} must be at least 1.")
-    return num_steps
 
 
 def _check_sampler(sampler: str, eta: float) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from .errors import InputError
 from .registry import check_arguments
-from .shapes import Array, Times
+from .shapes import Array, Times, at_least_float32
 
 MOST_STEPS = 2**20  # of a discrete schedule
 
@@ -121,13 +121,13 @@ class NicholDhariwal:
     def angle_step(self, t: Times, dt: Times) -> Array:
         """See `Schedule`."""
         t, dt = _as_time(t), _as_time(dt)
-        s = bounded(t - dt, 0, math.inf)
+        s = bounded(t - dt, 0.0, math.inf)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self._alpha_sigma(t), self._alpha_sigma(s)
         (cos_t, sin_t), (cos_s, sin_s) = self._cos_sin(t), self._cos_sin(s)
         # sin(phi_t - phi_s) = (sin^2 phi_t - sin^2 phi_s) / sin(phi_t + phi_s), and the squares differ by
         # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b. The sines of sums are written
         # out: all their terms are positive, where the sine of a float32 sum next to pi has few digits.
-        difference = bounded(dt - jnp.maximum(self._rest - (1 - t), 0), 0, math.inf)
+        difference = bounded(dt - jnp.maximum(self._rest - (1 - t), 0), 0.0, math.inf)
         squares = jnp.sin(self._a * difference) * (sin_t * cos_s + cos_t * sin_s) / math.cos(self._b) ** 2
         sin = squares / (sigma_t * alpha_s + alpha_t * sigma_s)
         cos = alpha_t * alpha_s + sigma_t * sigma_s
@@ -256,7 +256,7 @@ class Discrete:
         near = jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(rest.dtype).eps
         rest = jnp.where(near, nearest + moved, rest)
         cell = jnp.clip(whole + jnp.floor(rest), 0, self.num_steps - 1)
-        return cell.astype(jnp.int32), bounded((whole - cell) + rest, 0, 1)
+        return cell.astype(jnp.int32), bounded((whole - cell) + rest, 0.0, 1.0)
 
     def _logsnr(self, cell: Array, part: Array) -> Array:
         return self._knots(part.dtype)[0][cell] + part * self._slopes(part.dtype)[cell]
@@ -338,7 +338,7 @@ def time_of(schedule: Schedule, logsnr: Times) -> Array:
             earlier = schedule(middle) > logsnr
             return jnp.where(earlier, middle, below), jnp.where(earlier, above, middle)
 
-        below, above = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
+        _, above = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
         return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, above)
 
     @bisect.defjvp
@@ -353,8 +353,8 @@ def time_of(schedule: Schedule, logsnr: Times) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def bounded(x: Array, low: float, high: float) -> Array:
-    """`jnp.clip`, whose derivative at the bounds, or within rounding of them, is that inside: 1, and not a half or 0."""
+def bounded(x: Times, low: float, high: float) -> Array:
+    """`jnp.clip`, whose derivative at the bounds, and within rounding of them, is that inside, 1; JAX has a half."""
     return jnp.clip(x, low, high)
 
 
@@ -372,4 +372,4 @@ def _angle_of(logsnr: float) -> float:
 def _as_time(t: Times) -> Array:
     """Time in at least float32: bfloat16 cannot tell neighbouring steps apart."""
     t = jnp.asarray(t)
-    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    return t.astype(at_least_float32(t.dtype))

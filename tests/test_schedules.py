@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from diffusion_distillation.schedules import get_logsnr_schedule
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 ORACLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
 names = pytest.mark.parametrize("name", ORACLES)
 

@@ -97,10 +97,10 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         microbatch.
 
     Returns:
-      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `keys.seed_key(seed)`; the teacher is None
-      in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics are the
-      loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate. The seed
-      is not read, and the teacher's rung may be traced: one compiled step serves every student.
+      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `seed_key(seed)`; the teacher is
+      None in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics
+      are the loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate.
+      The seed is not read, and the teacher's rung may be traced: one compiled step serves every student.
     """
     train, method = config.train, make_method(config)
     loss = _make_loss(config, network, method)
@@ -206,7 +206,9 @@ def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | N
 
     def condition(keys, labels):
         if dropped and labels is not None:
-            labels = jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(dropped)))(keys), NO_CLASS, labels)
+            labels = labels.astype(jnp.int32)  # NO_CLASS is negative
+            drops = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(dropped)))(keys)
+            labels = jnp.where(drops, NO_CLASS, labels)
         if weights is None:
             return {} if labels is None else {"y": labels}
         low, high = weights
