@@ -328,7 +328,7 @@ class Pipeline:
                 f"repeat it: np.full({num_samples}, 0)."
             )
         if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= self.num_classes)):
-            raise InputError(f"labels must be classes, integers from 0 to {self.num_classes - 1}; got {got}.")
+            raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {got}.")
         return labels.astype(np.int32)
 
     def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:

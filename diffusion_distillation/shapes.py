@@ -19,7 +19,7 @@ Trajectory = Float[Array, "num_steps *batch height width channels"]
 Times = Float[Array, "*#batch"] | float | np.floating  # t, logsnr, angles: one for each example, or one for all
 Steps = Int[Array, "*#batch"] | int | np.integer  # the index of a sampling step: time is (i + 1) / num_steps
 Count = Int[Array, ""] | int | np.integer  # a number of steps; a traced one lets a single program serve them all
-Keys = Key[Array, "*#batch"] | UInt32[Array, "2"]  # a key for each example, or one for all
+Keys = Key[Array, "*#batch"] | UInt32[Array, "words"]  # a key for each example, or one for all
 Params = Any  # a tree of arrays
 Condition = Mapping[str, Array]  # what a network is told besides z and logsnr, by its arguments' names: {'y': labels}
 
