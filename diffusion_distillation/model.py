@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from .devices import host_device
 from .diffusion import Denoiser, make_denoiser, per_example
@@ -153,7 +153,7 @@ def guidance_range(network: Network) -> tuple[float, float] | None:
 
 
 def condition_of(
-    labels: Int[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
+    labels: Integer[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
 ) -> Condition:
     """What a network is told: labels, unless it is unconditional and may do without them, and a weight of guidance."""
     told = {"y": labels} if num_classes > 1 else {}

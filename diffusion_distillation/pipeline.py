@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 
 from . import multihost, sampling
 from .devices import data_mesh, hold, spread
@@ -82,7 +82,7 @@ class Pipeline:
         self,
         key: Keys,
         num_samples: int,
-        labels: Int[Array, "_"] | None = None,
+        labels: Integer[Array, "_"] | None = None,
         *,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -122,7 +122,7 @@ class Pipeline:
         return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
 
     def stream(
-        self, key: Keys, index: Int[np.ndarray, "n"], labels: Int[Array, "_"] | None = None, **options: Any
+        self, key: Keys, index: Int[np.ndarray, "n"], labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
         """Draws any of a key's samples, batch after batch: more of them than memory holds.
 
@@ -143,7 +143,7 @@ class Pipeline:
     def from_noise(
         self,
         z: Float[Array, "n height width channels"],
-        labels: Int[Array, "_"] | None = None,
+        labels: Integer[Array, "_"] | None = None,
         *,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -180,7 +180,7 @@ class Pipeline:
         return np.concatenate(list(self._draw(lambda rows: z[rows], _first(len(z)), labels, key, **options)))
 
     def trajectory(
-        self, key: Keys, num_samples: int, labels: Int[Array, "_"] | None = None, **options: Any
+        self, key: Keys, num_samples: int, labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
         """The x predicted at every step on the way to the images that `sample` draws, the noisiest first.
 
@@ -191,7 +191,7 @@ class Pipeline:
         return np.concatenate([to_uint8(steps) for steps in batches]).swapaxes(0, 1)
 
     def denoiser(
-        self, labels: Int[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
+        self, labels: Integer[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
     ) -> Denoiser:
         """The model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of one's own.
 

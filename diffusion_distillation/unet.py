@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.extend.random import threefry_2x32
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float, Int, Integer, UInt32
 
 from .diffusion import sigmoid
 from .errors import InputError
@@ -137,7 +137,7 @@ class UNet(nn.Module):
         self,
         x: Float[Array, "batch height width channels"],
         logsnr: Float[Array, "batch"] | Float[Array, ""] | float,
-        y: Int[Array, "batch"] | None = None,
+        y: Integer[Array, "batch"] | None = None,
         *,
         guidance: Float[Array, "batch"] | None = None,
         train: bool = False,

@@ -12,10 +12,10 @@ from diffusion_distillation.config import stage
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
 from diffusion_distillation.methods import make_method
-from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.model import init_params
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
-from diffusion_distillation.unet import dropout_seeds
+from diffusion_distillation.unet import UNet, dropout_seeds
 
 
 def assert_equal(one, other):
@@ -25,14 +25,11 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def initial(**options):
+def initial():
     """Parameters of a U-Net with all kinds of layers."""
-    unet = dict(ch=32, emb_ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
-    config = make_config(distillation=dict(method="guidance", start_num_steps=None), **options)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.args.update(unet, guidance_range=(0.0, 4.0))
-    return init_params(make_network(config.model, SHAPE, 3), seed_key(0), SHAPE, 3)
+    unet = dict(ch=32, emb_ch=32, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
+    unet |= dict(dropout=0.0, logsnr_input_type="inv_cos", guidance_range=(0.0, 4.0))
+    return init_params(UNet(num_classes=3, **unet), seed_key(0), SHAPE, 3)
 
 
 TRAINED = {name: dict(distillation=changes) for name, changes in METHODS.items()} | {
