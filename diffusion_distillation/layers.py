@@ -222,7 +222,7 @@ def attention(
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
         out = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
-        return (out / total).astype(v.dtype)
+        return (out.astype(total.dtype) / total).astype(v.dtype)
 
     return attend(q, k, v)
 
@@ -263,7 +263,8 @@ class GroupNorm(nn.Module):
         scale = gamma[None] * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
         shift = beta[None] - mean * scale
         if film is not None:
-            scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
+            factor, offset = (part.astype(scale.dtype) for part in (1 + film[0], film[1]))
+            scale, shift = scale * factor, shift * factor + offset
 
         @jax.checkpoint  # the backward pass computes from x again what is quickly computed
         def apply(x, scale, shift):

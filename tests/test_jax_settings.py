@@ -10,12 +10,14 @@ from training.test_step import AFFINE, NETWORK, SOURCE, make_config
 
 from diffusion_distillation.config import stage
 from diffusion_distillation.data import read_batches
+from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
-from diffusion_distillation.methods import make_method
+from diffusion_distillation.methods import Denoisers, make_method
 from diffusion_distillation.model import init_params
 from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.schedules import Discrete
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
-from diffusion_distillation.unet import UNet, dropout_seeds
+from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
 
 
 def assert_equal(one, other):
@@ -99,3 +101,34 @@ def test_the_seed_of_a_student_is_one():
     with config.unlocked():
         config.seed = MOST_SEED
     assert stage(config, 4).seed == 3
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", LOGSNR_INPUT_TYPES)
+def test_a_network_neither_mixes_types_nor_adds_axes(kind, dtype):
+    options = dict(ch=32, emb_ch=32, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
+    options |= dict(schedule=Discrete() if kind == "step" else None, scale_shift=kind != "step", dtype=dtype)
+    network = UNet(num_classes=3, dropout=0.1, logsnr_input_type=kind, guidance_range=(0.0, 4.0), **options)
+    x, logsnr, y = jnp.zeros((2, *SHAPE)), jnp.zeros(2), jnp.zeros(2, jnp.int32)
+
+    def apply(key):
+        variables = network.init(key, x, logsnr, y, guidance=logsnr)
+        return network.apply(variables, x, logsnr, y, guidance=logsnr, train=True, rngs={"dropout": key})
+
+    assert jax.eval_shape(apply, seed_key(0)).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_neither_mixes_types_nor_adds_axes(name):
+    method, z = make_method(make_config(distillation=METHODS[name])), jnp.zeros((4, *SHAPE))
+    denoiser = make_denoiser(lambda z, logsnr: z, "v")
+
+    def loss(keys, update, rung):
+        times = method.times(keys, update, rung)
+        target = method.target(Denoisers(denoiser, denoiser, denoiser), z, z, z, times)
+        return method.loss(denoiser(z, jnp.zeros(4)), target, times)
+
+    rung = jax.tree.map(jnp.int32, method.rungs[0])
+    assert jax.eval_shape(loss, jax.random.split(seed_key(0), 4), jnp.int32(1), rung).shape == (4,)

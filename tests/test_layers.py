@@ -22,8 +22,6 @@ from diffusion_distillation.layers import (
 )
 from diffusion_distillation.unet import ResidualBlock
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 

@@ -268,8 +268,8 @@ def test_few_programs_for_any_number_of_samples():
     assert programs([9, 12, 15]) == 0
 
 
-def test_whole_numbers_of_any_type(base):
-    """uint8 labels have no room for NO_CLASS, and NumPy's integers are no `int`."""
+def test_labels_of_any_integer_type(base):
+    """uint8 labels have no room for NO_CLASS."""
     labels, (params, metadata) = [0, 2, 1], make_model(num_classes=256, label_dropout=0.1)
     guided = Pipeline(params, metadata)
     expected = guided.sample(KEY, 3, np.int32(labels), guidance=1.0)
@@ -281,6 +281,3 @@ def test_whole_numbers_of_any_type(base):
     for labels in ([0.5, 1, 2], [2**32 + 1, 0, 0]):
         with pytest.raises(ValueError, match="labels must be 3 integers from 0 to 2"):
             base._check_labels(np.array(labels), 3)
-    for num_steps in (np.int64(0), 2.5):
-        with pytest.raises(ValueError, match=rf"num_steps={num_steps} must be at least 1"):
-            base.sample(KEY, 2, num_steps=num_steps)

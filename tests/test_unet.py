@@ -14,8 +14,6 @@ from diffusion_distillation.model import init_params
 from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
 from diffusion_distillation.unet import UNet, dropout, dropout_seeds
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 SMALL = dict(
     num_classes=1,
     ch=32,

@@ -80,12 +80,12 @@ def grid_size(progress: Array | float, first: int, rung: Rung) -> Count:
     """N(i) of Heek et al. (2024), from `first` to rung.teacher_num_steps as progress goes to 1, in whole groups."""
     first, last = (jnp.log(jnp.asarray(size, jnp.float32)) for size in (first, rung.teacher_num_steps))
     size = jnp.exp(first + jnp.minimum(progress, 1) * (last - first))
-    return jnp.round(size / rung.num_steps).astype(jnp.int32) * rung.num_steps
+    return jnp.round(size / jnp.asarray(rung.num_steps, jnp.float32)).astype(jnp.int32) * rung.num_steps
 
 
 def pair_distance(tau: Float[Array, "batch"], stage: Count) -> Float[Array, "batch"]:
     """(tau - r) / tau of easy consistency tuning (Geng et al. 2024), 2^-(stage + 1) (1 + 8 sigmoid(-tau)) up to 1."""
-    return jnp.minimum(jnp.float32(0.5) ** (stage + 1) * (1 + 8 * jax.nn.sigmoid(-tau)), 1)
+    return jnp.minimum(0.5 ** jnp.asarray(stage + 1, jnp.float32) * (1 + 8 * jax.nn.sigmoid(-tau)), 1)
 
 
 def distance(

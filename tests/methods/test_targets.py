@@ -21,8 +21,6 @@ from diffusion_distillation.sampling import addim_displacement
 from diffusion_distillation.schedules import get_logsnr_schedule, time_of
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 SHAPE = (8, 4, 4, 1)
 ANGLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
 ADDIM = dict(teacher_step="addim")
