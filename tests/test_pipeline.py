@@ -279,5 +279,5 @@ def test_labels_of_any_integer_type(base):
     found = [network_denoiser(network, params, "v", condition)(noise(KEY, 3), 0.5).v for condition in conditions]
     np.testing.assert_array_equal(*found)
     for labels in ([0.5, 1, 2], [2**32 + 1, 0, 0]):
-        with pytest.raises(ValueError, match="labels must be 3 integers from 0 to 2"):
+        with pytest.raises(ValueError, match="labels must be classes from 0 to 2"):
             base._check_labels(np.array(labels), 3)
