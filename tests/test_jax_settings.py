@@ -109,6 +109,7 @@ def test_the_seed_of_a_student_is_one():
 def test_a_network_neither_mixes_types_nor_adds_axes(kind, dtype):
     options = dict(ch=32, emb_ch=32, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
     options |= dict(schedule=Discrete() if kind == "step" else None, scale_shift=kind != "step", dtype=dtype)
+    options |= dict(resblock_resample=kind != "linear")
     network = UNet(num_classes=3, dropout=0.1, logsnr_input_type=kind, guidance_range=(0.0, 4.0), **options)
     x, logsnr, y = jnp.zeros((2, *SHAPE)), jnp.zeros(2), jnp.zeros(2, jnp.int32)
 
