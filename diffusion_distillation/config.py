@@ -20,6 +20,7 @@ from ml_collections.config_dict import placeholder
 from .diffusion import MEAN_TYPES
 from .errors import InputError, did_you_mean
 from .files import as_path, read_json
+from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import make_method
 from .model import eval_schedule, train_schedule
@@ -310,8 +311,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
 def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
     """The resolved config of one student: that of the ladder with the overrides of `distillation.stages`.
 
-    Its train.num_steps is the student's number of updates, and its seed is moved by num_steps, so that every student
-    sees the data in an order of its own.
+    Its train.num_steps is the student's number of updates, and its seed is moved by num_steps, modulo 2^32, so that
+    every student sees the data in an order of its own.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -320,7 +321,7 @@ def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
         if config.train.num_steps != config.distillation.steps_per_iter:
             config.train.learning_rate_anneal_steps = 0  # over all of them, however many
         config.train.update(overrides)
-        config.seed += num_steps
+        config.seed = (config.seed + num_steps) % (MOST_SEED + 1)
     return config
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .errors import InputError
-from .shapes import Array, Images, Times
+from .shapes import Array, Images, Times, mixing_types
 
 MEAN_TYPES = ("eps", "x", "v", "both")
 
@@ -38,15 +38,29 @@ Denoiser = Callable[[Images, Times], Prediction]
 
 def alpha_sigma(logsnr: Times) -> tuple[Array, Array]:
     """Signal and noise scales: alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)), shaped as logsnr."""
-    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+    return jnp.sqrt(sigmoid(logsnr)), jnp.sqrt(sigmoid(-logsnr))
 
 
+@jax.custom_jvp
+def sigmoid(x: Times) -> Array:
+    """The logistic function of JAX, with a derivative that is exact also where the function rounds to 1."""
+    return jax.nn.sigmoid(x)
+
+
+@sigmoid.defjvp
+def _derivative(primals, tangents):
+    [x], [dx] = primals, tangents
+    return sigmoid(x), sigmoid(x) * sigmoid(-x) * dx
+
+
+@mixing_types
 def q_sample(x: Images, eps: Images, logsnr: Times) -> Images:
     """A noisy image z = alpha x + sigma eps, drawn from q(z_t | x) when eps is standard normal (equation 1)."""
     alpha, sigma = alpha_sigma(per_example(logsnr, x))
     return (alpha * x + sigma * eps).astype(x.dtype)
 
 
+@mixing_types
 def posterior(z_t: Images, x: Images, logsnr_t: Times, logsnr_s: Times, variance: str) -> tuple[Images, Array]:
     """Mean and log-variance of q(z_s | z_t, x) for s < t (Salimans & Ho 2022, equation 3).
 
@@ -114,6 +128,7 @@ def make_denoiser(model_fn: Callable[[Images, Times], Images], mean_type: str, *
     return denoise
 
 
+@mixing_types
 def predict(z, logsnr, *, x=None, eps=None, v=None, both=None) -> Prediction:
     """Completes whichever one of x, eps, v (or `both`, x and eps stacked in the channels) is given."""
     alpha, sigma = alpha_sigma(logsnr)

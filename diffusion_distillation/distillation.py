@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from .diffusion import Denoiser, Prediction, per_example, predict
-from .sampling import ddim_step
+from .sampling import check_num_steps, ddim_step
 from .schedules import Schedule
-from .shapes import Array, Count, Images, Steps, Times
+from .shapes import Array, Count, Images, Steps, Times, at_least_float32, mixing_types
 
 Displacement = Callable[[Prediction, Times, Times], Array]
 
 
+@mixing_types
 def two_stage_target(
     first: Denoiser,
     second: Denoiser,
@@ -72,6 +73,7 @@ def two_stage_target(
     return Prediction(*(part.astype(z_t.dtype) for part in target))
 
 
+@mixing_types
 def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, schedule: Schedule) -> Prediction:
     """What a student of `num_steps` steps must predict at z_t for its DDIM step to land where two of its teacher's do.
 
@@ -88,11 +90,13 @@ def two_step_target(teacher: Denoiser, z_t: Images, i: Steps, num_steps: Count, 
       The target, stacked as a denoiser's prediction. Where i = 0 the student's step ends at t = 0 and its target x is
       the teacher's second predicted x.
     """
-    half = 0.5 / jnp.asarray(num_steps, jnp.promote_types(z_t.dtype, jnp.float32))
+    check_num_steps(num_steps)
+    half = 0.5 / jnp.asarray(num_steps, at_least_float32(z_t.dtype))
     t = (jnp.asarray(i) + 1) * (2 * half)
     return two_stage_target(teacher, teacher, z_t, t, half, half, schedule)
 
 
+@mixing_types
 def several_step_target(
     teacher: Denoiser,
     z_t: Images,
@@ -122,7 +126,8 @@ def several_step_target(
     Returns:
       As `two_step_target`, which is the case of two steps.
     """
-    time_type = jnp.promote_types(z_t.dtype, jnp.float32)
+    check_num_steps(num_steps)
+    time_type = at_least_float32(z_t.dtype)
     grid = jnp.asarray(num_steps) * count
     dt = 1 / grid.astype(time_type)
     start = (jnp.asarray(i) + 1) * count  # in steps of the teacher, so that the last one ends at 0 exactly

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from .shapes import Array
+from .shapes import Array, at_least_float32
 
 EPSILON = 1e-6
 
@@ -163,7 +163,7 @@ def conv3x3(x: Array, features: int, *, of_nearest: bool = False, **options: Any
 
 def average_pool(x: Array) -> Array:
     """Means of 2x2 pixels, half the size."""
-    return nn.avg_pool(x, (2, 2), (2, 2))
+    return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 
 
 def nearest(x: Array) -> Array:
@@ -191,11 +191,11 @@ class DenseOfParts(nn.Module):
     def __call__(self, *parts: Float[Array, "rows _"]) -> Float[Array, "rows features"]:
         """The rows of all parts, multiplied by one kernel."""
         sizes = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         *parts, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
         kernels = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
-        return sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True)) + bias
+        return sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True)) + bias[None]
 
 
 def attention(
@@ -217,12 +217,12 @@ def attention(
     @jax.checkpoint  # the backward pass computes again what is of length x length
     def attend(q, k, v):
         q *= jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
+        wide = at_least_float32(q.dtype)
         logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
         out = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
-        return (out / total).astype(v.dtype)
+        return (out.astype(total.dtype) / total).astype(v.dtype)
 
     return attend(q, k, v)
 
@@ -252,18 +252,19 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "batch *space channels"]:
         """Normalizes x; then, with `film = scale, shift` (Perez et al. 2018), y becomes y * (1 + scale) + shift."""
         batch, channels = x.shape[0], x.shape[-1]  # batch may be symbolic, as in an export
-        gamma = self.param("scale", nn.initializers.ones, (channels,))
-        beta = self.param("bias", nn.initializers.zeros, (channels,))
-        f = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        f = x.astype(at_least_float32(x.dtype))
         space = tuple(range(1, x.ndim - 1))
 
         of_channels = jnp.stack([f.mean(axis=space), jnp.square(f).mean(axis=space)])
         of_groups = of_channels.reshape(2, batch, self.num_groups, -1).mean(axis=-1)
         mean, mean_square = jnp.repeat(of_groups, channels // self.num_groups, axis=-1)
-        scale = gamma * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
-        shift = beta - mean * scale
+        scale = gamma[None] * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
+        shift = beta[None] - mean * scale
         if film is not None:
-            scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
+            factor, offset = (part.astype(scale.dtype) for part in (1 + film[0], film[1]))
+            scale, shift = scale * factor, shift * factor + offset
 
         @jax.checkpoint  # the backward pass computes from x again what is quickly computed
         def apply(x, scale, shift):

@@ -51,7 +51,7 @@ def data_target(x: Images, eps: Images, logsnr: Times) -> Prediction:
 def continuous_times(keys: Key[Array, "batch"]) -> Float[Array, "batch"]:
     """Training times for continuous time: uniform in (0, 1), one for each key."""
     tiny = jnp.finfo(jnp.float32).tiny
-    return jax.vmap(lambda key: jax.random.uniform(key, minval=tiny))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, tiny))(keys)
 
 
 def discrete_steps(keys: Key[Array, "batch"], num_steps: Count) -> Int[Array, "batch"]:
@@ -59,4 +59,4 @@ def discrete_steps(keys: Key[Array, "batch"], num_steps: Count) -> Int[Array, "b
 
     `num_steps` may be traced.
     """
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_steps))(keys)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_steps, jnp.int32))(keys)

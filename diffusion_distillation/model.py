@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from .devices import host_device
 from .diffusion import Denoiser, make_denoiser, per_example
 from .errors import InputError
+from .keys import seed_key
 from .registry import look_up
 from .schedules import Schedule, get_logsnr_schedule
 from .shapes import Array, Condition, Keys, Params
@@ -87,13 +88,13 @@ def _check_network(network: Any, config: Any, image_shape: tuple[int, int, int],
         raise InputError(f"{field} must return a Flax module, or what has its init and apply; it returned {network!r}.")
 
     def call(key):
-        x, index = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
+        x, logsnr, index = *_zeros(image_shape), jnp.zeros(1, jnp.int32)
         condition = _some_condition(network, num_classes)
-        params = {"params": network.init(key, x, jnp.zeros(1), **condition)["params"]}
-        return network.apply(params, x, jnp.zeros(1), train=True, index=index, rngs={"dropout": key}, **condition)
+        params = {"params": network.init(key, x, logsnr, **condition)["params"]}
+        return network.apply(params, x, logsnr, train=True, index=index, rngs={"dropout": key}, **condition)
 
     try:
-        output = jax.eval_shape(call, jax.random.key(0))
+        output = jax.eval_shape(call, seed_key(0))
     except Exception as error:  # whatever another's code may raise
         raise InputError(
             f"{field} cannot be called as network(x, logsnr, y, train=True, index=index) is, on images of shape "
@@ -127,8 +128,9 @@ def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], 
     """
 
     def draw(key, options=None):
-        x, condition = jnp.zeros((1, *image_shape)), _some_condition(network, num_classes)
-        return jax.jit(network.init, compiler_options=options)(key, x, jnp.zeros(1), **condition)["params"]
+        with jax.enable_x64(False):  # networks of one's own may leave the type of a parameter to JAX
+            condition = _some_condition(network, num_classes)
+            return jax.jit(network.init, compiler_options=options)(key, *_zeros(image_shape), **condition)["params"]
 
     if isinstance(key, jax.core.Tracer):
         return draw(key)  # within another program, whose options they are
@@ -151,7 +153,7 @@ def guidance_range(network: Network) -> tuple[float, float] | None:
 
 
 def condition_of(
-    labels: Int[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
+    labels: Integer[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
 ) -> Condition:
     """What a network is told: labels, unless it is unconditional and may do without them, and a weight of guidance."""
     told = {"y": labels} if num_classes > 1 else {}
@@ -159,8 +161,13 @@ def condition_of(
 
 
 def _some_condition(network: Network, num_classes: int) -> Condition:
-    guidance = None if guidance_range(network) is None else jnp.zeros(1)
+    guidance = None if guidance_range(network) is None else jnp.zeros(1, jnp.float32)
     return condition_of(jnp.zeros(1, jnp.int32), num_classes, guidance)
+
+
+def _zeros(image_shape: tuple[int, int, int]) -> tuple[Array, Array]:
+    """An image and its log-SNR."""
+    return jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros(1, jnp.float32)
 
 
 def network_denoiser(
@@ -186,7 +193,7 @@ def network_denoiser(
         return network.apply({"params": params}, z, logsnr, **condition, **kwargs)
 
     def guided(z, logsnr):
-        batch, y, weight = z.shape[0], jnp.asarray(condition["y"]), condition["guidance"]
+        batch, y, weight = z.shape[0], jnp.asarray(condition["y"]).astype(jnp.int32), condition["guidance"]
         # in pairs, one after the other: devices that share the rows need not exchange any
         y = jnp.stack([y, jnp.full_like(y, NO_CLASS)], axis=1).reshape(2 * batch)
         logsnr = jnp.broadcast_to(logsnr, (batch,))

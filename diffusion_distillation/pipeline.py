@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 
 from . import multihost, sampling
 from .devices import data_mesh, hold, spread
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
+from .keys import fold_in, threefry
 from .model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
-from .sampling import DETERMINISTIC, SAMPLERS
+from .sampling import DETERMINISTIC, SAMPLERS, check_num_steps
 from .shapes import Array, Keys, Params
 
 Guidance = Float[Array, "_"] | Float[Array, ""] | float
@@ -62,7 +63,8 @@ class Pipeline:
         config, model = metadata.config, metadata.config.model
         self.distilled_for = metadata.num_steps
         own_num_steps = self.distilled_for or model.eval_sampling_num_steps
-        self.num_steps = _check_num_steps(own_num_steps if num_steps is None else num_steps)
+        self.num_steps = own_num_steps if num_steps is None else num_steps
+        check_num_steps(self.num_steps)
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
         self.class_names = getattr(metadata, "class_names", None)
@@ -80,7 +82,7 @@ class Pipeline:
         self,
         key: Keys,
         num_samples: int,
-        labels: Int[Array, "_"] | None = None,
+        labels: Integer[Array, "_"] | None = None,
         *,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -120,7 +122,7 @@ class Pipeline:
         return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
 
     def stream(
-        self, key: Keys, index: Int[np.ndarray, "n"], labels: Int[Array, "_"] | None = None, **options: Any
+        self, key: Keys, index: Int[np.ndarray, "n"], labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
         """Draws any of a key's samples, batch after batch: more of them than memory holds.
 
@@ -141,7 +143,7 @@ class Pipeline:
     def from_noise(
         self,
         z: Float[Array, "n height width channels"],
-        labels: Int[Array, "_"] | None = None,
+        labels: Integer[Array, "_"] | None = None,
         *,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -178,7 +180,7 @@ class Pipeline:
         return np.concatenate(list(self._draw(lambda rows: z[rows], _first(len(z)), labels, key, **options)))
 
     def trajectory(
-        self, key: Keys, num_samples: int, labels: Int[Array, "_"] | None = None, **options: Any
+        self, key: Keys, num_samples: int, labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
         """The x predicted at every step on the way to the images that `sample` draws, the noisiest first.
 
@@ -189,7 +191,7 @@ class Pipeline:
         return np.concatenate([to_uint8(steps) for steps in batches]).swapaxes(0, 1)
 
     def denoiser(
-        self, labels: Int[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
+        self, labels: Integer[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
     ) -> Denoiser:
         """The model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of one's own.
 
@@ -268,7 +270,9 @@ class Pipeline:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        num_steps = self.num_steps if num_steps is None else _check_num_steps(num_steps)
+        num_steps = self.num_steps if num_steps is None else num_steps
+        check_num_steps(num_steps)
+        index = np.asarray(index, np.int32)
         settings = self._draw_settings(sampler, eta, clip)
         if self.is_deterministic(sampler=sampler, eta=eta):
             key = None  # so that one program serves whether there is a key or not
@@ -286,7 +290,8 @@ class Pipeline:
             )
         draw = _compiled(self._mesh, self._parallel, trajectory=num_steps if trajectory else None, **settings)
         shared = (key, None if trajectory else num_steps)
-        size = min(batch_size, len(index))
+        # Powers of two: a handful of programs draws any number of samples.
+        size = min(batch_size, 1 << (len(index) - 1).bit_length())
         size += -size % self._mesh.size
 
         def batches():
@@ -313,7 +318,7 @@ class Pipeline:
         return jax.tree.map(unbound, self._params)
 
     def _check_labels(self, labels: Array, num_samples: int) -> np.ndarray:
-        labels = np.asarray(labels, np.int32)
+        labels = np.asarray(labels)
         if self.num_classes == 1:
             raise InputError("This model is not class-conditional: leave the labels out.")
         got = np.array2string(labels, threshold=20, separator=", ")
@@ -322,9 +327,9 @@ class Pipeline:
                 f"labels must be {num_samples} classes, one for each image; got {labels.size}: {got}. For one class, "
                 f"repeat it: np.full({num_samples}, 0)."
             )
-        if np.any((labels < 0) | (labels >= self.num_classes)):
+        if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= self.num_classes)):
             raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {got}.")
-        return labels
+        return labels.astype(np.int32)
 
     def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:
         """The weights in this shape; None for a network that takes none where none is wanted."""
@@ -366,12 +371,6 @@ def _first(num_samples: int) -> np.ndarray:
     return np.arange(num_samples, dtype=np.int32)
 
 
-def _check_num_steps(num_steps: int) -> int:
-    if num_steps < 1:
-        raise InputError(f"num_steps={num_steps} must be at least 1.")
-    return num_steps
-
-
 def _check_sampler(sampler: str, eta: float) -> None:
     if sampler not in SAMPLERS:
         raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
@@ -391,7 +390,7 @@ def _check_images(z: Array, image_shape: tuple[int, int, int]) -> None:
 
 def _keys(key: Keys, index: Array) -> Array:
     """Two keys for each sample: of the noise that it starts from, and of the noise of its steps."""
-    return jax.vmap(lambda i: jax.random.split(sampling.fold_in(key, i)))(index)
+    return jax.vmap(lambda i: jax.random.split(fold_in(threefry(key), i)))(index)
 
 
 @functools.partial(jax.jit, static_argnames="image_shape")
@@ -399,7 +398,7 @@ def start_noise(
     key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
 ) -> Float[jax.Array, "n height width channels"]:
     """The standard normal noise that these samples of a key start from."""
-    return jax.vmap(lambda key: jax.random.normal(key, image_shape))(_keys(key, index)[:, 0])
+    return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(_keys(key, index)[:, 0])
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ the predicted x. `num_steps` may be a traced integer: one compiled program then 
 predicted at step k; this needs `num_steps` to be a Python integer.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,8 +15,9 @@ from jaxtyping import Float
 
 from .diffusion import Denoiser, Prediction, medium_fraction, per_example, posterior
 from .errors import InputError
-from .schedules import Schedule
-from .shapes import Array, Count, Images, Keys, Times, Trajectory
+from .keys import fold_in, normal
+from .schedules import Schedule, bounded
+from .shapes import Array, Count, Images, Keys, Times, Trajectory, at_least_float32, mixing_types
 
 SAMPLER_TITLES = {
     "ddim": "DDIM",
@@ -28,6 +30,7 @@ SAMPLERS = tuple(SAMPLER_TITLES)
 DETERMINISTIC = ("ddim", "addim")  # unless DDIM's eta is above 0
 
 
+@mixing_types
 def ddim_step(
     prediction: Prediction,
     z: Images,
@@ -64,7 +67,7 @@ def ddim_step(
     if eta != 0:
         if key is None:
             raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
-        log_r = per_example(schedule(t) - schedule(jnp.maximum(t - dt, 0)), z)  # r = SNR(t) / SNR(s)
+        log_r = per_example(schedule(t) - schedule(bounded(t - dt, 0.0, math.inf)), z)  # r = SNR(t) / SNR(s)
         kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
         fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
         sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
@@ -72,6 +75,7 @@ def ddim_step(
     return z_s.astype(z.dtype)
 
 
+@mixing_types
 def ancestral_step(
     key: Keys,
     prediction: Prediction,
@@ -103,6 +107,7 @@ def ancestral_step(
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
+@mixing_types
 def addim_displacement(prediction: Prediction, phi: Times, d: Times, variance: float = 0.1) -> Float[Array, "*batch"]:
     """How far beside a DDIM step the adjusted one ends, along the predicted eps (Heek et al. 2024, algorithm 3).
 
@@ -120,17 +125,20 @@ def addim_displacement(prediction: Prediction, phi: Times, d: Times, variance: f
       variance: the paper's 0.1.
 
     Returns:
-      k of each example; 0 where the step ends at angle 0, which is the predicted x.
+      k of each example; 0 where the step ends at angle 0, which is the predicted x, and where eps is 0.
     """
     phi, d = jnp.asarray(phi), jnp.asarray(d)
     eps2 = jnp.mean(jnp.square(prediction.eps), axis=(-3, -2, -1))  # |eps|^2 / D
-    lost = variance / (2 + 1 / jnp.square(jnp.tan(phi))) * jnp.square(jnp.sin(d) / jnp.sin(phi)) / eps2
+    lost = variance / (2 + 1 / jnp.square(jnp.tan(phi))) * jnp.square(jnp.sin(d) / jnp.sin(phi))
+    has_direction = eps2 > jnp.finfo(eps2.dtype).tiny  # without one there is nothing to make longer
+    lost = jnp.where(has_direction, lost / jnp.where(has_direction, eps2, 1), 0)
     sigma_s = jnp.sin(phi - d)
     ends = phi - d < 1e-6 * phi  # rounded; a step that ends elsewhere leaves more
     # sqrt(sigma_s^2 + lost) - sigma_s without its cancellation
     return jnp.where(ends, 0.0, lost / (jnp.sqrt(jnp.square(sigma_s) + lost) + sigma_s))
 
 
+@mixing_types
 def addim_step(prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
     """One step of the adjusted DDIM sampler from t to t - dt (Heek et al. 2024, algorithm 3), see `addim_displacement`.
 
@@ -140,6 +148,7 @@ def addim_step(prediction: Prediction, z: Images, schedule: Schedule, t: Times, 
     return (ddim_step(prediction, z, schedule, t, dt) + per_example(k, z) * prediction.eps).astype(z.dtype)
 
 
+@mixing_types
 def renoise_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
     """One step of a consistency model: its x, with fresh noise for t - dt (Song et al. 2023, algorithm 1).
 
@@ -150,6 +159,7 @@ def renoise_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedul
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
+@mixing_types
 def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
     """A DDIM step of twice the length, from t to t - 2 dt, and from there by noise back up to t - dt.
 
@@ -158,10 +168,12 @@ def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Sche
 
     Arguments and result are those of `ancestral_step`.
     """
-    m, s = jnp.maximum(t - dt, 0), jnp.maximum(t - 2 * dt, 0)
+    m, s = (bounded(t - length, 0.0, math.inf) for length in (dt, 2 * dt))
     z_s = ddim_step(prediction, z, schedule, t, t - s)
     phi_m, phi_s = (schedule.angle(t) - schedule.angle_step(t, t - end) for end in (m, s))
-    added = jnp.sqrt(jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)) / jnp.cos(phi_s)
+    square = jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)
+    # `where` twice, as the gradient of the root is infinite at 0
+    added = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
     z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(added, z) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
 
@@ -294,9 +306,8 @@ def _sample(
     trajectory: bool,
     start: Float[Array, ""] | float = 1.0,
 ) -> Images | tuple[Images, Trajectory]:
-    if isinstance(num_steps, int) and num_steps < 1:
-        raise InputError(f"num_steps must be at least 1; got {num_steps}.")
-    time_type = jnp.promote_types(z.dtype, jnp.float32)
+    check_num_steps(num_steps)
+    time_type = at_least_float32(z.dtype)
     dt = 1 / jnp.asarray(num_steps, time_type)
 
     def one_step(z, i):
@@ -307,6 +318,14 @@ def _sample(
     if trajectory:
         return jax.lax.scan(one_step, z, jnp.arange(num_steps)[::-1])
     return jax.lax.fori_loop(0, num_steps, lambda k, z: one_step(z, jnp.asarray(num_steps - 1 - k))[0], z)
+
+
+def check_num_steps(num_steps: Count) -> None:
+    """Raises an InputError for a number of sampling steps that is not an integer from 1 on, unless it is traced."""
+    if isinstance(num_steps, jax.core.Tracer):
+        return
+    if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or num_steps < 1:
+        raise InputError(f"num_steps={num_steps} must be at least 1, and an integer.")
 
 
 def posterior_variance(logvar_type: str) -> str:
@@ -320,17 +339,3 @@ def posterior_variance(logvar_type: str) -> str:
     if variance not in ("small", "large"):
         medium_fraction(variance)
     return variance
-
-
-def fold_in(key: Keys, data: int | Array) -> Keys:
-    """`jax.random.fold_in` for one key or one key an example."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    return jnp.vectorize(jax.random.fold_in)(key, data) if key.ndim else jax.random.fold_in(key, data)
-
-
-def normal(key: Keys, like: Array) -> Array:
-    """Standard normal noise shaped as `like`, from one key or from one key an example."""
-    if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
-    return jax.random.normal(key, like.shape, like.dtype)

@@ -22,7 +22,7 @@ import numpy as np
 
 from .errors import InputError
 from .registry import check_arguments
-from .shapes import Array, Times
+from .shapes import Array, Times, at_least_float32
 
 MOST_STEPS = 2**20  # of a discrete schedule
 
@@ -70,9 +70,10 @@ class Cosine:
         """See `Schedule`."""
         t = _as_time(t)
         # A tangent near pi/2 keeps few digits, so past the middle the angle is measured from pi/2 instead.
-        from_data = self._slope * jnp.minimum(t, 0.5) + _angle_of(self.logsnr_max)
-        from_noise = self._slope * (1 - jnp.maximum(t, 0.5)) + _angle_of(-self.logsnr_min)
-        return 2 * jnp.where(t <= 0.5, -jnp.log(jnp.tan(from_data)), jnp.log(jnp.tan(from_noise)))
+        early = t <= 0.5
+        from_data = self._slope * jnp.where(early, t, 0.5) + _angle_of(self.logsnr_max)
+        from_noise = self._slope * (1 - jnp.where(early, 0.5, t)) + _angle_of(-self.logsnr_min)
+        return 2 * jnp.where(early, -jnp.log(jnp.tan(from_data)), jnp.log(jnp.tan(from_noise)))
 
     def angle(self, t: Times) -> Array:
         """See `Schedule`."""
@@ -120,13 +121,13 @@ class NicholDhariwal:
     def angle_step(self, t: Times, dt: Times) -> Array:
         """See `Schedule`."""
         t, dt = _as_time(t), _as_time(dt)
-        s = jnp.maximum(t - dt, 0)
+        s = bounded(t - dt, 0.0, math.inf)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self._alpha_sigma(t), self._alpha_sigma(s)
         (cos_t, sin_t), (cos_s, sin_s) = self._cos_sin(t), self._cos_sin(s)
         # sin(phi_t - phi_s) = (sin^2 phi_t - sin^2 phi_s) / sin(phi_t + phi_s), and the squares differ by
         # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b. The sines of sums are written
         # out: all their terms are positive, where the sine of a float32 sum next to pi has few digits.
-        difference = jnp.maximum(dt - jnp.maximum(self._rest - (1 - t), 0), 0)
+        difference = bounded(dt - jnp.maximum(self._rest - (1 - t), 0), 0.0, math.inf)
         squares = jnp.sin(self._a * difference) * (sin_t * cos_s + cos_t * sin_s) / math.cos(self._b) ** 2
         sin = squares / (sigma_t * alpha_s + alpha_t * sigma_s)
         cos = alpha_t * alpha_s + sigma_t * sigma_s
@@ -165,7 +166,8 @@ class Discrete:
     Step i of theirs, 0 <= i < T, is time (i + 1) / T here, where alpha^2 is the product of 1 - beta up to step i, with
     betas and products rounded to float32 as diffusers has them. Between these times the log-SNR is linear in time, and
     so decreases everywhere; from the first of them to t = 0 it rises to 20. A time that float32's rounding may have
-    moved off one of theirs counts as that one.
+    moved off one of theirs counts as that one. There the derivative is that of the piece which begins at this time, and
+    at t = 1 that of the last piece.
 
     Attributes:
       betas: 'linear', 'scaled_linear' (of the root), 'sigmoid', from beta_start to beta_end; 'squaredcos_cap_v2',
@@ -232,6 +234,7 @@ class Discrete:
         """The number of their step with this log-SNR, an integer at their times; from -1 at t = 0 to T - 1."""
         logsnr = _as_time(logsnr)
         knots, _ = self._knots(logsnr.dtype)
+        logsnr = bounded(logsnr, self._logsnrs[-1].item(), self._logsnrs[0].item())
         return jnp.interp(-logsnr, -knots, np.arange(-1, self.num_steps, dtype=logsnr.dtype))
 
     def _cell(self, t: Array) -> tuple[Array, Array]:
@@ -240,19 +243,20 @@ class Discrete:
         first = jnp.round(t * 2048) / 2048
         whole = jnp.round(self.num_steps * first)
         rest = (self.num_steps * first - whole) + self.num_steps * (t - first)
-        return self._normal(whole, rest, t)
+        return self._normal(whole, rest)
 
     def _before(self, cell: Array, part: Array, dt: Array) -> tuple[Array, Array]:
         """The same of t - dt, from that of t."""
         steps = self.num_steps * dt
         whole = jnp.round(steps)
-        return self._normal(cell - whole, part - (steps - whole), (cell + part) / self.num_steps)
+        return self._normal(cell.astype(part.dtype) - whole, part - (steps - whole))
 
-    def _normal(self, whole: Array, rest: Array, t: Array) -> tuple[Array, Array]:
-        nearest = jnp.round(rest)
-        rest = jnp.where(jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(t.dtype).eps, nearest, rest)
+    def _normal(self, whole: Array, rest: Array) -> tuple[Array, Array]:
+        nearest, moved = jnp.round(rest), rest - jax.lax.stop_gradient(rest)  # moved is 0, with the derivative of rest
+        near = jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(rest.dtype).eps
+        rest = jnp.where(near, nearest + moved, rest)
         cell = jnp.clip(whole + jnp.floor(rest), 0, self.num_steps - 1)
-        return cell.astype(int), jnp.clip((whole - cell) + rest, 0, 1)
+        return cell.astype(jnp.int32), bounded((whole - cell) + rest, 0.0, 1.0)
 
     def _logsnr(self, cell: Array, part: Array) -> Array:
         return self._knots(part.dtype)[0][cell] + part * self._slopes(part.dtype)[cell]
@@ -325,17 +329,40 @@ def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
 
 def time_of(schedule: Schedule, logsnr: Times) -> Array:
     """The time at which a schedule has this log signal-to-noise ratio, by bisection; 0 or 1 where it never has."""
-    logsnr = _as_time(logsnr)
-    below, above = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
 
-    def halve(_, bounds):
-        below, above = bounds
-        middle = 0.5 * (below + above)
-        earlier = schedule(middle) > logsnr
-        return jnp.where(earlier, middle, below), jnp.where(earlier, above, middle)
+    @jax.custom_jvp
+    def bisect(logsnr):
+        def halve(_, bounds):
+            below, above = bounds
+            middle = 0.5 * (below + above)
+            earlier = schedule(middle) > logsnr
+            return jnp.where(earlier, middle, below), jnp.where(earlier, above, middle)
 
-    below, above = jax.lax.fori_loop(0, 40, halve, (below, above))
-    return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, above)
+        _, above = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
+        return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, above)
+
+    @bisect.defjvp
+    def derivative(primals, tangents):
+        t = bisect(*primals)
+        found, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+        rounding = 4 * jnp.finfo(t.dtype).eps * (jnp.abs(slope) + jnp.abs(found))
+        has_it = jnp.abs(found - primals[0]) <= rounding  # or else t is an end
+        return t, jnp.where(has_it, tangents[0] / slope, 0)
+
+    return bisect(_as_time(logsnr))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def bounded(x: Times, low: float, high: float) -> Array:
+    """`jnp.clip`, whose derivative at the bounds, and within rounding of them, is that inside, 1; JAX has a half."""
+    return jnp.clip(x, low, high)
+
+
+@bounded.defjvp
+def _derivative(low, high, primals, tangents):
+    [x], [dx] = primals, tangents
+    held = jnp.clip(x, low, high)
+    return held, jnp.where(jnp.abs(x - held) <= 4 * jnp.finfo(x.dtype).eps * jnp.abs(held), dx, 0)
 
 
 def _angle_of(logsnr: float) -> float:
@@ -345,4 +372,4 @@ def _angle_of(logsnr: float) -> float:
 def _as_time(t: Times) -> Array:
     """Time in at least float32: bfloat16 cannot tell neighbouring steps apart."""
     t = jnp.asarray(t)
-    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    return t.astype(at_least_float32(t.dtype))

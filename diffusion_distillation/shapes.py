@@ -1,13 +1,15 @@
-"""Array shapes that the signatures share.
+"""Array shapes that the signatures share, and the types of what is computed.
 
 `*batch` stands for any leading axes, so that every function here also works on a single example, and so under
 `jax.vmap`.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key, UInt32
 
@@ -17,6 +19,25 @@ Trajectory = Float[Array, "num_steps *batch height width channels"]
 Times = Float[Array, "*#batch"] | float | np.floating  # t, logsnr, angles: one for each example, or one for all
 Steps = Int[Array, "*#batch"] | int | np.integer  # the index of a sampling step: time is (i + 1) / num_steps
 Count = Int[Array, ""] | int | np.integer  # a number of steps; a traced one lets a single program serve them all
-Keys = Key[Array, "*#batch"] | UInt32[Array, "2"]  # a key for each example, or one for all
+Keys = Key[Array, "*#batch"] | UInt32[Array, "words"]  # a key for each example, or one for all
 Params = Any  # a tree of arrays
 Condition = Mapping[str, Array]  # what a network is told besides z and logsnr, by its arguments' names: {'y': labels}
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The type itself, if it has 32 bits or more of a float's; else float32."""
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return jnp.dtype(dtype if wide else jnp.float32)
+
+
+def mixing_types(function: Function) -> Function:
+    """The function, in which images of 16 bits may meet times of 32, whatever `jax_numpy_dtype_promotion` is."""
+
+    @functools.wraps(function)
+    def mixing(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return mixing

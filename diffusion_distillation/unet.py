@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.extend.random import threefry_2x32
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float, Int, Integer, UInt32
 
+from .diffusion import sigmoid
 from .errors import InputError
+from .keys import fold_in, threefry
 from .layers import (
     EPSILON,
     DenseOfParts,
@@ -25,8 +28,8 @@ from .layers import (
     nearest,
     pixels,
 )
-from .schedules import Discrete
-from .shapes import Array, Keys
+from .schedules import Discrete, bounded
+from .shapes import Array, Keys, at_least_float32
 
 MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number of classes
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
@@ -134,7 +137,7 @@ class UNet(nn.Module):
         self,
         x: Float[Array, "batch height width channels"],
         logsnr: Float[Array, "batch"] | Float[Array, ""] | float,
-        y: Int[Array, "batch"] | None = None,
+        y: Integer[Array, "batch"] | None = None,
         *,
         guidance: Float[Array, "batch"] | None = None,
         train: bool = False,
@@ -161,16 +164,19 @@ class UNet(nn.Module):
         self.validate(height, width)
         if self.num_classes > 1 and y is None:
             raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
+        if self.num_classes > 1 and not isinstance(y, jax.core.Tracer):
+            self._check_labels(np.asarray(y))
         if (self.guidance_range is None) != (guidance is None):
             raise InputError(f"A network of guidance_range={self.guidance_range} was called with guidance={guidance}.")
         num_levels = len(self.ch_mult)
         dtype = self.dtype or x.dtype
         seeds = None
         if train and self.dropout:
-            seeds = dropout_seeds(self.make_rng("dropout"), jnp.arange(batch) if index is None else index)
+            index = jnp.arange(batch, dtype=jnp.int32) if index is None else index
+            seeds = dropout_seeds(self.make_rng("dropout"), index)
         sites = itertools.count()
 
-        logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.promote_types(x.dtype, jnp.float32)), (batch,))
+        logsnr = jnp.broadcast_to(jnp.asarray(logsnr, at_least_float32(x.dtype)), (batch,))
         emb = self.time_embedding(logsnr).astype(dtype)
         emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense0")(emb)
         emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense1")(nn.swish(emb))
@@ -197,7 +203,7 @@ class UNet(nn.Module):
         def residual(h, name, out_ch=None, resample=None):
             options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
             # one draw for all blocks: keys of Threefry may be as near to each other
-            of_site = None if seeds is None else seeds + jnp.array([0, next(sites)], jnp.uint32)
+            of_site = None if seeds is None else seeds + jnp.array([[0, next(sites)]], jnp.uint32)
             return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, of_site)
 
         def attention(h, name, norm=norm):
@@ -243,7 +249,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = upsample(h, stage)
 
-        head_dtype = jnp.promote_types(dtype, jnp.float32)
+        head_dtype = at_least_float32(dtype)
         h = norm(dtype=head_dtype, activation=nn.swish, name="norm_out")(h)
         h = conv3x3(h, self.out_ch, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")
         return h.astype(x.dtype)
@@ -334,13 +340,18 @@ class UNet(nn.Module):
         """Whether a stage resamples inside a residual block."""
         return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
 
+    def _check_labels(self, y: np.ndarray) -> None:
+        if not np.issubdtype(y.dtype, np.integer) or np.any((y < -1) | (y >= self.num_classes)):
+            got = np.array2string(y, threshold=20, separator=", ")
+            raise InputError(f"labels must be integers from 0 to {self.num_classes - 1}, or -1 for none; got {got}.")
+
     def _time(self, logsnr):
         if self.logsnr_input_type == "step":
             return self.schedule.step(logsnr)
         if self.logsnr_input_type == "inv_cos":
-            return 1000 * (jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20, 20))) / (0.5 * jnp.pi))
+            return 1000 * (jnp.arctan(jnp.exp(-0.5 * bounded(logsnr, -20.0, 20.0))) / (0.5 * jnp.pi))
         if self.logsnr_input_type == "sigmoid":
-            return 1000 * nn.sigmoid(logsnr)
+            return 1000 * sigmoid(logsnr)
         low, high = self.logsnr_scale_range
         return 1000 * ((logsnr - low) / (high - low))
 
@@ -425,13 +436,13 @@ def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: in
     """
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) / (half - freq_shift) * jnp.arange(half, dtype=time.dtype))
-    phases = time[:, None] * frequencies
+    phases = time[:, None] * frequencies[None]
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
 
 
 def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:
     """What `dropout` draws each example's mask from: depends on the key, of any kind, and on the example's index."""
-    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (2,), jnp.uint32))(index)
+    return jax.vmap(lambda i: jax.random.bits(fold_in(threefry(key), i), (2,), jnp.uint32))(index)
 
 
 def dropout(x, seeds, rate):
@@ -443,7 +454,7 @@ def dropout(x, seeds, rate):
     kept = max(1, round((1 - rate) * 2**16))  # of the numbers that sixteen bits can be
     counts = jnp.arange((size + 1) // 2, dtype=jnp.uint32)
     words = jax.vmap(lambda seed: threefry_2x32(seed, counts))(seeds)
-    halves = (words[:, None] >> jnp.array([[0], [16]], jnp.uint32)) & 0xFFFF
+    halves = (words[:, None] >> jnp.array([[[0], [16]]], jnp.uint32)) & 0xFFFF
     # written to memory: XLA would draw it again for each use, in the backward pass too
     keep = jax.lax.optimization_barrier(halves.reshape(len(x), -1)[:, :size].reshape(x.shape) < kept)
     return jnp.where(keep, x * (2**16 / kept), 0)

@@ -16,7 +16,6 @@ scripts/convert_inception.py makes. With other features it is called frechet.
 
 from typing import Any
 
-import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -34,6 +33,7 @@ from diffusion_distillation.evaluation.metrics import METRICS, needed
 from diffusion_distillation.evaluation.reference import Reference, in_channels, of_dataset, of_path, save_statistics
 from diffusion_distillation.files import as_path, read_json, write_whole
 from diffusion_distillation.interop.archive import is_archive
+from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import folder
 from diffusion_distillation.sampling import SAMPLERS
@@ -53,7 +53,7 @@ OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=MOST_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight of guidance; by default the config's model.eval_guidance. See `Pipeline.sample`."
@@ -137,7 +137,7 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
             folder.start(kept, {**about, **entry._asdict()})
 
     def draw(entry, first):
-        drawn = draw_from(pipeline, jax.random.key(SEED.value), first=first, **settings)
+        drawn = draw_from(pipeline, seed_key(SEED.value), first=first, **settings)
         if KEEP.value is None:
             return drawn
         return drawn._replace(keep=lambda index, images: folder.write(kept, first + index, images))

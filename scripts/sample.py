@@ -15,7 +15,6 @@ the --config of its model; or a URL of one of these.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -26,6 +25,7 @@ from diffusion_distillation import cli, interop, multihost
 from diffusion_distillation.checkpoints import digest_of
 from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.files import as_path, save_whole
+from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import folder
 from diffusion_distillation.report.grids import save_grid
@@ -41,7 +41,7 @@ OUT = flags.DEFINE_string(
     required=True,
 )
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.")
+SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0, upper_bound=MOST_SEED)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
 ETA = flags.DEFINE_float("eta", 0.0, "Share of fresh noise at every step of 'ddim'.", lower_bound=0.0, upper_bound=1.0)
@@ -71,7 +71,7 @@ def main() -> None:
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
-    key, num_samples = jax.random.key(SEED.value), NUM_SAMPLES.value
+    key, num_samples = seed_key(SEED.value), NUM_SAMPLES.value
     classes = None if LABELS.value is None else parse_labels(LABELS.value, metadata.class_names or ())
     options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value, guidance=GUIDANCE.value)
 

@@ -65,6 +65,13 @@ def environment_stays():
 
 
 @pytest.fixture
+def strict():
+    """Meanwhile JAX neither adds axes to arrays nor mixes their types by itself: users may have it so."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
 def optimized(monkeypatch):
     """Programs are compiled meanwhile as users compile them, here and in the scripts that are run."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")

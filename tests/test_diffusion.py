@@ -13,6 +13,9 @@ from diffusion_distillation.diffusion import (
     posterior,
     q_sample,
 )
+from diffusion_distillation.shapes import at_least_float32
+
+pytestmark = pytest.mark.usefixtures("strict")
 
 SHAPE = (3, 4, 4, 2)
 logsnrs = st.floats(-20, 20, width=32)
@@ -101,7 +104,7 @@ def test_clipping_moves_the_whole_prediction(mean_type):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_dtypes(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        z, logsnr = jnp.ones(SHAPE, dtype), jnp.zeros(3, jnp.promote_types(dtype, jnp.float32))
+        z, logsnr = jnp.ones(SHAPE, dtype), jnp.zeros(3, at_least_float32(dtype))
         assert q_sample(z, z, logsnr).dtype == dtype
         assert posterior(z, z, logsnr, logsnr + 1, "large")[0].dtype == dtype
         assert {part.dtype for part in make_denoiser(lambda z, _: z, "v")(z, logsnr)} == {jnp.dtype(dtype)}

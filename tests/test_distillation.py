@@ -10,6 +10,8 @@ from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import two_stage_target, two_step_target
 from diffusion_distillation.sampling import ddim_step
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 SHAPE = (8, 4, 4, 1)
 
 

@@ -9,6 +9,8 @@ from diffusion_distillation.diffusion import Prediction, alpha_sigma, q_sample
 from diffusion_distillation.distillation import two_step_target
 from diffusion_distillation.losses import WEIGHT_TYPES, continuous_times, data_target, discrete_steps, training_loss
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 CASES = ["continuous", *(f"{kind}_{n}" for kind in ("discrete", "distill") for n in (1, 4, 16))]
 
 

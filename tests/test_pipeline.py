@@ -14,7 +14,7 @@ from diffusion_distillation import pipeline as module
 from diffusion_distillation import sampling
 from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.model import eval_schedule, init_params, make_network
+from diffusion_distillation.model import condition_of, eval_schedule, init_params, make_network, network_denoiser
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 SHAPE = (8, 8, 1)
@@ -249,3 +249,35 @@ def test_errors(base):
     }.items():
         with pytest.raises(ValueError, match=message):
             draw()
+
+
+def test_few_programs_for_any_number_of_samples():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
+    pipeline = Pipeline(*make_model())
+
+    def programs(numbers):
+        before = sum("backend_compile" in event for event in compiled)
+        for num_samples in numbers:
+            assert len(pipeline.sample(KEY, num_samples, batch_size=64)) == num_samples
+        return sum("backend_compile" in event for event in compiled) - before
+
+    programs([33])
+    assert programs([34, 50, 64, 65, 100, 200]) == 0
+    programs([16])
+    assert programs([9, 12, 15]) == 0
+
+
+def test_labels_of_any_integer_type(base):
+    """uint8 labels have no room for NO_CLASS."""
+    labels, (params, metadata) = [0, 2, 1], make_model(num_classes=256, label_dropout=0.1)
+    guided = Pipeline(params, metadata)
+    expected = guided.sample(KEY, 3, np.int32(labels), guidance=1.0)
+    np.testing.assert_array_equal(guided.sample(KEY, 3, np.uint8(labels), guidance=1.0), expected)
+    network = make_network(metadata.config.model, SHAPE, 256)
+    conditions = [condition_of(kind(labels), 256, np.ones(3, np.float32)) for kind in (np.int32, np.uint8)]
+    found = [network_denoiser(network, params, "v", condition)(noise(KEY, 3), 0.5).v for condition in conditions]
+    np.testing.assert_array_equal(*found)
+    for labels in ([0.5, 1, 2], [2**32 + 1, 0, 0]):
+        with pytest.raises(ValueError, match="labels must be classes from 0 to 2"):
+            base._check_labels(np.array(labels), 3)

@@ -24,6 +24,8 @@ from diffusion_distillation.sampling import (
 )
 from diffusion_distillation.schedules import get_logsnr_schedule
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 SHAPE = (8, 4, 4, 1)
 Z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
@@ -32,7 +34,7 @@ def gaussian_denoiser(schedule, std=0.5, mean=0.2):
     """The exact denoiser of data that is Gaussian in every pixel."""
 
     def model_fn(z, logsnr):
-        alpha2, sigma2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
+        z, alpha2, sigma2 = z.astype(jnp.result_type(logsnr)), jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
         return mean + jnp.sqrt(alpha2) * std**2 * (z - jnp.sqrt(alpha2) * mean) / (alpha2 * std**2 + sigma2)
 
     return make_denoiser(model_fn, "x")
@@ -169,8 +171,9 @@ def test_dtypes(cosine, dtype, tolerance):
 
 def test_errors(cosine):
     denoise = gaussian_denoiser(cosine)
-    with pytest.raises(ValueError, match="num_steps must be at least 1; got 0"):
-        ddim(denoise, Z, cosine, 0)
+    for num_steps in (0, np.int64(0), jnp.int32(-1)):
+        with pytest.raises(ValueError, match=f"num_steps={num_steps} must be at least 1"):
+            ddim(denoise, Z, cosine, num_steps)
     with pytest.raises(ValueError, match=r"eta=0.5 draws fresh noise: give it a key"):
         ddim(denoise, Z, cosine, 2, eta=0.5)
     for logvar_type in ("large", "fixed_tiny", "fixed_medium:3"):
@@ -245,3 +248,18 @@ def test_the_stochastic_step_against_float64(cosine, num_steps):
     z_m = a_m / a_s * z_s + np.sqrt(s_m**2 - (a_m / a_s) ** 2 * s_s**2) * noise
     expected = np.where(np.reshape(i == 0, (3, 1, 1, 1)), x, z_m)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_adjusted_step_without_noise(cosine):
+    """Where the predicted eps is 0 there is no direction to step in beside DDIM's."""
+    nothing = Prediction(Z, jnp.zeros_like(Z), jnp.zeros_like(Z))
+    np.testing.assert_array_equal(addim_step(nothing, Z, cosine, 0.5, 0.25), ddim_step(nothing, Z, cosine, 0.5, 0.25))
+
+
+def test_derivatives_of_the_last_step_are_finite(cosine):
+    prediction, keys = gaussian_denoiser(cosine)(Z, cosine(0.25)), jax.random.split(jax.random.key(0), 8)
+    for step in (
+        lambda t, dt: ddim_step(prediction, Z, cosine, t, dt, eta=0.5, key=keys),
+        lambda t, dt: stochastic_step(keys, prediction, Z, cosine, t, dt),
+    ):
+        assert np.all(np.isfinite(jax.grad(lambda t, dt, step=step: step(t, dt).sum(), (0, 1))(0.25, 0.25)))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diffusion_distillation.schedules import get_logsnr_schedule
+from diffusion_distillation.diffusion import alpha_sigma
+from diffusion_distillation.schedules import get_logsnr_schedule, time_of
+from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet
+
+pytestmark = pytest.mark.usefixtures("strict")
 
 ORACLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
 names = pytest.mark.parametrize("name", ORACLES)
@@ -153,3 +159,44 @@ def test_discrete_in_float64():
 def test_errors(args, message):
     with pytest.raises(ValueError, match=message):
         get_logsnr_schedule(**args)
+
+
+EVERY = {
+    "cosine": dict(),
+    "nichol_dhariwal": dict(),
+    **{betas: dict(name="discrete", betas=betas, **kwargs) for betas, kwargs in DISCRETE.items()},
+}
+
+
+def float64_difference(function, t, forward):
+    """Of the same function in float64, to both sides unless t is an end."""
+    below, above = np.where((t == 0) | (forward & (t < 1)), 0, 1e-9), np.where(t == 1, 0, 1e-9)
+    with jax.enable_x64(True):
+        return np.asarray(function(t + above) - function(t - below)) / ((t + above) - (t - below))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_derivatives_by_time(name):
+    """At the ends, half way, and on grids; those of 'discrete' at its own times, where its pieces begin."""
+    schedule = get_logsnr_schedule(**{"name": name, **EVERY[name]})
+    of_its_own = name in DISCRETE
+    grids = (1, 2, schedule.num_steps) if of_its_own else (1, 2, 64, 1000, 8192)
+    t = np.unique(np.concatenate([np.arange(n + 1) / n for n in grids]))
+    options = dict(ch=32, emb_ch=32, out_ch=1, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    network = functools.partial(UNet, num_classes=1, dropout=0.0, **options)
+    functions = {"logsnr": schedule, "angle": schedule.angle}
+    functions["sigma"] = lambda t: alpha_sigma(schedule(t))[1]
+    for kind in LOGSNR_INPUT_TYPES if of_its_own else LOGSNR_INPUT_TYPES[:-1]:
+        own = schedule if kind == "step" else None
+        enters = network(logsnr_input_type=kind, schedule=own)._time
+        functions[kind] = lambda t, enters=enters: enters(schedule(t))
+    for what, function in functions.items():
+        expected = float64_difference(function, t if of_its_own else np.float64(np.float32(t)), of_its_own)
+        found = jax.vmap(jax.grad(function))(np.float32(t))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 if what == "sigmoid" else 1e-6, err_msg=what)
+    if not of_its_own:
+        back = jax.vmap(jax.grad(lambda t: time_of(schedule, schedule(t))))(np.float32(t[t < 1]))
+        np.testing.assert_allclose(back, 1, rtol=1e-3)
+        inside = np.float32([0.1, 0.5, 0.9])
+        by_length = jax.vmap(jax.grad(lambda dt, t: schedule.angle_step(t, dt)))(np.zeros(3, np.float32), inside)
+        np.testing.assert_allclose(by_length, jax.vmap(jax.grad(schedule.angle))(inside), rtol=1e-4)

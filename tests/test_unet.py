@@ -122,6 +122,13 @@ def test_both_heads_against_numpy():
     np.testing.assert_allclose(denoise(X, LOGSNR).x, expected, atol=2e-5 * np.abs(expected).max())
 
 
+def test_labels_that_are_no_class():
+    network = UNet(**(TINY | dict(num_classes=5)))
+    for labels in ([0, 1, 5, 2], [0, -2, 1, 2]):
+        with pytest.raises(ValueError, match="labels must be integers from 0 to 4, or -1 for none; got"):
+            network.apply({}, X, LOGSNR, np.array(labels))
+
+
 def test_parameter_tree_is_the_published_one(golden_unet):
     network, params, _ = golden_unet
     initial = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.zeros(1))["params"]

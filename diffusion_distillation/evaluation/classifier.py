@@ -21,6 +21,7 @@ from ..checkpoints import digest_of
 from ..data import Source, read_examples
 from ..data.cache import cached
 from ..errors import InputError
+from ..keys import seed_key
 
 MOST_IMAGES, MOST_BYTES = 50_000, 2**30
 HELD_OUT = 0.1
@@ -110,7 +111,7 @@ def _train(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Any:
         updates, state = optimizer.update(jax.grad(loss)(variables, images, labels), state)
         return optax.apply_updates(variables, updates), state
 
-    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
+    variables = jax.jit(network.init)(seed_key(0), jnp.zeros((1, *images.shape[1:]), jnp.float32))
     state, rng = optimizer.init(variables), np.random.default_rng(0)
     for _ in range(UPDATES):
         rows = rng.choice(train, min(BATCH_SIZE, len(train)), replace=False)

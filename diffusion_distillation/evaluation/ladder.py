@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -13,6 +12,7 @@ from ..config import stage
 from ..data import Source
 from ..errors import InputError
 from ..interop import load, place
+from ..keys import seed_key
 from ..methods import make_method
 from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
@@ -127,7 +127,7 @@ def evaluate_runs(
 
     def draw(entry, first):
         settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, first=first, **shared)
-        return draw_from(open_pipeline(runs[entry]), jax.random.key(seed), **settings)
+        return draw_from(open_pipeline(runs[entry]), seed_key(seed), **settings)
 
     about = {**(about or {}), "seed": seed, "clip": config.model.eval_clip_denoised}
     if guidance:

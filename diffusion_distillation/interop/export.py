@@ -20,6 +20,7 @@ from flax.traverse_util import unflatten_dict
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..files import is_remote, write_whole
+from ..keys import seed_key
 from ..layers import traced_for_cpu
 from ..model import condition_of
 from ..pipeline import Pipeline, can_be_guided, start_noise
@@ -232,7 +233,7 @@ def sampler_function(params: Params, metadata: Metadata, options: Options) -> Ca
     def draw_images(*, seed=None, index=None, z=None, labels=None, guidance=None, num_steps=None, params=None):
         held = _as_float32(fixed(stored) if params is None else params)
         steps = fixed(jnp.int32(pipeline.num_steps)) if num_steps is None else num_steps
-        key = None if seed is None else jax.random.key(seed)
+        key = None if seed is None else seed_key(seed)
         if z is None:
             z = fixed(start_noise(key, index, pipeline.image_shape))
         condition = condition_of(labels, pipeline.num_classes, guidance)
@@ -285,8 +286,9 @@ np.save(sys.argv[3], np.concatenate(images)[:num_images])
 ''')
 
 NOISE = string.Template("""\
-keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.key(seed), i))[0])
-noise = lambda index: jax.vmap(lambda key: jax.random.normal(key, $shape))(keys(index))
+key = jax.random.key(seed, impl="threefry2x32")
+keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i))[0])
+noise = lambda index: jax.vmap(lambda key: jax.random.normal(key, $shape, np.float32))(keys(index))
 """)
 
 PARAMS = string.Template("""\

@@ -48,11 +48,12 @@ def make(config: Any, schedule: Schedule) -> Method:
         return WeightedTimes(stages, 1 / jnp.square(jnp.sin(schedule.angle(stages.t))))  # SNR + 1
 
     def tuning_times(keys, update, rung):
-        tau = jnp.exp(options.tau_mean + options.tau_std * jax.vmap(jax.random.normal)(keys))
+        draws = jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(keys)
+        tau = jnp.exp(options.tau_mean + options.tau_std * draws)
         part = pair_distance(tau, update * options.tuning_stages // config.train.num_steps)
         t, r = (time_of(schedule, -2 * jnp.log(jnp.maximum(of, 1e-12))) for of in (tau, tau * (1 - part)))
         ends = (part == 1) | (r == 0)
-        stages = GroupTimes(t, jnp.where(ends, t, t - r), jnp.where(ends, 0.0, 1.0), rung)
+        stages = GroupTimes(t, jnp.where(ends, t, t - r), jnp.where(ends, jnp.zeros_like(t), 1), rung)
         return WeightedTimes(stages, 1 / (tau * part))
 
     def target(denoisers, x, eps, z, times):
@@ -77,14 +78,14 @@ def make(config: Any, schedule: Schedule) -> Method:
 
 def grid_size(progress: Array | float, first: int, rung: Rung) -> Count:
     """N(i) of Heek et al. (2024), from `first` to rung.teacher_num_steps as progress goes to 1, in whole groups."""
-    first, last = jnp.log(first), jnp.log(rung.teacher_num_steps)
+    first, last = (jnp.log(jnp.asarray(size, jnp.float32)) for size in (first, rung.teacher_num_steps))
     size = jnp.exp(first + jnp.minimum(progress, 1) * (last - first))
-    return jnp.round(size / rung.num_steps).astype(jnp.int32) * rung.num_steps
+    return jnp.round(size / jnp.asarray(rung.num_steps, jnp.float32)).astype(jnp.int32) * rung.num_steps
 
 
 def pair_distance(tau: Float[Array, "batch"], stage: Count) -> Float[Array, "batch"]:
     """(tau - r) / tau of easy consistency tuning (Geng et al. 2024), 2^-(stage + 1) (1 + 8 sigmoid(-tau)) up to 1."""
-    return jnp.minimum(0.5 ** (stage + 1.0) * (1 + 8 * jax.nn.sigmoid(-tau)), 1)
+    return jnp.minimum(0.5 ** jnp.asarray(stage + 1, jnp.float32) * (1 + 8 * jax.nn.sigmoid(-tau)), 1)
 
 
 def distance(

@@ -82,8 +82,8 @@ class GroupTimes(NamedTuple):
 
 def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Rung) -> GroupTimes:
     """Uniform on a grid of `grid` steps in `groups` groups, of which it is a multiple; both may be traced."""
-    grid, size = jnp.asarray(grid), jnp.asarray(grid) // groups
-    i = discrete_steps(keys, grid)
+    grid, groups = jnp.asarray(grid, jnp.int32), jnp.asarray(groups, jnp.int32)
+    i, size = discrete_steps(keys, grid), grid // groups
     place = i % size
     rest = jnp.where((i < size) & (place > 0), 1.0, place / grid)
     return GroupTimes((i + 1) / grid, jnp.broadcast_to(1 / grid, i.shape), rest, rung)

@@ -29,6 +29,7 @@ from ..data import Source, fingerprint, read_batches
 from ..devices import abstract, data_mesh, described, host_device, to_host
 from ..errors import DivergedError, InputError
 from ..files import as_path, is_remote
+from ..keys import seed_key
 from ..methods import find_method
 from ..model import Network, count_params, extended, init_params, make_network
 from ..multihost import say
@@ -37,7 +38,7 @@ from .compatibility import check_same_model
 from .interrupt import GO_ON, Interrupt, stopped
 from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, differences, forget_after, locked, open_run, record_environment
-from .step import Batch, Teacher, TrainState, doubts, init_state, run_key
+from .step import Batch, Teacher, TrainState, doubts, init_state
 
 MOST_BAD_STEPS = 100
 LAST = ("skipped", "learning_rate")  # metrics of which not the mean is shown, but what they have come to
@@ -194,7 +195,7 @@ def _initial_params(
       InputError: if it is to go on from train.init_from, and there is nothing, nothing left to do, or another network.
     """
     init_from, num_steps = metadata.config.train.init_from, metadata.config.train.num_steps
-    key = run_key(metadata.config.seed)
+    key = seed_key(metadata.config.seed)
 
     def anew() -> Params:
         with jax.default_device(host_device()):  # not where kernels may be chosen by trial meanwhile
@@ -285,7 +286,7 @@ def _go_on(
       interrupt: tells of signals.
     """
     metadata, workdir, source, runner, checkpoints = run.metadata, run.workdir, run.source, run.runner, run.checkpoints
-    train, key = metadata.config.train, run_key(metadata.config.seed)
+    train, key = metadata.config.train, seed_key(metadata.config.seed)
     length = run.call_length
     monitor, decisions = Monitor(run, step), Decisions()
     process = jax.process_index(), jax.process_count()

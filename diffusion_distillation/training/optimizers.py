@@ -31,7 +31,12 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
     )
     if only_finetune_temb:
         optimizer = optax.partition({"embedding": optimizer, "rest": optax.set_to_zero()}, _embedding_or_rest)
-    return optimizer
+
+    def update(grads, state, params=None):
+        with jax.enable_x64(False):  # or else optax would compute powers of decays in float64 where a user allows it
+            return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def learning_rate(train: Any) -> optax.Schedule:

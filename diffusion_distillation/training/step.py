@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from ..diffusion import q_sample
+from ..keys import normal
 from ..layers import computed_once
 from ..methods import Denoisers, Method, Rung, make_method
 from ..model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
-from ..sampling import normal
-from ..shapes import Array, Condition, Keys, Params
+from ..shapes import Array, Condition, Params
 from .optimizers import at_step, learning_rate, make_optimizer
 from .packing import is_packed, pack, unpack
 
@@ -67,11 +67,6 @@ class Teacher:
     network: Network | None = flax.struct.field(pytree_node=False, default=None)
 
 
-def run_key(seed: int) -> Keys:
-    """The key of a run, of one kind of generator whatever JAX's default is: a run may be taken up under another."""
-    return jax.random.key(seed, impl="threefry2x32")
-
-
 def init_state(config: Any, params: Params) -> TrainState:
     """The state before the first step of training from a copy of these parameters; `config` is resolved."""
 
@@ -102,10 +97,10 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         microbatch.
 
     Returns:
-      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `run_key(seed)`; the teacher is None
-      in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics are the
-      loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate. The seed
-      is not read, and the teacher's rung may be traced: one compiled step serves every student.
+      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `seed_key(seed)`; the teacher is
+      None in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics
+      are the loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate.
+      The seed is not read, and the teacher's rung may be traced: one compiled step serves every student.
     """
     train, method = config.train, make_method(config)
     loss = _make_loss(config, network, method)
@@ -117,7 +112,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         keys = jax.random.split(jax.random.fold_in(key, state.step))
         rows = len(batch["image"])
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-        batch = {**batch, "index": first + jnp.arange(rows)}
+        batch = {**batch, "index": first + jnp.arange(rows, dtype=jnp.int32)}
         unpacked = state._replace(params=_unpacked(state.params), average=_unpacked(state.average))
 
         def gradients(part):
@@ -212,7 +207,9 @@ def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | N
 
     def condition(keys, labels):
         if dropped and labels is not None:
-            labels = jnp.where(jax.vmap(lambda key: jax.random.bernoulli(key, dropped))(keys), NO_CLASS, labels)
+            labels = labels.astype(jnp.int32)  # NO_CLASS is negative
+            drops = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(dropped)))(keys)
+            labels = jnp.where(drops, NO_CLASS, labels)
         if weights is None:
             return {} if labels is None else {"y": labels}
         low, high = weights
@@ -251,7 +248,7 @@ def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
     x = image.astype(jnp.float32) / 127.5 - 1
     if not flip:
         return x
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    mirrored = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(0.5)))(keys)
     return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
 
 
@@ -264,6 +261,7 @@ def corrected_decay(decay: float, step: Array) -> Array:
 
     So the weights sum to one from the first step on, which replaces the initial parameters.
     """
+    decay = jnp.float32(decay)
     return decay * (1 - decay**step) / (1 - decay ** (step + 1))
 
 
@@ -280,7 +278,7 @@ def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
 
         return arithmetic
     decay = _constant_decay(train)
-    return (lambda step: jnp.where(step == 0, 0.0, decay)) if decay else None
+    return (lambda step: jnp.where(step == 0, 0.0, jnp.float32(decay))) if decay else None
 
 
 def _constant_decay(train: Any) -> float:
@@ -301,7 +299,8 @@ def doubts(train: Any) -> list[str]:
     if (weight := decay**updates) > MOST_OF_FIRST:
         found.append(
             f"The average that samples are drawn with, of decay {decay:g}, still has {weight:.0%} of its first "
-            f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or less."
+            f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or "
+            "less."
         )
     return found
 

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from worker import product_size, serve
 
 from diffusion_distillation.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
+from diffusion_distillation.keys import seed_key
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.model import make_network
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.training.parallel import make_runner
-from diffusion_distillation.training.step import Teacher, init_state, run_key
+from diffusion_distillation.training.step import Teacher, init_state
 
 
 class Work:
@@ -89,7 +90,7 @@ class Work:
         return self._steps(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _steps(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> int:
-        kind, key = id(config), run_key(0)
+        kind, key = id(config), seed_key(0)
         if kind not in self.training:
             images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
             runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)
