@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from . import multihost
-from .config import resolve
+from .config import resolve, to_share
 from .devices import host_device
 from .errors import TRANSIENT, InputError, RunError
 from .files import absolute, as_path, below, parse_json
@@ -61,6 +61,10 @@ class Metadata:
     num_steps: int
     step: int = 0
     class_names: tuple[str, ...] | None = None
+
+    def to_share(self) -> "Metadata":
+        """The metadata for others, see `config.to_share`."""
+        return dataclasses.replace(self, config=to_share(self.config))
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored; the step is the name of the checkpoint's folder."""
@@ -108,7 +112,7 @@ class Checkpoints:
 
     def __init__(self, folder: epath.PathLike, keep_every: int = 0):
         self._folder = absolute(as_path(folder)) / "checkpoints"
-        _check_name(self._folder)
+        check_path(self._folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
             for path in (path for path in below(self._folder, "") if ".orbax-checkpoint-tmp" in path.name):
@@ -197,10 +201,10 @@ class Checkpoints:
             self._manager.close()
 
 
-def _check_name(folder: epath.Path) -> None:
-    """Raises an InputError for a path that orbax or tensorstore takes for another one."""
-    name = os.fspath(folder)
-    if found := sorted({*name} & {*NOT_IN_PATHS}):
+def check_path(folder: epath.Path) -> None:
+    """Raise an InputError for the path of a run that orbax or tensorstore takes for another one."""
+    name = os.fspath(absolute(folder))
+    if found := sorted({*name} & ({*NOT_IN_PATHS} - {os.sep})):
         raise InputError(
             f"{name!r}: checkpoints cannot be kept below a path with {' or '.join(found)}, which is read as a pattern. "
             "Rename that folder, or give another one."

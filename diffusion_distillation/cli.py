@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -29,6 +28,7 @@ from .data import Source, load_source
 from .devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .files import absolute, as_path, read_json
+from .keys import seed_key
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .shapes import Params
@@ -208,7 +208,7 @@ class _ConfigParser(ConfigFileFlagParser):
         path = os.path.expanduser(path)
         if not Path(path).is_file():
             close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
-            raise ValueError(f"there is no such file; ours are in configs/.{close if 'mean' in close else ''}")
+            raise ValueError(f"there is no such file; ours are in configs/.{close if close.startswith(' Did') else ''}")
         try:
             config = cfg.load(path)
         except Exception as error:  # whatever the user's code does
@@ -333,11 +333,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _print_and_exit(text: str) -> NoReturn:
-    """Prints what was asked for and ends the process, also where `head` or a pager has stopped reading."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+    """Print what was asked for, and end the process."""
+    print(text, flush=True)
     sys.exit(0)
 
 
@@ -374,6 +371,6 @@ def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) ->
     path = as_path(workdir) / "samples" / f"step_{metadata.step:07d}.png"
     if multihost.on_main(path.exists):
         return
-    images = Pipeline(params, metadata).sample(jax.random.key(0), NUM_SAMPLES_SHOWN)
+    images = Pipeline(params, metadata).sample(seed_key(0), NUM_SAMPLES_SHOWN)
     if multihost.is_main():
         save_grid(images, path)

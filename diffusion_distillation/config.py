@@ -24,6 +24,7 @@ from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import make_method
 from .model import eval_schedule, train_schedule
+from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
@@ -288,9 +289,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
       config: as a config file gives it; it is left as it is.
 
     Returns:
-      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one. Relative
-      paths of files that exist (`PATHS`) are absolute in it, so that a stored config means the same files in another
-      working folder.
+      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one. Local
+      paths (`PATHS`) are absolute in it, so that a stored config means the same files in another working folder.
 
     Raises:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
@@ -306,6 +306,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if "distillation" in resolved:
         _resolve_distillation(resolved)
     return resolved.lock()
+
+
+def to_share(config: ConfigDict) -> ConfigDict:
+    """A resolved config for others: of each local path only the last part, without the owner's folders."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        _change_paths(config, lambda value: Path(value).name)
+    return config
 
 
 def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
@@ -413,13 +421,24 @@ def _value(spec: Any, value: Any, path: str) -> Any:
 
 
 def _make_paths_absolute(config: ConfigDict) -> None:
+    """A path that leads nowhere is made absolute too: it may lead somewhere at another time."""
+
+    def absolute(value: str) -> str:
+        path = Path(value).expanduser()
+        return value if value in PRETRAINED and not path.exists() else str(path.absolute())
+
+    _change_paths(config, absolute)
+
+
+def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
+    """Replaces each local path by what `change` returns for it."""
     for section, name in PATHS:
         fields = config
         for part in section.split("."):
             fields = fields.get(part, {})
         value = fields.get(name)
-        if isinstance(value, str) and "://" not in value and (path := Path(value).expanduser()).exists():
-            fields[name] = str(path.absolute())
+        if isinstance(value, str) and "://" not in value:
+            fields[name] = change(value)
 
 
 def _element(kind: type, element: Any, value: tuple, path: str) -> Any:

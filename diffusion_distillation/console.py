@@ -9,6 +9,10 @@ from typing import Any
 _in_place = 0  # the length of the progress line that the cursor of the terminal is behind; 0 for none
 
 
+# The reader is gone or the disk is full; a signal handler prints while the stream is being written; it is closed.
+UNWRITABLE = (OSError, RuntimeError, ValueError)
+
+
 class Steady:
     """A text stream that never raises, as for a pipe whose reader is gone, or for a full disk.
 
@@ -25,8 +29,7 @@ class Steady:
         """Writes the text, or drops it."""
         if self._stream is not None:
             _clear(self)
-            # RuntimeError: a signal handler that prints while the stream is being written
-            with contextlib.suppress(OSError, RuntimeError):
+            with contextlib.suppress(*UNWRITABLE):
                 try:
                     self._stream.write(text)
                 except UnicodeEncodeError:  # as of a file name that is not UTF-8
@@ -37,7 +40,7 @@ class Steady:
     def flush(self) -> None:
         """Flushes the stream, if anybody reads it."""
         if self._stream is not None:
-            with contextlib.suppress(OSError, RuntimeError):
+            with contextlib.suppress(*UNWRITABLE):
                 self._stream.flush()
 
     def isatty(self) -> bool:

@@ -26,7 +26,7 @@ def describe_environment() -> dict[str, Any]:
     """
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.argv).encode(errors="backslashreplace").decode(),
         "versions": {
             "diffusion_distillation": __version__,
             "python": platform.python_version(),

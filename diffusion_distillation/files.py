@@ -106,7 +106,9 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
       InputError: for a line that cannot be read as a JSON object.
     """
     found = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # a process that is killed while it writes leaves a part of a line
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             found.append(parse_json(line))
         except ValueError as error:

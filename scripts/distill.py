@@ -9,7 +9,7 @@ data, teacher, devices and config first, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.evaluation.ladder import config_yardsticks, evaluations_of_ladder
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder, student_folder
@@ -25,7 +25,8 @@ def main() -> None:
     yardsticks = config_yardsticks(config, source, config.eval.num_samples)  # first, for what it may lack
     if FLAGS.dry_run(config, source):
         return
-    run_ladder(config, FLAGS.workdir, source, **FLAGS.options(config, source))
+    to_report = evaluations_of_ladder(config, FLAGS.workdir)
+    run_ladder(config, FLAGS.workdir, source, report_evaluations=to_report, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, yardsticks)
     rungs = make_method(config).rungs
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)

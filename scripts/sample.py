@@ -12,6 +12,7 @@ writes the files.
 the --config of its model; or a URL of one of these.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight of guidance, 0 for the label alone; by default as the config has. See `Pipeline.sample`."
 )
 LABELS = flags.DEFINE_list(
-    "labels", None, "Classes of a class-conditional model, by number or name, repeated in turn: --labels=3,7,cats."
+    "labels", None, "Classes of a class-conditional model, by name or number, repeated in turn: --labels=3,7,cats."
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
 TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
@@ -148,14 +149,17 @@ def guidance_of(config: ConfigDict) -> dict[str, float]:
 
 
 def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
-    """The numbers of classes that are given by number or by name; raises an InputError for what is neither."""
+    """The numbers of classes that are given by name or by number; raises an InputError for what is neither.
+
+    A name goes before a number, since reports show classes by their names: folders named 1, 2 and 10 are the classes
+    "1", "10" and "2".
+    """
 
     def number_of(label: str) -> int:
-        try:
+        if label in class_names:
+            return class_names.index(label)
+        with contextlib.suppress(ValueError, OverflowError):
             return int(np.int32(label))
-        except (ValueError, OverflowError):
-            if label in class_names:
-                return class_names.index(label)
         of_names = f" or names of classes.{did_you_mean(label, class_names)}" if class_names else "."
         raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7{of_names}")
 

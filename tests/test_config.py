@@ -306,7 +306,7 @@ def test_stage():
 
 
 def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
-    """A stored config is read from other working folders. What is no path here, as a model's name, stays."""
+    """A stored config is read from other working folders. A packaged model's name and a URL stay."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("images", "base"):
@@ -318,8 +318,11 @@ def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
         "~/base": str(tmp_path / "base"),
         "digits": "digits",
         "hf://user/name": "hf://user/name",
+        "not/yet/there": str(tmp_path / "not" / "yet" / "there"),
     }.items():
         config.distillation.teacher_checkpoint_path = given
         resolved = cfg.resolve(config)
         assert resolved.distillation.teacher_checkpoint_path == stored
         assert resolved.dataset.args.path == str(tmp_path / "images")
+    shared = cfg.to_share(resolved)
+    assert (shared.dataset.args.path, shared.distillation.teacher_checkpoint_path) == ("images", "there")

@@ -4,18 +4,18 @@ import hashlib
 import json
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
+from ..keys import seed_key
 from ..pipeline import Pipeline
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
 from .measure import Yardstick, draw_from, measure
-from .metrics import by_name
+from .metrics import METRICS, by_name
 
 
 class Best(NamedTuple):
@@ -45,7 +45,7 @@ def measure_during_training(
         return
     pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
-    draw = draw_from(pipeline, jax.random.key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
+    draw = draw_from(pipeline, seed_key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
     unfinished = workdir / f"{EVALUATIONS}.unfinished"
     about = [metadata.step, digest_of(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
     folder = unfinished / multihost.of_main(hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
@@ -54,7 +54,10 @@ def measure_during_training(
     def is_best() -> bool:
         first, of_first = next(iter(measured.values.items()))
         before = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
-        earlier = [line[first.name] for line in before if first.name in line]
+        published = METRICS[first.metric].with_inception
+        old = published[0] if published else first.metric
+        names = {first.name, old, f"{old}_{first.features}"}  # as version 1.0 wrote them, too
+        earlier = [line[name] for line in before for name in names if name in line]
         return first.best([*earlier, of_first.value]) == of_first.value or newest_step(workdir / BEST) is None
 
     if multihost.on_main(is_best):

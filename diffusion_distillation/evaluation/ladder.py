@@ -44,6 +44,11 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     }
 
 
+def evaluations_of_ladder(config: ConfigDict, workdir: epath.Path) -> int:
+    """The network evaluations that `evaluate_ladder` takes; config is the ladder's, resolved."""
+    return config.eval.num_samples * sum(entry.num_steps for entry in ladder_runs(config, workdir))
+
+
 def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises an InputError that names a student that is missing, or that has not had all its updates."""
     for rung in make_method(config).rungs:

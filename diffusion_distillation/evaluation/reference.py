@@ -69,6 +69,9 @@ class Pictures:
         self.files = [file for file in found if file.suffix.lower() in SUFFIXES]
         if not self.files:
             raise InputError(f"{str(folder)!r} has no images: files that end in {', '.join(SUFFIXES)}.")
+        for path in found:
+            if path.is_dir():
+                raise InputError(f"{str(path)!r} is a folder that cannot be searched, or is named as images are.")
         if others := Counter(file.suffix for file in found if file.suffix.lower() not in SUFFIXES):
             counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
             logging.warning("%s: left out, as their format is not read: %s", folder, counts)

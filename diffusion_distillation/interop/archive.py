@@ -27,7 +27,7 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, dtype: str = "
       metadata: of the model.
       dtype: that the parameters are stored in: 'float32', or 'float16' for half the size.
     """
-    values = {"format": FORMAT, "step": metadata.step, **metadata.to_json()}
+    values = {"format": FORMAT, "step": metadata.step, **metadata.to_share().to_json()}
     write_weights(folder, params, dtype)
     write_whole(folder / CONFIG, json.dumps(values, indent=2) + "\n")
 

@@ -256,7 +256,7 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
         "unet": ["diffusers", "UNet2DModel"],
     }
     arrays = _outward(params, metadata) | {"time_proj.weight": np.asarray(network.time_embedding(logsnr))}
-    ours = {"step": metadata.step, **metadata.to_json()}
+    ours = {"step": metadata.step, **metadata.to_share().to_json()}
     write_whole(folder / "unet" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
     for path, values in {
         folder / "unet" / UNET: unet,

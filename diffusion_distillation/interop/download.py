@@ -17,7 +17,7 @@ from ..files import UNFINISHED, downloads_folder, lock
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 WANTED = (".json", ".safetensors", ".msgpack")  # files of a folder that are copied
 PIECE = 2**24  # bytes
-# What file systems know of a file that is another one once its content is: of HTTP, S3, Google's, the Hub's.
+# What file systems know of a file that changes with its content: of HTTP, S3, Google, the Hub. The first one counts.
 TELLING = ("ETag", "Content-MD5", "Digest", "Last-Modified", "LastModified", "generation", "blob_id", "created")
 
 
@@ -88,7 +88,7 @@ def _look(files: Any, path: str, url: str) -> dict[str, dict[str, Any]]:
     if not found:
         raise InputError(f"{url}: the folder has no file that ends in {', '.join(WANTED)}.")
     return {
-        file: {"size": about.get("size"), **{name: str(about[name]) for name in TELLING if name in about}}
+        file: {"size": about.get("size"), **dict([(name, str(about[name])) for name in TELLING if name in about][:1])}
         for file, about in sorted(found.items())
     }
 

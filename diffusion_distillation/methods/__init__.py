@@ -15,6 +15,7 @@ from .method import Denoisers as Denoisers
 from .method import Method as Method
 from .method import Rung as Rung
 from .method import Times as Times
+from .method import evaluations_of_update as evaluations_of_update
 
 METHODS = {
     "progressive": progressive.make,

@@ -69,3 +69,11 @@ class Method(NamedTuple):
     rungs: tuple[Rung, ...] = ()
     target_calls: Callable[[Rung], int] = lambda rung: 0
     average_decay: float | None = None
+
+
+UPDATE = 3  # evaluations of the student: forward and backward
+
+
+def evaluations_of_update(method: Method, rung: Rung) -> int:
+    """The network evaluations that an update takes for each example."""
+    return UPDATE + method.target_calls(rung)

@@ -32,7 +32,7 @@ from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..files import as_path, below, write_whole
 from ..interop import place
-from ..methods import Method, Rung, make_method
+from ..methods import make_method
 from ..training.ladder import run_ladder, student_folder
 from ..training.loop import Load
 from ..training.runs import read_metrics
@@ -41,7 +41,6 @@ from .html import Picture, Table, page
 from .plots import Column, panel_of, row_labels, save_columns, save_curves
 from .seeds import by_steps, line, measure, spread
 
-UPDATE = 3  # evaluations of the student: forward and backward
 AVERAGED = 20  # an average that is sampled is over the last twentieth of the updates, about
 
 
@@ -86,11 +85,6 @@ def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
     if len(steps) < 3:
         del found["tract_two_phases"]  # it would be tract once more
     return found
-
-
-def evaluations_of_update(method: Method, rung: Rung) -> int:
-    """The evaluations of networks that an update takes for each example."""
-    return UPDATE + method.target_calls(rung)
 
 
 def cost_of(config: ConfigDict) -> dict[int, int]:

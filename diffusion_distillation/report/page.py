@@ -18,7 +18,6 @@ report/training.png     the losses of all stages
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -34,6 +33,7 @@ from ..evaluation.measure import Yardstick
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import nearest, of_dataset
 from ..files import as_path, write_whole
+from ..keys import seed_key
 from ..methods import make_method
 from ..training.runs import locked, read_metrics
 from .html import Picture, Table, page
@@ -282,7 +282,7 @@ def _ways(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
     open_pipeline, ways = open_once(config), {}
     for entry in entries:
         pipeline = open_pipeline(runs[teacher if entry.model == "teacher" else entry])
-        steps = pipeline.trajectory(jax.random.key(0), TRAJECTORIES, num_steps=entry.num_steps, sampler="ddim")
+        steps = pipeline.trajectory(seed_key(0), TRAJECTORIES, num_steps=entry.num_steps, sampler="ddim")
         ways[f"{entry.model}, {entry.num_steps} steps"] = steps
     return ways
 
@@ -296,7 +296,7 @@ def _by_weight(config: ConfigDict, workdir: epath.Path) -> dict[Entry, dict[floa
     for entry in (first, last):
         pipeline = open_once(config)(runs[entry])
         drawn[entry] = {
-            weight: pipeline.sample(jax.random.key(0), SHOWN, guidance=weight, num_steps=entry.num_steps)
+            weight: pipeline.sample(seed_key(0), SHOWN, guidance=weight, num_steps=entry.num_steps)
             for weight in np.linspace(*allowed, WEIGHTS).tolist()
         }
     return drawn

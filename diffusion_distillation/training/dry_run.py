@@ -69,7 +69,7 @@ def dry_run(
     for of_run, folder, _ in runs:
         for doubt in doubts(of_run.train):
             say(f"Warning: {folder}: {doubt}")
-    say(f"Nothing was compiled or written. Run the same command without --dry_run to make {workdir}.")
+    say(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
 
 
 def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> int:

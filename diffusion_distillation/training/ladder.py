@@ -10,19 +10,19 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import multihost
-from ..checkpoints import Metadata, load, newest_step
+from ..checkpoints import Metadata, check_path, digest_of, load, newest_step
 from ..config import resolve, stage
 from ..console import steady
 from ..data import Source
 from ..errors import InputError, RunError
 from ..files import as_path
-from ..methods import Rung, make_method
+from ..methods import Rung, evaluations_of_update, make_method
 from ..model import Network, make_network
 from ..multihost import say
 from ..shapes import Params
 from .compatibility import check_same_model
 from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
-from .runs import locked, open_run, read_config, record_environment
+from .runs import locked, open_run, read_config, read_inputs, record_environment
 from .step import Teacher
 
 
@@ -40,6 +40,7 @@ def run_ladder(
     on_metrics: OnMetrics | None = None,
     change: bool = False,
     load_model: Load = load,
+    report_evaluations: int = 0,
 ) -> None:
     """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
@@ -55,27 +56,38 @@ def run_ladder(
       change: continue a ladder that has another config, other data or another teacher. Finished students stay as they
         are; the change is for the student in training and for those to come.
       load_model: gives the parameters and the metadata at teacher_checkpoint_path; by default those of a run.
+      report_evaluations: network evaluations of a report that follows, for the estimate of how long all takes.
 
     Raises:
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
     rungs, workdir = make_method(config).rungs, as_path(workdir)
+    check_path(workdir)
     params, network = load_teacher(config, source, load_model)
     with steady(), locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
         record_environment(workdir)
-        plan = Plan(workdir, {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}, on_metrics)
+        stages = {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}
+        plan = Plan(workdir, stages, on_metrics, report_evaluations)
         for rung in rungs:
             folder = student_folder(workdir, rung.num_steps)
             of_rung = finished_config(folder) or plan.stages[rung.num_steps]
             hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
             open_run(folder, of_rung, change=True)  # the ladder's verdict on its config holds for its students
+            _warn_of_another_teacher(folder, params)
             train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=change, **hooks)
             network = None  # from here on teachers have the network of their students
             params, student = load(folder)  # not what the devices hold: their memory is free again
             if student.step < of_rung.train.num_steps:
                 raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
+
+
+def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
+    """Names a finished student that stays as it is, though its teacher is another one now; `train` refuses others."""
+    recorded = read_inputs(folder).get("teacher") if multihost.is_main() else None
+    if recorded is not None and recorded != (now := digest_of(teacher)):
+        logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
 def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) -> tuple[Params, Network | None]:
@@ -86,7 +98,7 @@ def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) ->
     check_processes(config, source)
     params, metadata = load_model(config.distillation.teacher_checkpoint_path)
     check_teacher(config, make_method(config).rungs[0], source, metadata)
-    if 0 < metadata.step < metadata.config.train.num_steps:
+    if multihost.is_main() and 0 < metadata.step < metadata.config.train.num_steps:
         logging.warning(
             "The teacher %s is not finished: it has done %s of %s training steps.",
             config.distillation.teacher_checkpoint_path, f"{metadata.step:,}", f"{metadata.config.train.num_steps:,}",
@@ -109,15 +121,33 @@ def finished_config(folder: epath.Path) -> ConfigDict | None:
     return config and resolve(ConfigDict(config))
 
 
+def _rounded(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=round(seconds))
+
+
 class Plan:
     """What a ladder is going to do, said before it begins; and the time that it takes, once its speed is known.
 
     Attributes:
       stages: the config of each student, by its number of sampling steps.
+
+    Args:
+      workdir: the ladder's folder.
+      stages: see above.
+      on_metrics: see `run_ladder`.
+      report_evaluations: see `run_ladder`.
     """
 
-    def __init__(self, workdir: epath.Path, stages: Mapping[int, ConfigDict], on_metrics: OnMetrics | None):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        stages: Mapping[int, ConfigDict],
+        on_metrics: OnMetrics | None,
+        report_evaluations: int = 0,
+    ):
         self.stages, self._name, self._on_metrics, self._timed = stages, workdir.name, on_metrics, set()
+        method, self._report_evaluations = make_method(next(iter(stages.values()))), report_evaluations
+        self._per_update = {int(rung.num_steps): evaluations_of_update(method, rung) for rung in method.rungs}
         self._images = {n: config.train.num_steps * config.train.batch_size for n, config in stages.items()}
         updates = sum(config.train.num_steps for config in stages.values())
         say(f"{workdir}: {len(stages)} student(s), {updates:,} updates, {sum(self._images.values()):,} examples")
@@ -134,9 +164,11 @@ class Plan:
             students = list(self._images)
             later = sum(self._images[student] for student in students[students.index(num_steps) + 1 :])
             left = self._images[num_steps] - step * self.stages[num_steps].train.batch_size + later
-            seconds = round(left / values["images_per_sec"])
             if left:
-                say(f"{self._name}: about {datetime.timedelta(seconds=seconds)} of training left, then the report")
+                rate = values["images_per_sec"]
+                report = self._report_evaluations / (rate * self._per_update[num_steps])
+                then = f", then about {_rounded(report)} for the report" if report else ""
+                say(f"{self._name}: about {_rounded(left / rate)} of training left{then}")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})
 

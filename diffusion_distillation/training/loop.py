@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from .. import multihost
-from ..checkpoints import Checkpoints, Metadata, abstract_params, digest_of, load, newest_step, restore_from
+from ..checkpoints import Checkpoints, Metadata, abstract_params, check_path, digest_of, load, newest_step, restore_from
+from ..config import PATHS
 from ..console import show_progress, steady
 from ..data import Source, fingerprint, read_batches
 from ..devices import abstract, data_mesh, described, host_device, to_host
@@ -83,8 +84,11 @@ def train(
     workdir = as_path(workdir)
     metadata, network, mesh, initial = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
     with steady(), locked(workdir):
-        open_run(workdir, config, change, inputs_of(source, teacher and teacher.params))
-        record_environment(workdir)
+        finished = multihost.on_main(lambda: (newest_step(workdir) or 0) >= config.train.num_steps)
+        # What is finished learns nothing any more: its record stays.
+        open_run(workdir, config, change, {} if finished else inputs_of(source, teacher and teacher.params))
+        if not finished:
+            record_environment(workdir)
         runner = _runner(_what_shapes_a_step(config), find_method(config), network, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints:
             run = _Run(metadata, workdir, mesh, source, teacher, initial, on_eval, on_metrics, runner, checkpoints)
@@ -117,6 +121,7 @@ def prepare(
 ) -> Prepared:
     """Checks all of a run that can be checked before its folder is made; arguments and errors are those of `train`."""
     mesh = data_mesh()
+    check_path(workdir)
     check_processes(config, source)
     if config.train.label_dropout and source.num_classes == 1:
         raise InputError(
@@ -129,7 +134,8 @@ def prepare(
     num_steps = int(teacher.rung.num_steps) if teacher else 0
     names = getattr(source, "class_names", None)
     metadata = Metadata(config, source.image_shape, source.num_classes, num_steps, class_names=names)
-    initial = _initial_params(metadata, network, teacher, load_model, begun=newest_step(workdir) is not None)
+    begun = multihost.on_main(lambda: newest_step(workdir) is not None)
+    initial = _initial_params(metadata, network, teacher, load_model, begun=begun)
     return Prepared(metadata, network, mesh, initial)
 
 
@@ -167,9 +173,11 @@ def inputs_of(source: Source, teacher: Params | None = None) -> dict[str, str]:
 def check_processes(config: ConfigDict, source: Source) -> None:
     """Raises an InputError that names the difference, if processes have another config or other data than the first."""
     theirs, ours = json.loads(multihost.of_main(config.to_json())), json.loads(config.to_json())
+    paths = {f"{section}.{name}" for section, name in PATHS}
     named = "; ".join(
         f"config.{field} is {of_first!r} in process 0 and {of_ours!r} in process {jax.process_index()}"
         for field, of_first, of_ours in differences(theirs, ours)
+        if field not in paths  # hosts may have the same files in other places
     )
     content = int(fingerprint(source)[:7], 16)  # as much of it as an int32 has
     data = multihost.gather([len(source), *source.image_shape, source.num_classes, content])
@@ -229,7 +237,7 @@ def _initial_params(
 
 def _is_run(path: str) -> bool:
     """Whether there is a whole state, to go on from, and not parameters alone."""
-    return "://" not in path.removeprefix("gs://") and newest_step(as_path(path)) is not None
+    return multihost.on_main(lambda: "://" not in path.removeprefix("gs://") and newest_step(as_path(path)) is not None)
 
 
 def _resume(run: _Run) -> None:

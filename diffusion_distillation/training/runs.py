@@ -74,7 +74,7 @@ class Input(NamedTuple):
 
 
 INPUTS = {
-    "data": Input("the training data", ("dataset.args.path", "dataset.args.data_dir")),
+    "data": Input("the training data", ("dataset.args.path", "dataset.args.data_dir", "dataset.args.fonts")),
     "teacher": Input("the teacher", ("distillation.teacher_checkpoint_path",)),
 }
 INPUTS_FILE = "inputs.json"

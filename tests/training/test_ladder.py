@@ -165,16 +165,25 @@ def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
         run_ladder(again, ladder, SOURCE, change=change)
 
 
-def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_path):
+def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_path, caplog):
+    """One that is finished stays, and a warning names it."""
     base, ladder = make_config(num_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
-    config = ladder_of(base, tmp_path / "base")
+    config = ladder_of(base, tmp_path / "base", **{"train.retain_checkpoint_every_steps": 5, "train.substeps": 1})
+    with config.unlocked():
+        config.distillation.steps_per_iter = 10
     run_ladder(config, ladder, SOURCE)
     shutil.rmtree(ladder / "steps_0002")
     run_ladder(config, ladder, SOURCE)  # a run is a function of its config: it is the same student again
+    assert "another teacher" not in caplog.text
     shutil.rmtree(ladder / "steps_0002")
     (ladder / "config.json").unlink()
-    other = ladder_of(base, tmp_path / "base", **{"distillation.stages": {"2": {"learning_rate": 0.5}}})
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.distillation.stages = {"2": {"learning_rate": 0.5}}
+    run_ladder(other, ladder, SOURCE)
+    assert "steps_0001 was distilled from another teacher" in caplog.text
+    shutil.rmtree(ladder / "steps_0001" / "checkpoints" / "10")
     with pytest.raises(ValueError, match=r"steps_0001' holds a run of other inputs: the teacher changed"):
         run_ladder(other, ladder, SOURCE)
 

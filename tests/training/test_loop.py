@@ -282,9 +282,15 @@ def test_init_from_refuses_a_model_with_another_output(tmp_path):
 
 def test_training_does_not_resume_on_other_data(tmp_path):
     images, labels = (SOURCE[np.arange(64)][name] for name in ("image", "label"))
-    train(make_config(num_steps=5), tmp_path, SOURCE)
+    config = make_config(num_steps=10, retain_checkpoint_every_steps=5)
+    train(config, tmp_path, SOURCE)
+    shutil.rmtree(tmp_path / "checkpoints" / "10")
     with pytest.raises(ValueError, match="the training data changed"):
-        train(make_config(num_steps=5), tmp_path, own_parts.ArraySource(255 - images, labels, 1))
+        train(config, tmp_path, own_parts.ArraySource(255 - images, labels, 1))
+    named = own_parts.ArraySource(images, labels, 1)
+    named.fingerprint = "version 2 of my images"
+    with pytest.raises(ValueError, match="the training data changed"):
+        train(config, tmp_path, named)
 
 
 def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
@@ -309,8 +315,11 @@ def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
 
 
 def test_a_start_is_recorded_with_its_environment(tmp_path):
-    for _ in range(2):
-        train(make_config(num_steps=5), tmp_path, SOURCE)
+    config = make_config(num_steps=10, retain_checkpoint_every_steps=5)
+    train(config, tmp_path, SOURCE)
+    train(config, tmp_path, SOURCE)  # it is finished: nothing starts
+    shutil.rmtree(tmp_path / "checkpoints" / "10")
+    train(config, tmp_path, SOURCE)
     first, second = map(json.loads, (tmp_path / "environment.jsonl").read_text().splitlines())
     assert first["versions"]["jax"] == jax.__version__ and first["devices"] == {"kind": "cpu", "count": 8}
     assert first["time"] <= second["time"] and first["command"]
