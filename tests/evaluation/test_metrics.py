@@ -184,7 +184,7 @@ def test_only_what_is_needed_is_held():
 def test_bad_names_and_numbers():
     with pytest.raises(ValueError, match=r"Unknown metric 'fib'.* Did you mean 'fid'"):
         select(["fib"], 10)
-    with pytest.raises(ValueError, match="'is' needs at least 10 samples; 9 are few"):
+    with pytest.raises(ValueError, match="'is' needs at least 10 samples; got 9"):
         select(["fid", "is"], 9)
 
 

@@ -44,7 +44,7 @@ def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
     caplog.clear()
     np.testing.assert_array_equal(everything(Pictures(folder)), trained_on)
     assert len(trained_on) == 6
-    assert "left out, as their format is not read: 1 .heic" in caplog.text
+    assert "skipped images in formats that cannot be read: 1 .heic" in caplog.text
 
 
 def test_one_colorless_image_does_not_make_a_folder_gray(folder):

@@ -131,7 +131,7 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
 
     file.write_text(file.read_text()[:50])
     write(workdir, source)
-    assert "evaluation.json is damaged, or of an earlier version; what it held is measured again" in caplog.text
+    assert "evaluation.json is damaged or from an earlier version; its rows are measured again" in caplog.text
     assert [row["values"] for row in json.loads(file.read_text())["rows"]] == [row["values"] for row in table["rows"]]
 
 
@@ -244,12 +244,12 @@ def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
     row |= {"images_per_sec": 1.0, "content": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
     assert evaluation.read(as_path(tmp_path / "evaluation.json")) is None
-    assert "of an earlier version; what it held is measured again" in caplog.text
+    assert "from an earlier version; its rows are measured again" in caplog.text
 
 
 def test_several_ladders_on_a_page(tmp_path, drawn):
     ladders = [tmp_path / name for name in ("one", "two")]
-    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json: scripts/report.py"):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. Run scripts/report.py"):
         write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     for path in ladders:
         write(path, Images())
