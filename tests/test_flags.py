@@ -88,8 +88,8 @@ def test_a_dry_run_makes_nothing(tmp_path):
     printed = call("train", *BASE, workdir, "--config.train.num_steps=100", "--dry_run")
     for line in (
         "100 updates of 32 images",
-        "1,797 images of 8x8, 1 channel(s), no classes; a batch can be read",
-        "8 cpu device(s).*, 4 images of a batch on each",
+        "1,797 images of 8x8, 1 channel, no classes; a batch can be read",
+        "8 cpu device(s).*, 4 images of each batch per device",
         r"3\.6 MB on each device for 178,721 parameters",
         r"Warning: .*still has 61% of its first parameters.*config.train.ema_decay=0.95",
     ):
