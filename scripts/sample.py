@@ -148,7 +148,7 @@ def guidance_of(config: ConfigDict) -> dict[str, float]:
 
 
 def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
-    """The numbers of classes that are given by number or by name; raises an InputError for what is neither."""
+    """The class numbers of labels that are numbers or names. Raises an InputError for any other label."""
 
     def number_of(label: str) -> int:
         try:
@@ -156,8 +156,8 @@ def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
         except (ValueError, OverflowError):
             if label in class_names:
                 return class_names.index(label)
-        of_names = f" or names of classes.{did_you_mean(label, class_names)}" if class_names else "."
-        raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7{of_names}")
+        of_names = f", or class names.{did_you_mean(label, class_names)}" if class_names else "."
+        raise InputError(f"--labels={','.join(labels)} must be class numbers, such as --labels=3,7{of_names}")
 
     return np.array([number_of(label) for label in labels or [""]], np.int32)
 

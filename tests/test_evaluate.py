@@ -159,7 +159,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples, at("mixed")): "give images of one size",
         (of_samples, at("broken")): "a.png' cannot be read as an image",
         (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
-        (of_run, at("color.npy")): "has images in color, and the model makes gray ones",
+        (of_run, at("color.npy")): "has color images, but the model makes gray ones",
         (f"--checkpoint={tmp_path}", against): "No checkpoint in",
     }.items():
         error = call("evaluate", out, *flags, fails=True)
