@@ -96,4 +96,4 @@ def test_a_platform_that_is_not_there():
     """Is one line of a script, where JAX has an AssertionError, or a reason of its own."""
     error = run("train", "--config=configs/digits_base.py", "--workdir=-", fails=True, env={"JAX_PLATFORMS": "cuda"})
     [line] = error.splitlines()
-    assert line.startswith("error: JAX cannot start: ") and "JAX_PLATFORMS=cuda asks for it: unset that" in line
+    assert line.startswith("error: JAX cannot start: ") and "JAX_PLATFORMS is set to cuda. Unset it" in line
