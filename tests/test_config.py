@@ -255,7 +255,7 @@ def test_errors(field, value, message):
 
 
 def test_a_ladder_keeps_nothing_of_its_teachers_training():
-    """A base config's anneal and start are the base model's: students fall to 0 over their own length."""
+    """Students do not inherit the base's anneal and start: their learning rate falls to 0 over their own length."""
     trained = base()
     trained.train.learning_rate_anneal_steps, trained.train.init_from = 2000, "runs/other"
     config = cfg.distillation_of(trained)
@@ -306,7 +306,7 @@ def test_stage():
 
 
 def test_relative_paths_are_stored_absolute(tmp_path, monkeypatch):
-    """A stored config is read from other working folders. What is no path here, as a model's name, stays."""
+    """A stored config is read from other working folders. A model's name, which is no path here, stays."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("images", "base"):

@@ -106,7 +106,7 @@ def test_folder(sample, checkpoint, tmp_path):
 
 
 def test_classes_by_name(tmp_path):
-    """Numbers are numbers; names are of the metadata, and an unknown one is told the nearest."""
+    """Names come from the metadata. The error for an unknown one suggests the nearest."""
     params, metadata = make_model()
     metadata = dataclasses.replace(metadata, class_names=("cats", "dogs", "0"))
     archive.write(as_path(tmp_path / "model"), params, metadata)

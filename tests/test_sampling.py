@@ -251,7 +251,7 @@ def test_the_stochastic_step_against_float64(cosine, num_steps):
 
 
 def test_the_adjusted_step_without_noise(cosine):
-    """Where the predicted eps is 0 there is no direction to step in beside DDIM's."""
+    """If the predicted eps is 0, the correction has no direction."""
     nothing = Prediction(Z, jnp.zeros_like(Z), jnp.zeros_like(Z))
     np.testing.assert_array_equal(addim_step(nothing, Z, cosine, 0.5, 0.25), ddim_step(nothing, Z, cosine, 0.5, 0.25))
 

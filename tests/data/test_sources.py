@@ -56,7 +56,7 @@ def test_a_source_of_ones_own(name):
     ],
 )
 def test_arguments_of_another_type(monkeypatch, name, args, message):
-    """By the annotation, and of one's own function without any by a default of True or False."""
+    """Types come from annotations. Without one, a default of True or False counts as bool."""
     import my_stripes
 
     monkeypatch.setattr(my_stripes, "flagged", lambda wide=True: None, raising=False)

@@ -169,7 +169,7 @@ def test_any_number_of_batches_gives_the_same(batches):
 
 
 def numbers(found):
-    """By the names that they have with Inception's features."""
+    """Values by the names that metrics have with Inception's features."""
     return by_name({Criterion(name, "inception"): value for name, value in found.items()})
 
 

@@ -425,7 +425,7 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
 
 
 def test_code_that_the_user_names_too_is_not_refused(archived, cache):
-    """Such as a network of one's own, in a bucket of one's own."""
+    """For example, a user's own network in the user's own bucket."""
     values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
     with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
         registry.check_foreign(values, as_path("gs://bucket/config.json"))
