@@ -31,7 +31,7 @@ from .shapes import Params
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
 FORMAT_VERSION = 1
 KEEP_LAST = 2
-NOT_IN_PATHS = "*?[\\"  # orbax lists files by patterns of whole paths; tensorstore turns a backslash around
+NOT_IN_PATHS = "*?[\\"  # orbax reads whole paths as glob patterns; tensorstore turns a backslash into a slash
 # What the machine lacks that wants to read a file, or what is between them: another time or place it may be read.
 NOT_OF_THE_FILE = {*TRANSIENT, errno.EACCES, errno.EPERM}
 NOR_THESE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -52,7 +52,7 @@ class Metadata:
       num_classes: 1 for an unconditional network.
       num_steps: the student's number of sampling steps; 0 for a base model, which takes any.
       step: updates done.
-      class_names: one per class; None if they have no names.
+      class_names: one name per class; None if the classes have no names.
     """
 
     config: ConfigDict
@@ -83,8 +83,8 @@ class Metadata:
         """The inverse of `to_json`.
 
         Raises:
-          InputError: if the origin is foreign and the config names code.
-          ValueError: for names of classes that are not one string per class.
+          InputError: if others may have written the file and its config names code to run.
+          ValueError: if the class names are not one string per class.
         """
         check_foreign(values["config"], origin)
         names = values.get("class_names")
@@ -186,7 +186,7 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Wait until all is written; raises a RunError unless the newest checkpoint is there and can be opened."""
+        """Wait until all is written. Raises a RunError if the newest checkpoint is missing or cannot be opened."""
         with self._writing():
             self._manager.wait_until_finished()
             if (step := self.latest_step()) is not None:
@@ -206,17 +206,17 @@ def check_path(folder: epath.Path) -> None:
     name = os.fspath(absolute(folder))
     if found := sorted({*name} & ({*NOT_IN_PATHS} - {os.sep})):
         raise InputError(
-            f"{name!r}: checkpoints cannot be kept below a path with {' or '.join(found)}, which is read as a pattern. "
-            "Rename that folder, or give another one."
+            f"Checkpoints cannot be saved below {name!r}: {' or '.join(found)} in a path is read as a pattern. "
+            "Rename the folder or choose another one."
         )
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{name!r}: checkpoints cannot be kept below a path that is not UTF-8.") from None
+        raise InputError(f"Checkpoints cannot be saved below {name!r}: the path is not UTF-8.") from None
 
 
 def _check_opens(checkpoint: epath.Path) -> None:
-    """Raises an error unless a checkpoint is there, and its metadata and each of its arrays can be opened."""
+    """Raise an error unless a checkpoint exists and its metadata and all its arrays can be opened."""
     saved = _read_metadata(checkpoint)["fingerprints"]
     stored = _described(_array_handler().metadata(absolute(checkpoint / "state")).tree)
     if missing := {_name(path) for path in saved} - stored.keys():
@@ -429,7 +429,7 @@ def _all_fingerprints(arrays: list[jax.Array]) -> jax.Array:
 def _fingerprints(tree: Any) -> dict[str, int]:
     """The fingerprint of each array of a tree, by its path: one program for all of them."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    with jax.default_device(host_device()):  # where NumPy arrays stay
+    with jax.default_device(host_device()):  # do not copy NumPy arrays to an accelerator
         found = np.asarray(_all_fingerprints([leaf for _, leaf in leaves])).tolist()
     return {jax.tree_util.keystr(path): value for (path, _), value in zip(leaves, found, strict=True)}
 

@@ -82,7 +82,7 @@ def define_config(name: str = "config") -> flags.FlagHolder:
     """Defines a flag, --config, whose value is the config that the file has, with the fields that it leaves out."""
     holder = config_flags.DEFINE_config_file(
         name,
-        help_string=f"The config file, or a run's config.json; --{name}.<field>=<value> sets a field of it.",
+        help_string=f"A config file, or a run's config.json. --{name}.<field>=<value> overrides a field.",
         lock_config=False,
         accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
     )
@@ -91,7 +91,7 @@ def define_config(name: str = "config") -> flags.FlagHolder:
 
 
 def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
-    """Defines a flag whose value is some of these names, with commas between; by default all of them."""
+    """Define a flag that takes some of the known names, separated by commas. The default is all of them."""
     known = list(known)
     holder = flags.DEFINE_list(name, known, help)
 
@@ -117,9 +117,9 @@ class RunFlags(ProcessFlags):
             False,
             "Go on with this config in a workdir of another one; config_history.jsonl keeps which.",
         )
-        self._print_config = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON, and stop.")
+        self._print_config = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
         self._dry_run = flags.DEFINE_bool(
-            "dry_run", False, "Check all that can be checked before compiling, print what the run would do, and stop."
+            "dry_run", False, "Check all that can be checked before compiling, print what the run would do, and exit."
         )
         self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
         flags.mark_flag_as_required("config")
@@ -130,7 +130,7 @@ class RunFlags(ProcessFlags):
         super().start(batch_size, dtype)
 
     def config(self, *, distillation: bool) -> ConfigDict:
-        """The resolved config, which must have a `distillation` section or must not; --print_config ends here."""
+        """Return the resolved config, checked to have or lack a `distillation` section. --print_config exits here."""
         config = self._config.value
         if distillation != ("distillation" in config):
             has, script = ("no", "train") if distillation else ("a", "distill")
@@ -151,7 +151,7 @@ class RunFlags(ProcessFlags):
         return load_source(config.dataset.name, **config.dataset.args)
 
     def dry_run(self, config: ConfigDict, source: Source) -> bool:
-        """Whether --dry_run is given; if so, checks the run and says what it would do. Call it once JAX has started."""
+        """Return whether --dry_run is set. If so, check the run and print what it would do. JAX must have started."""
         if self._dry_run.value:
             _on_eval(config, source)
             load_model = functools.partial(interop.load, config=config)
@@ -211,11 +211,11 @@ class _ConfigParser(ConfigFileFlagParser):
             raise ValueError(f"there is no such file; ours are in configs/.{close if close.startswith(' Did') else ''}")
         try:
             config = cfg.load(path)
-        except Exception as error:  # whatever the user's code does
+        except Exception as error:  # the user's code may raise anything
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise ValueError(f"{type(error).__name__} in {where.filename}:{where.lineno}: {error}") from error
         if not isinstance(config, ConfigDict):
-            raise ValueError(f"its get_config() must return a ConfigDict; it returned {config!r:.200}")
+            raise ValueError(f"its get_config() must return a ConfigDict, not {config!r:.200}")
         cfg.add_missing(config)
         for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
             if "distillation" in config and rung not in config.distillation.stages:
@@ -227,7 +227,7 @@ class _ConfigParser(ConfigFileFlagParser):
 
 
 def _forget(config: ConfigDict, field: str) -> None:
-    """Removes a field, so that the command line may set it to what is not of its type: None."""
+    """Remove a field, so that the command line can set it to None, which is not of the field's type."""
     *sections, name = config_path.split(field)
     for section in sections:
         config = config.get(section, {})
@@ -248,7 +248,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             with exit_on_signals():
                 main()
-        except KeyboardInterrupt:  # of a run, once it is saved
+        except KeyboardInterrupt:  # raised by a run once it is saved
             sys.exit(128 + signal.SIGINT)
         except InputError as error:
             _fail(str(error), 2)
@@ -267,17 +267,17 @@ def run(main: Callable[[], None]) -> None:
 
 
 def saved(what: str, following: str = "") -> None:
-    """Says what a script has saved and where, and what to run next."""
+    """Print what a script saved and where, and what to run next."""
     multihost.say(f"Saved {what}." + f"\nNext: {following}" * bool(following))
 
 
 def command(script: str, **flags: Any) -> str:
-    """The command of a script, as a shell takes it."""
+    """The shell command that runs a script with these flags."""
     return shlex.join(["python", f"scripts/{script}.py", *[f"--{name}={value}" for name, value in flags.items()]])
 
 
 def counted(number: int, noun: str) -> str:
-    """'1 image', '2 images'."""
+    """A number with its noun, such as '1 image' or '2 images'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
@@ -294,7 +294,7 @@ def _show_bug(error: Exception) -> NoReturn:
 def _quieten_libraries() -> None:
     """Keeps from the user what libraries print of errors besides raising them, as when they read a damaged file."""
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().python_handler.stream = sys.stderr  # as it is now
+    logging.get_absl_handler().python_handler.stream = sys.stderr  # which `make_steady` has replaced
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)
@@ -309,7 +309,7 @@ def _show_what_is_ours(unraisable: Any) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; for --help, prints it and ends the process, as for what is wrong with them."""
+    """Parse the flags. For --help, print the help and exit; for a bad flag, print an error and exit."""
     asked = any(argument in HELP for argument in argv)
     wrong = None
     try:
@@ -321,7 +321,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, LookupError, TypeError, ValueError) as error:
         missing = MISSING.match(str(error))
         wrong = f"--{missing[1]} is missing." if missing else str(error)
-        if missing and asked:  # it is the last thing to be checked
+        if missing and asked:  # required flags are checked last, so nothing else is wrong
             wrong = None
     if wrong is not None:
         sentence = " ".join(wrong.split())
@@ -339,15 +339,15 @@ def _print_and_exit(text: str) -> NoReturn:
 
 
 def _help() -> str:
-    """What a script does, its flags, and the fields of its config, with their values if one is given."""
+    """The text of --help: what the script does, its flags, and the fields and values of its config."""
     for flag in flags.FLAGS.get_flags_for_module(__name__):
-        if "." not in flag.name:  # or it is a field of a config
+        if "." not in flag.name:  # a name with a dot is a config field
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     parts = [sys.modules["__main__"].__doc__ or "", flags.FLAGS.main_module_help()]
     for name in flags.FLAGS:
         if isinstance(flags.FLAGS[name].parser, _ConfigParser):
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
-            parts.append(f"Fields of --{name}, which docs/configs.md explains (None is as if left out):\n{fields}")
+            parts.append(f"Fields of --{name}, explained in docs/configs.md (None leaves a field unset):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)
 
 

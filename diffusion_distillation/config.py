@@ -176,7 +176,7 @@ DISTILLATION = {
     "stages": Free(),
 }
 
-# Fields that name a file or a folder; or, a teacher, a model that comes with the package.
+# Fields that hold the path of a file or a folder. A teacher may instead be a model that comes with the package.
 PATHS = (
     ("dataset.args", "path"),
     ("dataset.args", "data_dir"),
@@ -186,7 +186,7 @@ PATHS = (
     ("distillation", "teacher_checkpoint_path"),
 )
 
-# Numbers that have a narrower range than 'not negative'.
+# Numbers whose range is narrower than "not negative".
 AT_LEAST_1 = (
     "model.eval_sampling_num_steps",
     "train.num_steps",
@@ -252,7 +252,7 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
 
 
 def load(path: str | Path) -> ConfigDict:
-    """The config of a file: what its `get_config()` returns; of a run's config.json, what it holds."""
+    """Load a config: what `get_config()` of a Python file returns, or the content of a run's config.json."""
     if str(path).endswith(".json"):
         values = read_json(as_path(path))
         check_foreign(values, as_path(path))
@@ -266,18 +266,18 @@ def add_missing(config: ConfigDict) -> None:
 
 
 def listing(name: str, config: ConfigDict | None = None) -> list[str]:
-    """A line for each field of a config: the flag that sets it, its value, and what it may be.
+    """List the fields of a config, one line per field: the flag that sets it, its value, and what is allowed.
 
     Args:
-      name: of the flag that has the config.
-      config: with all its fields (`add_missing`); by default all fields that there are, with their defaults.
+      name: the flag that holds the config.
+      config: a config with all its fields (`add_missing`). By default, list every known field with its default.
     """
     fields, values = {**FIELDS, "distillation": DISTILLATION}, {}
     if config is not None:
         fields, values = _fields_of(config), config.to_dict()
     lines = []
     for field, value, allowed in _listed(fields, values):
-        quoted = f'"{value}"' if re.search(r"[^\w.,:/+-]", value) else value  # as a shell takes it
+        quoted = f'"{value}"' if re.search(r"[^\w.,:/+-]", value) else value  # quoted for the shell
         lines.append(f"{f'--{name}.{field}={quoted}':<70}  {allowed}".rstrip())
     return lines
 
@@ -319,8 +319,8 @@ def to_share(config: ConfigDict) -> ConfigDict:
 def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
     """The resolved config of one student: that of the ladder with the overrides of `distillation.stages`.
 
-    Its train.num_steps is the student's number of updates, and its seed is moved by num_steps, modulo 2^32, so that
-    every student sees the data in an order of its own.
+    Its train.num_steps is the student's number of updates. Its seed is shifted by num_steps, modulo 2^32, so that
+    every student sees the data in a different order.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -364,7 +364,7 @@ def _default(spec: Any) -> Any:
 
 
 def _listed(fields: dict, values: dict, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """The dotted name of each field, its value, or else its default, and what it may be, in words."""
+    """Yield each field's dotted name, its value or else its default, and what is allowed, in words."""
     for name, spec in fields.items():
         value = values.get(name)
         if isinstance(spec, Free):
@@ -442,7 +442,7 @@ def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
 
 
 def _element(kind: type, element: Any, value: tuple, path: str) -> Any:
-    """An element of a field whose default holds elements of one kind."""
+    """Return an element of a tuple, checked to be of the one type that the field's default holds."""
     if kind is float and type(element) is int:
         element = float(element)
     if type(element) is not kind:
@@ -458,14 +458,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Sections without the fields that are None: as if they were left out."""
+    """Drop the fields that are None from all sections, so that they count as unset."""
     if not isinstance(value, dict):
         return value
     return {name: _without_none(part) for name, part in value.items() if part is not None}
 
 
 def _get(config: ConfigDict, field: str) -> Any:
-    """The value of a field of a section, by its dotted name; None where there is no such section."""
+    """The value of a field, by its dotted name; None if its section does not exist."""
     for name in field.split("."):
         config = None if config is None else config.get(name)
     return config
@@ -563,8 +563,8 @@ def _resolve_distillation(config: ConfigDict) -> None:
             continue
         if name not in map(str, students):
             raise InputError(
-                f"config.{path}: no student has {name} step{'s' * (name != '1')}; they have {students}. Drop this "
-                f"override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
+                f"config.{path}: no student has {name} step{'s' * (name != '1')}; the students have {students}. Drop "
+                f"this override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
             )
         if not isinstance(given, dict):
             raise InputError(f"config.{path}={given!r} must be a section with fields of its own.")

@@ -1,4 +1,4 @@
-"""What a run prints. A run does not live by it: what nobody can read any more is dropped, and the run continues."""
+"""What a run prints. A run does not depend on its output: text that nobody can read is dropped."""
 
 import contextlib
 import shutil
@@ -6,39 +6,39 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_in_place = 0  # the length of the progress line that the cursor of the terminal is behind; 0 for none
+_in_place = 0  # length of the progress line before the terminal's cursor; 0 if there is none
 
 
-# The reader is gone or the disk is full; a signal handler prints while the stream is being written; it is closed.
+# The reader is gone or the disk is full; a signal handler prints during a write; the stream is closed.
 UNWRITABLE = (OSError, RuntimeError, ValueError)
 
 
 class Steady:
-    """A text stream that never raises, as for a pipe whose reader is gone, or for a full disk.
+    """A text stream that never raises, even if the reader of its pipe is gone or the disk is full.
 
-    On a terminal it clears the progress line before anything else is printed.
+    On a terminal, it clears the progress line before it prints anything else.
 
     Args:
-      stream: sys.stdout or sys.stderr; None where it is closed.
+      stream: sys.stdout or sys.stderr; None if it is closed.
     """
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes the text, or drops it."""
+        """Write the text, or drop it if nobody can read it."""
         if self._stream is not None:
             _clear(self)
             with contextlib.suppress(*UNWRITABLE):
                 try:
                     self._stream.write(text)
-                except UnicodeEncodeError:  # as of a file name that is not UTF-8
+                except UnicodeEncodeError:  # such as for a file name that is not UTF-8
                     encoding = self._stream.encoding
                     self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream, if anybody reads it."""
+        """Flush the stream, if anybody reads it."""
         if self._stream is not None:
             with contextlib.suppress(*UNWRITABLE):
                 self._stream.flush()
@@ -52,7 +52,7 @@ class Steady:
 
 
 def make_steady() -> None:
-    """Makes stdout and stderr `Steady` until the process ends, Python's own last flush included."""
+    """Make stdout and stderr `Steady` until the process ends, including Python's flush at exit."""
     sys.stdout, sys.stderr = (
         stream if isinstance(stream, Steady) else Steady(stream) for stream in (sys.stdout, sys.stderr)
     )
@@ -60,7 +60,7 @@ def make_steady() -> None:
 
 @contextlib.contextmanager
 def steady() -> Iterator[None]:
-    """Makes stdout and stderr `Steady` within the context."""
+    """Make stdout and stderr `Steady` within the context."""
     before = sys.stdout, sys.stderr
     make_steady()
     try:
@@ -72,18 +72,18 @@ def steady() -> Iterator[None]:
 
 
 def show_progress(line: str, *, last: bool) -> None:
-    """Prints a progress line; on a terminal in place of the one before, and only the last one stays."""
+    """Print a progress line. On a terminal, each one replaces the previous one, and only the last one stays."""
     global _in_place
     if not sys.stdout.isatty():
         print(line, flush=True)
         return
-    line = line[: shutil.get_terminal_size().columns - 1]  # of a line that wraps, only the end could be cleared
+    line = line[: shutil.get_terminal_size().columns - 1]  # if a line wraps, only its end can be cleared
     print(line, end="\n" if last else "", flush=True)
     _in_place = 0 if last else len(line)
 
 
 def _clear(stream: Any) -> None:
-    """Clears the progress line, if there is one and the stream is on a terminal, as the progress line is."""
+    """Clear the progress line, if there is one and the stream is on the same terminal."""
     global _in_place
     if _in_place and stream.isatty():
         blank, _in_place = " " * _in_place, 0

@@ -153,14 +153,14 @@ def giving_memory_back(call: Callable) -> Callable:
 
 
 def start_jax() -> None:
-    """Starts JAX; raises an InputError where it finds no devices, as for a platform that is not installed."""
+    """Start JAX. Raises an InputError if JAX finds no devices, as for a platform that is not installed."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         platforms, (reason, *_) = jax.config.jax_platforms, str(error).splitlines() or ["no such platform is installed"]
         named = (
-            f" JAX_PLATFORMS={platforms} asks for it: unset that to use the devices that are there, or install JAX for "
-            "it, as by pip install 'jax[cuda13]'."
+            f" JAX_PLATFORMS is set to {platforms}. Unset it to use the available devices, or install JAX for that "
+            "platform, for example with pip install 'jax[cuda13]'."
         )
         raise InputError(f"JAX cannot start: {reason}.{named if platforms else ''}") from None
 
@@ -199,7 +199,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The arrays of a tree as NumPy arrays, whole, in every process; those of devices are copied. All must call it."""
+    """Copy a tree's device arrays to whole NumPy arrays, in every process. Every process must call it."""
 
     def copied(leaf):
         if isinstance(leaf, np.ndarray):

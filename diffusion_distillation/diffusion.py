@@ -43,7 +43,7 @@ def alpha_sigma(logsnr: Times) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def sigmoid(x: Times) -> Array:
-    """The logistic function of JAX, with a derivative that is exact also where the function rounds to 1."""
+    """JAX's logistic function, with a derivative that is exact even where the function rounds to 1."""
     return jax.nn.sigmoid(x)
 
 
@@ -164,7 +164,7 @@ def per_example(value: ArrayLike, like: Array) -> Array:
 
 
 def medium_fraction(variance: str) -> float:
-    """The f of the variance 'medium:f'; raises an InputError for another `variance`."""
+    """The f of the variance 'medium:f'. Raises an InputError for any other variance."""
     kind, _, fraction = variance.partition(":")
     try:
         fraction = float(fraction)

@@ -17,7 +17,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describe this process, in types that JSON has. JAX must have started.
+    """Describe this process, in JSON's types. JAX must have started.
 
     Returns:
       `time` (ISO 8601, UTC), `command`, `versions` (name to version, of this package, Python and the libraries

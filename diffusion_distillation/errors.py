@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
-# What a file system that stumbles, or a machine that is short of files or memory, says of a file that is sound.
+# Errors for sound files, from a file system that fails for a moment or a machine short of memory or file handles.
 TRANSIENT = {
     getattr(errno, name)
     for name in (
@@ -36,7 +36,7 @@ class DivergedError(RunError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is due to the machine or its storage, not to the file being read: reading may succeed later."""
+    """Whether an error comes from the machine or its storage, not from the file: a later read may succeed."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
 
 

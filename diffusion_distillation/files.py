@@ -20,13 +20,13 @@ from .errors import InputError, RunError, is_transient
 UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
 WAITS = (0.1, 1.0, 5.0)  # seconds between attempts to read
 MOST_BYTES = 2**20  # of a JSON file
-MOST_LEVELS = 64  # of objects and lists in one another
+MOST_LEVELS = 64  # of nested objects and lists
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
     """The path of a file or folder that a user names: a local one, or one in a bucket, 'gs://bucket/folder'.
 
-    '~' at its start is the user's home, which no shell expands after `--workdir=`.
+    A leading '~' is the user's home folder; shells do not expand it after `--workdir=`.
 
     Raises:
       InputError: for any other file system, or if what reads buckets is not installed.
@@ -68,9 +68,9 @@ def cache_folder() -> Path:
 
 
 def below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
-    """The paths below a folder whose names start with these, one for each level.
+    """List the paths below a folder whose names start with these prefixes, one prefix per level.
 
-    `epath`'s glob takes the folder's own name for a pattern too, such as 'runs/a[1]'.
+    `epath`'s glob would read the folder's own name as a pattern too, such as 'runs/a[1]'.
     """
     paths = [folder]
     for prefix in prefixes:
@@ -80,7 +80,7 @@ def below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
 
 
 def downloads_folder() -> Path:
-    """Where copies of what is at URLs are kept."""
+    """The folder where copies of URLs' files are kept."""
     return cache_folder() / "downloads"
 
 
@@ -88,7 +88,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """Read the object in a JSON file. Every JSON file at a path that a user gives is read here.
 
     Raises:
-      InputError: if the file is too large, cannot be read as JSON, or holds no object.
+      InputError: if the file is too large, cannot be read as JSON, or does not hold an object.
     """
     size = path.stat().length
     if size > MOST_BYTES:
@@ -100,7 +100,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Read the objects of a file with one JSON object per line; none if there is no such file.
+    """Read the objects of a file with one JSON object per line. Returns none if there is no such file.
 
     Raises:
       InputError: for a line that cannot be read as a JSON object.
@@ -123,7 +123,7 @@ def parse_json(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
-        raise ValueError(f"it is no object, but {type(values).__name__}")
+        raise ValueError(f"it is of type {type(values).__name__}, not an object")
     level: list[Any] = [values]
     for _ in range(MOST_LEVELS):
         inner = [child for child in level if isinstance(child, dict | list)]
@@ -141,13 +141,13 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
             stat = epath.Path(file).stat()
             return f"{os.fspath(file)} {stat.length} {stat.mtime}"
         stat = os.stat(file)
-        return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # copies may keep the first
+        return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # copies may keep the mtime
 
     return hashlib.sha256("\n".join(map(line, files)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def retry(read: Callable[[], Any], what: object) -> Any:
-    """What `read` returns; it is called again, after a wait, where the machine or its storage fails.
+    """Call `read` and return its result. Call it again, after a wait, if the machine or its storage fails.
 
     Args:
       read: reads a file or a folder.
@@ -167,7 +167,7 @@ def retry(read: Callable[[], Any], what: object) -> Any:
                 reason = "out of memory" if isinstance(error, MemoryError) else error.strerror or error
                 raise RunError(
                     f"{what} cannot be read now ({reason}): the machine or its storage failed {len(WAITS) + 1} times "
-                    "in a row. The file may be sound. Run the same command again once they work."
+                    "in a row. The file may be sound. Run the same command again when they work."
                 ) from error
         time.sleep(wait)
 
@@ -207,12 +207,12 @@ def lock(file: TextIO, busy: Callable[[str], Any]) -> None:
       busy: if another process has it, called with that one's name; unless this raises an error, it is waited for.
 
     Raises:
-      OSError: if the file system or the operating system has no such locks.
+      OSError: if the file system or the operating system has no file locks.
     """
     try:
         import fcntl
     except ImportError:  # on Windows
-        raise OSError(errno.ENOSYS, "no locks of files") from None
+        raise OSError(errno.ENOSYS, "no file locks") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Random keys: how a seed becomes one, and draws that JAX's settings do not change.
+"""Random keys from seeds, and random draws that do not depend on JAX's settings.
 
-JAX's default generator and its default types are settings: `jax_default_prng_impl`, `jax_enable_x64`. What a seed draws
-here follows from neither.
+JAX's default generator and default types are settings: `jax_default_prng_impl`, `jax_enable_x64`. What a seed draws
+here depends on neither.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .errors import InputError
 from .shapes import Array, Keys
 
-MOST_SEED = 2**32 - 1  # JAX cannot tell larger ones from smaller ones
+MOST_SEED = 2**32 - 1  # JAX takes larger seeds modulo 2^32
 THREEFRY = "threefry2x32"
 
 
@@ -29,10 +29,10 @@ def seed_key(seed: int | Array) -> Keys:
 
 
 def threefry(key: Keys) -> Keys:
-    """A key, or an array of keys, as Threefry's.
+    """Convert a key, or an array of keys, to Threefry.
 
-    Of keys of another generator their first 64 bits count: `jax.random.key(seed, impl='rbg')` becomes `seed_key(seed)`.
-    Under `jax.vmap`, the draws of an 'rbg' key depend on the other keys of the batch.
+    Of another generator's key, the first 64 bits count: `jax.random.key(seed, impl='rbg')` becomes `seed_key(seed)`. An
+    'rbg' key would not do: under `jax.vmap`, its draws depend on the other keys of the batch.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         data = jnp.asarray(key)
@@ -44,16 +44,16 @@ def threefry(key: Keys) -> Keys:
 
 
 def fold_in(key: Keys, data: int | Array) -> Keys:
-    """`jax.random.fold_in` for one key or one key an example."""
+    """`jax.random.fold_in` for one key or one key per example."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = threefry(key)
     return jnp.vectorize(jax.random.fold_in)(key, data) if key.ndim else jax.random.fold_in(key, data)
 
 
 def normal(key: Keys, like: Array) -> Array:
-    """Standard normal noise shaped as `like`, from one key or from one key an example.
+    """Standard normal noise shaped as `like`, from one key or from one key per example.
 
-    With one key an example, its noise depends on no other, whatever the generator.
+    With one key per example, an example's noise depends on its own key only, whatever the generator.
     """
     if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(threefry(key))

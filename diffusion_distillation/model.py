@@ -128,7 +128,7 @@ def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], 
     """
 
     def draw(key, options=None):
-        with jax.enable_x64(False):  # networks of one's own may leave the type of a parameter to JAX
+        with jax.enable_x64(False):  # a user's network may leave the types of its parameters to JAX
             condition = _some_condition(network, num_classes)
             return jax.jit(network.init, compiler_options=options)(key, *_zeros(image_shape), **condition)["params"]
 

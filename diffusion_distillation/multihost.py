@@ -26,7 +26,7 @@ from .errors import InputError, RunError
 # Seconds after which a process that is not heard of is taken for dead, and the others stop.
 HEARTBEAT_TIMEOUT = int(os.environ.get("DIFFUSION_DISTILLATION_HEARTBEAT", "60"))
 LISTEN_EVERY = 0.5  # seconds
-PATIENCE = 10, 300  # seconds after which a process says that it waits for the others to start, and gives up
+PATIENCE = 10, 300  # seconds until a process says that it waits for the others to start, and until it gives up
 TOLD = "diffusion_distillation/failed"  # where a process that fails leaves word for the others
 
 
@@ -55,7 +55,7 @@ def start(
             num_processes,
             process_id,
             cluster_detection_method=None if detect else "deactivate",
-            initialization_timeout=2 * PATIENCE[1],  # when JAX gives up, it prints a stack of C++
+            initialization_timeout=2 * PATIENCE[1],  # longer than ours: when JAX gives up, it prints a C++ stack trace
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
     done = threading.Event()
@@ -69,7 +69,7 @@ def start(
 
 @contextlib.contextmanager
 def _waiting() -> Iterator[None]:
-    """Says that the other processes are waited for, where that takes long; ends this one if they do not come."""
+    """Print a message if the other processes take long to start; exit if they do not start."""
     met = threading.Event()
     first, last = PATIENCE
 
@@ -254,14 +254,14 @@ def _in_a_cluster() -> bool:
 
 
 def _in_a_slurm_step() -> bool:
-    """Whether SLURM has started this process and others beside it; not in the shell of a job that has several tasks.
+    """Whether SLURM started this process together with others, and not as the shell of a job with several tasks.
 
-    A shell is a step of one task (salloc), or no step (sbatch); or it has a terminal (srun --pty), while the shells of
-    the other tasks have none and end.
+    A shell is a step with one task (salloc), or no step (sbatch), or has a terminal (srun --pty). With srun --pty, the
+    shells of the other tasks have no terminal and exit.
     """
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
     beside_others = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", tasks)) > 1
     in_a_shell = "SLURM_PTY_PORT" in os.environ and sys.stdin is not None and sys.stdin.isatty()
     if tasks > 1 and not (beside_others and not in_a_shell):
-        logging.warning("SLURM has %d tasks for this job, but this process works alone. Start all with srun.", tasks)
+        logging.warning("This SLURM job has %d tasks, but this process runs alone. Start all with srun.", tasks)
     return beside_others and not in_a_shell

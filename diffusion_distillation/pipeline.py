@@ -55,7 +55,7 @@ class Pipeline:
       distilled_for: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
-      class_names: one per class; None if they have no names.
+      class_names: one name per class; None if the classes have no names.
       can_be_guided: whether it takes weights of guidance other than 0.
     """
 
@@ -290,7 +290,7 @@ class Pipeline:
             )
         draw = _compiled(self._mesh, self._parallel, trajectory=num_steps if trajectory else None, **settings)
         shared = (key, None if trajectory else num_steps)
-        # Powers of two: a handful of programs draws any number of samples.
+        # Powers of two, so that a handful of programs draws any number of samples.
         size = min(batch_size, 1 << (len(index) - 1).bit_length())
         size += -size % self._mesh.size
 
@@ -324,7 +324,7 @@ class Pipeline:
         got = np.array2string(labels, threshold=20, separator=", ")
         if labels.shape != (num_samples,):
             raise InputError(
-                f"labels must be {num_samples} classes, one for each image; got {labels.size}: {got}. For one class, "
+                f"labels must be {num_samples} classes, one per image; got {labels.size}: {got}. For one class, "
                 f"repeat it: np.full({num_samples}, 0)."
             )
         if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= self.num_classes)):

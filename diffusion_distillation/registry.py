@@ -1,7 +1,7 @@
 """What a config names: an entry of ours, or a function of the user's own as 'package.module:function'.
 
 A config that others may have written must not name code: it would be imported and called. `check_foreign` refuses such
-a config as it is read. A function that a config of the user's own names in this process is the user's.
+a config as it is read, unless one of the user's own configs names the same function in this process.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from etils import epath
 from .errors import InputError, did_you_mean
 from .files import is_foreign
 
-_of_the_user: set[str] = set()  # names of code in configs that the user gave, in this process
+_of_the_user: set[str] = set()  # names of code in the user's own configs, in this process
 
 
 def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
@@ -56,7 +56,7 @@ def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
     return function
 
 
-KINDS = {  # the simple types of arguments: whether a value is one, and its name in messages
+KINDS = {  # the simple types of arguments: a check for a value, and the type's name in messages
     bool: (lambda value: isinstance(value, numbers.Integral) and value in (0, 1), "True or False"),
     int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "an integer"),
     float: (lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"),
@@ -66,9 +66,9 @@ KINDS = {  # the simple types of arguments: whether a value is one, and its name
 
 
 def check_arguments(function: Callable, args: Mapping[str, Any], prefix: str = "") -> None:
-    """Checks arguments from a config against the simple types (bool, int, float, str, None) in a function's signature.
+    """Check arguments from a config against the simple types (bool, int, float, str, None) in a function's signature.
 
-    An argument with another annotation is not checked. Without an annotation, a default of True or False counts as one.
+    Arguments with other annotations are not checked. Without one, a default of True or False counts as bool.
 
     Args:
       function: takes the arguments by name.
@@ -93,31 +93,31 @@ def signature(function: Callable) -> inspect.Signature:
     """The signature of a function, with annotations as types where they can be evaluated."""
     try:
         return inspect.signature(function, eval_str=True)
-    except Exception:  # whatever the names in the annotations lead to
+    except Exception:  # evaluating annotations may raise anything
         return inspect.signature(function)
 
 
 def trust(values: Any) -> None:
-    """Allow the code that a config of the user's own names, in this process, wherever it is named again."""
+    """Allow the code that one of the user's own configs names, for other configs in this process too."""
     _of_the_user.update(_code_in(values))
 
 
 def check_foreign(values: Any, origin: epath.Path) -> None:
-    """Raise an InputError if a config that others may have written names code that no config of the user's does.
+    """Raise an InputError if a config that others may have written names code that no config of the user names.
 
     Every config that is read from JSON goes through here before it is resolved.
 
     Args:
-      values: the config, as JSON has it; strings are looked at wherever they stand, in `args` too.
-      origin: the file of the config; a local one that was not downloaded is the user's.
+      values: the config as JSON. All its strings are checked, in `args` too.
+      origin: the config's file. A local file that was not downloaded counts as the user's own.
     """
     if not is_foreign(origin):
         return
     for name in _code_in(values):
         if name not in _of_the_user:
             raise InputError(
-                f"{str(origin)!r} names code to run, {name!r}, and others may have written it. Look at that code "
-                "and, if you trust it, copy the folder to this machine and give the path of the copy."
+                f"{str(origin)!r} names code to run, {name!r}, and others may have written this file. Read that "
+                "code. If you trust it, copy the folder to this machine and give the path of the copy."
             )
 
 

@@ -130,7 +130,7 @@ def addim_displacement(prediction: Prediction, phi: Times, d: Times, variance: f
     phi, d = jnp.asarray(phi), jnp.asarray(d)
     eps2 = jnp.mean(jnp.square(prediction.eps), axis=(-3, -2, -1))  # |eps|^2 / D
     lost = variance / (2 + 1 / jnp.square(jnp.tan(phi))) * jnp.square(jnp.sin(d) / jnp.sin(phi))
-    has_direction = eps2 > jnp.finfo(eps2.dtype).tiny  # without one there is nothing to make longer
+    has_direction = eps2 > jnp.finfo(eps2.dtype).tiny  # an eps of length 0 cannot be scaled
     lost = jnp.where(has_direction, lost / jnp.where(has_direction, eps2, 1), 0)
     sigma_s = jnp.sin(phi - d)
     ends = phi - d < 1e-6 * phi  # rounded; a step that ends elsewhere leaves more
@@ -172,7 +172,7 @@ def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Sche
     z_s = ddim_step(prediction, z, schedule, t, t - s)
     phi_m, phi_s = (schedule.angle(t) - schedule.angle_step(t, t - end) for end in (m, s))
     square = jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)
-    # `where` twice, as the gradient of the root is infinite at 0
+    # Use `where` twice: the gradient of the root is infinite at 0.
     added = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
     z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(added, z) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
@@ -321,11 +321,11 @@ def _sample(
 
 
 def check_num_steps(num_steps: Count) -> None:
-    """Raises an InputError for a number of sampling steps that is not an integer from 1 on, unless it is traced."""
+    """Raise an InputError unless the number of sampling steps is an integer of 1 or more. Traced numbers pass."""
     if isinstance(num_steps, jax.core.Tracer):
         return
     if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or num_steps < 1:
-        raise InputError(f"num_steps={num_steps} must be at least 1, and an integer.")
+        raise InputError(f"num_steps={num_steps} must be an integer of at least 1.")
 
 
 def posterior_variance(logvar_type: str) -> str:

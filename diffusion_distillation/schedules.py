@@ -165,9 +165,9 @@ class Discrete:
 
     Step i of theirs, 0 <= i < T, is time (i + 1) / T here, where alpha^2 is the product of 1 - beta up to step i, with
     betas and products rounded to float32 as diffusers has them. Between these times the log-SNR is linear in time, and
-    so decreases everywhere; from the first of them to t = 0 it rises to 20. A time that float32's rounding may have
-    moved off one of theirs counts as that one. There the derivative is that of the piece which begins at this time, and
-    at t = 1 that of the last piece.
+    so decreases everywhere; from the first of them to t = 0 it rises to 20. A time within float32's rounding of one
+    of the T times counts as that time. The derivative there is that of the piece that begins at this time; at t = 1, it
+    is that of the last piece.
 
     Attributes:
       betas: 'linear', 'scaled_linear' (of the root), 'sigmoid', from beta_start to beta_end; 'squaredcos_cap_v2',
@@ -346,7 +346,7 @@ def time_of(schedule: Schedule, logsnr: Times) -> Array:
         t = bisect(*primals)
         found, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
         rounding = 4 * jnp.finfo(t.dtype).eps * (jnp.abs(slope) + jnp.abs(found))
-        has_it = jnp.abs(found - primals[0]) <= rounding  # or else t is an end
+        has_it = jnp.abs(found - primals[0]) <= rounding  # else t is at an end
         return t, jnp.where(has_it, tangents[0] / slope, 0)
 
     return bisect(_as_time(logsnr))
@@ -354,7 +354,7 @@ def time_of(schedule: Schedule, logsnr: Times) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def bounded(x: Times, low: float, high: float) -> Array:
-    """`jnp.clip`, whose derivative at the bounds, and within rounding of them, is that inside, 1; JAX has a half."""
+    """`jnp.clip`, but its derivative at the bounds and within rounding of them is 1, as inside. JAX has 1/2 there."""
     return jnp.clip(x, low, high)
 
 

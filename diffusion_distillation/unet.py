@@ -36,10 +36,10 @@ LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
 def check_guidance_range(weights: Sequence[Any]) -> None:
-    """Raises an InputError unless these are the least and the largest weight of guidance that a network takes."""
+    """Raise an InputError unless these are the smallest and largest guidance weights that a network can take."""
     if not is_interval(weights) or weights[0] < 0:
         raise InputError(
-            f"guidance_range={weights} must be the least weight, from 0 on, and the largest, as (0.0, 4.0)."
+            f"guidance_range={weights} must be the smallest weight, at least 0, and the largest, such as (0.0, 4.0)."
         )
 
 
@@ -258,7 +258,7 @@ class UNet(nn.Module):
         """Raises an InputError that names the attribute at fault, if these options or this image size cannot work."""
         for name in ("ch_mult", "attn_resolutions"):
             if not all(type(value) is int and value >= 1 for value in getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)} must hold integers from 1 on.")
+                raise InputError(f"{name}={getattr(self, name)} must hold integers of at least 1.")
         levels = [self.ch * mult for mult in self.ch_mult]
         if not levels or self.num_res_blocks < 0:
             raise InputError(

@@ -1,17 +1,17 @@
-"""Measures samples: Fréchet distance (FID), KID, Inception Score, precision, recall and others.
+"""Measures samples: Fréchet distance (FID with Inception), KID, Inception Score, precision, recall and others.
 
     python scripts/evaluate.py --checkpoint=runs/digits/ladder/steps_0004 --features=classifier --out=evaluation.json
     python scripts/evaluate.py --checkpoint=runs/digits/ladder --features=classifier --out=ladder.json
     python scripts/evaluate.py --samples=samples/ --reference=cifar10.npz --features=inception --out=evaluation.json
 
---checkpoint is a run, a student or a whole ladder; --samples a folder of images, an .npy of uint8 images, or an .npz
-with `images` or `arr_0`, made by anyone. They are judged against --reference, which is the like, or an .npz with `mu`
-and `sigma` as they are published; by default against the dataset of the checkpoint's config. evaluation.json has the
-values under `metrics`; evaluation.md and evaluation.tex beside it have them as a table, with the published ones where
-the config is one of the paper's. Run again after it was stopped, the command goes on where it was.
+--checkpoint is a run, a student or a whole ladder. --samples is images that anyone made: a folder of images, an .npy of
+uint8 images, or an .npz with `images` or `arr_0`. They are compared with --reference, which takes the same kinds or an
+.npz with published `mu` and `sigma`; the default is the dataset of the checkpoint's config. evaluation.json has the
+values under `metrics`. evaluation.md and evaluation.tex beside it have them as a table, with the published values if
+the config is one of the paper's. Run the same command again to resume an interrupted evaluation.
 
-An FID is the Fréchet distance of Inception's features and of 50,000 samples: --features=inception, whose weights
-scripts/convert_inception.py makes. With other features it is called frechet.
+An FID is the Fréchet distance with Inception's features and 50,000 samples: use --features=inception, whose weights
+scripts/convert_inception.py makes. With other features, the distance is named after them, such as frechet_pixels.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=MOST_SEED)
+SEED = flags.DEFINE_integer("seed", 0, "The seed of the noise.", lower_bound=0, upper_bound=MOST_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight of guidance; by default the config's model.eval_guidance. See `Pipeline.sample`."
@@ -77,7 +77,7 @@ def main() -> None:
     if SAVE_REFERENCE.value is not None and (
         len(FEATURES.value) > 1 or not {"frechet", "fid", "all"} & {*WANTED.value}
     ):
-        raise InputError("--save_reference is for one kind of --features, and --metrics with frechet among them.")
+        raise InputError("--save_reference needs one kind of --features, and frechet among --metrics.")
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if SAMPLES.value is not None:
         found, config = of_samples(out)
@@ -184,7 +184,7 @@ def judge(runs, draw, measured_by, out, about, num_samples, repeats) -> Evaluati
 
 
 def yardsticks_of(config: ConfigDict | None, num_samples: int, channels: int) -> tuple[list, Reference]:
-    """What is measured, by the flags, and against what; `channels` are those of the samples."""
+    """What the flags ask to measure, and the reference. `channels` is the samples' number of channels."""
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
     source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
     reference = of_dataset(source, config.dataset) if REFERENCE.value is None else of_path(REFERENCE.value)
@@ -192,7 +192,7 @@ def yardsticks_of(config: ConfigDict | None, num_samples: int, channels: int) ->
     in_color = reference.images is not None and reference.images.image_shape[2] > channels
     if in_color and CHECKPOINT.value is not None and set(FEATURES.value) != {"inception"}:
         raise InputError(
-            f"--reference={REFERENCE.value} has images in color, and the model makes gray ones: give gray images, or "
+            f"--reference={REFERENCE.value} has color images, but the model makes gray ones. Give gray images, or "
             "--features=inception."
         )
     every = [name for name in METRICS if "labels" not in needed([name])]

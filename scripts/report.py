@@ -4,8 +4,8 @@
     python scripts/report.py --workdir=runs/digits/ladder,runs/digits/other --out=runs/digits/compared
 
 The first measures what the ladder's report lacks, as at the end of scripts/distill.py, and writes report/index.html;
-other metrics than the config's can be asked for, as by --metrics=frechet,recall. The second puts the reports of ladders
-on one page.
+--metrics=frechet,recall measures other metrics than the config's. The second puts the reports of several ladders on one
+page.
 """
 
 from absl import flags

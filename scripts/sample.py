@@ -149,10 +149,9 @@ def guidance_of(config: ConfigDict) -> dict[str, float]:
 
 
 def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
-    """The numbers of classes that are given by name or by number; raises an InputError for what is neither.
+    """The class numbers of labels that are names or numbers. Raises an InputError for any other label.
 
-    A name goes before a number, since reports show classes by their names: folders named 1, 2 and 10 are the classes
-    "1", "10" and "2".
+    Names go first, since reports show classes by their names: folders named 1, 2 and 10 are the classes "1", "10", "2".
     """
 
     def number_of(label: str) -> int:
@@ -160,8 +159,8 @@ def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
             return class_names.index(label)
         with contextlib.suppress(ValueError, OverflowError):
             return int(np.int32(label))
-        of_names = f" or names of classes.{did_you_mean(label, class_names)}" if class_names else "."
-        raise InputError(f"--labels={','.join(labels)} must be integers, such as --labels=3,7{of_names}")
+        of_names = f", or class names.{did_you_mean(label, class_names)}" if class_names else "."
+        raise InputError(f"--labels={','.join(labels)} must be class numbers, such as --labels=3,7{of_names}")
 
     return np.array([number_of(label) for label in labels or [""]], np.int32)
 

@@ -21,7 +21,7 @@ def main() -> None:
         return
     train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     following = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
-    cli.saved(f"a model of {cli.counted(config.train.num_steps, 'update')} to {FLAGS.workdir}", following)
+    cli.saved(f"a model trained for {cli.counted(config.train.num_steps, 'update')} to {FLAGS.workdir}", following)
 
 
 if __name__ == "__main__":

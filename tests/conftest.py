@@ -66,7 +66,7 @@ def environment_stays():
 
 @pytest.fixture
 def strict():
-    """Meanwhile JAX neither adds axes to arrays nor mixes their types by itself: users may have it so."""
+    """Within the test, JAX neither adds axes to arrays nor mixes their types implicitly, as users may set it."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
 

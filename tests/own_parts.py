@@ -93,6 +93,6 @@ def nothing(*_, **__):
 
 
 def brightness_std(images):
-    """Features and logits of one's own: the deviations of the rows, and twice the same."""
+    """A user's features and logits: the deviations of the rows, and twice these."""
     features = images.std(axis=(2, 3))
     return features, features

@@ -327,7 +327,7 @@ def test_a_run_keeps_the_names_of_its_classes(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a[1]b", r"with \[, which is read as a pattern"), ("a\\b", r"with \\,"), ("a*b?", r"with \* or \?"),
+    [("a[1]b", r"\[ in a path is read as a pattern"), ("a\\b", r"\\ in a path"), ("a*b?", r"\* or \? in a path"),
      ("b\udcff", "not UTF-8")],
 )  # fmt: skip
 def test_paths_that_lose_checkpoints_are_refused(tmp_path, name, message):

@@ -205,8 +205,8 @@ def test_a_config_of_the_published_schema_runs():
         ("distillation.tract.self_teacher_decay", 1.0, "tract.self_teacher_decay=1.0 must be below 1"),
         ("train.adam_eps", 0.0, "config.train.adam_eps=0.0 must be more than 0"),
         ("model.eval_sampling_num_steps", 0, "eval_sampling_num_steps=0 must be at least 1"),
-        ("model.args.guidance_range", (), r"guidance_range=\(\) must be the least weight"),
-        ("model.args.guidance_range", ("a", "b"), r"guidance_range=\('a', 'b'\) must be the least weight"),
+        ("model.args.guidance_range", (), r"guidance_range=\(\) must be the smallest weight"),
+        ("model.args.guidance_range", ("a", "b"), r"guidance_range=\('a', 'b'\) must be the smallest weight"),
         ("model.logvar_type", "fixed_medium:2", "logvar_type: Unknown variance 'medium:2'"),
         ("model.train_logsnr_schedule", {"name": "cosine", "logsnr_min": "low"}, "logsnr_min='low' must be a number"),
         ("model.train_logsnr_schedule", {"name": "nichol_dhariwal", "offset": -1.0}, "needs offset >= 0"),
@@ -255,7 +255,7 @@ def test_errors(field, value, message):
 
 
 def test_a_ladder_keeps_nothing_of_its_teachers_training():
-    """A base config's anneal and start are the base model's: students fall to 0 over their own length."""
+    """Students do not inherit the base's anneal and start: their learning rate falls to 0 over their own length."""
     trained = base()
     trained.train.learning_rate_anneal_steps, trained.train.init_from = 2000, "runs/other"
     config = cfg.distillation_of(trained)

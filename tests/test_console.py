@@ -1,4 +1,4 @@
-"""What is printed where nobody reads it, and on a terminal."""
+"""Output that nobody reads, and output on a terminal."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
         return True
 
     def lines(self):
-        """What is seen: a carriage return goes back to the start of a line, whose characters are then replaced."""
+        """The visible lines: after a carriage return, new characters replace those at the start of the line."""
         shown = []
         for line in self.getvalue().split("\n"):
             seen = ""
@@ -33,7 +33,7 @@ def on_a_terminal():
 
 
 def test_messages_replace_the_progress_line():
-    """On either stream, and the error that ends a run; only the last progress line stays."""
+    """This holds for both streams and for the error that ends a run. Only the last progress line stays."""
     with on_a_terminal() as terminal:
         with steady():
             show_progress("step 1 of 3, a rather long line", last=False)
@@ -48,7 +48,7 @@ def test_messages_replace_the_progress_line():
 
 
 def test_a_progress_line_fits_the_terminal(monkeypatch):
-    """Of a line that wraps, the next one would replace the end alone."""
+    """If a line wrapped, the next one would only replace its end."""
     monkeypatch.setenv("COLUMNS", "40")
     with on_a_terminal() as terminal, steady():
         show_progress("=" * 100, last=True)

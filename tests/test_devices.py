@@ -92,8 +92,8 @@ def test_programs_are_kept(tmp_path, monkeypatch):
     assert kept[0] == kept[1] != []
 
 
-def test_a_platform_that_is_not_there():
-    """Is one line of a script, where JAX has an AssertionError, or a reason of its own."""
+def test_an_unavailable_platform_is_one_line():
+    """JAX would raise an AssertionError, or an error with its own reason."""
     error = run("train", "--config=configs/digits_base.py", "--workdir=-", fails=True, env={"JAX_PLATFORMS": "cuda"})
     [line] = error.splitlines()
-    assert line.startswith("error: JAX cannot start: ") and "JAX_PLATFORMS=cuda asks for it: unset that" in line
+    assert line.startswith("error: JAX cannot start: ") and "JAX_PLATFORMS is set to cuda. Unset it" in line

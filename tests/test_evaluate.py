@@ -159,7 +159,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples, at("mixed")): "give images of one size",
         (of_samples, at("broken")): "a.png' cannot be read as an image",
         (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
-        (of_run, at("color.npy")): "has images in color, and the model makes gray ones",
+        (of_run, at("color.npy")): "has color images, but the model makes gray ones",
         (f"--checkpoint={tmp_path}", against): "No checkpoint in",
     }.items():
         error = call("evaluate", out, *flags, fails=True)
@@ -168,7 +168,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
 
 
 def test_arrays_in_an_npy(checkpoint, images, reference, tmp_path):
-    """As the exported runner writes them: samples and references."""
+    """Samples and references may be .npy files as the exported runner writes them."""
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "samples.npy", images[:20])
     of_run = [f"--checkpoint={checkpoint}", "--num_samples=20"]
@@ -182,7 +182,7 @@ def test_arrays_in_an_npy(checkpoint, images, reference, tmp_path):
 
 
 def test_gray_images_are_compared_in_as_many_channels_as_the_others_have(checkpoint, images, reference, tmp_path):
-    """An RGB file may be gray: as the reference of a gray model, or as samples held against color."""
+    """A gray RGB file may be the reference of a gray model, or samples that are compared with color."""
     np.save(tmp_path / "rgb.npy", images.repeat(3, axis=-1))
     for name, against in {"gray": reference, "rgb": tmp_path / "rgb.npy"}.items():
         flags = [f"--checkpoint={checkpoint}", "--num_samples=20", f"--reference={against}"]

@@ -68,8 +68,8 @@ def test_in_a_bucket(bucket):
     [
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),  # which json reads, and what takes it then may not
-        ("[]", "it is no object, but list"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),  # json reads this, but later code may not
+        ("[]", "it is of type list, not an object"),
         ('{"a', "Unterminated string"),
         ("{} " * 400_000, "has 1,200,000 bytes; JSON files have at most 1,048,576"),
     ],
@@ -101,7 +101,7 @@ def test_names_that_are_not_utf8_have_a_name_for_their_content(tmp_path):
 
 
 def test_without_locks_of_files(tmp_path, monkeypatch):
-    """As on Windows."""
+    """Windows has none."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with open(tmp_path / ".lock", "a+") as file, pytest.raises(OSError, match="no locks of files"):
+    with open(tmp_path / ".lock", "a+") as file, pytest.raises(OSError, match="no file locks"):
         files.lock(file, lambda holder: None)

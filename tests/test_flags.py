@@ -29,7 +29,7 @@ def test_help_lists_flags_and_fields(capsys):
 
 
 def test_help_may_be_cut_off(monkeypatch):
-    """As by `| head`."""
+    """`| head` closes the pipe early."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:
@@ -64,7 +64,7 @@ def test_a_broken_config_file_is_named(capsys, tmp_path):
 
 
 def test_fields_may_be_none():
-    """Those of any type, and sections, are as if they were left out."""
+    """Fields of any type, and sections, then count as unset."""
     config = json.loads(printed_config("train", *BASE, "--config.train.ema_decay=None"))
     assert config["train"]["ema_decay"] is None
     flags = ["start_num_steps=None", "rungs=(64,8,2)", "stages.1=None", "stages.2.updates_factor=0.5"]
@@ -88,8 +88,8 @@ def test_a_dry_run_makes_nothing(tmp_path):
     printed = call("train", *BASE, workdir, "--config.train.num_steps=100", "--dry_run")
     for line in (
         "100 updates of 32 images",
-        "1,797 images of 8x8, 1 channel(s), no classes; a batch can be read",
-        "8 cpu device(s).*, 4 images of a batch on each",
+        "1,797 images of 8x8, 1 channel, no classes; a batch can be read",
+        "8 cpu device(s).*, 4 images of each batch per device",
         r"3\.6 MB on each device for 178,721 parameters",
         r"Warning: .*still has 61% of its first parameters.*config.train.ema_decay=0.95",
     ):
@@ -101,7 +101,7 @@ def test_a_dry_run_makes_nothing(tmp_path):
 
 
 def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
-    """With the model that comes with the package, a student of 4 steps."""
+    """The teacher is the model that comes with the package, a 4-step student."""
     flags = ["--config=configs/digits_guided_distill.py", "--config.distillation.teacher_checkpoint_path=digits"]
     flags += ["--config.distillation.rungs=None", "--config.distillation.stages=None", f"--workdir={tmp_path}/ladder"]
     flags += ["--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)", "--dry_run"]
@@ -115,7 +115,7 @@ def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
 
 
 def test_lists_have_commas(capsys):
-    """In every script; what is not among the values is named."""
+    """This holds for every script. An error names a value that is not allowed."""
     assert (
         main(
             "claims",

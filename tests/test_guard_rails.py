@@ -93,7 +93,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_outlives_its_readers(tmp_path):
-    """As behind `2>&1 | head -1`: it trains on, and a signal still saves and stops it."""
+    """Behind `2>&1 | head -1`, a run keeps training, and a signal still saves and stops it."""
     process = start("train", *BASE, *AFFINE, *LONG, f"--workdir={tmp_path}", env=OWN_PARTS)
     process.stdout.readline()
     process.stdout.close()

@@ -309,7 +309,7 @@ def test_errors(guidable):
         with pytest.raises(ValueError, match=message):
             make_model(guidance_range=weights, eval_guidance=shown, unet=True)
     for weights, classes, message in (
-        ((0.0, 0.0), 3, "the least weight"), ((-1.0, 1.0), 3, "from 0 on"),
+        ((0.0, 0.0), 3, "the smallest weight"), ((-1.0, 1.0), 3, "at least 0"),
         ((0.0, 4.0), 1, "for networks with classes"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -18,7 +18,7 @@ def test_what_windows_lacks_is_not_needed():
     of_os = ("register_at_fork", "sched_getaffinity", "sched_setaffinity", "killpg", "geteuid", "mkfifo")
     code = f"""
 import os, signal, sys
-import jax, orbax.checkpoint, optax, tensorboardX, matplotlib, fsspec, grain  # which know Windows
+import jax, orbax.checkpoint, optax, tensorboardX, matplotlib, fsspec, grain  # these support Windows
 for name in ("fcntl", "resource", "termios"): sys.modules[name] = None
 for name in {missing}: delattr(signal, name)
 for name in {of_os}: delattr(os, name)

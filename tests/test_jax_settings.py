@@ -1,4 +1,4 @@
-"""What is drawn and trained does not depend on JAX's settings: 64-bit types, and the default kind of keys."""
+"""Samples and training do not depend on JAX's settings: 64-bit types and the default kind of keys."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
 
 
 def assert_equal(one, other):
-    """Values and types."""
+    """Check that values and types are equal."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -73,7 +73,7 @@ def test_64_bit_types_leave_parameters_and_samples_as_they_are():
 
 @pytest.mark.parametrize("way", ["ddim", "noisy"])
 def test_samples_do_not_depend_on_the_kind_of_key(way):
-    """Nor, with any kind, on the batch that they are drawn in."""
+    """Whatever the kind, samples do not depend on the batch that they are drawn in either."""
     pipeline = Pipeline(*make_model())
     expected = pipeline.sample(jax.random.key(3), 8, **WAYS[way])
     with jax.default_prng_impl("rbg"):

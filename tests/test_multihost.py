@@ -86,8 +86,8 @@ multihost.start(f"localhost:{sys.argv[1]}", 2, 0)
 """
 
 
-def test_others_that_do_not_come():
-    """Are waited for with a message, and not for ever: JAX would end with a stack of C++."""
+def test_a_process_stops_waiting_for_others_that_do_not_start():
+    """It says that it waits, and exits with a message. JAX would print a C++ stack trace."""
     done = subprocess.run([sys.executable, "-c", ALONE, str(free_port())], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -110,7 +110,7 @@ def test_others_that_do_not_come():
     ],
 )
 def test_shells_of_slurm(monkeypatch, caplog, variables, terminal, together, warned):
-    """Are no task beside others, which would be waited for, though their job has several."""
+    """A shell does not wait for other tasks, though its job has several."""
     for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

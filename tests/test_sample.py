@@ -106,7 +106,7 @@ def test_folder(sample, checkpoint, tmp_path):
 
 
 def test_classes_by_name(tmp_path):
-    """A name goes before a number; an unknown one is told the nearest."""
+    """A name goes before a number. The error for an unknown name suggests the nearest."""
     params, metadata = make_model()
     metadata = dataclasses.replace(metadata, class_names=("cats", "dogs", "0"))
     archive.write(as_path(tmp_path / "model"), params, metadata)
@@ -121,7 +121,9 @@ def test_classes_by_name(tmp_path):
     names, numbers = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("names", "numbers"))
     np.testing.assert_array_equal(names, numbers)
     error = sample("cats,dog", "wrong.npz")
-    assert "--labels=cats,dog must be integers, such as --labels=3,7 or names of classes. Did you mean 'dogs'?" in error
+    assert (
+        "--labels=cats,dog must be class numbers, such as --labels=3,7, or class names. Did you mean 'dogs'?" in error
+    )
     sample("dogs", "folder/")
     assert "4 of them were there already" in sample("1", "folder/")
 
@@ -133,8 +135,8 @@ def test_errors(sample, tmp_path):
         (new, "--float"): "--float is for a .npz, and --out=.*new is none",
         (f"--out={tmp_path / 'new.png'}", "--float"): "--float is for a .npz",
         (new, "--sampler=noisy", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'noisy'",
-        (array, "--labels=2,x"): "--labels=2,x must be integers",
-        (array, "--labels="): "--labels= must be integers",
+        (array, "--labels=2,x"): "--labels=2,x must be class numbers",
+        (array, "--labels="): "--labels= must be class numbers",
         (new, "--labels=3"): "labels must be classes from 0 to 2; got .3, 3",
     }.items():
         with pytest.raises(ValueError, match=message):

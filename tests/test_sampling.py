@@ -172,7 +172,7 @@ def test_dtypes(cosine, dtype, tolerance):
 def test_errors(cosine):
     denoise = gaussian_denoiser(cosine)
     for num_steps in (0, np.int64(0), jnp.int32(-1)):
-        with pytest.raises(ValueError, match=f"num_steps={num_steps} must be at least 1"):
+        with pytest.raises(ValueError, match=f"num_steps={num_steps} must be an integer of at least 1"):
             ddim(denoise, Z, cosine, num_steps)
     with pytest.raises(ValueError, match=r"eta=0.5 draws fresh noise: give it a key"):
         ddim(denoise, Z, cosine, 2, eta=0.5)
@@ -251,7 +251,7 @@ def test_the_stochastic_step_against_float64(cosine, num_steps):
 
 
 def test_the_adjusted_step_without_noise(cosine):
-    """Where the predicted eps is 0 there is no direction to step in beside DDIM's."""
+    """If the predicted eps is 0, the correction has no direction."""
     nothing = Prediction(Z, jnp.zeros_like(Z), jnp.zeros_like(Z))
     np.testing.assert_array_equal(addim_step(nothing, Z, cosine, 0.5, 0.25), ddim_step(nothing, Z, cosine, 0.5, 0.25))
 

@@ -169,7 +169,7 @@ EVERY = {
 
 
 def float64_difference(function, t, forward):
-    """Of the same function in float64, to both sides unless t is an end."""
+    """The difference quotient of the function in float64, central unless t is an end."""
     below, above = np.where((t == 0) | (forward & (t < 1)), 0, 1e-9), np.where(t == 1, 0, 1e-9)
     with jax.enable_x64(True):
         return np.asarray(function(t + above) - function(t - below)) / ((t + above) - (t - below))
@@ -177,7 +177,7 @@ def float64_difference(function, t, forward):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_derivatives_by_time(name):
-    """At the ends, half way, and on grids; those of 'discrete' at its own times, where its pieces begin."""
+    """They are right at the ends, half way and on grids; for 'discrete', at the times where its pieces begin."""
     schedule = get_logsnr_schedule(**{"name": name, **EVERY[name]})
     of_its_own = name in DISCRETE
     grids = (1, 2, schedule.num_steps) if of_its_own else (1, 2, 64, 1000, 8192)

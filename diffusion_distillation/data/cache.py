@@ -52,13 +52,13 @@ def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays
 def cached_source(
     name: str, key: dict[str, Any], make: Callable[[], Arrays], class_names: Sequence[str] | None
 ) -> ArraySource:
-    """The source of the `images` and `labels` that `make` returns, or of the ones that were cached.
+    """A source of the `images` and `labels` that `make` returns, or of their cached copies.
 
     Args:
       name: see `cached`.
       key: see `cached`.
       make: see `cached`.
-      class_names: one per class; None if the labels are not to be used.
+      class_names: one name per class; None if the labels are not used.
     """
 
     def make_and_hash() -> Arrays:

@@ -23,7 +23,7 @@ from .images import BrokenImageError, Transform
 from .source import ArraySource, Source, combine
 
 IN_MEMORY = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
-EXAMPLES = 256  # of a dataset that is not decoded once, of which the fingerprint is
+EXAMPLES = 256  # examples in the fingerprint of a dataset that is decoded as it is read
 NAMED = 50  # broken images named in a message; the rest are counted
 
 
@@ -34,9 +34,9 @@ class Encoded(Protocol):
     Attributes:
       title: what it is called in messages.
       num_classes: 1 if the labels are not to be used.
-      class_names: one per class; None if they have no names.
-      key: JSON that changes when any image or label does, as far as names, sizes and times of files tell.
-      listing: JSON of what is known of the content without reading it. It does not depend on paths and times.
+      class_names: one name per class; None if the classes have no names.
+      key: JSON that changes when an image or label changes, as far as names, sizes and times of files show.
+      listing: JSON of what is known about the content without reading it, independent of paths and times.
       trusted: whether images may be taken to be sound before they are read.
     """
 
@@ -70,7 +70,7 @@ def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "rai
 
     Raises:
       InputError: if there are broken images and on_error is 'raise', or if no image is sound.
-      RunError: if the machine or its storage fails again and again while an image is read.
+      RunError: if the machine or its storage keeps failing while an image is read.
     """
     if on_error not in ("skip", "raise"):
         raise InputError(f"config.dataset.args.on_error={on_error!r} must be 'skip' or 'raise'.")
@@ -98,7 +98,7 @@ class DecodedSource:
       encoded: the images.
       transform: what is done to each.
       sound: indices of the images to use.
-      digest: of all of them; None to let a part of them stand for all.
+      digest: the digest of all these images; None to compute one from some of them.
     """
 
     def __init__(self, encoded: Encoded, transform: Transform, sound: np.ndarray, digest: str | None = None):
@@ -142,10 +142,11 @@ def _decode(encoded: Encoded, index: int, transform: Transform) -> Decoded:
 
 
 def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays:
-    """Decodes every image.
+    """Decode every image.
 
     Returns:
-      Which are sound, their digest, and the names of the others and why; images and labels if they are kept.
+      The indices of the sound images, their digest, and the names of the broken ones with the reasons. With `keep`,
+      also the images and labels.
     """
     count = len(encoded)
     images = np.empty((count if keep else 0, *transform.image_shape), np.uint8)
@@ -168,7 +169,7 @@ def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays
 
 
 def _attempts(encoded: Encoded, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
-    """Each image, its label and its digest; or why it is broken."""
+    """Yield each image with its label and digest, or the error that says why it is broken."""
 
     def attempt(index: int) -> Decoded | BrokenImageError:
         try:
@@ -185,7 +186,7 @@ def _digest(content: bytes, label: int) -> bytes:
 
 
 def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
-    """A digest of what is known without reading, and of some of the images."""
+    """A digest of the listing and of some of the images."""
     some = sound[evenly_spaced(len(sound), EXAMPLES)].tolist()
     digest = hashlib.sha256(json.dumps(encoded.listing).encode())
 
@@ -199,7 +200,7 @@ def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
 
 
 def _content(digest: str, transform: Transform) -> str:
-    """A name for the images of this digest, transformed; a later field of `Transform` does not change it by default."""
+    """The fingerprint of transformed images. New fields of `Transform` do not change it at their defaults."""
     shaped_by = dataclasses.asdict(transform).items()
     return json.dumps([digest, {name: value for name, value in shaped_by if value != getattr(Transform, name, None)}])
 

@@ -1,4 +1,4 @@
-"""Whether two sources hold the same data."""
+"""Fingerprints, which tell whether two sources hold the same data."""
 
 import hashlib
 
@@ -7,25 +7,25 @@ import numpy as np
 from .batches import read_examples
 from .source import Source, combine, hash_of
 
-MOST_EXAMPLES = 100  # of a source without a fingerprint of its own
+MOST_EXAMPLES = 100  # hashed from a source without a fingerprint of its own
 
 
 def fingerprint(source: Source) -> str:
     """A hash of the content of a dataset: its images, labels and class names, and their order.
 
-    It does not depend on the dataset's path, nor on times of files: a copy has the same fingerprint. It is cheap: what
-    takes long is computed once and cached with the decoded images.
+    The hash does not depend on the dataset's path or on file times, so a copy has the same fingerprint. Computing it is
+    cheap: slow parts are computed once and cached with the decoded images.
 
-    What it notices depends on the source:
+    Which changes it detects depends on the source:
 
     - An `ArraySource`, such as 'digits', 'MNIST' and 'letters': every pixel, and the labels if they are used.
-    - A folder of images: every byte of every image that can be used, its class, and how images are transformed. Names
-      of files matter only as far as they determine the order.
-    - A dataset that TFDS has prepared: the same, if it takes up to 4 GiB decoded. Of a larger one: its name, version
-      and split, the lengths of its files, and 256 evenly spaced examples. Other changes go unnoticed.
-    - Your own source: its attribute `fingerprint`, a string, if it has one. If not: its length, `image_shape`,
+    - A folder of images: every byte of every image that can be used, its class, and how images are transformed. File
+      names matter only as far as they determine the order.
+    - A dataset that TFDS has prepared: as for a folder, if it takes up to 4 GiB decoded. If it is larger: its name,
+      version and split, the lengths of its files, and 256 evenly spaced examples. Other changes go unnoticed.
+    - Your own source: its attribute `fingerprint`, a string, if it has one. If it has none: its length, `image_shape`,
       `num_classes`, `class_names`, and 100 evenly spaced examples. Other changes go unnoticed. The examples are read
-      twice, and left out if they differ, as in a source that augments them at random.
+      twice and ignored if they differ, as in a source that augments them at random.
 
     Args:
       source: the dataset.
@@ -41,7 +41,7 @@ def fingerprint(source: Source) -> str:
 
 
 def _read(source: Source) -> str:
-    """A hash of some examples."""
+    """Hash some examples."""
     examples = read_examples(source, evenly_spaced(len(source), MOST_EXAMPLES))
     used = ("image", "label") if source.num_classes > 1 else ("image",)
     return hash_of(*(np.asarray(batch[name]) for batch in examples for name in used))

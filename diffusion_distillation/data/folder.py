@@ -33,7 +33,7 @@ def image_folder(
     """All images in a folder and its subfolders, in the order of their paths; see `find_images`.
 
     Images become RGB: transparency is laid over white, 16 bits become 8, and the orientation that a camera noted is
-    applied. Of animations and files of several pages the first one is read.
+    applied. Of animations and multi-page files, only the first image is read.
 
     Args:
       path: the folder.
@@ -89,7 +89,7 @@ class ImageFiles:
         self.title = root.name or "images"
         classes = sorted({self._class(file) for file in files}) if class_conditional else []
         self.num_classes = max(1, len(classes))
-        # A folder's name may have bytes that are no text, which could not be written down.
+        # A folder's name may hold bytes that are not text and cannot be stored.
         self.class_names = tuple(os.fsencode(name).decode(errors="replace") for name in classes) or None
         self._numbers = {name: number for number, name in enumerate(classes)}
         identities = [self._identity(file) for file in files]
@@ -128,7 +128,7 @@ class ImageFiles:
             status = retry(file.stat, file)
         except OSError:
             return [str(file.relative_to(self._root))]
-        times = status.st_mtime_ns, status.st_ctime_ns  # copying may set the first, and nothing sets the second
+        times = status.st_mtime_ns, status.st_ctime_ns  # copying may preserve the first; nothing can set the second
         return [str(file.relative_to(self._root)), status.st_size, *times, stat.S_IMODE(status.st_mode)]
 
 
@@ -149,22 +149,22 @@ def _existing(path: str | None) -> Path:
 
 
 def find_images(root: Path) -> list[Path]:
-    """The files in a folder and its subfolders that are named as images are, in the order of their paths.
+    """List the files in a folder and its subfolders that have an image's suffix, in the order of their paths.
 
-    See `find_files`. Those of `OTHER_SUFFIXES`, which cannot be read, are among them.
+    See `find_files`. Files with one of `OTHER_SUFFIXES`, which cannot be read, are listed too.
     """
     return find_files(root, SUFFIXES + OTHER_SUFFIXES)
 
 
 def find_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and its subfolders whose names end in one of these, in the order of their paths.
+    """List the files in a folder and its subfolders whose names end in one of these, in the order of their paths.
 
-    Links are followed to files and folders; a folder that is reached twice, as by a link in a circle, is searched once.
-    Hidden files and folders are left out: their names start with a dot. Folders that are named as such files are, or
-    cannot be searched, are among the result: reading them says what is wrong.
+    Links to files and folders are followed. A folder that is reached twice, as by a circular link, is searched once.
+    Hidden files and folders, whose names start with a dot, are skipped. Folders that have such a name or cannot be
+    searched are listed too: reading them raises an error that says what is wrong.
 
     Raises:
-      RunError: if the machine or its storage fails again and again.
+      RunError: if the machine or its storage keeps failing.
     """
 
     def find() -> list[Path]:
@@ -177,7 +177,7 @@ def find_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _walk(root: Path, unsearchable: Callable[[Path], Any]) -> Iterator[tuple[Path, list[os.DirEntry]]]:
-    """Each folder from the root on, with what is in it; transient errors are raised."""
+    """Yield the root and every folder below it, each with its entries. Transient errors are raised."""
     seen, folders = set(), [root]
     while folders:
         folder = folders.pop()

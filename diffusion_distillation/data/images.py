@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError, is_transient
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # of Pillow
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's gray modes
 
 
 class BrokenImageError(ValueError):
@@ -61,15 +61,15 @@ class Transform:
 
 
 def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image.Image:
-    """Decodes a PNG, JPEG, WebP, BMP, GIF or TIFF file to an RGB image, or a gray one.
+    """Decode a PNG, JPEG, WebP, BMP, GIF or TIFF file to an RGB image, or a gray one.
 
-    Palettes, gray, CMYK and 16 bits are converted; transparency is laid over white. Of animations and files of several
-    pages the first one is decoded.
+    Palettes, gray, CMYK and 16 bits are converted; transparency is laid over white. Of animations and multi-page
+    files, only the first image is decoded.
 
     Raises:
       BrokenImageError: if the bytes are no such file, are cut off, have pixels of 32 bits, or ask for more memory than
         Pillow's limit of 179 million pixels.
-      MemoryError: if there is no memory to decode it.
+      MemoryError: if there is not enough memory to decode the file.
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -86,13 +86,13 @@ def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image
     except Exception as error:  # Pillow's decoders raise almost anything at damaged data
         if is_transient(error):
             raise
-        if re.search(r"out of memory|error -9$", str(error)):  # Pillow's codecs say so by an OSError
+        if re.search(r"out of memory|error -9$", str(error)):  # Pillow's codecs report this as an OSError
             raise MemoryError(str(error)) from error
         raise BrokenImageError(str(error) or type(error).__name__) from error
 
 
 def has_color(encoded: bytes) -> bool:
-    """Whether an image has a pixel that is not gray. Only files that may have one are decoded.
+    """Return whether an image has a pixel that is not gray. Files whose format allows no color are not decoded.
 
     Raises:
       BrokenImageError: see `decode`.
@@ -102,7 +102,7 @@ def has_color(encoded: bytes) -> bool:
             return False
     except Exception as error:
         if is_transient(error):
-            raise  # any other error is raised again by `decode`, which words it
+            raise  # `decode` raises any other error again, with a message
     image = np.asarray(decode(encoded))
     return bool((image != image[..., :1]).any())
 
@@ -134,7 +134,7 @@ def area_weights(length: int, size: int) -> Float32[np.ndarray, "size length"]:
 
 
 def _in_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
-    """A loaded image in 8 bits, with what the file says of transparency in 8 bits too."""
+    """Convert a loaded image to 8 bits, and the transparency that its file declares too."""
     transparent = image.info.get("transparency")
     if image.format == "TIFF" and image.mode in ("I", "F"):
         raise BrokenImageError("its pixels have 32 bits, whose range is unknown; save it in 8 or 16 bits")
@@ -143,7 +143,7 @@ def _in_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
         image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
         if transparent is not None:
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    elif image.format == "PNG" and transparent is not None:  # Pillow leaves it in as many bits as the file has
+    elif image.format == "PNG" and transparent is not None:  # Pillow keeps its bit depth
         bits = encoded[24]
         if image.mode == "L":
             image.info["transparency"] = transparent * 255 // (2**bits - 1)

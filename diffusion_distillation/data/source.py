@@ -44,7 +44,7 @@ def what_is_wrong(source: Any) -> str | None:
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(_is_count(size) for size in shape)):
         return f"image_shape={shape!r} is no tuple of integers (height, width, channels)"
     if shape[2] not in (1, 3):
-        return f"image_shape={shape!r} has {shape[2]} channels, not 3, or 1 for gray images"
+        return f"image_shape={shape!r} has {shape[2]} channels; it must have 3, or 1 for gray images"
     if not _is_count(num_classes):
         return f"num_classes={num_classes!r} is no integer from 1 on (1 where labels are not to be used)"
     if len(source) < 1:
@@ -68,7 +68,7 @@ def what_is_wrong(source: Any) -> str | None:
     if names is not None and not (
         isinstance(names, tuple) and len(names) == num_classes and all(isinstance(name, str) for name in names)
     ):
-        return f"class_names={names!r} is no tuple of {num_classes} strings, and not None"
+        return f"class_names={names!r} must be None or a tuple with one string per class, {num_classes} in all"
     return None
 
 
@@ -83,8 +83,8 @@ class ArraySource:
       images: uint8, `[n, height, width, channels]`; may be mapped from a file.
       labels: `[n]` integers.
       num_classes: 1 if the labels are not to be used.
-      class_names: one per class; None if they have no names.
-      content: a hash of images and labels; None to compute it when it is needed.
+      class_names: one name per class; None if the classes have no names.
+      content: a hash of images and labels; None to compute it when needed.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ArraySource:
 
 
 def hash_of(*arrays: np.ndarray) -> str:
-    """A hash of arrays, their types and shapes; large ones are read piece by piece."""
+    """Hash arrays, their types and their shapes. Large arrays are read piece by piece."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str} {array.shape}".encode())
@@ -127,7 +127,7 @@ def hash_of(*arrays: np.ndarray) -> str:
 
 
 def combine(source: Source, content: str) -> str:
-    """The fingerprint of a source whose images and labels have this hash."""
+    """The fingerprint of a source, from the hash of its images and labels."""
     names = getattr(source, "class_names", None)
     about = [content, len(source), list(map(int, source.image_shape)), int(source.num_classes), names]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -72,8 +72,8 @@ def load_source(dataset: str, /, **args: Any) -> Source:
       **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
-      InputError: for an unknown name or argument, a missing argument or one of another type, data that are not there,
-        or a function that returns no `Source`.
+      InputError: for an unknown name or argument, an argument that is missing or of the wrong type, missing data, or a
+        function that does not return a `Source`.
     """
     make = look_up(dataset, SOURCES, "dataset.name")
     args.pop("randflip", None)

@@ -28,11 +28,11 @@ class Best(NamedTuple):
 def measure_during_training(
     params: Params, metadata: Metadata, workdir: epath.Path, yardsticks: list[Yardstick]
 ) -> None:
-    """Measures config.eval.metrics_num_samples samples and adds a line to evaluations.jsonl, where it is time to.
+    """Measure config.eval.metrics_num_samples samples and add a line to evaluations.jsonl, if a measurement is due.
 
-    That is at the first evaluation after every config.eval.metrics_every_steps updates, and after the last update,
-    unless a run that was resumed has measured it already. The best by the first metric is kept in the folder `best`, to
-    be sampled, evaluated and taught with as a run is. All processes draw; the main one alone looks and writes.
+    One is due at the first evaluation after every config.eval.metrics_every_steps updates, and after the last update. A
+    resumed run skips what it measured before. The best model by the first metric is kept in the folder `best`, which
+    can be sampled, evaluated and distilled like a run. All processes draw; only the main process measures and writes.
 
     Args:
       params: of the model.
@@ -73,7 +73,7 @@ def measure_during_training(
 
 
 def _due(step: int, measured: list[int], config: ConfigDict) -> bool:
-    """Whether a multiple of metrics_every_steps, or the last update, has come since what was measured last."""
+    """Whether a multiple of metrics_every_steps, or the last update, has passed since the last measurement."""
     last = max((earlier for earlier in measured if earlier <= step), default=0)
     every = config.eval.metrics_every_steps
     return last < (step if step == config.train.num_steps else step // every * every)

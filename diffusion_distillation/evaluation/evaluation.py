@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     Attributes:
       entry: whose samples.
-      values: of each criterion; with repeats, the best.
+      values: one per criterion; with repeats, the best.
       images_per_sec: drawn, on all devices; None for samples that were there already.
       content: of the run, see `interop.content_of`.
     """
@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
 
 def _part(kind: type[Any], stored: dict[str, Any]) -> Any:
-    """A named tuple of this kind, of what is stored with others."""
+    """Build a named tuple of this kind from stored fields, which may include other fields."""
     return kind(*(stored[field] for field in kind._fields))
 
 
@@ -104,7 +104,7 @@ class Evaluation(NamedTuple):
 
     @property
     def criteria(self) -> list[Criterion]:
-        """What the rows were measured by."""
+        """The criteria of the rows."""
         return list(self.rows[0].values)
 
     @property
@@ -128,13 +128,13 @@ class Evaluation(NamedTuple):
 
 
 def read(path: epath.Path) -> Evaluation | None:
-    """What an evaluation.json holds; None, with a warning, if it cannot be read, and without one if there is none."""
+    """Read an evaluation.json. Returns None if there is none, or, with a warning, if it cannot be read."""
     if not path.exists():
         return None
     try:
         return Evaluation.from_json(path.read_text())
     except (ValueError, TypeError, KeyError):
-        logging.warning("%s is damaged, or of an earlier version; what it held is measured again.", path)
+        logging.warning("%s is damaged or from an earlier version; its rows are measured again.", path)
         return None
 
 
@@ -264,7 +264,7 @@ def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:
 
 
 def _best(criterion: Criterion, of_sets: Sequence[Value]) -> Value:
-    """That of the best set, with the spread of all where there are several."""
+    """The value of the best set, with the spread over all sets if there are several."""
     values = [of_set.value for of_set in of_sets]
     best = of_sets[values.index(criterion.best(values))]
     return best if len(of_sets) == 1 else best._replace(spread=max(values) - min(values))

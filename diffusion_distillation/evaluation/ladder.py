@@ -57,7 +57,7 @@ def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
             step = multihost.on_main(lambda folder=folder: newest_step(folder)) or 0
             wanted = stage(config, rung.num_steps).train.num_steps
             raise InputError(
-                f"The {rung.num_steps}-step student in {str(workdir)!r} has had {step:,} updates of {wanted:,}: run "
+                f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {wanted:,} updates. Run "
                 "scripts/distill.py to its end first."
             )
 
@@ -69,8 +69,8 @@ def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path) -> None:
     if recorded is not None and (found := digest_of(load(teacher, config)[0])) != recorded:
         raise InputError(
             f"The teacher {teacher!r} changed after the students in {str(workdir)!r} were distilled from it "
-            f"(fingerprint {recorded} then, {found} now). Restore it; or distill again into another --workdir; or run "
-            "scripts/distill.py with --change to keep these students beside the new teacher."
+            f"(fingerprint {recorded} then, {found} now). Restore the old teacher, distill into another --workdir, or "
+            "run scripts/distill.py with --change to keep these students beside the new teacher."
         )
 
 
@@ -121,7 +121,7 @@ def evaluate_runs(
       about: what shapes the numbers besides, of JSON's types.
       seed: of the noise, which is the same for every row.
       num_samples: of each row; by default config.eval.num_samples.
-      batch_size: drawn at a time, at most; by default config.eval.batch_size.
+      batch_size: the most images drawn at a time; by default config.eval.batch_size.
       guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
       **options: repeats, shown and say of `evaluate`.
     """

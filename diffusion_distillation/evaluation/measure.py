@@ -34,9 +34,9 @@ class Draw(NamedTuple):
     Attributes:
       images: those of these numbers, in order, batch after batch.
       piece: how many are best asked for at a time.
-      batch_size: how many are drawn at a time: the last batch is filled up.
+      batch_size: how many are drawn at a time; the last batch is filled up.
       prepare: what is to be done before any time is taken.
-      labels: the classes of the images of these numbers; None where classes are not known.
+      labels: returns the classes of the images with these numbers; None if the classes are not known.
       keep: is given the images and their numbers in the main process, after the time is taken.
     """
 
@@ -68,8 +68,8 @@ class Measured(NamedTuple):
     """What was measured of samples.
 
     Attributes:
-      values: of each criterion.
-      images_per_sec: drawn, with those that fill up the last batch, and without compilation.
+      values: one per criterion.
+      images_per_sec: images drawn per second, including those that fill up the last batch, without compilation.
       images: the first 64 samples.
     """
 
@@ -90,8 +90,8 @@ def make_yardsticks(
 
     Args:
       features: names, see `features.make_extractor`.
-      metrics: names that `metrics.select` knows. With several kinds of features, those without logits leave out what
-        needs them.
+      metrics: names that `metrics.select` knows. With several kinds of features, those without logits skip
+        the metrics that need logits.
       num_samples: how many are to be measured.
       source: the dataset that a classifier is trained on.
       reference: what samples are judged against.
@@ -178,7 +178,7 @@ def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0,
         return None if pipeline.num_classes == 1 else (first + index) % pipeline.num_classes
 
     def images(index, **options):
-        filled_up = np.resize(index, max(len(index), batch_size))  # so that a short piece needs no program of its own
+        filled_up = np.resize(index, max(len(index), batch_size))  # so that a short batch needs no program of its own
         numbers = (first + filled_up).astype(np.int32)
         for x in pipeline.stream(key, numbers, labels(filled_up), batch_size=batch_size, **options):
             yield to_uint8(x)[: len(index)]

@@ -36,12 +36,12 @@ class Observed(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What a metric comes to.
+    """The result of a metric.
 
     Attributes:
       value: the number.
-      deviation: the standard deviation of the numbers that it is the mean of; None where it is not a mean.
-      spread: with repeats, the largest value less the smallest; else None.
+      deviation: the standard deviation of the numbers whose mean is the value; None if the value is not a mean.
+      spread: with repeats, the largest value minus the smallest; else None.
     """
 
     value: float
@@ -53,14 +53,14 @@ class Metric(NamedTuple):
     """A metric.
 
     Attributes:
-      title: as it is printed.
+      title: the printed name.
       compute: `(observed, reference) -> {name: Value}`, of this metric and those that are computed with it.
       of_images: the fields of `Observed` that it needs of the images.
       of_reference: the fields of `Observed` that it needs of the reference.
       least: how many images it needs.
       higher_is_better: whether the largest value is the best; else the smallest is.
-      is_distance: whether it goes to 0, by any number of powers of ten.
-      with_inception: its name and title where the features are Inception's, if these differ.
+      is_distance: whether it can approach 0 over many powers of ten.
+      with_inception: its name and title with Inception's features, if they differ.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Metric(NamedTuple):
 class Criterion(NamedTuple):
     """A metric and the features that it compares images by.
 
-    Names and titles without features are of Inception's, as published figures are.
+    A name or title without features means Inception's, as in published figures.
 
     Attributes:
       metric: a key of METRICS.
@@ -88,7 +88,7 @@ class Criterion(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The key in files: 'frechet_pixels' by pixels, 'fid' by Inception's features."""
+        """The key in files: 'frechet_pixels' with pixels, 'fid' with Inception's features."""
         published = METRICS[self.metric].with_inception
         if published and self.features == INCEPTION:
             return published[0]
@@ -96,14 +96,14 @@ class Criterion(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The heading in tables: 'Fréchet distance (pixels)' by pixels, 'FID' by Inception's features."""
+        """The heading in tables: 'Fréchet distance (pixels)' with pixels, 'FID' with Inception's features."""
         metric = METRICS[self.metric]
         if self.features != INCEPTION:
             return f"{metric.title} ({self.features})"
         return metric.with_inception[1] if metric.with_inception else metric.title
 
     def best(self, values: Sequence[float]) -> float:
-        """The largest value or the smallest, whichever is better."""
+        """The best of several values: the largest or the smallest."""
         return max(values) if METRICS[self.metric].higher_is_better else min(values)
 
 
@@ -111,7 +111,7 @@ Values = dict[Criterion, Value]
 
 
 def by_name(values: Mapping[Criterion, Value]) -> dict[str, float]:
-    """Numbers by their names in files; a deviation has the name of its metric with `_std`."""
+    """The numbers by their names in files. A deviation is named after its metric, with the suffix `_std`."""
     numbers = {}
     for criterion, value in values.items():
         numbers[criterion.name] = value.value
@@ -277,7 +277,7 @@ def _of_manifold(title: str) -> Metric:
     return Metric(title, _manifold, FEATURES, FEATURES, least=NEIGHBOURS + 1, higher_is_better=True)
 
 
-INCEPTION = "inception"  # the name of its features
+INCEPTION = "inception"  # the name of Inception's features
 STATISTICS, FEATURES, LOGITS, NOTHING = map(frozenset, (["statistics"], ["features"], ["logits"], []))
 SPLITS, NEIGHBOURS = 10, 3
 METRICS = {
@@ -286,14 +286,14 @@ METRICS = {
     ),
     "kid": Metric("KID", _kid, FEATURES, FEATURES, is_distance=True),
     "is": Metric("IS", _is, LOGITS, NOTHING, least=SPLITS, higher_is_better=True),
-    # of parts of 5,000 images, as ADM's are
+    # over parts of 5,000 images, as in ADM
     "is_5000": Metric("IS, 5,000", _is_5000, LOGITS, NOTHING, higher_is_better=True),
     "precision": _of_manifold("precision"),
     "recall": _of_manifold("recall"),
     "density": _of_manifold("density"),
     "coverage": _of_manifold("coverage"),
     "swd": Metric("sliced Wasserstein", _swd, FEATURES, FEATURES, is_distance=True),
-    # the share that shows the class that was asked for
+    # the fraction of samples that show the requested class
     "accuracy": Metric("accuracy", _accuracy, LOGITS | {"labels"}, NOTHING, higher_is_better=True),
 }
 
@@ -302,7 +302,7 @@ def select(names: Sequence[str], num_images: int) -> tuple[str, ...]:
     """The keys of METRICS that a config or a flag names, in the order of METRICS; 'fid' is read as 'frechet'.
 
     Raises:
-      InputError: for a name that is not known, or a metric that needs more images.
+      InputError: for an unknown name, or a metric that needs more images.
     """
     if not names:
         raise InputError(f"No metric is named: give one at least of {list(METRICS)}.")
@@ -313,7 +313,7 @@ def select(names: Sequence[str], num_images: int) -> tuple[str, ...]:
             suggestion = did_you_mean(key, [*METRICS, *published])
             raise InputError(f"Unknown metric {key!r}; choose from {list(METRICS)}.{suggestion}")
         if num_images < METRICS[key].least:
-            raise InputError(f"The metric {key!r} needs at least {METRICS[key].least} samples; {num_images} are few.")
+            raise InputError(f"The metric {key!r} needs at least {METRICS[key].least} samples; got {num_images}.")
     return tuple(key for key in METRICS if key in keys)
 
 

@@ -51,15 +51,15 @@ class Reference(NamedTuple):
 
 
 class Pictures:
-    """The images in a folder and its subfolders, in their own size, in the order of their paths: a `Source`.
+    """A `Source` of the images in a folder and its subfolders, at their own size, in the order of their paths.
 
-    They are found as `data.folder.find_images` finds them, and read as `data.images.decode` reads them: 8 bits,
-    upright, no transparency. If all of them are gray they have one channel.
+    `data.folder.find_images` finds them, and `data.images.decode` reads them: 8 bits, upright, no transparency. If all
+    images are gray, they have one channel.
 
     Raises:
-      InputError: for a folder without images, or with a broken one; and, once it is read, for one that is not of the
-        first's size.
-      RunError: if the machine or its storage fails again and again.
+      InputError: for a folder without images or with a broken image; and, when an image is read, if its size is not
+        that of the first image.
+      RunError: if the machine or its storage keeps failing.
     """
 
     num_classes = 1
@@ -74,7 +74,7 @@ class Pictures:
                 raise InputError(f"{str(path)!r} is a folder that cannot be searched, or is named as images are.")
         if others := Counter(file.suffix for file in found if file.suffix.lower() not in SUFFIXES):
             counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
-            logging.warning("%s: left out, as their format is not read: %s", folder, counts)
+            logging.warning("%s: skipped images in formats that cannot be read: %s", folder, counts)
         of_any = read_ahead(lambda number: self._read(number, has_color), range(len(self.files)))
         self.image_shape = (*self._read(0, _pixels).shape[:2], 3 if any(of_any) else 1)
 
@@ -104,10 +104,10 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 
 class InChannels:
-    """A source's images with as many channels as those that they are compared with: a `Source`.
+    """A `Source` of gray images, with as many channels as the images that they are compared with.
 
     Args:
-      source: gray images, of 1 channel or of 3 equal ones.
+      source: gray images, with 1 channel or 3 equal ones.
       channels: 1 or 3.
     """
 
@@ -126,7 +126,7 @@ class InChannels:
 
 
 def in_channels(reference: Reference, channels: int) -> Reference:
-    """A reference for images of 1 or 3 channels, if it can be: gray images serve for both, images in color do not."""
+    """Convert a reference to 1 or 3 channels. A reference with color is never reduced to 1 channel."""
     images = reference.images
     if images is None or images.image_shape[2] == channels or (channels == 1 and _has_color(images)):
         return reference
@@ -134,7 +134,7 @@ def in_channels(reference: Reference, channels: int) -> Reference:
 
 
 def _has_color(source: Source) -> bool:
-    if isinstance(source, Pictures):  # which has 3 channels only if it has
+    if isinstance(source, Pictures):  # which have 3 channels only if one has color
         return source.image_shape[2] == 3
     read = (examples["image"] for examples in read_examples(source, np.arange(len(source))))
     return any((images != images[..., :1]).any() for images in read)
@@ -153,12 +153,14 @@ def of_path(path: epath.PathLike) -> Reference:
     """
     path = as_path(path)
     if is_remote(path) and path.is_dir():
-        raise InputError(f"{str(path)!r}: a folder of images must be a local one; copy it, or give an .npz or an .npy.")
+        raise InputError(
+            f"{str(path)!r}: a folder of images must be local. Copy the folder, or give an .npz or an .npy."
+        )
     if path.is_dir():
         pictures = Pictures(Path(path))
         return Reference(pictures, None, None, str(path), content_of(pictures.files))
     if not path.exists():
-        raise InputError(f"There is no {str(path)!r}: give a folder of images, an .npz or an .npy.")
+        raise InputError(f"There is no {str(path)!r}. Give a folder of images, an .npz or an .npy.")
     try:
         loaded = np.load(path.open("rb"), allow_pickle=False)
         with contextlib.nullcontext({"images": loaded}) if isinstance(loaded, np.ndarray) else loaded as file:

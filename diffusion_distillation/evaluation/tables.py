@@ -26,7 +26,7 @@ def published(config: ConfigDict | None) -> Mapping[int, float]:
 
 
 def values_of(row: Row, criterion: Criterion) -> str:
-    """A value as it stands in a table, with its deviation and its spread if there are any."""
+    """Format a value for a table, with its deviation and its spread, if any."""
     number, deviation, spread = row.values[criterion]
     text = f"{number:.4g}"
     if deviation is not None:
@@ -37,7 +37,7 @@ def values_of(row: Row, criterion: Criterion) -> str:
 
 
 def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
-    """The head and the rows; the speed comes after the first criterion, and published FIDs beside ours."""
+    """The head and the rows. The speed comes after the first criterion, published FIDs come beside ours."""
 
     def of_student(row):
         value = published.get(row.entry.num_steps) if row.entry.model == "student" else None

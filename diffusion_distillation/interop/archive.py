@@ -59,7 +59,7 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
 
 
 def read_metadata(path: epath.Path) -> Metadata:
-    """The metadata in a JSON file that we wrote; raises an InputError if it is not as we wrote it."""
+    """Read the metadata in an archive's JSON file. Raises an InputError if the file is not as we wrote it."""
     values = read_json(path)
     try:
         return Metadata.from_json(values, int(values["step"]), path)

@@ -16,7 +16,7 @@ from ..sampling import SAMPLER_TITLES
 from ..version import __version__
 
 NAME = "README.md"
-NAMED_CLASSES = 20  # whose names a card has
+NAMED_CLASSES = 20  # the most class names in a card
 MONTHS_READ = 6  # that JAX promises to read a file of jax.export for
 
 
@@ -188,7 +188,7 @@ images = from_checkpoint("this/folder").sample(jax.random.key(0), 64)
 
 
 def _classes(metadata: Metadata) -> str:
-    """How many classes there are, their numbers, and the first names."""
+    """Describe the classes: how many there are, their numbers, and the first names."""
     count, names = metadata.num_classes, metadata.class_names or ()
     if count == 1:
         return "none"

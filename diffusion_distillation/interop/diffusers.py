@@ -144,8 +144,8 @@ def is_diffusers(folder: epath.Path) -> bool:
 def read(folder: epath.Path) -> tuple[Params, Metadata]:
     """The model in a folder: of a pipeline, with unet/ and scheduler/, or of a `UNet2DModel`.
 
-    The unet/ of a pipeline may be given too: it is read with the scheduler beside it. Weights may be float32, float16
-    or bfloat16, in one file or in several with an index.
+    The folder may also be a pipeline's unet/, which is read with the scheduler beside it. Weights may be float32,
+    float16 or bfloat16, in one file or in several with an index.
 
     Without a scheduler_config.json the scheduler is `DDPMScheduler` at its defaults: 1000 linear betas, epsilon,
     clipping, fixed_small. What is carried over is the noise schedule, what the network predicts, and whether x is
@@ -183,7 +183,7 @@ def _weights(unet: epath.Path) -> list[epath.Path]:
     variants, indices = ([name for name in names if kind.fullmatch(name)] for kind in (WEIGHTS_BY_VARIANT, INDEX))
     if len(variants) + len(indices) > 1:
         raise InputError(
-            f"{str(unet)!r} has weights of several kinds, {', '.join([*variants, *indices])}: leave one, or name it "
+            f"{str(unet)!r} has weights of several kinds, {', '.join([*variants, *indices])}: keep one, or rename it "
             f"{WEIGHTS}."
         )
     if variants:
@@ -191,7 +191,7 @@ def _weights(unet: epath.Path) -> list[epath.Path]:
     if not indices:
         raise InputError(
             f"There is no {str(unet / WEIGHTS)!r}. Weights are read from safetensors files, never from a pickle "
-            "(.bin): load them in diffusers and save_pretrained them."
+            "(.bin). Load a pickle in diffusers and save it with save_pretrained."
         )
     places = read_json(unet / indices[0]).get("weight_map")
     shards = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []

@@ -17,7 +17,7 @@ from ..files import UNFINISHED, downloads_folder, lock
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 WANTED = (".json", ".safetensors", ".msgpack")  # files of a folder that are copied
 PIECE = 2**24  # bytes
-# What file systems know of a file that changes with its content: of HTTP, S3, Google, the Hub. The first one counts.
+# File attributes that change with the content, of HTTP, S3, Google Cloud Storage and the Hub. The first one counts.
 TELLING = ("ETag", "Content-MD5", "Digest", "Last-Modified", "LastModified", "generation", "blob_id", "created")
 
 
@@ -30,11 +30,11 @@ def is_url(path: epath.PathLike) -> bool:
 def local_copy(url: str) -> Path:
     """A copy of the file or folder at a URL, in the cache; of a folder, its JSON, safetensors and msgpack files.
 
-    A download that was cut off resumes if the server says that the files are the same as before, and starts again if
-    not. The copy takes its place once all its files are complete, and is not looked at again.
+    An interrupted download resumes if the server says that the files did not change, and starts again if not. The copy
+    appears in the cache once all its files are complete, and is not checked again.
 
     Raises:
-      InputError: if there is nothing there, it cannot be reached or read, or it changes meanwhile.
+      InputError: if there is nothing at the URL, it cannot be reached or read, or it changes during the download.
     """
     scheme = url.partition("://")[0]
     url = url.rstrip("/")
@@ -59,7 +59,7 @@ def local_copy(url: str) -> Path:
                 part = unfinished / "copy" if file == path else _within(unfinished / "copy", file, path, url)
                 _copy(files, file, about["size"], part)
             if _look(files, path, url) != found:
-                raise OSError("it changed meanwhile")
+                raise OSError("it changed during the download")
         except ImportError:
             raise InputError(
                 f"{url}: {scheme}:// is read with {SCHEMES[scheme]}: pip install {SCHEMES[scheme]}."
@@ -79,7 +79,7 @@ def local_copy(url: str) -> Path:
 
 
 def _look(files: Any, path: str, url: str) -> dict[str, dict[str, Any]]:
-    """What is at a path now: the file, or the files of the folder that are copied, and what is known of each."""
+    """List what is at a path now: the file, or the folder's files to copy, each with its size and attributes."""
     files.invalidate_cache()
     if url.startswith(("http://", "https://")) or not files.isdir(path):
         found = {path: files.info(path)}
@@ -94,14 +94,14 @@ def _look(files: Any, path: str, url: str) -> dict[str, dict[str, Any]]:
 
 
 def _version_of(found: dict[str, dict[str, Any]]) -> str | None:
-    """A name for what files are now, so that no parts of two versions are put together; None if it cannot be told."""
+    """A hash of the files' version, so that two versions are never mixed; None if the server does not tell versions."""
     if not all(about["size"] is not None and len(about) > 1 for about in found.values()):
         return None
     return hashlib.sha256(str(found).encode()).hexdigest()[:8]
 
 
 def _within(folder: Path, file: str, path: str, url: str) -> Path:
-    """The place of a file of a folder; raises an InputError for one that leads out of it."""
+    """The local path of a folder's file. Raises an InputError for a path that leads out of the folder."""
     name = os.path.relpath(file, path)
     place = (folder / name).resolve()
     if not place.is_relative_to(folder.resolve()):

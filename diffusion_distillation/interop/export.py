@@ -66,7 +66,7 @@ class About(NamedTuple):
 
     Attributes:
       licence: an identifier of the Hugging Face Hub, such as 'apache-2.0'; 'unknown' where none was chosen.
-      metrics: of the model's samples, by what was measured, as in `{'student, DDIM, 4 steps': 'fid 3.1'}`.
+      metrics: of the model's samples, by what was measured, as in `{'student, DDIM, 4 steps': 'FID 3.1'}`.
       date: of the export.
     """
 

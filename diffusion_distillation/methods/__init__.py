@@ -52,7 +52,7 @@ def make_method(config: Any) -> Method:
 
 
 def find_method(config: Any) -> Callable[..., Method]:
-    """The function that makes the method of a config; raises an InputError for a name that is unknown."""
+    """The function that makes the method of a config; raises an InputError for an unknown name."""
     if "distillation" not in config:
         return diffusion.make
     return look_up(config.distillation.method, METHODS, "distillation.method")

@@ -250,5 +250,5 @@ def _samples(workdir, found, fewest) -> Picture:
             weight = WEIGHTS[pair.weight].replace(" + ", "+").replace(" ", "\n")
             columns.append(Column(f"{pair.output}\n{weight}", images, "student"))
     save_columns(columns, row_labels(columns[0].images), workdir / "samples.png")
-    text = "Each row starts from one noise image. Columns: the students by the network's output and the loss weight."
+    text = "Each row starts from one noise image. Columns: the students, by network output and loss weight."
     return Picture(f"The same noise in {entry.steps}", text, workdir / "samples.png")

@@ -40,7 +40,7 @@ from .html import Picture, Table, page
 from .plots import Column, Line, Panel, panel_of, row_labels, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"
-# In what reports must agree to share a page, and the flag of scripts/report.py that sets it.
+# What reports must agree in to share a page, and the flag of scripts/report.py that sets it.
 ALIKE = {"features": "--features", "wanted": "--metrics", "num_samples": "--num_samples"}
 TRAJECTORIES = 2  # samples whose way is shown
 WEIGHTS, SHOWN = 3, 10  # weights of guidance, and samples at each
@@ -55,7 +55,7 @@ class Ladder(NamedTuple):
       workdir: its folder.
       config: its own, resolved.
       found: the rows of its report.
-      classes: what labels the samples of each class; none where there are no classes, or they are not known.
+      classes: the label of each class in pictures; empty if there are no classes or they are not known.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Ladder(NamedTuple):
 
     @property
     def criterion(self) -> Criterion:
-        """The first, which headings of pictures show."""
+        """The first criterion, which the headings of pictures show."""
         return self.found.criteria[0]
 
 
@@ -87,7 +87,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
     workdir = as_path(workdir)
     with locked(workdir):
         rows, num_samples = len(ladder_runs(config, workdir)), config.eval.num_samples
-        multihost.say(f"report  {workdir}: measuring {rows} models and samplers by {num_samples:,} samples each")
+        multihost.say(f"report  {workdir}: measuring {rows} models and samplers with {num_samples:,} samples each")
         _write_report(config, workdir, source, yardsticks)
 
 
@@ -137,7 +137,7 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
         found = read(workdir / "report" / FILE)
         if found is None:
             raise InputError(
-                f"{str(workdir)!r} has no readable report/{FILE}: scripts/report.py --workdir={path} makes it."
+                f"{str(workdir)!r} has no readable report/{FILE}. Run scripts/report.py --workdir={path} to make it."
             )
         shown.append(Ladder(workdir.name, workdir, config, found))
     first, *others = shown
@@ -322,7 +322,7 @@ def _guidance(
 
 def _trajectories(ways: Mapping[str, np.ndarray], folder: epath.Path) -> list[Picture]:
     path, most = folder / "trajectories.png", max(len(steps) for steps in ways.values())
-    whole = [steps[np.arange(most) * len(steps) // most] for steps in ways.values()]  # as wide as the time of its step
+    whole = [steps[np.arange(most) * len(steps) // most] for steps in ways.values()]  # each repeated over its step
     rows = [of_way[:, sample] for sample in range(TRAJECTORIES) for of_way in whole]
     columns = [Column(f"t = {1 - step / most:.2f}", np.stack([row[step] for row in rows])) for step in range(most)]
     labels = [f"{way}\nnoise {sample}" for sample in range(TRAJECTORIES) for way in ways]

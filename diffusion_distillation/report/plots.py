@@ -65,7 +65,7 @@ class Column(NamedTuple):
     """A column of images.
 
     Attributes:
-      heading: above it, of one line or several.
+      heading: one or more lines above the column.
       images: from top to bottom.
       model: 'teacher' or 'student', which gives the heading its color; '' for neither.
     """
@@ -76,7 +76,7 @@ class Column(NamedTuple):
 
 
 def save_columns(columns: Sequence[Column], labels: Sequence[str], path: epath.Path) -> None:
-    """Columns of images under their headings; a label stands before each row, and there are as many rows as labels."""
+    """Save columns of images under their headings, with one row per label and the label before its row."""
     rows, tall = len(labels), columns[0].images.shape[1]
     pitch = tall + max(1, tall // 8)  # an image and the gap below it
     lines = [line for label in labels for line in label.split("\n")]
@@ -96,7 +96,7 @@ def save_columns(columns: Sequence[Column], labels: Sequence[str], path: epath.P
 
 
 def row_labels(images: Images, classes: Sequence[str] = ()) -> list[str]:
-    """Labels of the first ten samples of a key: their classes, which come in turn, or the number of their noise."""
+    """Labels of a key's first ten samples: their classes, which take turns, or their noise's number."""
     rows = range(min(len(images), 10))
     return [classes[row % len(classes)] if classes else f"noise {row}" for row in rows]
 

@@ -33,7 +33,7 @@ def measure(
 def by_steps(
     found: Sequence[Evaluation], criterion: Criterion, model: str = "", sampler: str = ""
 ) -> dict[int, list[float]]:
-    """Values, one per seed, by the number of steps; of a model and a sampler, or of all there are."""
+    """Values by number of steps, one per seed, for one model and sampler, or for all of them."""
     values: dict[int, list[float]] = {}
     for evaluation in found:
         for entry, of_row in ((row.entry, row.values) for row in evaluation.rows):

@@ -6,13 +6,13 @@ from ..model import train_schedule
 
 
 def check_same_model(start: str, where: str, theirs: Metadata, ours: Metadata) -> None:
-    """Refuse parameters that have the right shapes and another meaning.
+    """Refuse parameters that have the right shapes but another meaning.
 
     Args:
       start: what cannot start from what, for the message.
-      where: the given parameters are, for the message: 'in the teacher'.
-      theirs: of the model whose parameters are given.
-      ours: of the model that is to start from them.
+      where: where the given parameters are, for the message, such as 'in the teacher'.
+      theirs: the metadata of the given parameters.
+      ours: the metadata of the model that is to start from them.
 
     Raises:
       InputError: if the networks, their outputs, the noise schedules, the images or the classes differ; it names each
@@ -22,9 +22,9 @@ def check_same_model(start: str, where: str, theirs: Metadata, ours: Metadata) -
     described = {
         f"config.model.args.{name}": (there.args.get(name), here.args.get(name))
         for name in {**there.args, **here.args}
-        if name not in ("dropout", "remat")  # they are not in the parameters, and teachers and students often differ
+        if name not in ("dropout", "remat")  # they do not shape parameters, and students often have others
     }
-    if there.args.get("guidance_range") is None:  # students may be the first that take a guidance weight
+    if there.args.get("guidance_range") is None:  # a student may be the first model that takes a guidance weight
         described.pop("config.model.args.guidance_range", None)
     described |= {f"config.model.{name}": (there[name], here[name]) for name in ("name", "mean_type")}
     described |= {

@@ -1,4 +1,4 @@
-"""What a run would do, checked and described without compiling or writing anything."""
+"""Check and describe what a run would do, without compiling or writing anything."""
 
 import functools
 import math
@@ -26,13 +26,13 @@ from .step import Teacher, TrainState, doubts, init_state
 def dry_run(
     config: ConfigDict, workdir: epath.PathLike, source: Source, *, change: bool = False, load_model: Load = load
 ) -> None:
-    """Checks a base run or a ladder as `train` and `run_ladder` do, up to compilation, and prints what it would do.
+    """Check a base run or a ladder as `train` and `run_ladder` do, up to compilation, and print what it would do.
 
-    It reads a batch, the teacher or the parameters at train.init_from, and the config of a run in the folder.
+    It reads one batch, the teacher or the parameters at train.init_from, and the config of a run that is in the folder.
 
     Args:
       config: resolved.
-      workdir: the folder of the run or the ladder; it is not made.
+      workdir: the folder of the run or the ladder; it is not created.
       source: the images.
       change: see `train`.
       load_model: see `train` and `run_ladder`.
@@ -60,12 +60,18 @@ def dry_run(
     next(read_batches(source, config.seed, range(1), config.train.batch_size))
     height, width, channels = source.image_shape
     classes = f"{source.num_classes} classes" if source.num_classes > 1 else "no classes"
-    say(f"Data: {len(source):,} images of {height}x{width}, {channels} channel(s), {classes}; a batch can be read.")
+    say(
+        f"Data: {len(source):,} images of {height}x{width}, {channels} channel{'s' * (channels != 1)}, {classes}; "
+        "a batch can be read."
+    )
     first, (of_first, _, teacher) = prepared[0], runs[0]
-    say(f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of a batch on each.")
+    say(
+        f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of each batch "
+        "per device."
+    )
     state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))
     size, count = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
-    say(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, and activations besides.")
+    say(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")
     for of_run, folder, _ in runs:
         for doubt in doubts(of_run.train):
             say(f"Warning: {folder}: {doubt}")
@@ -73,11 +79,11 @@ def dry_run(
 
 
 def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> int:
-    """Bytes that training holds on each device, besides activations and the batch: state, gradients and teacher.
+    """The bytes of state, gradients and teacher that each device holds in training, without activations and the batch.
 
     Args:
-      state: of the run, or its shapes.
-      teacher: of the run, or its shapes.
+      state: the run's state, or its shapes.
+      teacher: the run's teacher, or its shapes.
       mesh: the devices.
       shard: the config's train.shard_state.
     """

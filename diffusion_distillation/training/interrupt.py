@@ -1,8 +1,9 @@
 """Stopping when the user or the scheduler asks: SIGINT (Ctrl-C) and SIGTERM.
 
-A run only notes the first signal, and saves; nothing of that outlasts the run, in a notebook say. Python runs signal
-handlers between two of its own instructions, which may be minutes away while a program is being compiled or samples
-are drawn. So in our scripts, which a signal may end, a thread of its own reads what came, and acts at once.
+A run records the first signal, saves and stops. Its signal handlers are removed when the run ends, so a notebook keeps
+its own. Python runs signal handlers between two of its instructions, which may be minutes apart while a program
+compiles or samples are drawn. So in scripts, which a signal may end, a separate thread reads the signals and acts at
+once.
 """
 
 import contextlib
@@ -23,10 +24,10 @@ _a_thread_reads = False
 
 
 class Interrupt:
-    """While in use, the first SIGINT or SIGTERM is noted in `received`; a second one stops the run at once.
+    """Within the context, the first SIGINT or SIGTERM is recorded in `received`; a second one stops the run at once.
 
-    So does the first, where nothing would be lost by it. To stop at once is to raise what `stopped` returns, or in a
-    script to end the process. Outside of the main thread signals are not noted.
+    The first one stops the run at once too if nothing would be lost. Stopping at once raises what `stopped` returns; in
+    a script, it ends the process. Outside the main thread, signals are not recorded.
 
     Attributes:
       received: the number of the signal; 0 before there was one.
@@ -47,7 +48,7 @@ class Interrupt:
         self._stack.close()
 
     def note(self, number: int) -> bool:
-        """Takes note of a signal; returns whether to stop at once instead."""
+        """Record a signal. Returns whether to stop at once instead."""
         if self.received or self.nothing_to_save:
             return True
         self.received = number
@@ -66,9 +67,9 @@ def stopped(number: int) -> BaseException:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Ends the process at once on SIGINT and SIGTERM that no run notes, with the status that shells give to the signal.
+    """End the process at once on a SIGINT or SIGTERM that no run records, with the exit status that shells use.
 
-    This is for scripts alone.
+    This is for scripts only.
     """
     global _a_thread_reads
     reader, writer = os.pipe()
@@ -102,12 +103,12 @@ def _exit_at_once(number: int) -> None:
 
 
 def _left_to_the_thread(number: int, frame: FrameType | None) -> None:
-    """Python's own handler, where a thread reads signals."""
+    """A Python handler that does nothing, as a thread reads the signals."""
 
 
 @contextlib.contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Gives signals to this handler until the end of the context. In a script too: jax.distributed takes SIGTERM."""
+    """Install a signal handler within the context. Scripts need it too, as jax.distributed takes SIGTERM."""
     if threading.current_thread() is not threading.main_thread():  # where signals are not ours to handle
         yield
         return

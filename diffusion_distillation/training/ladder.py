@@ -54,7 +54,7 @@ def run_ladder(
       on_eval: see `loop.train`.
       on_metrics: see `loop.train`; the values also have the student's `num_steps`.
       change: continue a ladder that has another config, other data or another teacher. Finished students stay as they
-        are; the change is for the student in training and for those to come.
+        are; the change applies to the student in training and to later ones.
       load_model: gives the parameters and the metadata at teacher_checkpoint_path; by default those of a run.
       report_evaluations: network evaluations of a report that follows, for the estimate of how long all takes.
 
@@ -74,7 +74,7 @@ def run_ladder(
             folder = student_folder(workdir, rung.num_steps)
             of_rung = finished_config(folder) or plan.stages[rung.num_steps]
             hooks = dict(on_eval=on_eval, on_metrics=functools.partial(plan.watch, rung.num_steps))
-            open_run(folder, of_rung, change=True)  # the ladder's verdict on its config holds for its students
+            open_run(folder, of_rung, change=True)  # the ladder's config was checked, for its students too
             _warn_of_another_teacher(folder, params)
             train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=change, **hooks)
             network = None  # from here on teachers have the network of their students
@@ -84,14 +84,14 @@ def run_ladder(
 
 
 def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
-    """Names a finished student that stays as it is, though its teacher is another one now; `train` refuses others."""
+    """Warn of a finished student whose teacher has changed since. `train` refuses to resume an unfinished one."""
     recorded = read_inputs(folder).get("teacher") if multihost.is_main() else None
     if recorded is not None and recorded != (now := digest_of(teacher)):
         logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
 def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) -> tuple[Params, Network | None]:
-    """The parameters of a ladder's teacher, and its network, where that is not its students'.
+    """Load the parameters of a ladder's teacher, and its network if that differs from its students'.
 
     Arguments and errors are those of `run_ladder`; nothing is written or compiled.
     """
@@ -107,9 +107,9 @@ def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) ->
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:
-    """The config of a student that is finished, which the ladder's may have changed since; None for others.
+    """The config of a finished student, from which the ladder's config may differ by now; None for other students.
 
-    None, too, for one whose config.json was deleted: it is then taken to be of the ladder's config.
+    Also None for a student whose config.json was deleted, which then counts as one of the ladder's config.
     """
 
     def read() -> dict[str, Any] | None:

@@ -68,15 +68,15 @@ def train(
       source: the images.
       teacher: for a student, which starts from the teacher's parameters.
       on_eval: called as `on_eval(params, metadata, workdir)` every eval_every_steps and at the end, in every process;
-        and when a run that was stopped meanwhile is taken up, so it should see for itself whether all is done. The
-        parameters are NumPy arrays of its own.
+        and when a run that was stopped meanwhile resumes, so it should check for itself whether all is done. The
+        parameters are NumPy arrays, which it may keep.
       on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
-      change: continue in a workdir of another config, other data or another teacher, see `runs.open_run`.
+      change: continue a run that had another config, other data or another teacher, see `runs.open_run`.
       load_model: gives the parameters and the metadata at train.init_from, where that is no run of ours.
 
     Raises:
-      InputError: for a workdir of another config, other data or another teacher, or a batch or a network that does not
-        fit the devices or the images; before anything is compiled.
+      InputError: if the workdir's run has another config, other data or another teacher, or if a batch or a network
+        does not fit the devices or the images. It is raised before anything is compiled.
       KeyboardInterrupt: after SIGINT, such as Ctrl-C or a notebook's stop button, once the state is saved; call `train`
         again to resume. A second SIGINT raises it at once.
       SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
@@ -96,13 +96,13 @@ def train(
 
 
 class Prepared(NamedTuple):
-    """What a run begins with.
+    """What a run starts with.
 
     Attributes:
       metadata: of its checkpoints.
-      network: that it trains.
-      mesh: of all devices.
-      initial: gives its initial parameters.
+      network: the network to train.
+      mesh: the mesh of all devices.
+      initial: returns the initial parameters.
     """
 
     metadata: Metadata
@@ -119,7 +119,7 @@ def prepare(
     teacher: Teacher | None = None,
     load_model: Load = load,
 ) -> Prepared:
-    """Checks all of a run that can be checked before its folder is made; arguments and errors are those of `train`."""
+    """Check all that can be checked before a run's folder is created. Arguments and errors are those of `train`."""
     mesh = data_mesh()
     check_path(workdir)
     check_processes(config, source)
@@ -161,7 +161,8 @@ class _Run(NamedTuple):
     def evaluate(self, state: TrainState, step: int) -> None:
         """Shows what the model has learned, to whom asked for it."""
         if self.on_eval is not None:
-            params = to_host(self.runner.collect(state.sampling_params))  # to be kept: the next step uses up the state
+            # Hooks may keep the parameters, and the next step uses up the state: copy them.
+            params = to_host(self.runner.collect(state.sampling_params))
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
 
@@ -179,7 +180,7 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         for field, of_first, of_ours in differences(theirs, ours)
         if field not in paths  # hosts may have the same files in other places
     )
-    content = int(fingerprint(source)[:7], 16)  # as much of it as an int32 has
+    content = int(fingerprint(source)[:7], 16)  # as many digits as fit an int32
     data = multihost.gather([len(source), *source.image_shape, source.num_classes, content])
     other = next((process for process, of_process in enumerate(data) if of_process != data[0]), None)
     if other is not None:
@@ -218,8 +219,8 @@ def _initial_params(
     if _is_run(init_from):
         if theirs.step >= num_steps:
             raise InputError(
-                f"config.train.init_from={init_from!r} has done {theirs.step:,} updates, and config.train.num_steps="
-                f"{num_steps:,} counts these: set it to more."
+                f"config.train.init_from={init_from!r} has done {theirs.step:,} updates, which config.train.num_steps="
+                f"{num_steps:,} includes. Set config.train.num_steps to more."
             )
         return anew
     here, there = (
@@ -441,7 +442,7 @@ class Monitor:
         values = _means(self._seen)
         values["images_per_sec"] = self.progress.show(step, values["loss"])
         left = self._train.num_steps - step
-        if self._run.teacher is None and left and not self._timed:  # a ladder says so of all its students
+        if self._run.teacher is None and left and not self._timed:  # a ladder prints one estimate for all its students
             seconds = round(left * self._train.batch_size / values["images_per_sec"])
             say(f"{self.progress.name}: about {datetime.timedelta(seconds=seconds)} for the {left:,} updates left")
         self._timed = True
@@ -493,7 +494,7 @@ class Health:
 
 
 class Progress:
-    """The progress line: step, loss, images a second, time left."""
+    """The progress line: step, loss, images/s, time left."""
 
     def __init__(self, name: str, step: int, total: int, batch_size: int):
         self.name, self.total, self.batch_size = name, total, batch_size

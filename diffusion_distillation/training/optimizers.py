@@ -33,7 +33,7 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
         optimizer = optax.partition({"embedding": optimizer, "rest": optax.set_to_zero()}, _embedding_or_rest)
 
     def update(grads, state, params=None):
-        with jax.enable_x64(False):  # or else optax would compute powers of decays in float64 where a user allows it
+        with jax.enable_x64(False):  # else optax computes powers of decays in float64 if a user enables it
             return optimizer.update(grads, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)

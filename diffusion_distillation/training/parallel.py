@@ -47,14 +47,14 @@ class Runner(NamedTuple):
     """A compiled training step, and how its arguments are placed on the devices.
 
     Attributes:
-      place: `place(state, teacher)`, as `steps` wants them. The state passed in is used up, or it would be there twice.
+      place: `place(state, teacher)`, as `steps` needs them. The state passed in is used up: devices hold it once.
       compile: `compile(state, key, teacher, batches)`, before `steps`, with the state and the teacher that `place` is
         to take; they need not be there yet, their shapes will do. `steps` would compile itself, but then the host holds
         what compiling leaves in its memory beside the activations; here it is given back first.
       steps: `steps(state, key, teacher, batches) -> (state, metrics)`, a step for every batch (NumPy arrays, this
         process's rows); metrics have an entry for each. The state passed in is used up.
-      collect: a state, or a part of one, as it is to be saved: arrays that span all devices, or, where these hold it in
-        another form, copies on the host, so that no device holds it in both.
+      collect: a state, or a part of one, in the form that is saved: arrays that span all devices, or copies on the host
+        if the devices hold another form, so that no device holds both.
       in_one_call: whether the devices do the steps of a call without the host, which then is as long as they take.
     """
 
@@ -101,7 +101,7 @@ def _packing(runner: Runner) -> Runner:
 
 
 def _moved_to_host(state: TrainState, change: Callable[[TrainState], TrainState] = lambda state: state) -> TrainState:
-    """The state after a change, as NumPy arrays; the devices do not hold it any more."""
+    """Apply a change to a state and return it as NumPy arrays. The state's device arrays are deleted."""
     copies = to_host(change(state))
     for leaf in jax.tree.leaves(state):
         if isinstance(leaf, jax.Array):

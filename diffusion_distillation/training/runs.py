@@ -1,9 +1,9 @@
 """A run's folder.
 
-config.json is the config, and inputs.json has fingerprints of what the config names by a path: the data, the teacher.
-config_history.jsonl says what --change changed in these two, and when. environment.jsonl has one line per start:
-versions, commit, command, devices, date. Besides there are metrics.jsonl, evaluations.jsonl, checkpoints/, samples/
-and best/.
+config.json is the config. inputs.json has fingerprints of what the config names by path: the data and the teacher.
+config_history.jsonl records what --change changed in these two files, and when. environment.jsonl has one line per
+start: versions, commit, command, devices, date. The other files and folders are metrics.jsonl, evaluations.jsonl,
+checkpoints/, samples/ and best/.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ NOT_FIXED = ("model.args.dropout",)
 
 
 class Input(NamedTuple):
-    """What a config names by its path and a run knows by its fingerprint.
+    """Something that a config names by path and a run identifies by fingerprint.
 
     Attributes:
       title: for messages.
@@ -89,20 +89,20 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted w
 def open_run(
     workdir: epath.PathLike, config: ConfigDict, change: bool = False, inputs: Mapping[str, str] | None = None
 ) -> None:
-    """Create the folder of a run and write its config.json, or check that the existing one is of this config.
+    """Create the folder of a run and write its config.json, or check that the existing one has this config.
 
-    The main process does so, and all processes get its verdict: every process must call it.
+    Only the main process does so, and every process gets its result. Every process must call it.
 
     Args:
       workdir: the run's folder.
       config: resolved.
       change: continue a run that has another config or other inputs. The differences go to config_history.jsonl.
-      inputs: fingerprints of the `INPUTS` of the run. An input that was recorded before is compared by its
-        fingerprint, and its path may differ.
+      inputs: fingerprints of the `INPUTS` of the run. An input that was recorded before is compared by
+        fingerprint; its path may differ.
 
     Raises:
-      InputError: if the folder holds a run of another config or of other inputs, or, with `change`, one whose state
-        would not fit.
+      InputError: if the folder holds a run with another config or other inputs; with `change`, only if its state would
+        not fit.
     """
     multihost.on_main(lambda: _open_run(as_path(workdir), config, change, inputs or {}))
 
@@ -145,30 +145,30 @@ def record_environment(workdir: epath.Path) -> None:
 
 
 def read_inputs(workdir: epath.Path) -> dict[str, str]:
-    """The fingerprints of a run's inputs; empty if the run is older than they are, or if the file is damaged."""
+    """The fingerprints of a run's inputs; empty if the run is from before there were any, or if the file is damaged."""
     path = workdir / INPUTS_FILE
     try:
         return parse_json(path.read_text()) if path.exists() else {}
     except (ValueError, TypeError):
-        logging.warning("%s is damaged: the data and the teacher are not compared with those before.", path)
+        logging.warning("%s is damaged. The data and the teacher cannot be compared with the earlier ones.", path)
         return {}
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The resolved config of a run that is there; fields that it is too old to have are at their defaults.
+    """Read the resolved config of an existing run. Fields that the run is too old to have get their defaults.
 
     Raises:
-      InputError: if it is missing or damaged, or not one that can be run here.
+      InputError: if the config is missing, is damaged, or cannot be run here.
     """
     path = workdir / "config.json"
     try:
         config = read_json(path)
     except FileNotFoundError:
-        raise InputError(f"{str(path)!r} is missing: the command that made the run writes it again.") from None
+        raise InputError(f"{str(path)!r} is missing. Run the command that made the run again to restore it.") from None
     except InputError as error:
         raise InputError(
-            f"{error} If the run is of the config that you give now, delete this file and run the same "
-            "command again; or else give another --workdir."
+            f"{error} If the run has the config that you give now, delete this file and run the same "
+            "command again. If not, give another --workdir."
         ) from None
     check_foreign(config, path)
     try:
@@ -255,10 +255,10 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
 
 
 def forget_after(workdir: epath.Path, step: int) -> None:
-    """Remove what a run left of steps after this one, when it resumes from here: they will be done again.
+    """Remove what a run wrote after this step. Call it when the run resumes from the step and repeats the later ones.
 
-    That is grids of samples, lines of evaluations.jsonl and checkpoints in `best`. `MetricsLog` and TensorBoard's
-    files do so for themselves. Only the main process may call it.
+    It removes sample grids, lines of evaluations.jsonl and checkpoints in `best`. `MetricsLog` and TensorBoard's files
+    remove theirs. Only the main process may call it.
     """
     for grid in _children(workdir / "samples"):
         found = re.fullmatch(r"step_(\d+)\.png", grid.name)

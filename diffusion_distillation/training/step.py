@@ -21,7 +21,7 @@ from ..shapes import Array, Condition, Params
 from .optimizers import at_step, learning_rate, make_optimizer
 from .packing import is_packed, pack, unpack
 
-MOST_OF_FIRST = 0.1  # the weight of an average's first parameters from which on samples are visibly worse
+MOST_OF_FIRST = 0.1  # the weight of an average's first parameters above which samples are visibly worse
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -122,7 +122,7 @@ def make_train_step(config: Any, network: Network, *, axis_name: str | None = No
         value, grads = _mean_over_microbatches(gradients, _microbatches(batch, num_microbatches, num_shards))
         if axis_name is not None:
             value, grads = jax.lax.pmean((value, grads), axis_name)
-        counted = state.step - state.skipped  # the first update that counts begins an average, be it not the first
+        counted = state.step - state.skipped  # an average starts at the first update that is not skipped
         opt_state = at_step(state.opt_state, state.step)
         updates, _ = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -266,7 +266,7 @@ def corrected_decay(decay: float, step: Array) -> Array:
 
 
 def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
-    """The decay of the running average at each step, skipped ones left out; None where the config averages nothing.
+    """The decay of the running average at each step, without skipped ones; None if the config keeps no average.
 
     The first step replaces the average by the new parameters, so that the initial ones leave no trace in it.
     """
@@ -282,14 +282,14 @@ def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
 
 
 def _constant_decay(train: Any) -> float:
-    """The decay of an exponential average; 0 where the config asks for none."""
+    """The decay of an exponential average; 0 if the config keeps none."""
     if train.ema_decay is not None:
         return train.ema_decay
     return 1 - 1 / train.avg_steps if train.avg_type == "ema" else 0.0
 
 
 def doubts(train: Any) -> list[str]:
-    """Settings of a config's `train` section that are allowed but waste the run, a sentence each."""
+    """Warn of settings in a config's `train` section that are allowed but waste the run, one sentence per setting."""
     found, updates, decay = [], train.num_steps, _constant_decay(train)
     if (warmup := train.learning_rate_warmup_steps) > updates:
         found.append(
@@ -298,7 +298,7 @@ def doubts(train: Any) -> list[str]:
         )
     if (weight := decay**updates) > MOST_OF_FIRST:
         found.append(
-            f"The average that samples are drawn with, of decay {decay:g}, still has {weight:.0%} of its first "
+            f"The parameter average for sampling, with decay {decay:g}, still has {weight:.0%} of its first "
             f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or "
             "less."
         )

@@ -47,7 +47,7 @@ from diffusion_distillation.model import count_params, init_params, make_network
 HERE = Path(__file__).parent
 WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
 TURN = 2.0  # seconds
-# As much arithmetic as so many forward passes.
+# The arithmetic of each, in forward passes.
 FORWARDS = {"base_step": 3, "base_step_without_dropout": 3, "distillation_step": 5, "forward": 1}
 
 CONFIG = cli.define_config()
@@ -171,7 +171,7 @@ def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
     base.model.dtype, base.train.batch_size = dtype, batch
     without_dropout = base.copy_and_resolve_references()
     without_dropout.model.args.dropout = 0.0
-    ladder = without_dropout.copy_and_resolve_references()  # as the configs of distillation are
+    ladder = without_dropout.copy_and_resolve_references()  # as distillation configs have none
     ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
     made = {"base": base, "without_dropout": without_dropout, "ladder": ladder}
     return {name: resolve(config).to_dict() for name, config in made.items()}

@@ -43,7 +43,7 @@ def in_memory(request, monkeypatch):
 
 
 def test_a_copy_of_a_folder_has_the_same_fingerprint(tmp_path, folder, in_memory):
-    """Whatever its path and the times of its files."""
+    """The path and the times of the files do not matter."""
     first = of_folder(folder, class_conditional=True)
     copy = shutil.copytree(folder, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
     os.utime(copy / "cats" / "1.bmp", (0, 0))
@@ -51,7 +51,7 @@ def test_a_copy_of_a_folder_has_the_same_fingerprint(tmp_path, folder, in_memory
 
 
 def replace_an_image(folder):
-    """By another one under the same name, of the same size and time."""
+    """The new image has the same name, size and time."""
     file = folder / "dogs" / "4.bmp"
     status = file.stat()
     save(file, seed=7)
@@ -116,7 +116,7 @@ def test_our_datasets_have_names_and_fingerprints():
 
 
 class Plain:
-    """A source of one's own, without a fingerprint; with `noise`, other images every time."""
+    """A user's source without a fingerprint. With `noise`, its images differ at every read."""
 
     image_shape, num_classes = (4, 4, 1), 1
 
@@ -135,7 +135,7 @@ class Plain:
 
 
 def test_a_source_of_ones_own():
-    """A few examples are read; what is random is left out; its own word counts."""
+    """A few examples are read, random ones are ignored, and its own fingerprint counts."""
     plain = Plain()
     assert fingerprint(plain) == fingerprint(Plain())
     assert plain.read == 200
@@ -146,7 +146,7 @@ def test_a_source_of_ones_own():
 
 
 def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):
-    """Some examples stand for all; times of files do not count."""
+    """Some examples stand for all. File times do not matter."""
     monkeypatch.setattr(encoded, "IN_MEMORY", 0)
     copy = shutil.copytree(stand_ins, tmp_path / "copy", copy_function=shutil.copyfile)
     first, second = (load_source("CIFAR10", class_conditional=True, data_dir=str(place)) for place in (stand_ins, copy))
@@ -156,7 +156,7 @@ def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):
 
 
 def test_a_reference_is_known_by_its_images(tmp_path, folder):
-    """And not by the path of its folder: 10.5 stood where 64.4 was right."""
+    """The path of its folder does not matter. A cached 10.5 was once returned where 64.4 is right."""
 
     def content(path):
         source = load_source("ImageFolder", path=str(path), image_size=8)

@@ -290,7 +290,7 @@ def test_large_folders_give_the_same_batches(tmp_path, monkeypatch):
             pass
 
 
-def test_folders_that_look_like_splits_are_no_classes_without_a_warning(tmp_path, caplog):
+def test_classes_that_look_like_splits_give_a_warning(tmp_path, caplog):
     for seed, name in enumerate(["Test/1.png", "train/2.png", "val/3.png"]):
         save(tmp_path / "images" / name, seed)
     load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8, class_conditional=True)
@@ -303,7 +303,7 @@ def test_folders_that_look_like_splits_are_no_classes_without_a_warning(tmp_path
 
 @pytest.fixture
 def failing(tmp_path, monkeypatch):
-    """`failing(error, times)`: reading 3.png of 10 images fails that often. Returns the reading of all."""
+    """`failing(error, times)` reads 10 images while reading 3.png fails that many times, and returns the result."""
     monkeypatch.setattr(files, "WAITS", (0, 0, 0))
     for seed in range(10):
         save(tmp_path / "images" / f"{seed}.png", seed)
@@ -326,12 +326,12 @@ def failing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error", [MemoryError(), *(OSError(code, "") for code in (errno.EIO, errno.ESTALE, errno.EMFILE))]
 )
-def test_a_machine_that_stumbles_is_asked_again_and_no_image_is_lost(failing, error):
+def test_transient_errors_are_retried_and_no_image_is_lost(failing, error):
     assert failing(error, 3) == 10
 
 
-def test_a_machine_that_fails_is_not_taken_for_broken_images(failing, tmp_path):
-    """And nothing of it is cached: 7 of 10 images were left from then on."""
+def test_lasting_machine_errors_do_not_count_as_broken_images(failing, tmp_path):
+    """Nothing is cached. The cache once kept only 7 of 10 images for good."""
     with pytest.raises(RunError, match=r"3\.png cannot be read now \(Input/output error\): the machine or its storage"):
         failing(OSError(errno.EIO, "Input/output error"), 4)
     assert failing(None, 0) == 10

@@ -56,7 +56,7 @@ def test_a_source_of_ones_own(name):
     ],
 )
 def test_arguments_of_another_type(monkeypatch, name, args, message):
-    """By the annotation, and of one's own function without any by a default of True or False."""
+    """Types come from annotations. Without one, a default of True or False counts as bool."""
     import my_stripes
 
     monkeypatch.setattr(my_stripes, "flagged", lambda wide=True: None, raising=False)
@@ -104,9 +104,12 @@ class OneByOne(Wrong):
         ([1, 2], "this list has no image_shape, num_classes"),
         (Wrong(image_shape=[4, 4, 1]), r"image_shape=\[4, 4, 1\] is no tuple of integers \(height, width, channels\)"),
         (Wrong(image_shape=(4, 4)), r"image_shape=\(4, 4\) is no tuple"),
-        (Wrong(image_shape=(4, 4, 2)), r"image_shape=\(4, 4, 2\) has 2 channels, not 3, or 1 for gray images"),
+        (Wrong(image_shape=(4, 4, 2)), r"image_shape=\(4, 4, 2\) has 2 channels; it must have 3, or 1 for gray images"),
         (Wrong(images=np.zeros((2, 4, 4, 4), np.uint8)), "has 4 channels"),
-        (Wrong(class_names=("cats", "dogs")), r"class_names=\('cats', 'dogs'\) is no tuple of 1 strings"),
+        (
+            Wrong(class_names=("cats", "dogs")),
+            r"class_names=\('cats', 'dogs'\) must be None or a tuple with one string per class, 1 in all",
+        ),
         (Wrong(num_classes=0), "num_classes=0 is no integer from 1 on"),
         (Wrong(images=np.zeros((0, 4, 4, 1), np.uint8)), "this Wrong has no images"),
         (OneByOne(), r"with indices=np.array\(\[0, 1\]\), gave TypeError: only"),

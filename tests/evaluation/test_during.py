@@ -42,11 +42,11 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_metrics_between_the_calls_of_the_devices():
-    """They end at steps that metrics_every_steps does not divide: the first evaluation after its multiple measures."""
+    """Calls may end between multiples of metrics_every_steps. The first evaluation after a multiple measures."""
     config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_steps=70)))
     measured = []
-    for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as of a run that is taken up
+    for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as when a run resumes
         if _due(step, measured, config):
             measured.append(step)
     assert measured == [30, 50, 70]
-    assert _due(30, [50, 70], config)  # of a run that was taken up earlier
+    assert _due(30, [50, 70], config)  # when a run resumed earlier

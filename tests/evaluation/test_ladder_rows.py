@@ -30,5 +30,7 @@ def test_students_are_not_measured_beside_a_retrained_teacher(tmp_path, ladder):
     config, workdir = ladder_of(ladder, tmp_path / "base"), as_path(tmp_path / "ladder")
     check_teacher_unchanged(config, workdir)
     train(make_config(num_steps=10), tmp_path / "base", SOURCE, change=True)
-    with pytest.raises(InputError, match=r"The teacher '.*base' changed after the students .* Restore it; or distill"):
+    with pytest.raises(
+        InputError, match=r"The teacher '.*base' changed after the students .* Restore the old teacher, distill"
+    ):
         check_teacher_unchanged(config, workdir)

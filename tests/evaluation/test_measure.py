@@ -1,4 +1,4 @@
-"""Labels and speed of what is drawn and measured."""
+"""Labels and speed of the samples that are drawn and measured."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from diffusion_distillation.pipeline import Pipeline
 
 
 class OfClasses(Pipeline):
-    """A pipeline of three classes, each of whose images is of its class's number."""
+    """A pipeline of three classes, whose images are filled with the number of their class."""
 
     num_classes, distilled_for = 3, 0
 
@@ -25,7 +25,7 @@ class OfClasses(Pipeline):
 
 
 class Seen:
-    """Logits that see the class."""
+    """Features whose logits show the class."""
 
     identity, has_logits = "seen", True
 
@@ -34,8 +34,8 @@ class Seen:
 
 
 @pytest.mark.parametrize("first", [0, 20])
-def test_accuracy_of_any_set_of_samples_is_by_the_labels_that_were_drawn(first, tmp_path):
-    """Of 20 samples and three classes: the second set begins with another class than the first."""
+def test_accuracy_of_each_set_of_samples_uses_its_own_labels(first, tmp_path):
+    """With 20 samples and three classes, the second set starts with another class than the first."""
     yardstick = Yardstick("seen", Seen(), ("accuracy",), Observed)
     draw = draw_from(OfClasses(), jax.random.key(0), batch_size=8, first=first)
     np.testing.assert_array_equal(draw.labels(np.arange(4)), (first + np.arange(4)) % 3)

@@ -169,7 +169,7 @@ def test_any_number_of_batches_gives_the_same(batches):
 
 
 def numbers(found):
-    """By the names that they have with Inception's features."""
+    """Values by the names that metrics have with Inception's features."""
     return by_name({Criterion(name, "inception"): value for name, value in found.items()})
 
 
@@ -184,7 +184,7 @@ def test_only_what_is_needed_is_held():
 def test_bad_names_and_numbers():
     with pytest.raises(ValueError, match=r"Unknown metric 'fib'.* Did you mean 'fid'"):
         select(["fib"], 10)
-    with pytest.raises(ValueError, match="'is' needs at least 10 samples; 9 are few"):
+    with pytest.raises(ValueError, match="'is' needs at least 10 samples; got 9"):
         select(["fid", "is"], 9)
 
 

@@ -33,7 +33,7 @@ def everything(source):
 
 
 def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
-    """Links are followed, hidden folders left out, GIF and TIFF read: FID was 67.95 and 10.53 for the same images."""
+    """Links are followed, hidden folders skipped, GIF and TIFF read. FID was 67.95 and 10.53 for the same images."""
     for number, name in enumerate(["a.png", "b.bmp", "c.gif", "d.tiff", "sub/e.tif", ".hidden/f.png", "sub/.g.png"]):
         save(folder / name, colors(number))
     save(tmp_path / "elsewhere" / "h.png", colors(7))
@@ -44,11 +44,11 @@ def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
     caplog.clear()
     np.testing.assert_array_equal(everything(Pictures(folder)), trained_on)
     assert len(trained_on) == 6
-    assert "left out, as their format is not read: 1 .heic" in caplog.text
+    assert "skipped images in formats that cannot be read: 1 .heic" in caplog.text
 
 
 def test_one_colorless_image_does_not_make_a_folder_gray(folder):
-    """Whichever comes first: a folder was refused, or not, by how names sort."""
+    """It does not matter which image comes first."""
     save(folder / "0.png", colors(0)[..., :1].repeat(3, axis=-1))
     save(folder / "1.png", colors(1)[..., 0])
     assert Pictures(folder).image_shape == (8, 8, 1)
@@ -58,7 +58,7 @@ def test_one_colorless_image_does_not_make_a_folder_gray(folder):
     np.testing.assert_array_equal(everything(found)[2], colors(2))
 
 
-def test_a_machine_that_stumbles_is_asked_again(folder, monkeypatch):
+def test_transient_errors_are_retried(folder, monkeypatch):
     save(folder / "0.png", colors(0))
     left = [OSError(errno.EIO, "Input/output error")]
     content = (folder / "0.png").read_bytes()

@@ -58,7 +58,7 @@ CONFIGS = {
     "of 1 GiB": (b"{}", GIB, "has 1,073,741,824 bytes; JSON files have at most 1,048,576"),
     "lists, deep": (b"[" * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
     "objects, deep": (b'{"a":' * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
-    "as many lists as fit": (b"[" + b"[]," * 349_000 + b"[]]", 0, "it is no object, but list"),
+    "as many lists as fit": (b"[" + b"[]," * 349_000 + b"[]]", 0, "it is of type list, not an object"),
 }
 HUGE = {  # numbers in the configs of a network and a scheduler
     "layers_per_block": (10**9, "num_res_blocks=1000000000 must be 32 at most"),

@@ -211,7 +211,7 @@ def test_the_card(unchecked, tmp_path):
 
 
 def test_the_code_of_the_card_runs(unchecked, checkpoint):
-    """All of it that is Python, as it stands there."""
+    """All its Python code runs as it stands in the card."""
     [_, metadata], names = interop.load(checkpoint), {}
     parts = card.text(metadata, ("sampler", "archive"), Options(), "mit", {}, datetime.date(2027, 8, 31))
     [block] = re.findall(r"```python\n(.*?)```", parts, re.DOTALL)

@@ -348,7 +348,7 @@ def test_a_download_that_changes_meanwhile_is_refused(server, monkeypatch, cache
         Server.files["/checkpoint"] += b"more"
 
     monkeypatch.setattr(download, "_copy", copy_and_change)
-    with pytest.raises(InputError, match=r"it changed meanwhile\. Try again"):
+    with pytest.raises(InputError, match=r"it changed during the download\. Try again"):
         interop.load(url, config)
     assert not list(cache.rglob("checkpoint"))
 
@@ -419,13 +419,13 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
         (folder / name).write_text(json.dumps(content))
     act = {"run": lambda: interop.load(url), "ladder": lambda: read_config(as_path(url))}
     act["config"] = lambda: cfg.load(folder / "config.json")
-    with pytest.raises(InputError, match=r"names code to run, 'evil_.* others may have written it"):
+    with pytest.raises(InputError, match=r"names code to run, 'evil_.* others may have written this file"):
         act.get(kind, lambda: interop.load(folder))()
     assert not imported
 
 
 def test_code_that_the_user_names_too_is_not_refused(archived, cache):
-    """Such as a network of one's own, in a bucket of one's own."""
+    """For example, a user's own network in the user's own bucket."""
     values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
     with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
         registry.check_foreign(values, as_path("gs://bucket/config.json"))

@@ -90,7 +90,7 @@ def write(workdir, source, config=CONFIG):
     write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
 
 
-def test_a_report_refuses_a_folder_that_is_at_work(tmp_path, drawn):
+def test_a_report_refuses_a_folder_where_a_process_works(tmp_path, drawn):
     with locked(tmp_path), pytest.raises(ValueError, match="Another process works in"):
         write(tmp_path, Images())
     assert not (tmp_path / "report").exists()
@@ -131,7 +131,7 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
 
     file.write_text(file.read_text()[:50])
     write(workdir, source)
-    assert "evaluation.json is damaged, or of an earlier version; what it held is measured again" in caplog.text
+    assert "evaluation.json is damaged or from an earlier version; its rows are measured again" in caplog.text
     assert [row["values"] for row in json.loads(file.read_text())["rows"]] == [row["values"] for row in table["rows"]]
 
 
@@ -178,7 +178,7 @@ def test_in_a_bucket(bucket, drawn):
 
 
 def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatch):
-    """Samples are of classes 0, 1, 2, 0, ... in turn: of each class there is a column."""
+    """The classes of samples take turns, 0, 1, 2, 0, ..., and each class has a column."""
     source, saved = Images(), {}
     source.num_classes, source.class_names = 3, ("ant", "7", "cat")
 
@@ -221,7 +221,7 @@ def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
 
 @pytest.mark.parametrize("num_samples", [70, 20])
 def test_images_per_second_counts_all_that_are_drawn(num_samples, tmp_path, drawn, monkeypatch):
-    """By a clock on which an image takes a second to draw."""
+    """On the test's clock, an image takes a second to draw."""
     config, seconds, stream = CONFIG.copy_and_resolve_references(), [0.0], Drawing.stream
 
     def timed(*args, batch_size, **options):
@@ -244,12 +244,12 @@ def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
     row |= {"images_per_sec": 1.0, "content": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
     assert evaluation.read(as_path(tmp_path / "evaluation.json")) is None
-    assert "of an earlier version; what it held is measured again" in caplog.text
+    assert "from an earlier version; its rows are measured again" in caplog.text
 
 
 def test_several_ladders_on_a_page(tmp_path, drawn):
     ladders = [tmp_path / name for name in ("one", "two")]
-    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json: scripts/report.py"):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. Run scripts/report.py"):
         write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
     for path in ladders:
         write(path, Images())

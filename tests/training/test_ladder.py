@@ -61,8 +61,8 @@ def test_devices_hold_what_the_table_says(tmp_path):
         assert held[num_steps] == pytest.approx(expected, rel=0.02)
 
 
-def test_a_saved_state_is_there_once(tmp_path, monkeypatch):
-    """A packed one is not on the devices in another form too, as it is saved and as it is shown."""
+def test_a_state_is_held_once_while_it_is_saved(tmp_path, monkeypatch):
+    """Devices do not hold a packed state in another form too while it is saved or evaluated."""
     base = make_config(num_steps=5)
     with base.unlocked():
         base.model.name, base.model.args = "own_parts:heavy", {}
@@ -80,7 +80,7 @@ def test_a_saved_state_is_there_once(tmp_path, monkeypatch):
 
 
 def test_a_student_with_a_damaged_config(tmp_path):
-    """Is named, and does as the message says: without the file, the ladder takes it to be of its own config."""
+    """The error names the file. Without the file, the student counts as one of the ladder's config."""
     train(make_config(num_steps=5), tmp_path / "base", SOURCE)
     config, ladder = ladder_of(make_config(num_steps=5), tmp_path / "base"), tmp_path / "ladder"
     run_ladder(config, ladder, SOURCE)
@@ -150,7 +150,7 @@ def test_a_ladder_of_the_version_before_goes_on(tmp_path):
 
 @pytest.mark.parametrize("done", ["finished", "half-way"])
 def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
-    """Which lies at the same path: the students would be of two teachers."""
+    """The new teacher is at the same path. Students would come from two teachers."""
     base, ladder = make_config(num_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)

@@ -251,7 +251,7 @@ def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
         ValueError, match=r"init_from='elsewhere://model': config.model.args.width is 8 there and 4 here"
     ):
         train(other, tmp_path / "other", SOURCE, load_model=load_model)
-    narrow = jax.tree.map(lambda leaf: leaf[..., :1], given[0])  # as by an edited network of one's own
+    narrow = jax.tree.map(lambda leaf: leaf[..., :1], given[0])  # as if the user had edited the network
     with pytest.raises(
         ValueError, match=r"init_from='elsewhere://model' is of another network: .* is \(.*\) there and"
     ):
@@ -294,7 +294,7 @@ def test_training_does_not_resume_on_other_data(tmp_path):
 
 
 def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
-    """What the abandoned steps left would be shown as the new ones'."""
+    """Output of the abandoned steps would pass for that of the new ones."""
     config = make_config(retain_checkpoint_every_steps=10, eval_every_steps=10)
 
     def on_eval(params, metadata, workdir):
@@ -326,7 +326,7 @@ def test_a_start_is_recorded_with_its_environment(tmp_path):
 
 
 class Kept(dict):
-    """An on_eval that keeps what it is given, by the step."""
+    """An on_eval that keeps its parameters, by step."""
 
     def __call__(self, params, metadata, workdir):
         self[metadata.step] = params
@@ -334,7 +334,7 @@ class Kept(dict):
 
 @pytest.mark.parametrize("how", [dict(), dict(shard_state=True)], ids=["packed", "sharded"])
 def test_a_hook_may_keep_the_parameters(tmp_path, how):
-    """Of every evaluation, though the next step uses up the state."""
+    """The parameters of every evaluation last, though the next step uses up the state."""
     kept = Kept()
     train(make_config(eval_every_steps=5, **how), tmp_path, SOURCE, on_eval=kept)
     assert list(kept) == [5, 10, 15, 20]
@@ -343,7 +343,7 @@ def test_a_hook_may_keep_the_parameters(tmp_path, how):
 
 
 def test_ctrl_c_saves_and_raises(tmp_path):
-    """As in a notebook: the run stops with KeyboardInterrupt, and leaves neither handlers nor other streams behind."""
+    """In a notebook, the run stops with KeyboardInterrupt and restores the signal handlers and streams."""
     before = [signal.getsignal(number) for number in interrupt.SIGNALS], sys.stdout, sys.stderr
     with pytest.raises(KeyboardInterrupt):
         train(make_config(), tmp_path, SOURCE, on_metrics=stop_at(10, signal.SIGINT))
@@ -364,7 +364,7 @@ def test_a_second_ctrl_c_raises_at_once(tmp_path):
 
 
 def test_other_signals_are_left_alone(monkeypatch):
-    """Those that have handlers in Python too, in a script as it stops for SIGTERM."""
+    """This includes signals with Python handlers, while a script stops for SIGTERM."""
     exits, came = [], []
     monkeypatch.setattr(interrupt, "_exit_at_once", exits.append)
     earlier = signal.signal(signal.SIGUSR1, lambda *_: came.append("USR1"))

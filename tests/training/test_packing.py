@@ -56,7 +56,7 @@ def test_of_several_types():
     ],
 )
 def test_where_it_is_done(monkeypatch, how, scan, packed, backend):
-    """And what is to be saved is as ever. What is packed no device ever holds in both forms."""
+    """The saved form does not change, and no device ever holds both forms."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = make_config(**how)
     runner = make_runner(config, NETWORK, data_mesh(), scan=scan)

@@ -98,7 +98,7 @@ def test_inputs_are_compared_by_content_and_not_by_path(tmp_path):
 
 
 def test_a_run_without_recorded_inputs_is_compared_by_path(tmp_path):
-    """As runs of earlier versions are."""
+    """Runs of earlier versions have none."""
     config = full_config()
     config.dataset.args = dict(path="here")
     open_run(tmp_path, cfg.resolve(config))
