@@ -220,7 +220,7 @@ def test_guided_configs(name, runs):
     settings = json.loads((folder / "images" / "settings.json").read_text())
     assert settings["guidance"] == 3.0 and len(list((folder / "images").glob("*.png"))) == 20
     found = json.loads((folder / "e.json").read_text())
-    assert 0 <= found["metrics"]["accuracy"] <= 1 and found["about"]["guidance"] == 3.0
+    assert 0 <= found["metrics"]["accuracy_classifier"] <= 1 and found["about"]["guidance"] == 3.0
 
 
 PUBLISHED = """

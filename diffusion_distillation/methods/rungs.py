@@ -86,7 +86,8 @@ def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Run
     i, size = discrete_steps(keys, grid), grid // groups
     place = i % size
     rest = jnp.where((i < size) & (place > 0), 1.0, place / grid)
-    return GroupTimes((i + 1) / grid, jnp.broadcast_to(1 / grid, i.shape), rest, rung)
+    t = (i + 1) / grid
+    return GroupTimes(t, jnp.ones_like(t) / grid.astype(t.dtype), rest, rung)
 
 
 def teacher_displacement(distillation: Any, rungs: tuple[Rung, ...]) -> Callable[[Rung], Displacement] | None:
