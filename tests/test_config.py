@@ -223,7 +223,11 @@ def test_a_config_of_the_published_schema_runs():
         ("train", 3, "config.train=3 must be a section"),
         ("distillation.start_num_steps", 48, "config.distillation: start_num_steps=48 must be end_num_steps=1 times a"),
         ("distillation.teacher_checkpoint_path", None, "teacher_checkpoint_path is missing"),
-        ("distillation.stages", {"3": {}}, r"stages.3: no student has 3 steps; they have \[32, 16, 8, 4, 2, 1\]"),
+        (
+            "distillation.stages",
+            {"3": {}},
+            r"stages.3: no student has 3 steps; the students have \[32, 16, 8, 4, 2, 1\]",
+        ),
         (
             "distillation.stages",
             {"2": {"learning_rates": 1.0}},

@@ -84,7 +84,9 @@ def test_json_that_is_refused(tmp_path, text, message):
 def test_a_damaged_line_is_named(tmp_path):
     path = as_path(tmp_path / "metrics.jsonl")
     assert files.read_json_lines(path) == []
-    path.write_text('{"step": 1}\n' + "[" * 100_000)
+    path.write_text('{"step": 1}\n{"st')
+    assert files.read_json_lines(path) == [{"step": 1}]  # a process that was killed left a part of a line
+    path.write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
     with pytest.raises(InputError, match=r"Line 2 of .*metrics\.jsonl' cannot be read as JSON"):
         files.read_json_lines(path)
 

@@ -225,7 +225,7 @@ def test_errors(base):
     z = noise(KEY, 3)
     for draw, message in {
         lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
-        lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be at least 1",
+        lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be an integer of at least 1",
         lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
         lambda: base.sample(
             KEY, 2, sampler="dim"
@@ -241,7 +241,7 @@ def test_errors(base):
         lambda: base.denoiser()(z[0], 0.0): r"of shape \[n, 8, 8, 1\], at least one; got \[8, 8, 1\]",
         lambda: base.denoiser(np.arange(2))(z, 0.0): "made for 2 labels; got 3 images",
         lambda: base.denoiser(np.array([0, 3])): r"labels must be classes from 0 to 2; got \[0, 3\]",
-        lambda: Pipeline(*make_model(), num_steps=0): "num_steps=0 must be at least 1",
+        lambda: Pipeline(*make_model(), num_steps=0): "num_steps=0 must be an integer of at least 1",
         **{
             lambda labels=labels: base.sample(KEY, 3, np.array(labels)): "labels must be"
             for labels in ([1, 2], [0, 3, 1], [-1, 0, 0])

@@ -32,7 +32,7 @@ from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..files import as_path, below, write_whole
 from ..interop import place
-from ..methods import make_method
+from ..methods import evaluations_of_update, make_method
 from ..training.ladder import run_ladder, student_folder
 from ..training.loop import Load
 from ..training.runs import read_metrics

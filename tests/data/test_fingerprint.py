@@ -141,8 +141,10 @@ def test_a_source_of_ones_own():
     assert plain.read == 200
     assert fingerprint(plain) != fingerprint(Plain(level=1))
     assert fingerprint(Plain(noise=True)) == fingerprint(Plain(noise=True)) != fingerprint(Plain(noise=True, count=999))
-    plain.fingerprint = "version 3"
-    assert fingerprint(plain) == "version 3"
+    plain.fingerprint, before = "version 3", plain.read
+    three = fingerprint(plain)
+    plain.fingerprint = "version 4"
+    assert three != fingerprint(plain) and len(three) == 16 and plain.read == before
 
 
 def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):

@@ -221,7 +221,7 @@ def test_a_finished_run_is_extended(tmp_path):
 def test_what_a_run_goes_on_from_must_be_there(tmp_path):
     """And leave something to do; a run that was refused has begun nothing."""
     train(make_config(), tmp_path / "run", SOURCE)
-    messages = {"nowhere": "No checkpoint in", "run": "has done 20 updates, and .*=20 counts"}
+    messages = {"nowhere": "No checkpoint in", "run": "has done 20 updates, which .*=20 includes"}
     for source, message in messages.items():
         with pytest.raises(ValueError, match=message):
             train(make_config(init_from=str(tmp_path / source)), tmp_path / "new", SOURCE)
