@@ -167,7 +167,7 @@ class Plan:
             if left:
                 rate = values["images_per_sec"]
                 report = self._report_evaluations / (rate * self._per_update[num_steps])
-                then = f", then about {_rounded(report)} for the report" if report else ""
+                then = f", then up to {_rounded(report)} for the report" if report else ""
                 say(f"{self._name}: about {_rounded(left / rate)} of training left{then}")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})
