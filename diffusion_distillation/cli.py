@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from logging import StreamHandler
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -294,6 +295,9 @@ def _show_bug(error: Exception) -> NoReturn:
 def _quieten_libraries() -> None:
     """Keeps from the user what libraries print of errors besides raising them, as when they read a damaged file."""
     logging.set_verbosity(logging.WARNING)
+    root = logging.get_absl_logger().root
+    for handler in [handler for handler in root.handlers if type(handler) is StreamHandler]:
+        root.removeHandler(handler)  # orbax causes it to be added at import, and every warning would be printed twice
     logging.get_absl_handler().python_handler.stream = sys.stderr  # which `make_steady` has replaced
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

@@ -200,3 +200,9 @@ def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
     assert metadata.step == 10
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True):
         assert (one == other).all()
+
+
+def test_a_warning_is_printed_once(tmp_path):
+    flags = [*BASE, *AFFINE, "--config.train.num_steps=1", "--config.train.learning_rate_warmup_steps=9"]
+    process = start("train", *flags, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
+    assert process.communicate(timeout=120)[1].count("is longer than the run") == 1
