@@ -6,7 +6,8 @@ load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and report
 
 from typing import TYPE_CHECKING
 
-from . import diffusion, distillation, losses, model, sampling, schedules, unet
+from . import diffusion, distillation, losses, sampling, schedules
+from .networks import model, unet
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:

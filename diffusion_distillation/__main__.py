@@ -6,9 +6,9 @@ import sys
 import jax
 
 import diffusion_distillation as package
-from diffusion_distillation.devices import start_jax
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.pretrained import PRETRAINED
+from diffusion_distillation.runtime.devices import start_jax
 
 FUNCTIONS = ("schedules", "diffusion", "sampling", "losses", "distillation", "unet")
 

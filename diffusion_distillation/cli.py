@@ -22,19 +22,20 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from . import config as cfg
-from . import interop, multihost
+from . import interop
 from .checkpoints import Metadata
-from .console import make_steady
 from .data import Source, load_source
-from .devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
-from .files import absolute, as_path, read_json
 from .keys import seed_key
 from .pipeline import Pipeline
 from .report.grids import save_grid
+from .runtime import multihost
+from .runtime.console import make_steady
+from .runtime.devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
+from .runtime.files import absolute, as_path, read_json
+from .runtime.signals import exit_on_signals
 from .shapes import Params
 from .training.dry_run import dry_run
-from .training.interrupt import exit_on_signals
 from .training.loop import OnEval, OnMetrics
 
 NUM_SAMPLES_SHOWN = 64
@@ -359,9 +360,9 @@ def _on_eval(config: ConfigDict, source: Source) -> OnEval:
     """Draws samples, and measures some where the config says so."""
     if not config.eval.metrics_every_steps:
         return draw_samples
-    from .evaluation import during, ladder  # whose libraries take a second to import
+    from .evaluation import during, ladders  # whose libraries take a second to import
 
-    yardsticks = ladder.config_yardsticks(config, source, config.eval.metrics_num_samples)
+    yardsticks = ladders.config_yardsticks(config, source, config.eval.metrics_num_samples)
 
     def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
         draw_samples(params, metadata, workdir)

@@ -19,16 +19,16 @@ from ml_collections.config_dict import placeholder
 
 from .diffusion import MEAN_TYPES
 from .errors import InputError, did_you_mean
-from .files import as_path, read_json
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import make_method
-from .model import eval_schedule, train_schedule
+from .networks.model import eval_schedule, train_schedule
+from .networks.unet import LOGSNR_INPUT_TYPES, check_guidance_range
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
+from .runtime.files import as_path, read_json
 from .sampling import SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
-from .unet import LOGSNR_INPUT_TYPES, check_guidance_range
 
 
 class OneOf(tuple):

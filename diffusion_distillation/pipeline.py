@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Integer, UInt8
 
-from . import multihost, sampling
-from .devices import data_mesh, hold, spread
+from . import sampling
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
-from .model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
+from .networks.model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
+from .runtime import multihost
+from .runtime.devices import data_mesh, hold, spread
 from .sampling import DETERMINISTIC, SAMPLERS, check_num_steps
 from .shapes import Array, Keys, Params
 

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from .errors import InputError, did_you_mean
-from .files import is_foreign
+from .runtime.files import is_foreign
 
 _of_the_user: set[str] = set()  # names of code in the user's own configs, in this process
 

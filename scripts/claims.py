@@ -16,9 +16,9 @@ from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.diffusion import MEAN_TYPES
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.evaluation.reference import of_dataset
-from diffusion_distillation.report.claims import WEIGHTS, show_claims
+from diffusion_distillation.studies.claims import WEIGHTS, show_claims
 
 CONFIG = cli.define_config()
 LADDER = cli.define_config("ladder")

@@ -17,9 +17,9 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladder import config_yardsticks
+from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.evaluation.reference import of_dataset
-from diffusion_distillation.report.comparison import compare, cost_of
+from diffusion_distillation.studies.comparison import compare, cost_of
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "The comparison's folder; made if it is missing.", required=True)

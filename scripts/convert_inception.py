@@ -16,7 +16,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import inception
 from diffusion_distillation.evaluation.torch_file import read_tensors
-from diffusion_distillation.files import as_path, write_whole
+from diffusion_distillation.runtime.files import as_path, write_whole
 
 WEIGHTS = flags.DEFINE_string("weights", None, f"The file {inception.PUBLISHED}.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the weights go; by default into the cache folder.")

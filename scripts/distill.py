@@ -9,7 +9,7 @@ data, teacher, devices and config first, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.evaluation.ladder import config_yardsticks, evaluations_of_ladder
+from diffusion_distillation.evaluation.ladders import config_yardsticks, evaluations_of_ladder
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder, student_folder

@@ -20,22 +20,23 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_distillation import cli, interop, multihost
+from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import digest_of, newest_step
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
-from diffusion_distillation.evaluation.evaluation import Entry, Evaluation, evaluate
-from diffusion_distillation.evaluation.ladder import check_finished, evaluate_ladder, ladder_runs
+from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder, ladder_runs
 from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
 from diffusion_distillation.evaluation.metrics import METRICS, needed
 from diffusion_distillation.evaluation.reference import Reference, in_channels, of_dataset, of_path, save_statistics
-from diffusion_distillation.files import as_path, read_json, write_whole
+from diffusion_distillation.evaluation.results import Entry, Evaluation, evaluate
 from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
-from diffusion_distillation.report import folder
+from diffusion_distillation.report import sample_folder
+from diffusion_distillation.runtime import multihost
+from diffusion_distillation.runtime.files import as_path, read_json, write_whole
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.training.runs import read_config
 
@@ -132,15 +133,15 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     if KEEP.value is not None:
         about["keep"] = KEEP.value
         kept = as_path(KEEP.value)
-        folder.missing(kept, {**about, **entry._asdict()}, num_samples)  # or it is of other samples
+        sample_folder.missing(kept, {**about, **entry._asdict()}, num_samples)  # or it is of other samples
         if multihost.is_main():
-            folder.start(kept, {**about, **entry._asdict()})
+            sample_folder.start(kept, {**about, **entry._asdict()})
 
     def draw(entry, first):
         drawn = draw_from(pipeline, seed_key(SEED.value), first=first, **settings)
         if KEEP.value is None:
             return drawn
-        return drawn._replace(keep=lambda index, images: folder.write(kept, first + index, images))
+        return drawn._replace(keep=lambda index, images: sample_folder.write(kept, first + index, images))
 
     measured_by = yardsticks_of(config, num_samples, pipeline.image_shape[2])
     run = {entry: interop.place(CHECKPOINT.value)}

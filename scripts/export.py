@@ -12,30 +12,36 @@ JSON, which `from_checkpoint` and every --checkpoint here read.
 from absl import flags
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.devices import start_jax
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.evaluation import Evaluation, described
-from diffusion_distillation.files import as_path
-from diffusion_distillation.interop import card, diffusers, export
-from diffusion_distillation.interop.export import About, Options
+from diffusion_distillation.evaluation.results import Evaluation, described
+from diffusion_distillation.export import card, sampler_file
+from diffusion_distillation.export.sampler_file import About, Options
+from diffusion_distillation.interop import diffusers
+from diffusion_distillation.runtime.devices import start_jax
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.sampling import SAMPLERS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string("out", None, "The folder to write, a new or an empty one.", required=True)
 FORMAT = flags.DEFINE_enum(
-    "format", "sampler", [*export.FORMATS, "diffusers"], "What to write; diffusers is a pipeline of its UNet2DModel."
+    "format",
+    "sampler",
+    [*sampler_file.FORMATS, "diffusers"],
+    "What to write; diffusers is a pipeline of its UNet2DModel.",
 )
-INPUT = flags.DEFINE_enum("input", "seed", export.INPUTS, "What the sampler starts from.")
-OUTPUT = flags.DEFINE_enum("output", "uint8", export.OUTPUTS, "What the sampler returns.")
+INPUT = flags.DEFINE_enum("input", "seed", sampler_file.INPUTS, "What the sampler starts from.")
+OUTPUT = flags.DEFINE_enum("output", "uint8", sampler_file.OUTPUTS, "What the sampler returns.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default it is free.", lower_bound=1)
 NUM_STEPS = flags.DEFINE_string(
     "num_steps", None, "Sampling steps, by default the model's own; 'free' makes them an input."
 )
 SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' takes --input=seed.")
-PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "What the sampler's file is for.")
-PARAMS = flags.DEFINE_enum("params", "inside", export.PLACES, "Parameters in the sampler's file or in one beside it.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", export.DTYPES, "What parameters are stored in.")
+PLATFORMS = flags.DEFINE_list("platforms", list(sampler_file.PLATFORMS), "What the sampler's file is for.")
+PARAMS = flags.DEFINE_enum(
+    "params", "inside", sampler_file.PLACES, "Parameters in the sampler's file or in one beside it."
+)
+DTYPE = flags.DEFINE_enum("dtype", "float32", sampler_file.DTYPES, "What parameters are stored in.")
 LICENSE = flags.DEFINE_string("license", "unknown", "For the card: such as apache-2.0, as the Hugging Face Hub has it.")
 EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the model, for the card.")
 
@@ -51,14 +57,14 @@ def main() -> None:
     start_jax()
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     if FORMAT.value == "diffusers":
-        if options.num_steps == export.FREE:
+        if options.num_steps == sampler_file.FREE:
             raise InputError("--format=diffusers is for one number of --num_steps: its table of times is for these.")
-        export.check_new(out)
+        sampler_file.check_new(out)
         diffusers.write(out, params, metadata, options.num_steps and int(options.num_steps))
         cli.saved(f"the model to {out}", f"see {out / 'README.md'}")
         return
     about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
-    for path in export.write(out, params, metadata, FORMAT.value, options, about):
+    for path in sampler_file.write(out, params, metadata, FORMAT.value, options, about):
         print(f"{path}: {path.stat().length:,} bytes")
     following = f"see {out / 'README.md'}"
     if FORMAT.value == "archive":

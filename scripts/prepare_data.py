@@ -11,8 +11,8 @@ program: put its two tar files into <data_dir>/downloads/manual first. Training 
 from absl import flags
 
 from diffusion_distillation import cli
-from diffusion_distillation.data.preparation import prepare
-from diffusion_distillation.data.prepared import data_folder
+from diffusion_distillation.data.tfds import data_folder
+from diffusion_distillation.data.tfds_prepare import prepare
 
 DATASET = flags.DEFINE_string("dataset", None, "The name in TFDS, such as cifar10 or lsun/bedroom.", required=True)
 DATA_DIR = flags.DEFINE_string(

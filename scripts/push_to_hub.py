@@ -11,8 +11,8 @@ from there; `hf://user/digits-4@revision` that of a branch, a tag or a commit.
 from absl import flags
 
 from diffusion_distillation import cli
-from diffusion_distillation.files import as_path
-from diffusion_distillation.interop import hub
+from diffusion_distillation.export import hub
+from diffusion_distillation.runtime.files import as_path
 
 FOLDER = flags.DEFINE_string("folder", None, "That scripts/export.py wrote.", required=True)
 REPO = flags.DEFINE_string("repo", None, "Where to: user/name, made if it is missing.", required=True)

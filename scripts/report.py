@@ -13,9 +13,9 @@ from absl import flags
 from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladder import config_yardsticks
-from diffusion_distillation.files import as_path
+from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
 
 WORKDIR = flags.DEFINE_list("workdir", None, "The folders of ladders, with commas between.", required=True)

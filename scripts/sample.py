@@ -22,14 +22,15 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_distillation import cli, interop, multihost
+from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import digest_of
 from diffusion_distillation.errors import InputError, did_you_mean
-from diffusion_distillation.files import as_path, save_whole
 from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report import folder
+from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
+from diffusion_distillation.runtime import multihost
+from diffusion_distillation.runtime.files import as_path, save_whole
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.shapes import Params
 
@@ -81,7 +82,7 @@ def main() -> None:
 
     if to_folder:
         settings = settings_of(params, metadata.config, pipeline.num_steps, classes)
-        index = folder.missing(out, settings, num_samples)
+        index = sample_folder.missing(out, settings, num_samples)
     else:
         index = np.arange(num_samples)
     batches = pipeline.stream(key, index, labels(index), batch_size=BATCH_SIZE.value, **options)
@@ -118,12 +119,12 @@ def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
 def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
     """Writes the images of these numbers to a folder, batch after batch."""
     if multihost.is_main():
-        folder.start(out, about)
+        sample_folder.start(out, about)
     total, done, quiet = NUM_SAMPLES.value, 0, None if multihost.is_main() else True  # None: unless on a terminal
     with tqdm(total=total, initial=total - len(index), unit=" images", disable=quiet) as bar:
         for x in batches:
             if multihost.is_main():
-                folder.write(out, index[done : done + len(x)], to_uint8(x))
+                sample_folder.write(out, index[done : done + len(x)], to_uint8(x))
             done += len(x)
             bar.update(len(x))
 

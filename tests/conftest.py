@@ -43,7 +43,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from diffusion_distillation import diffusion, schedules, unet
+from diffusion_distillation import diffusion, schedules
+from diffusion_distillation.networks import unet
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -114,7 +115,7 @@ def golden_denoiser(golden_unet):
 def stand_ins(tmp_path_factory):
     """A folder of small TFDS datasets in the places of large ones."""
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
-    subprocess.run([sys.executable, Path(__file__).parent / "data" / "stand_ins.py", folder], check=True)
+    subprocess.run([sys.executable, Path(__file__).parent / "helpers" / "stand_ins.py", folder], check=True)
     return folder
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.methods import make_method
-from diffusion_distillation.model import count_params, init_params, make_network
+from diffusion_distillation.networks.model import count_params, init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -5,14 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_distillation.diffusion import (
-    MEAN_TYPES,
-    alpha_sigma,
-    log1mexp,
-    make_denoiser,
-    posterior,
-    q_sample,
-)
+from diffusion_distillation.diffusion import MEAN_TYPES, alpha_sigma, log1mexp, make_denoiser, posterior, q_sample
 from diffusion_distillation.shapes import at_least_float32
 
 pytestmark = pytest.mark.usefixtures("strict")

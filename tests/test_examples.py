@@ -5,7 +5,7 @@ import re
 import nbclient
 import nbformat
 import pytest
-from running import ROOT
+from helpers.runs import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 NUMBER = re.compile(r"\d[\d.,:]*|/tmp/\S+|\btmp\w+")  # numbers, and folders of the day, are others on other machines

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from flax import linen as nn
+from helpers import oracle
+from helpers.models import KEY, SHAPE, make_model, noise
 from jax.sharding import Mesh
-from test_pipeline import KEY, SHAPE, make_model, noise
 from training import test_step
 from training.test_step import make_config
 
@@ -16,7 +16,7 @@ from diffusion_distillation import pipeline as module
 from diffusion_distillation import sampling
 from diffusion_distillation.data import load_source
 from diffusion_distillation.methods import make_method
-from diffusion_distillation.model import extended, init_params, make_network, network_denoiser
+from diffusion_distillation.networks.model import extended, init_params, make_network, network_denoiser
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
 

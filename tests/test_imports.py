@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 HEAVY = ("orbax", "tensorflow", "tensorflow_datasets", "grain", "ml_collections", "matplotlib", "sklearn", "PIL")
-FLOORS = ("schedules", "diffusion", "sampling", "losses", "distillation", "unet", "model")
+FLOORS = ("schedules", "diffusion", "sampling", "losses", "distillation", "networks.unet", "networks.model")
 
 
 def test_the_pure_floors_load_no_heavy_library():

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.models import KEY, SHAPE, WAYS, make_model
 from methods.test_targets import METHODS
-from test_pipeline import KEY, SHAPE, WAYS, make_model
 from training.test_step import AFFINE, NETWORK, SOURCE, make_config
 
 from diffusion_distillation.config import stage
@@ -13,11 +13,11 @@ from diffusion_distillation.data import read_batches
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
 from diffusion_distillation.methods import Denoisers, make_method
-from diffusion_distillation.model import init_params
+from diffusion_distillation.networks.model import init_params
+from diffusion_distillation.networks.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.schedules import Discrete
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
-from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
 
 
 def assert_equal(one, other):

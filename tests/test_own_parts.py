@@ -4,17 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from running import OWN_PARTS, ROOT, run_together
+from helpers.runs import OWN_PARTS, ROOT, run_together
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
-from diffusion_distillation.model import make_network
+from diffusion_distillation.networks.model import make_network
 
 FLAGS = [
-    "--config.dataset.name=own_parts:stripes",
+    "--config.dataset.name=helpers.own_parts:stripes",
     "--config.dataset.args.length=64",
-    "--config.model.name=own_parts:affine",
+    "--config.model.name=helpers.own_parts:affine",
     "--config.model.args.width=16",
     "--config.model.eval_sampling_num_steps=2",
     "--config.train.batch_size=16",
@@ -25,7 +25,7 @@ FLAGS = [
 def test_through_the_scripts(tmp_path, monkeypatch):
     base, ladder = tmp_path / "base", tmp_path / "ladder"
     train = ["train", "--config=configs/digits_base.py", *FLAGS, "--config.train.num_steps=40", f"--workdir={base}"]
-    flags = ["--config=configs/digits_distill.py", *FLAGS, "--config.distillation.method=own_parts:tract"]
+    flags = ["--config=configs/digits_distill.py", *FLAGS, "--config.distillation.method=helpers.own_parts:tract"]
     flags += [f"--config.distillation.teacher_checkpoint_path={base}", f"--workdir={ladder}"]
     flags += ["--config.distillation.steps_per_iter=40", "--config.distillation.stages.1.updates_factor=0.5"]
     flags += ["--config.eval.num_samples=32", "--config.eval.teacher_num_steps=(2,)"]
@@ -50,17 +50,17 @@ def config_with(name, **args):
 
 
 def test_networks():
-    network = make_network(config_with("own_parts:affine", width=3), (8, 8, 1), 1)
+    network = make_network(config_with("helpers.own_parts:affine", width=3), (8, 8, 1), 1)
     assert network.width == 3
     for name, message in {
         "unet_idpm": r"Unknown config.model.name='unet_idpm'. Did you mean 'unet_iddpm'\?",
         "no_such_module:net": "'no_such_module' cannot be imported",
-        "own_parts:nothing": "must return a Flax module, or what has its init and apply; it returned None",
-        "own_parts:affine": r"cannot be called as network\(x, logsnr, y, train=True, index=index\) is.*TypeError",
+        "helpers.own_parts:nothing": "must return a Flax module, or what has its init and apply; it returned None",
+        "helpers.own_parts:affine": r"cannot be called as network\(x, logsnr, y, train=True.*TypeError",
     }.items():
         with pytest.raises(ValueError, match=message):
             make_network(config_with(name, width="3") if ":" in name else _named(name), (8, 8, 1), 1)
-    both = config_with("own_parts:heavy")
+    both = config_with("helpers.own_parts:heavy")
     with both.unlocked():
         both.mean_type = "both"
     with pytest.raises(ValueError, match=r"gives output of shape \(1, 8, 8, 1\).* must be \(1, 8, 8, 2\)"):

@@ -8,7 +8,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-from running import ROOT, call
+from helpers.runs import ROOT, call
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.data import load_source

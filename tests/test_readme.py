@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.runs import ROOT, run
 from ml_collections import ConfigDict
 from PIL import Image
-from running import ROOT, run
 
 from diffusion_distillation import config
 from diffusion_distillation.pretrained import folder_of

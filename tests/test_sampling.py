@@ -4,8 +4,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
 from hypothesis import given
 from hypothesis import strategies as st
 

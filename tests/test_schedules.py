@@ -3,14 +3,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import alpha_sigma
+from diffusion_distillation.networks.unet import LOGSNR_INPUT_TYPES, UNet
 from diffusion_distillation.schedules import get_logsnr_schedule, time_of
-from diffusion_distillation.unet import LOGSNR_INPUT_TYPES, UNet
 
 pytestmark = pytest.mark.usefixtures("strict")
 

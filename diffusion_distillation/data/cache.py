@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import cache_folder, lock
+from ..runtime.files import cache_folder, lock
 from .source import ArraySource, hash_of
 
 Arrays = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ import PIL
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import retry
+from ..runtime.files import retry
 from .batches import read_ahead
 from .cache import Arrays, cached
 from .fingerprint import evenly_spaced

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, is_transient
-from ..files import retry
+from ..runtime.files import retry
 from .encoded import open_encoded
 from .images import Transform
 from .source import Source

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
-from ..files import retry
+from ..runtime.files import retry
 from .cache import cached_source
 from .folder import find_files
 from .source import ArraySource

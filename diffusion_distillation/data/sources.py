@@ -14,8 +14,8 @@ from ..registry import check_arguments, look_up
 from .cache import cached_source
 from .folder import image_folder
 from .letters import letters
-from .prepared import cifar10, imagenet, lsun, prepared, stanford_cars
 from .source import ArraySource, Source, what_is_wrong
+from .tfds import cifar10, imagenet, lsun, prepared, stanford_cars
 
 DIGITS = "0123456789"  # the names of ten classes
 

@@ -8,10 +8,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
 from ..keys import seed_key
 from ..pipeline import Pipeline
+from ..runtime import multihost
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
 from .measure import Yardstick, draw_from, measure

@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Shaped, UInt8
 from safetensors import SafetensorError
 
-from ..devices import AXIS, hold, spread
 from ..errors import InputError, did_you_mean
-from ..files import as_path, cache_folder
+from ..runtime.devices import AXIS, hold, spread
+from ..runtime.files import as_path, cache_folder
 from ..shapes import Array, Params
 from .extractor import Extracted
 

@@ -13,11 +13,11 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from .. import multihost
 from ..data import Source
 from ..errors import InputError
-from ..files import save_whole
 from ..pipeline import Pipeline, to_uint8
+from ..runtime import multihost
+from ..runtime.files import save_whole
 from ..shapes import Keys
 from .extractor import Extracted, Extractor, Images
 from .features import make_extractor

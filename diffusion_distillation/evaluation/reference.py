@@ -23,7 +23,7 @@ from ..data.cache import cached
 from ..data.folder import SUFFIXES, find_images
 from ..data.images import BrokenImageError, decode, has_color
 from ..errors import InputError
-from ..files import as_path, content_of, is_remote, retry, save_whole
+from ..runtime.files import as_path, content_of, is_remote, retry, save_whole
 from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from ..sampling import SAMPLER_TITLES
-from .evaluation import Evaluation, Row
 from .metrics import INCEPTION, Criterion
+from .results import Evaluation, Row
 
 # FID of 50,000 samples by the number of steps of a student; by the dataset, and by the channels and image size that the
 # paper's model has. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as given by Song et al. 2023, table 2.

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ..checkpoints import Metadata, abstract_params
 from ..errors import InputError
-from ..files import read_json, write_whole
+from ..runtime.files import read_json, write_whole
 from ..shapes import Params
 from .published import fit
 

@@ -12,7 +12,7 @@ import fsspec
 from etils import epath
 
 from ..errors import InputError
-from ..files import UNFINISHED, downloads_folder, lock
+from ..runtime.files import UNFINISHED, downloads_folder, lock
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 WANTED = (".json", ".safetensors", ".msgpack")  # files of a folder that are copied

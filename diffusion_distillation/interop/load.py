@@ -7,12 +7,13 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import checkpoints, files
+from .. import checkpoints
 from ..checkpoints import Metadata, newest_step
 from ..errors import InputError, did_you_mean
-from ..files import as_path
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED, folder_of
+from ..runtime import files
+from ..runtime.files import as_path
 from ..shapes import Params
 from . import archive, diffusers, published
 from .download import is_url, local_copy

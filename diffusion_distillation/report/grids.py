@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..files import as_path, save_whole
+from ..runtime.files import as_path, save_whole
 
 MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
 GAP = 6

@@ -22,21 +22,21 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import multihost
 from ..data import Source
-from ..environment import describe_environment
 from ..errors import InputError
 from ..evaluation import tables
-from ..evaluation.evaluation import Entry, Evaluation, load_samples, open_once, read
-from ..evaluation.ladder import evaluate_ladder, ladder_runs
+from ..evaluation.ladders import evaluate_ladder, ladder_runs
 from ..evaluation.measure import Yardstick
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import nearest, of_dataset
-from ..files import as_path, write_whole
+from ..evaluation.results import Entry, Evaluation, load_samples, open_once, read
 from ..keys import seed_key
 from ..methods import make_method
+from ..runtime import multihost
+from ..runtime.environment import describe_environment
+from ..runtime.files import as_path, write_whole
 from ..training.runs import locked, read_metrics
-from .html import Picture, Table, page
+from .html_page import Picture, Table, page
 from .plots import Column, Line, Panel, panel_of, row_labels, save_columns, save_curves, save_losses
 
 FILE = "evaluation.json"

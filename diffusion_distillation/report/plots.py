@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ..evaluation.metrics import METRICS, Criterion
-from ..files import save_whole
+from ..runtime.files import save_whole
 
 Images = UInt8[np.ndarray, "n height width channels"]
 Points = Sequence[tuple[int | float, int | float]]

@@ -2,7 +2,7 @@
 
 from ..checkpoints import Metadata
 from ..errors import InputError
-from ..model import train_schedule
+from ..networks.model import train_schedule
 
 
 def check_same_model(start: str, where: str, theirs: Metadata, ours: Metadata) -> None:

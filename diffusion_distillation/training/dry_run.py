@@ -7,18 +7,18 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import multihost
 from ..checkpoints import abstract_params, load
 from ..config import stage
 from ..data import Source, read_batches
-from ..devices import AnyMesh, described, replicated
-from ..files import as_path
 from ..methods import make_method
-from ..model import count_params
-from ..multihost import say
+from ..networks.model import count_params
+from ..runtime import multihost
+from ..runtime.devices import AnyMesh, described, replicated
+from ..runtime.files import as_path
+from ..runtime.multihost import say
 from .ladder import Plan, load_teacher, student_folder
 from .loop import Load, inputs_of, prepare
-from .parallel import state_shardings, teacher_shardings
+from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
 from .step import Teacher, TrainState, doubts, init_state
 

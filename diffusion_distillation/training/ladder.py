@@ -9,16 +9,16 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import multihost
 from ..checkpoints import Metadata, check_path, digest_of, load, newest_step
 from ..config import resolve, stage
-from ..console import steady
 from ..data import Source
 from ..errors import InputError, RunError
-from ..files import as_path
 from ..methods import Rung, evaluations_of_update, make_method
-from ..model import Network, make_network
-from ..multihost import say
+from ..networks.model import Network, make_network
+from ..runtime import multihost
+from ..runtime.console import steady
+from ..runtime.files import as_path
+from ..runtime.multihost import say
 from ..shapes import Params
 from .compatibility import check_same_model
 from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train

@@ -22,22 +22,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from .. import multihost
 from ..checkpoints import Checkpoints, Metadata, abstract_params, check_path, digest_of, load, newest_step, restore_from
 from ..config import PATHS
-from ..console import show_progress, steady
 from ..data import Source, fingerprint, read_batches
-from ..devices import abstract, data_mesh, described, host_device, to_host
 from ..errors import DivergedError, InputError
-from ..files import as_path, is_remote
 from ..keys import seed_key
 from ..methods import find_method
-from ..model import Network, count_params, extended, init_params, make_network
-from ..multihost import say
+from ..networks.model import Network, count_params, extended, init_params, make_network
+from ..runtime import multihost
+from ..runtime.console import show_progress, steady
+from ..runtime.devices import abstract, data_mesh, described, host_device, to_host
+from ..runtime.files import as_path, is_remote
+from ..runtime.multihost import say
+from ..runtime.signals import GO_ON, Interrupt, stopped
 from ..shapes import Params
 from .compatibility import check_same_model
-from .interrupt import GO_ON, Interrupt, stopped
-from .parallel import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
+from .runner import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
 from .runs import MetricsLog, differences, forget_after, locked, open_run, record_environment
 from .step import Batch, Teacher, TrainState, doubts, init_state
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from .. import multihost
 from ..checkpoints import newest_step
 from ..config import resolve
-from ..environment import describe_environment
 from ..errors import InputError
-from ..files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
 from ..registry import check_foreign
+from ..runtime import multihost
+from ..runtime.environment import describe_environment
+from ..runtime.files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
 from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.

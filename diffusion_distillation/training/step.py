@@ -14,9 +14,9 @@ import optax
 
 from ..diffusion import q_sample
 from ..keys import normal
-from ..layers import computed_once
 from ..methods import Denoisers, Method, Rung, make_method
-from ..model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
+from ..networks.layers import computed_once
+from ..networks.model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
 from ..shapes import Array, Condition, Params
 from .optimizers import at_step, learning_rate, make_optimizer
 from .packing import is_packed, pack, unpack

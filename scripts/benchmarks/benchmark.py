@@ -38,11 +38,11 @@ from worker import product_size
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
-from diffusion_distillation.devices import large_pages
 from diffusion_distillation.errors import InputError, RunError
-from diffusion_distillation.files import as_path, write_whole
-from diffusion_distillation.layers import traced_for_cpu
-from diffusion_distillation.model import count_params, init_params, make_network
+from diffusion_distillation.networks.layers import traced_for_cpu
+from diffusion_distillation.networks.model import count_params, init_params, make_network
+from diffusion_distillation.runtime.devices import large_pages
+from diffusion_distillation.runtime.files import as_path, write_whole
 
 HERE = Path(__file__).parent
 WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")

@@ -20,12 +20,12 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from diffusion_distillation import cli
-from diffusion_distillation.devices import data_mesh, described, keep_programs, set_cpu_flags
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.files import as_path, save_whole
+from diffusion_distillation.networks.unet import UNet
+from diffusion_distillation.runtime.devices import data_mesh, described, keep_programs, set_cpu_flags
+from diffusion_distillation.runtime.files import as_path, save_whole
 from diffusion_distillation.sampling import ddim
 from diffusion_distillation.schedules import get_logsnr_schedule
-from diffusion_distillation.unet import UNet
 
 OUT = flags.DEFINE_string("out", "docs/growth.png", "The picture.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")

@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 
 from diffusion_distillation import cli
-from diffusion_distillation.devices import data_mesh, described, use_all_cpu_cores
 from diffusion_distillation.evaluation.inception import Extractor, fold, weight_shapes
+from diffusion_distillation.runtime.devices import data_mesh, described, use_all_cpu_cores
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "How many turns.", lower_bound=1)

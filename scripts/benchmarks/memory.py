@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
-from diffusion_distillation.devices import AXIS
 from diffusion_distillation.methods import Rung
-from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.networks.model import init_params, make_network
+from diffusion_distillation.runtime.devices import AXIS
 from diffusion_distillation.training.dry_run import bytes_held
 from diffusion_distillation.training.step import Teacher, TrainState, init_state
 

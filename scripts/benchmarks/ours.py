@@ -11,12 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from worker import product_size, serve
 
-from diffusion_distillation.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
 from diffusion_distillation.keys import seed_key
 from diffusion_distillation.methods import Rung
-from diffusion_distillation.model import make_network
+from diffusion_distillation.networks.model import make_network
 from diffusion_distillation.pipeline import Pipeline
-from diffusion_distillation.training.parallel import make_runner
+from diffusion_distillation.runtime.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
+from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import Teacher, init_state
 
 

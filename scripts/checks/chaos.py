@@ -23,7 +23,7 @@ from absl import flags
 from diffusion_distillation import cli
 from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import InputError, RunError
-from diffusion_distillation.files import as_path, is_remote
+from diffusion_distillation.runtime.files import as_path, is_remote
 
 # A method's base config, that of its ladder, the fields of its rungs, and how many students these make.
 LADDERS = {

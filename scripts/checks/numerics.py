@@ -19,15 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffusion_distillation import cli, layers, sampling
-from diffusion_distillation.devices import set_cpu_flags
+from diffusion_distillation import cli, sampling
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import several_step_target
 from diffusion_distillation.errors import RunError
-from diffusion_distillation.model import quick_to_compile
+from diffusion_distillation.networks import layers
+from diffusion_distillation.networks.model import quick_to_compile
+from diffusion_distillation.networks.unet import UNet
+from diffusion_distillation.runtime.devices import set_cpu_flags
 from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.shapes import Array, Params
-from diffusion_distillation.unet import UNet
 
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from running import OWN_PARTS, environment
+from helpers.runs import OWN_PARTS, environment
 
 from diffusion_distillation.data import cache
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import without_privileges
 from PIL import Image
-from running import without_privileges
 
-from diffusion_distillation import files
 from diffusion_distillation.data import encoded, load_source, read_batches
 from diffusion_distillation.errors import RunError
+from diffusion_distillation.runtime import files
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from running import call
+from helpers.runs import call
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 

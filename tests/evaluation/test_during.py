@@ -4,8 +4,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.models import make_model
 from ml_collections import ConfigDict
-from test_pipeline import make_model
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import newest_step
@@ -13,8 +13,8 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.during import _due, measure_during_training
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladder import config_yardsticks
-from diffusion_distillation.files import as_path
+from diffusion_distillation.evaluation.ladders import config_yardsticks
+from diffusion_distillation.runtime.files import as_path
 
 
 def test_the_best_is_kept(tmp_path, monkeypatch, capsys):

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.runs import ROOT, call
+from helpers.torch_format import Call, saved_by_torch
 from peers import seeded
-from running import ROOT, call
-from torch_format import Call, saved_by_torch
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import inception

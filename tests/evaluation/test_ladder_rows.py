@@ -5,8 +5,8 @@ from training.test_ladder import SOURCE, ladder_of
 from training.test_loop import make_config
 
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladder import check_finished, check_teacher_unchanged
-from diffusion_distillation.files import as_path
+from diffusion_distillation.evaluation.ladders import check_finished, check_teacher_unchanged
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
 

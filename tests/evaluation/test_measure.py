@@ -7,8 +7,8 @@ import pytest
 from diffusion_distillation.evaluation.extractor import Extracted
 from diffusion_distillation.evaluation.measure import Yardstick, draw_from, measure
 from diffusion_distillation.evaluation.metrics import Criterion, Observed
-from diffusion_distillation.files import as_path
 from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.runtime.files import as_path
 
 
 class OfClasses(Pipeline):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from helpers.runs import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import seeded
-from running import ROOT
 
 from diffusion_distillation.evaluation.extractor import Extracted
 from diffusion_distillation.evaluation.frechet import Moments, Statistics, frechet_distance, statistics

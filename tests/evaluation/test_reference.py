@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distillation import files
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.evaluation.reference import Pictures
+from diffusion_distillation.runtime import files
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from torch_format import Storage, saved_by_torch, tensor
+from helpers.torch_format import Storage, saved_by_torch, tensor
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.torch_file import read_tensors

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, environment
-from test_pipeline import make_model
+from helpers.models import make_model
+from helpers.runs import ROOT, environment
 
-from diffusion_distillation.files import as_path
 from diffusion_distillation.interop import archive, diffusers
+from diffusion_distillation.runtime.files import as_path
 
 MOST = 192  # MiB; safetensors itself reads headers of up to 100 MB
 GIB = 2**30
@@ -100,7 +100,7 @@ def test_what_files_made_to_take_all_memory_take(tmp_path):
         written(folder / diffusers.WEIGHTS, header({}))
         cases[folder] = message
 
-    command = [sys.executable, "tests/peak_memory.py", tmp_path / "good", *cases]
+    command = [sys.executable, "tests/helpers/peak_memory.py", tmp_path / "good", *cases]
     done = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
     names = [*WEIGHTS, *CHECKPOINTS, *CONFIGS, *HUGE]

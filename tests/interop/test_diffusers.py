@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from compare_diffusers import drawn_there, needs_peer, network_error, peer, sample_errors
+from helpers.diffusers_peer import drawn_there, needs_peer, network_error, peer, sample_errors
+from helpers.runs import ROOT, call
 from ml_collections import ConfigDict
 from peers import seeded
-from running import ROOT, call
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import interop
 from diffusion_distillation.checkpoints import Metadata, abstract_params
-from diffusion_distillation.files import as_path
 from diffusion_distillation.interop import archive, diffusers
 from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.runtime.files import as_path
 
 GOLDEN = ROOT / "tests" / "golden"
 DESCRIBED = json.loads((GOLDEN / "diffusers.json").read_text())

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from helpers.models import KEY, make_model
+from helpers.runs import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from running import ROOT
-from test_pipeline import KEY, make_model
 
-from diffusion_distillation import checkpoints, from_checkpoint, interop, registry
 from diffusion_distillation import config as cfg
+from diffusion_distillation import from_checkpoint, interop, registry
+from diffusion_distillation.checkpoints import store
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.files import as_path
 from diffusion_distillation.interop import archive, diffusers, download
 from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -412,9 +413,9 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
     elif kind in ("ladder", "config"):
         files = {"config.json": values["config"]}
     else:
-        sealed = checkpoints._sealed(values | {"fingerprints": {}, "format_version": 1})
+        sealed = store._sealed(values | {"fingerprints": {}, "format_version": 1})
         files = {"checkpoints/3/metadata/metadata": sealed}
-        monkeypatch.setattr(checkpoints, "_steps_of_another", lambda run: [3])
+        monkeypatch.setattr(store, "_steps_of_another", lambda run: [3])
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     act = {"run": lambda: interop.load(url), "ladder": lambda: read_config(as_path(url))}

@@ -7,15 +7,15 @@ import flax.serialization
 import jax
 import numpy as np
 import pytest
-from compare_diffusers import drawn_there, needs_peer, peer
+from helpers.diffusers_peer import drawn_there, needs_peer, peer
+from helpers.runs import ROOT, TINY, call, run
 from PIL import Image
-from running import ROOT, TINY, call, run
 from sklearn.datasets import load_digits
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation.checkpoints import load
-from diffusion_distillation.model import init_params, make_network
+from diffusion_distillation.networks.model import init_params, make_network
 from diffusion_distillation.pipeline import start_noise
 
 CONFIG = """

@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import own_parts
 import pytest
+from helpers import own_parts
 from methods.test_targets import METHODS
 from training.test_ladder import ladder_of
 from training.test_loop import make_config, stop_at

@@ -11,8 +11,8 @@ from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Method, Rung, Times, make_method
+from diffusion_distillation.networks.unet import dropout, dropout_seeds
 from diffusion_distillation.training.step import Teacher
-from diffusion_distillation.unet import dropout, dropout_seeds
 
 BATCH = next(read_batches(SOURCE, 0, range(1), 16))
 
@@ -94,13 +94,13 @@ def test_the_methods_own_average(monkeypatch):
 def test_one_is_chosen_by_its_name():
     assert make_method(make_config()).rungs == ()
     assert make_method(make_config(distillation={})).rungs == (Rung(8, 4), Rung(4, 2), Rung(2, 1))
-    own = make_method(make_config(distillation=dict(method="own_parts:tract")))
+    own = make_method(make_config(distillation=dict(method="helpers.own_parts:tract")))
     assert own.rungs == (Rung(8, 2), Rung(2, 1))
     for name, message in {
         "progresive": r"Unknown config.distillation.method='progresive'. Did you mean 'progressive'\?",
         "no_such_module:make": "'no_such_module' cannot be imported .ModuleNotFoundError.*PYTHONPATH",
-        "own_parts:trakt": r"'own_parts' has no function 'trakt'. Did you mean 'tract'\?",
-        "own_parts:nothing": "must be a function that returns a diffusion_distillation.methods.Method .* returned None",
+        "helpers.own_parts:trakt": r"'helpers.own_parts' has no function 'trakt'. Did you mean 'tract'\?",
+        "helpers.own_parts:nothing": "must be a function that returns a .*methods.Method .* returned None",
     }.items():
         with pytest.raises(ValueError, match=message):
             make_config(distillation=dict(method=name))

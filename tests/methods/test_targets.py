@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
 from hypothesis import given
 from hypothesis import strategies as st
 from methods.test_method import Dropping

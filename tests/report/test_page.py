@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_distillation import multihost
 from diffusion_distillation.data import ArraySource
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation import evaluation, measure
+from diffusion_distillation.evaluation import measure, results
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladder import config_yardsticks
-from diffusion_distillation.files import as_path
+from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report import html, page
+from diffusion_distillation.report import html_page, page
 from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.runtime import multihost
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import locked
 from diffusion_distillation.version import __version__
 
@@ -82,7 +82,7 @@ class Drawing(Pipeline):
 def drawn(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     drawn = []
-    monkeypatch.setattr(evaluation, "from_checkpoint", lambda path, config: Drawing(as_path(path), drawn))
+    monkeypatch.setattr(results, "from_checkpoint", lambda path, config: Drawing(as_path(path), drawn))
     return drawn
 
 
@@ -140,7 +140,7 @@ def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch)
     config = CONFIG.copy_and_resolve_references()
     config.eval.num_samples = 1070
     write(tmp_path / "whole", Images(), config)
-    wrong, seen = evaluation.measure, []
+    wrong, seen = results.measure, []
 
     def stops(draw, *args):
         def images(index):
@@ -152,7 +152,7 @@ def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch)
         return wrong(draw._replace(images=images), *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "measure", stops)
+        patch.setattr(results, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / "ladder", Images(), config)
         write(tmp_path / "ladder", Images(), config)
@@ -210,7 +210,7 @@ def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
         "processes": 1,
         "devices": {"kind": "NVIDIA H100", "count": 8},
     }
-    text = html.page("title", environment, [], [], {})
+    text = html_page.page("title", environment, [], [], {})
     assert (
         "Made on 2027-01-02 03:04:05 UTC with diffusion_distillation 1.2.3 (abc123), JAX 0.12.0 and Python 3.13.1, "
         "on 8 NVIDIA H100 devices, by <code>scripts/report.py --workdir=&#x27;a &lt;b&gt;&#x27;</code>"
@@ -244,7 +244,7 @@ def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
     row = {"model": "teacher", "sampler": "ddim", "num_steps": 2, "metrics": {"fid": 1.0}, "spread": {}}
     row |= {"images_per_sec": 1.0, "content": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
-    assert evaluation.read(as_path(tmp_path / "evaluation.json")) is None
+    assert results.read(as_path(tmp_path / "evaluation.json")) is None
     assert "from an earlier version; its rows are measured again" in caplog.text
 
 

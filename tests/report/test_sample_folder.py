@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from diffusion_distillation.report.folder import missing, start, write
+from diffusion_distillation.report.sample_folder import missing, start, write
 
 SETTINGS = {"seed": 0, "eta": 0.5, "labels": [3, 7]}
 

@@ -8,14 +8,14 @@ import shutil
 
 import jax
 import numpy as np
-import own_parts
 import pytest
-from running import ROOT
+from helpers import own_parts
+from helpers.runs import ROOT
 from training.test_loop import make_config
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import Checkpoints, load
-from diffusion_distillation.files import as_path
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.runs import read_config, read_metrics
@@ -43,7 +43,7 @@ def test_devices_hold_what_the_table_says(tmp_path):
     """In the second stage too: the teacher before is gone."""
     base = make_config(num_steps=5)
     with base.unlocked():
-        base.model.name, base.model.args = "own_parts:heavy", {}
+        base.model.name, base.model.args = "helpers.own_parts:heavy", {}
         base.train.shard_state = True
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base")
@@ -65,7 +65,7 @@ def test_a_state_is_held_once_while_it_is_saved(tmp_path, monkeypatch):
     """Devices do not hold a packed state in another form too while it is saved or evaluated."""
     base = make_config(num_steps=5)
     with base.unlocked():
-        base.model.name, base.model.args = "own_parts:heavy", {}
+        base.model.name, base.model.args = "helpers.own_parts:heavy", {}
     held = []
 
     def measure(*_):
@@ -213,7 +213,7 @@ def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):
     """A session may reload the module that a config names."""
     base = make_config(num_steps=5)
     train(base, tmp_path / "base", SOURCE)
-    config = ladder_of(base, tmp_path / "base", **{"distillation.method": "own_parts:tract"})
+    config = ladder_of(base, tmp_path / "base", **{"distillation.method": "helpers.own_parts:tract"})
     run_ladder(config, tmp_path / "one", SOURCE)
     original = own_parts.tract
 

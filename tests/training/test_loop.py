@@ -9,14 +9,15 @@ import sys
 
 import jax
 import numpy as np
-import own_parts
 import pytest
+from helpers import own_parts
 from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load, newest_step
-from diffusion_distillation.files import as_path
-from diffusion_distillation.training import interrupt, loop
+from diffusion_distillation.runtime import signals
+from diffusion_distillation.runtime.files import as_path
+from diffusion_distillation.training import loop
 from diffusion_distillation.training.loop import Decisions, check_processes, memory_of, train
 
 SOURCE = own_parts.stripes(64)
@@ -24,9 +25,9 @@ SOURCE = own_parts.stripes(64)
 
 def make_config(**train):
     config = cfg.defaults()
-    config.dataset.name = "own_parts:stripes"
+    config.dataset.name = "helpers.own_parts:stripes"
     config.dataset.args = dict(length=64)
-    config.model.name, config.model.args = "own_parts:affine", dict(width=8)
+    config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=8)
     config.train.update(
         dict(batch_size=16, learning_rate=1e-2, num_steps=20, ema_decay=0.9, log_loss_every_steps=5, substeps=5) | train
     )
@@ -344,11 +345,11 @@ def test_a_hook_may_keep_the_parameters(tmp_path, how):
 
 def test_ctrl_c_saves_and_raises(tmp_path):
     """In a notebook, the run stops with KeyboardInterrupt and restores the signal handlers and streams."""
-    before = [signal.getsignal(number) for number in interrupt.SIGNALS], sys.stdout, sys.stderr
+    before = [signal.getsignal(number) for number in signals.SIGNALS], sys.stdout, sys.stderr
     with pytest.raises(KeyboardInterrupt):
         train(make_config(), tmp_path, SOURCE, on_metrics=stop_at(10, signal.SIGINT))
     assert load(tmp_path)[1].step >= 10
-    assert ([signal.getsignal(number) for number in interrupt.SIGNALS], sys.stdout, sys.stderr) == before
+    assert ([signal.getsignal(number) for number in signals.SIGNALS], sys.stdout, sys.stderr) == before
 
 
 def test_a_second_ctrl_c_raises_at_once(tmp_path):
@@ -366,10 +367,10 @@ def test_a_second_ctrl_c_raises_at_once(tmp_path):
 def test_other_signals_are_left_alone(monkeypatch):
     """This includes signals with Python handlers, while a script stops for SIGTERM."""
     exits, came = [], []
-    monkeypatch.setattr(interrupt, "_exit_at_once", exits.append)
+    monkeypatch.setattr(signals, "_exit_at_once", exits.append)
     earlier = signal.signal(signal.SIGUSR1, lambda *_: came.append("USR1"))
     try:
-        with interrupt.exit_on_signals():
+        with signals.exit_on_signals():
             signal.raise_signal(signal.SIGUSR1)
             signal.raise_signal(signal.SIGTERM)
     finally:

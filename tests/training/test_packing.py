@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 import pytest
-from test_step import AFFINE, NETWORK, make_config, run
+from helpers.steps import AFFINE, NETWORK, make_config, run
 
-from diffusion_distillation.devices import data_mesh
+from diffusion_distillation.runtime.devices import data_mesh
 from diffusion_distillation.training.packing import is_packed, pack_state, unpack
-from diffusion_distillation.training.parallel import make_runner
+from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import init_state
 
 MIXED = AFFINE | {"dense0": AFFINE["dense0"].astype(jax.numpy.bfloat16)}

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.files import as_path
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import MetricsLog, forget_after, locked, open_run, read_inputs
 
 

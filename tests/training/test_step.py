@@ -4,31 +4,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from flax import linen as nn
+from helpers import oracle
+from helpers.steps import AFFINE, NETWORK, SOURCE, make_config, run
 
-from diffusion_distillation import config as cfg
 from diffusion_distillation import methods
-from diffusion_distillation.data import load_source, read_batches
-from diffusion_distillation.devices import data_mesh, of_first
-from diffusion_distillation.layers import GroupNorm, conv3x3
+from diffusion_distillation.data import read_batches
 from diffusion_distillation.methods import Rung, diffusion
+from diffusion_distillation.networks.layers import GroupNorm, conv3x3
+from diffusion_distillation.networks.unet import AttentionBlock, ResidualBlock, dropout_seeds
+from diffusion_distillation.runtime.devices import data_mesh, of_first
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
-from diffusion_distillation.training.parallel import begin, check_batch_size, make_runner
+from diffusion_distillation.training.runner import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
-from diffusion_distillation.unet import AttentionBlock, ResidualBlock, dropout_seeds
-
-SOURCE = load_source("digits")
-
-
-class Affine(nn.Module):
-    """A network that compiles in no time, with a parameter of the embedding, by its name, and one that is not."""
-
-    @nn.compact
-    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
-        scale = self.param("dense0", nn.initializers.constant(0.3), (8, 8, 1))
-        return z * scale + self.param("bias", nn.initializers.zeros, (1,))
 
 
 class Block(nn.Module):
@@ -46,37 +35,6 @@ class Block(nn.Module):
         h = residual(32, 0.3, None, True, norm, z.dtype, name="block")(h, emb, seeds)
         h = attention(1, None, norm, z.dtype, name="attn")(h)
         return conv3x3(h, 1, dtype=z.dtype, name="conv_out")
-
-
-NETWORK = Affine()
-AFFINE = {"dense0": np.full((8, 8, 1), 0.3, np.float32), "bias": np.zeros(1, np.float32)}
-
-
-def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train):
-    config = cfg.defaults()
-    config.dataset.name = "digits"
-    config.dataset.args.randflip = randflip
-    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
-    config.model.mean_type = "v"
-    config.model.train_num_steps = train_num_steps
-    config.train.update(dict(batch_size=16, learning_rate=1e-3, num_steps=100, ema_decay=0.9, adam_eps=1e-6) | train)
-    if distillation is not None:
-        config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8) | distillation
-    return cfg.resolve(config)
-
-
-def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False):
-    """The states after each step (after all, in a scan), and the metrics of all steps."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-    runner = make_runner(config, network, mesh, scan=scan)
-    state, teacher = runner.place(init_state(config, params), teacher)
-    batches = list(read_batches(SOURCE, 0, range(num_steps), config.train.batch_size))
-    states, losses = [], []
-    for chunk in [batches] if scan else ([batch] for batch in batches):
-        state, metrics = runner.steps(state, jax.random.key(config.seed), teacher, chunk)
-        states.append(jax.device_get(runner.collect(state)))
-        losses += list(map(float, metrics["loss"]))
-    return states, losses
 
 
 def assert_close(a, b, atol):

@@ -1,0 +1,1 @@
+"""What leaves: samplers in one file, model cards, and the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""Networks, and the way from a config to a network and its denoiser."""

@@ -1,0 +1,1 @@
+"""The machine: devices, processes, files, signals and the terminal. Nothing here changes a result."""

@@ -1,0 +1,1 @@
+"""What the tests share; a test imports from here and never from another test."""

@@ -1,0 +1,76 @@
+"""Our models beside diffusers: running it, where it is (make peer), and how far ours are from what it made."""
+
+import functools
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distillation import sampling
+from diffusion_distillation.networks.model import eval_schedule, make_network, network_denoiser
+from helpers.runs import ROOT
+
+PEER = ROOT / ".venv-peer" / "bin" / "python"
+needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
+
+
+def peer(*flags):
+    """Runs tests/peers/diffusers_peer.py."""
+    command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+def drawn_there(folder, noise):
+    """The uint8 images that diffusers' pipeline of a folder draws from noise, `[n, height, width, channels]`."""
+    given, out = (folder.with_name(f"{folder.name}_{name}.npz") for name in ("noise", "images"))
+    np.savez(given, noise=noise)
+    peer("pipeline", f"--folder={folder}", f"--noise={given}", f"--out={out}")
+    with np.load(out) as drawn:
+        return np.round(255 * drawn["images"]).astype(np.uint8)
+
+
+def network_error(params, metadata, expected):
+    """Of the network's outputs, relative, at the times that it was called with there."""
+    config = metadata.config.model
+    network = make_network(config, metadata.image_shape, metadata.num_classes)
+    num_steps = config.eval_sampling_num_steps
+    logsnr = eval_schedule(config)((expected["times"] + 1).astype(np.float32) / np.float32(num_steps))
+    y = jnp.arange(len(logsnr)) if metadata.num_classes > 1 else None
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(network.apply)({"params": params}, expected["x"], logsnr, y)
+    return max(map(relative, out, expected["out"]))
+
+
+def sample_errors(params, metadata, expected):
+    """Of DDIM's samples, relative, by what was asked for there: <spacing>_<steps>_<clip or noclip>."""
+    names = [name for name in expected if name.startswith(("trailing", "leading"))]
+    return {name: relative(_sample(params, metadata, expected["noise"], name), expected[name]) for name in names}
+
+
+def _sample(params, metadata, noise, name):
+    spacing, num_steps, clip = name.split("_")
+    num_steps, config = int(num_steps), metadata.config.model
+    num_times = config.eval_sampling_num_steps
+    start = 1.0 if spacing == "trailing" else 1 - 1 / num_steps + 1 / num_times
+    condition = {"y": jnp.arange(len(noise))} if metadata.num_classes > 1 else {}
+    network = make_network(config, metadata.image_shape, metadata.num_classes)
+    return _compiled(network, config.mean_type, eval_schedule(config), clip == "clip")(
+        params, noise, condition, jnp.int32(num_steps), jnp.float32(start)
+    )
+
+
+@functools.cache
+def _compiled(network, mean_type, schedule, clip):
+    @jax.jit
+    def run(params, noise, condition, num_steps, start):
+        denoise = network_denoiser(network, params, mean_type, condition, clip_x=clip)
+        return sampling.ddim(denoise, noise, schedule, num_steps, start=start)
+
+    return run
+
+
+def relative(got, expected):
+    return float(np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected))

@@ -1,0 +1,85 @@
+"""Small models with random parameters: what a pipeline takes, what a checkpoint holds."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.checkpoints import Checkpoints, Metadata
+from diffusion_distillation.networks.model import init_params, make_network
+
+SHAPE = (8, 8, 1)
+KEY = jax.random.key(3)
+WAYS = {
+    "ddim": dict(),
+    "noisy": dict(sampler="noisy"),
+    "eta": dict(eta=0.5),
+    "addim": dict(sampler="addim"),
+    "renoise": dict(sampler="renoise"),
+}
+
+
+def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, unet=False, **model):
+    """Random parameters and metadata, of a network that compiles in no time or of a U-Net."""
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    if unet:
+        config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    else:
+        config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=32)
+    if guidance_range is not None:
+        config.model.args.guidance_range = guidance_range
+        config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8)
+    config.model.update(dict(mean_type="v", eval_sampling_num_steps=4) | model)
+    config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel, label_dropout=label_dropout)
+    config = cfg.resolve(config)
+    params = random_params(make_network(config.model, SHAPE, num_classes), num_classes)
+    return params, Metadata(config, SHAPE, num_classes, num_steps)
+
+
+@functools.cache
+def random_params(network, num_classes):
+    """Parameters far from the zeros that some are at first."""
+    params, rng = init_params(network, jax.random.key(0), SHAPE, num_classes), np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+class State(NamedTuple):
+    """What a checkpoint must have."""
+
+    step: np.ndarray
+    params: Any
+
+
+def save_model(folder, **kwargs):
+    """Writes a checkpoint of `make_model`, as if after 7 updates."""
+    params, metadata = make_model(**kwargs)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
+
+
+def noise(key, n):
+    """What samples 0 to n - 1 of a key start from."""
+    keys = [jax.random.split(jax.random.fold_in(key, j))[0] for j in range(n)]
+    return np.stack([jax.random.normal(key, SHAPE) for key in keys])
+
+
+def make_run(**train):
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=4096)
+    config.train.update(dict(batch_size=16, learning_rate=1e-3) | train)
+    config = cfg.resolve(config)
+    network = make_network(config.model, SHAPE, 1)
+    return Metadata(config, SHAPE, 1, num_steps=4), init_params(network, jax.random.key(0), SHAPE, 1)
+
+
+def at_step(state, step):
+    return jax.tree.map(lambda leaf: leaf + step, state)._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -1,0 +1,52 @@
+"""The training step of a small config, taken a few times."""
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.data import load_source, read_batches
+from diffusion_distillation.training.runner import make_runner
+from diffusion_distillation.training.step import init_state
+
+SOURCE = load_source("digits")
+
+
+class Affine(nn.Module):
+    """A network that compiles in no time, with a parameter of the embedding, by its name, and one that is not."""
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+        scale = self.param("dense0", nn.initializers.constant(0.3), (8, 8, 1))
+        return z * scale + self.param("bias", nn.initializers.zeros, (1,))
+
+
+NETWORK = Affine()
+AFFINE = {"dense0": np.full((8, 8, 1), 0.3, np.float32), "bias": np.zeros(1, np.float32)}
+
+
+def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train):
+    config = cfg.defaults()
+    config.dataset.name = "digits"
+    config.dataset.args.randflip = randflip
+    config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
+    config.model.mean_type = "v"
+    config.model.train_num_steps = train_num_steps
+    config.train.update(dict(batch_size=16, learning_rate=1e-3, num_steps=100, ema_decay=0.9, adam_eps=1e-6) | train)
+    if distillation is not None:
+        config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8) | distillation
+    return cfg.resolve(config)
+
+
+def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False):
+    """The states after each step (after all, in a scan), and the metrics of all steps."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    runner = make_runner(config, network, mesh, scan=scan)
+    state, teacher = runner.place(init_state(config, params), teacher)
+    batches = list(read_batches(SOURCE, 0, range(num_steps), config.train.batch_size))
+    states, losses = [], []
+    for chunk in [batches] if scan else ([batch] for batch in batches):
+        state, metrics = runner.steps(state, jax.random.key(config.seed), teacher, chunk)
+        states.append(jax.device_get(runner.collect(state)))
+        losses += list(map(float, metrics["loss"]))
+    return states, losses

@@ -1,0 +1,20 @@
+"""One of several processes, which connects once and then does one command after another.
+
+python tests/helpers/together.py '[["train", "--config=...", ...], ["sample", ...]]'
+"""
+
+import functools
+import json
+import sys
+
+from diffusion_distillation import cli
+from diffusion_distillation.runtime import multihost
+from helpers.runs import main
+
+if __name__ == "__main__":
+    multihost.start = functools.cache(multihost.start)
+    cli.NUM_SAMPLES_SHOWN = 4
+    for script, *flags in json.loads(sys.argv[1]):
+        print(f"== {script}", flush=True)
+        if status := main(script, *flags):
+            sys.exit(status)

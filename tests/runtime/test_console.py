@@ -1,0 +1,77 @@
+"""Output that nobody reads, and output on a terminal."""
+
+import contextlib
+import io
+import sys
+
+import pytest
+
+from diffusion_distillation.runtime.console import Steady, show_progress, steady
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def lines(self):
+        """The visible lines: after a carriage return, new characters replace those at the start of the line."""
+        shown = []
+        for line in self.getvalue().split("\n"):
+            seen = ""
+            for part in line.split("\r"):
+                seen = part + seen[len(part) :]
+            shown.append(seen.rstrip())
+        return shown
+
+
+@contextlib.contextmanager
+def on_a_terminal():
+    """stdout and stderr of a run on one terminal."""
+    shown = Terminal()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        yield shown
+
+
+def test_messages_replace_the_progress_line():
+    """This holds for both streams and for the error that ends a run. Only the last progress line stays."""
+    with on_a_terminal() as terminal:
+        with steady():
+            show_progress("step 1 of 3, a rather long line", last=False)
+            print("warning: short", file=sys.stderr)
+            show_progress("step 2 of 3", last=False)
+            print("saved")
+            show_progress("step 3 of 3", last=True)
+            print("done")
+            show_progress("step 1 of 3, of another run", last=False)
+        print("error")
+    assert terminal.lines() == ["warning: short", "saved", "step 3 of 3", "done", "error", ""]
+
+
+def test_a_progress_line_fits_the_terminal(monkeypatch):
+    """If a line wrapped, the next one would only replace its end."""
+    monkeypatch.setenv("COLUMNS", "40")
+    with on_a_terminal() as terminal, steady():
+        show_progress("=" * 100, last=True)
+    assert terminal.lines() == ["=" * 39, ""]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO")])
+def test_what_nobody_reads_is_dropped(error):
+    class Gone(io.StringIO):
+        def write(self, text=""):
+            raise error
+
+        flush = write
+
+    for stream in (Gone(), None):
+        with contextlib.redirect_stdout(stream):
+            with steady():
+                print("a line", flush=True)
+                show_progress("step 1 of 2", last=False)
+            assert sys.stdout is stream
+
+
+def test_names_that_are_not_utf8_are_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True)
+    print("of \udcff", file=Steady(stream))
+    assert stream.buffer.getvalue() == b"of \\udcff\n"

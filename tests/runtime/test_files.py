@@ -1,0 +1,109 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from diffusion_distillation.checkpoints import load
+from diffusion_distillation.errors import InputError
+from diffusion_distillation.runtime import files
+from diffusion_distillation.runtime.files import absolute, as_path, is_remote, write_whole
+
+
+@pytest.mark.parametrize(
+    "given", ["gs://bucket/run", "gs:/bucket/run", Path("gs://bucket/run"), epath.Path("gs://bucket/run")]
+)
+def test_a_bucket_is_not_a_folder_here(given):
+    path = as_path(given)
+    assert os.fspath(path / "new") == "gs://bucket/run/new" and os.fspath(absolute(path)) == "gs://bucket/run"
+    assert is_remote(path) and not is_remote(as_path("runs/base"))
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/run", "file:///tmp/run", "GS://bucket/run", Path("hdfs://host/run")])
+def test_other_file_systems_are_refused(given):
+    with pytest.raises(InputError, match=r"in buckets of Google Cloud Storage .* is neither"):
+        as_path(given)
+    with pytest.raises(InputError, match="is neither"):
+        load(given)
+
+
+def test_a_bucket_needs_its_reader(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install gcsfs"):
+        as_path("gs://bucket/run")
+    assert as_path("runs/C:/base") == epath.Path("runs/C:/base")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = as_path(tmp_path / "new" / "file")
+    write_whole(path, "before")
+
+    def full(*_):
+        raise OSError("full")
+
+    for name in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+            patched.setattr(name, full)
+            write_whole(path, "after")
+        assert path.read_text() == "before"
+    write_whole(path, "\u00e4".encode())
+    assert path.read_text() == "\u00e4"
+    assert [child.name for child in path.parent.iterdir()] == ["file"]
+
+
+def test_in_a_bucket(bucket):
+    path = as_path("gs://bucket/run/file")
+    write_whole(path, "there")
+    assert (bucket / "run" / "file").read_text() == "there" and path.read_text() == "there"
+    with pytest.raises(InputError, match="a run's folder has 'checkpoints' in it, this one has file"):
+        load("gs://bucket/run")
+    with pytest.raises(InputError, match="No checkpoint in 'gs://bucket/nothing': there is no such folder"):
+        load("gs://bucket/nothing")
+    assert not Path("gs:").exists() and files.is_remote(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),  # json reads this, but later code may not
+        ("[]", "it is of type list, not an object"),
+        ('{"a', "Unterminated string"),
+        ("{} " * 400_000, "has 1,200,000 bytes; JSON files have at most 1,048,576"),
+    ],
+)
+def test_json_that_is_refused(tmp_path, text, message):
+    path = as_path(tmp_path / "config.json")
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        files.read_json(path)
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = as_path(tmp_path / "metrics.jsonl")
+    assert files.read_json_lines(path) == []
+    path.write_text('{"step": 1}\n{"st')
+    assert files.read_json_lines(path) == [{"step": 1}]  # a process that was killed left a part of a line
+    path.write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(InputError, match=r"Line 2 of .*metrics\.jsonl' cannot be read as JSON"):
+        files.read_json_lines(path)
+
+
+def test_the_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/x") == epath.Path(tmp_path / "x")
+
+
+def test_names_that_are_not_utf8_have_a_name_for_their_content(tmp_path):
+    path = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
+    Path(path).touch()
+    assert len(files.content_of([path])) == 16
+
+
+def test_without_locks_of_files(tmp_path, monkeypatch):
+    """Windows has none."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with open(tmp_path / ".lock", "a+") as file, pytest.raises(OSError, match="no file locks"):
+        files.lock(file, lambda holder: None)

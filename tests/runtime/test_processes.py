@@ -1,0 +1,371 @@
+"""Several processes that work as one run, started by hand on this machine, with one CPU device or more each."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.runs import (
+    AFFINE,
+    OWN_PARTS,
+    PATIENCE,
+    TINY,
+    assert_same,
+    call,
+    command,
+    free_port,
+    start_together,
+    steps_saved,
+    wait_until,
+)
+
+BASE = [
+    "--config=configs/digits_base.py",
+    *TINY,
+    "--config.train.num_steps=20",
+    "--config.train.substeps=5",
+    "--config.train.ema_decay=0.0",  # the average would hide a difference
+]
+LADDER = [
+    "--config=configs/digits_distill.py",
+    *TINY,
+    *AFFINE,
+    "--config.distillation.start_num_steps=4",
+    "--config.distillation.stages={}",
+    "--config.distillation.steps_per_iter=5",
+    "--config.eval.num_samples=64",
+    "--config.eval.batch_size=64",
+    "--config.eval.teacher_num_steps=(2,1)",
+    "--config.eval.ancestral_num_steps=(2,)",
+    "--config.eval.features=('pixels',)",
+    "--config.eval.metrics=('fid',)",
+]
+MEASURED = [  # during training, with an average that is divided among devices
+    "--config.train.shard_state=True",
+    "--config.train.ema_decay=0.9",
+    "--config.train.eval_every_steps=10",
+    "--config.eval.metrics_every_steps=10",
+    "--config.eval.metrics_num_samples=64",
+    "--config.eval.features=('pixels',)",
+    "--config.eval.metrics=('fid',)",
+]
+WAYS = {  # to train, by the number of processes and that of devices each has
+    (2, 1): ["shard_state=True"],
+    (2, 2): ["parallel=pmap"],
+    (4, 1): ["parallel=jit", "parallel=pmap"],
+}
+TAKEN_UP = {(2, 2): 5, (4, 1): 10, (1, 1): 15}  # the step at which they go on with a run that one process began
+# Two processes train a U-Net. Four, two under pmap, or a ladder compile many programs, of a smaller network.
+SMALL = [*BASE, *AFFINE]
+
+
+def start(arguments, processes, devices, log, env=None):
+    """Starts processes, of which `arguments(flags)` gives the command; what each prints goes to a file of its own."""
+    log.mkdir(exist_ok=True)
+    port = free_port()
+    started = []
+    for index in range(processes):
+        connected = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={index}"]
+        commands = [arguments(connected if processes > 1 else [])]
+        with (log / f"{index}.log").open("w") as file:
+            started += start_together(commands, devices=devices, env=env, stdout=file, stderr=subprocess.STDOUT)
+    return started
+
+
+def start_two(code, *arguments, devices=1):
+    """Starts two processes that run some Python, which gets a port, the process's number and arguments."""
+    port = free_port()
+    commands = [[sys.executable, "-c", code, *map(str, (port, index, *arguments))] for index in range(2)]
+    return start_together(commands, devices=devices, env=OWN_PARTS)
+
+
+def do(commands, processes, devices, log):
+    """Does commands of the scripts, one after another, in the same processes; returns what the first printed."""
+
+    def arguments(connected):
+        return [
+            sys.executable,
+            "tests/helpers/together.py",
+            json.dumps([[*map(str, line), *connected] for line in commands]),
+        ]
+
+    for index, process in enumerate(start(arguments, processes, devices, log)):
+        assert process.wait(timeout=300) == 0, (log / f"{index}.log").read_text()
+    printed, *others = ((log / f"{index}.log").read_text() for index in range(processes))
+    assert not any("images/s" in of_other for of_other in others)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    """Two processes, one of which takes its time; other tests take theirs meanwhile."""
+    started = start_two(DRIFT, devices=2)
+    yield started
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def printed(folder, drifting):
+    """What so many processes with so many devices each printed, by the two numbers; all runs are made here.
+
+    They train in some ways and draw samples; one alone trains the U-Net and the smaller network, and draws samples of
+    all. One and two distill. A run that one begins is taken up by two with two devices each, by four, and by one.
+    """
+    small = folder / "alone, small"
+    resume = ["train", *SMALL, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={folder / 'resumed'}"]
+
+    def ladder(name):
+        teacher = f"--config.distillation.teacher_checkpoint_path={small}"
+        return ["distill", *LADDER, teacher, f"--workdir={folder / name}"]
+
+    def sample(workdir, name):
+        drawn = [f"--checkpoint={workdir}", "--num_samples=5", "--num_steps=2"]
+        return ["sample", *drawn, f"--out={workdir / name}.npz"]
+
+    def go_back_to(step):
+        for later in steps_saved(folder / "resumed"):
+            if later > step:
+                shutil.rmtree(folder / "resumed" / "checkpoints" / str(later))
+
+    first = [["train", *BASE, f"--workdir={folder / 'alone'}"], ["train", *SMALL, f"--workdir={small}"]]
+    do([*first, ladder("ladder"), resume], 1, 1, folder / "log of one")
+    printed, by_one = {}, []
+    for (processes, devices), ways in WAYS.items():
+        commands = []
+        for way in ways:
+            workdir = folder / f"{processes} {devices} {way}"
+            of_network = BASE if (processes, devices) == (2, 1) else SMALL
+            train = ["train", *of_network, f"--config.train.{way}", f"--workdir={workdir}"]
+            commands += [train, sample(workdir, "together")]
+            by_one.append(sample(workdir, "alone"))
+        if (processes, devices) == (2, 1):
+            commands += [ladder("ladder of two"), ["train", *SMALL, *MEASURED, f"--workdir={folder / 'measured'}"]]
+        else:
+            go_back_to(TAKEN_UP[processes, devices])
+            commands.append(resume)
+        printed[processes, devices] = do(commands, processes, devices, folder / f"log of {processes} {devices}")
+    go_back_to(TAKEN_UP[1, 1])
+    printed[1, 1] = do([*by_one, resume], 1, 1, folder / "log of one at last")
+    return printed
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "way"), [(*numbers, way) for numbers, ways in WAYS.items() for way in ways]
+)
+def test_processes_train_as_one(folder, printed, processes, devices, way):
+    assert f"{processes * devices} cpu device(s)" in printed[processes, devices]
+    alone = folder / ("alone" if (processes, devices) == (2, 1) else "alone, small")
+    workdir = folder / f"{processes} {devices} {way}"
+    if way == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
+        assert len(list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
+    assert_same(alone, workdir, atol=1e-5)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-6)
+    assert (workdir / "samples" / "step_0000020.png").exists()
+    images = [np.load(workdir / f"{name}.npz")["images"] for name in ("alone", "together")]
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.slow
+def test_resumed_by_other_numbers_of_processes(folder, printed):
+    for numbers, step in TAKEN_UP.items():
+        assert f"going on from step {step}" in printed[numbers]
+    assert_same(folder / "alone, small", folder / "resumed", atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_ladder_of_two_processes(folder, printed):
+    """Of two halvings, and its report."""
+    ladders = [folder / "ladder", folder / "ladder of two"]
+    for student in ("steps_0002", "steps_0001"):
+        assert_same(*(ladder / student for ladder in ladders), atol=1e-5)
+    figures = [json.loads((ladder / "report" / "evaluation.json").read_text())["rows"] for ladder in ladders]
+    for one, two in zip(*figures, strict=True):
+        numbers = ([value["value"] for value in row["values"]] for row in (one, two))
+        assert next(numbers) == pytest.approx(next(numbers), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_measure_an_average_that_they_share(folder, printed):
+    """During training; and they keep the best."""
+    lines = (folder / "measured" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
+    assert steps_saved(folder / "measured" / "best")
+
+
+DRIFT = """
+import sys, time, numpy as np
+from diffusion_distillation import multihost
+from diffusion_distillation.runtime.devices import AXIS, data_mesh, replicated
+port, index = sys.argv[1], int(sys.argv[2])
+assert multihost.start(f"localhost:{port}", 2, index)
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+assert jax.device_count() == 4
+time.sleep(33 * index)
+mesh = data_mesh()
+parts = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), np.full(2, index + 1.0))
+assert jax.jit(sum, out_shardings=replicated(mesh))(parts) == 6
+assert multihost.largest([index, 1 - index]) == [1, 1]
+"""
+
+
+@pytest.mark.slow
+def test_processes_may_drift_apart(drifting):
+    """By more than the 30 seconds in which processes on CPU must find each other when they first communicate."""
+    assert [process.wait(timeout=PATIENCE) for process in drifting] == [0, 0]
+
+
+AGREE = """
+import pathlib, sys
+from diffusion_distillation import multihost
+port, index, run = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+assert multihost.start(f"localhost:{port}", 2, index)
+import jax, numpy as np
+from helpers.models import assert_same, at_step, make_run
+from diffusion_distillation import checkpoints
+from diffusion_distillation.checkpoints import store
+from diffusion_distillation.runtime.devices import data_mesh, place
+from diffusion_distillation.errors import InputError, RunError
+from diffusion_distillation.training.runner import state_shardings
+from diffusion_distillation.training.step import init_state
+
+metadata, params = make_run(ema_decay=0.9)
+mesh = data_mesh()
+states = {step: at_step(init_state(metadata.config, params), step) for step in (3, 6)}
+shardings = state_shardings(states[3], mesh, shard=True)
+like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), states[3], shardings)
+read = store._read_arrays
+
+def failing(error):
+    def fails(checkpoint, *args):
+        if index == 1 and checkpoint.name == "6":
+            raise error
+        return read(checkpoint, *args)
+    store._read_arrays = fails
+
+def steps():
+    multihost.wait_for_all("look")
+    return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+
+def assert_raises(kind, message, act):
+    try:
+        act()
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"no {kind}")
+
+with checkpoints.Checkpoints(run) as saved:
+    for step, state in states.items():
+        saved.save(place(state, shardings), metadata)
+with checkpoints.Checkpoints(run) as saved:
+    failing(MemoryError("full"))
+    for act in (lambda: saved.restore(like), lambda: checkpoints.load(run)):
+        assert_raises(*((MemoryError, "full") if index else (RunError, "Another process could not read")), act)
+    assert steps() == [3, 6]
+    failing(ValueError("cut off"))
+    params, of_params = checkpoints.load(run)
+    assert of_params.step == 3
+    assert_same(params, states[3].sampling_params)
+    assert steps() == [3, 6]
+    restored = saved.restore(like)
+    assert_same(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, restored),
+                jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, place(states[3], shardings)))
+    assert steps() == [3]
+
+def refuse():
+    raise InputError("no, nein")
+def break_down():
+    raise OSError("disk")
+assert multihost.on_main(lambda: [jax.process_index(), "é"]) == [0, "é"]
+assert_raises(InputError, "no, nein", lambda: multihost.on_main(refuse))
+assert_raises(*((RunError, "main process could not go on: disk") if index else (OSError, "disk")),
+              lambda: multihost.on_main(break_down))
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree(tmp_path):
+    """On the newest checkpoint that both can read, on what the first process says, and on stopping."""
+    assert [process.wait(timeout=120) for process in start_two(AGREE, tmp_path / "run")] == [0, 0]
+
+
+BUSY = """
+import sys
+from diffusion_distillation import multihost
+assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+import jax
+from training.test_loop import SOURCE, make_config
+from diffusion_distillation.training import loop
+
+make, before, idle = loop.make_runner, [], []
+
+def make_runner(*args):
+    runner = make(*args)
+    def steps(*args):
+        idle.append(all(metric.is_ready() for metric in jax.tree.leaves(before)))
+        state, metrics = runner.steps(*args)
+        before[:] = [metrics]
+        return state, metrics
+    return runner._replace(steps=steps)
+
+loop.make_runner = make_runner
+config = make_config(batch_size=512, log_loss_every_steps=1)
+with config.unlocked():
+    config.model.args.width = 2048  # a step takes a while
+loop.train(config, sys.argv[3], SOURCE)
+assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is compiled
+"""
+
+
+@pytest.mark.slow
+def test_devices_always_have_work(tmp_path):
+    """A call is given to them before the last one is done, though processes decide together and losses are read."""
+    assert [process.wait(timeout=PATIENCE) for process in start_two(BUSY, tmp_path)] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others(tmp_path):
+    flags = [
+        "--config=configs/digits_base.py",
+        *AFFINE,
+        "--config.train.num_steps=1000000",
+        "--config.train.eval_every_steps=0",
+        "--config.train.checkpoint_every_secs=0",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    env = OWN_PARTS | {"DIFFUSION_DISTILLATION_HEARTBEAT": "10"}
+
+    def start_run():
+        return start(lambda connected: command("train", *flags, *connected), 2, 1, tmp_path / "log", env)
+
+    first, second = start_run()
+    wait_until(lambda: list((tmp_path / "run" / "checkpoints").glob("*/commit_success.txt")), first)
+    second.send_signal(signal.SIGKILL)
+    assert first.wait(timeout=PATIENCE) != 0
+    stopping = start_run()
+    gone_on = re.compile("going on from step.*images/s", re.DOTALL)
+    wait_until(lambda: gone_on.search((tmp_path / "log" / "0.log").read_text()), *stopping)
+    stopping[1].send_signal(signal.SIGTERM)
+    assert {process.wait(timeout=PATIENCE) for process in stopping} == {128 + signal.SIGTERM}
+
+
+def test_flags_that_do_not_fit(tmp_path):
+    for given in (["--num_processes=2"], ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]):
+        error = call("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
+        assert "give all three or none" in error and "Traceback" not in error

@@ -1,0 +1,116 @@
+"""The benchmarks measure what they say; how much is not for tests to say."""
+
+import importlib
+import io
+import json
+import re
+import sys
+import time
+
+import pytest
+from absl.testing import flagsaver
+from helpers.runs import ROOT, run
+
+from diffusion_distillation import config
+
+
+@pytest.mark.slow
+def test_benchmark_of_data():
+    printed = run("benchmarks/data", "--files=30", "--batch_size=16", "--seconds=0.2")
+    speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
+    assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
+    assert all(int(speed.replace(",", "")) > 0 for _, speed in speeds)
+
+
+@pytest.mark.slow
+def test_benchmark_of_checkpoints(tmp_path):
+    flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--blocks=0", "--batch_size=2"]
+    printed = run("benchmarks/checkpoints", *flags)
+    seconds = r"[\d.]+ s"
+    assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)
+
+
+class OnAccelerator:
+    """Work of an accelerator that does a million steps in a call."""
+
+    devices, platform = 1, "gpu"
+
+    def base_step(self, batch):
+        time.sleep(0.01)
+        return 10**6
+
+    def accelerator_memory(self):
+        return 123
+
+
+def test_a_process_that_works_on_an_accelerator(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    worker = importlib.import_module("worker")
+    requests = [{}, {"what": "base_step", "batch": 4, "seconds": 0}, {"what": "base_step", "batch": 4, "seconds": 0.02}]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(request) + "\n" for request in requests)))
+    worker.serve(lambda setup: OnAccelerator(), "mine")
+    about, *answers = map(json.loads, capsys.readouterr().out.splitlines())
+    assert about == {"name": "mine", "devices": 1, "platform": "gpu"}
+    assert len(answers) == 2
+    assert all(answer["peak_bytes"] == 123 and 1e-8 <= answer["seconds"] < 1e-4 for answer in answers)
+
+
+SMALL_UNET = [
+    "--config.model.args.ch=32",
+    "--config.model.args.emb_ch=32",
+    "--config.model.args.ch_mult=(1,2)",
+    "--config.model.args.num_res_blocks=1",
+    "--config.model.args.attn_resolutions=(4,)",
+    "--config.model.args.head_dim=32",
+]
+PEER = ROOT / ".venv-peer" / "bin" / "python"
+
+
+def test_bad_flags_of_the_benchmark():
+    for flag, message in {
+        "--image_shape=32,x,3": "must be height, width and channels",
+        "--peer=/nowhere/python": "is no program: give a Python that has torch",
+    }.items():
+        error = run("benchmarks/benchmark", flag, fails=True)
+        assert message in error and "Traceback" not in error
+
+
+def test_training_is_timed_with_and_without_dropout(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    with flagsaver.flagsaver():
+        benchmark = importlib.import_module("benchmark")
+    made = benchmark.configs(config.load(ROOT / "configs" / "cifar_base.py"), "float32", 2)
+    assert benchmark.WORK[:2] == ("base_step", "base_step_without_dropout")
+    assert made["base"]["model"]["args"].pop("dropout") == 0.2
+    assert made["without_dropout"]["model"]["args"].pop("dropout") == 0
+    assert made["base"] == made["without_dropout"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+def test_benchmark_beside_pytorch(tmp_path):
+    """Both compute the same function, or it would say so; of a small network, whatever is timed."""
+    flags = ["--config=configs/folder_base.py", "--config.dataset.args.path=unread", *SMALL_UNET]
+    flags += [
+        "--image_shape=8,8,3",
+        "--batch_sizes=2",
+        "--rounds=1",
+        "--dtypes=float32",
+        f"--out={tmp_path / 'all.json'}",
+    ]
+    printed = run(
+        "benchmarks/benchmark", *flags, f"--peer={PEER}", "--work=base_step_without_dropout,distillation_step,sample 2"
+    )
+    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert {row["worker"].split()[0] for row in rows} == {"ours,", "torch"}
+    assert all(row["error"] < 1e-5 and row["images_per_sec"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    works = re.findall(r"^\| (\w[\w ]*?) \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|", printed, re.MULTILINE)
+    assert works == ["base step without dropout", "distillation step", "sample 2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+def test_benchmark_of_inception():
+    printed = run("benchmarks/inception", f"--peer={PEER}", "--batch_size=2", "--rounds=1", "--seconds=0.1")
+    speeds = re.findall(r"^(\w.*?)  +([\d.]+) images/s", printed, re.MULTILINE)
+    assert [name for name, _ in speeds] == ["ours, 1 cpu device(s)", "torch-fidelity", "torch-fidelity, channels-last"]

@@ -1,0 +1,38 @@
+"""The checks that users run on their machines."""
+
+import re
+
+import pytest
+from flax import linen as nn
+from helpers.runs import call, run
+
+from diffusion_distillation.networks import layers, unet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "onednn"), [("float32", "false"), ("bfloat16", "true")])
+def test_numerics(dtype, onednn, optimized):
+    flags = f"--xla_cpu_experimental_onednn_custom_call={onednn} --xla_cpu_prefer_vector_width=512"
+    printed = run("checks/numerics", f"--dtype={dtype}", env={"XLA_FLAGS": flags})
+    assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}: right\. Errors: .*\n", printed)
+
+
+class Linear(unet.UNet):
+    """A network of any options that takes no time."""
+
+    @nn.compact
+    def __call__(self, z, logsnr):
+        return nn.Dense(3)(z)
+
+
+def test_wrong_numerics(monkeypatch):
+    convolution = layers.convolution
+
+    def wrong(x, *args, **kwargs):
+        y = convolution(x, *args, **kwargs)
+        return y * (1.001 if x.dtype == "float32" else 1)
+
+    monkeypatch.setattr(layers, "convolution", wrong)
+    monkeypatch.setattr(unet, "UNet", Linear)
+    error = call("checks/numerics", fails=True)
+    assert re.search(r"wrong are a convolution and its gradients\. Errors", error) and "Traceback" not in error

@@ -1,0 +1,208 @@
+"""What may befall a run: signals at every moment, a full disk, a folder that cannot be written, a second process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import jax
+import pytest
+from helpers.runs import (
+    AFFINE,
+    OWN_PARTS,
+    PATIENCE,
+    TINY,
+    assert_same,
+    call,
+    read_until,
+    run,
+    start,
+    steps_saved,
+    wait_until,
+    without_privileges,
+)
+
+from diffusion_distillation.checkpoints import load
+
+BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.substeps=5"]
+HEAVY = [*BASE, "--config.model.name=helpers.own_parts:heavy"]  # compiles in no time, and takes some to save
+LONG = ["--config.train.num_steps=100000", "--config.train.eval_every_steps=0"]  # no test waits for its end
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
+    """And the state is taken up before it; what libraries print when they cannot read a file is kept from the user."""
+    flags = [*HEAVY, "--config.train.num_steps=10", "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path}"]
+    run("train", *flags, env=OWN_PARTS)
+    assert steps_saved(tmp_path) == [5, 10]
+    files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
+    again = start("train", *flags, env=OWN_PARTS)
+    printed, error = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0 and "going on from step 5" in printed
+    assert "checkpoints/10: this checkpoint is damaged" in error and "that of step 5 is used" in error
+    assert "Traceback" not in error and "never awaited" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "network", "moments"),
+    [(signal.SIGTERM, BASE, ("start", "compile", "step", "save")), (signal.SIGINT, HEAVY, ("step", "save"))],
+)
+def test_signals_save_and_stop(tmp_path, number, network, moments):
+    """As a run starts, compiles, steps and saves; each time it goes on where it stopped."""
+    workdir, step = tmp_path / "run", 0
+    for moment in moments:
+        flags = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
+        env = OWN_PARTS | {"JAX_ENABLE_COMPILATION_CACHE": str(moment != "compile")}
+        process = start("train", *network, *LONG, *flags, f"--workdir={workdir}", env=env)
+        if moment == "start":
+            wait_until(lambda: (workdir / "config.json").exists(), process)
+        else:
+            if step:
+                read_until(process.stdout, f"going on from step {step:,}")
+            read_until(process.stdout, "compiling the training step")
+        if moment in ("step", "save"):
+            read_until(process.stdout, "images/s")
+        if moment == "save":
+            wait_until(lambda: list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")), process)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number, (moment, error)
+        assert "run the same command again to go on" in error and "Traceback" not in error
+        if moment in ("step", "save"):
+            before, step = step, load(workdir)[1].step
+            assert step > before
+            assert not list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+            assert f"saved at step {step:,}" in error
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start("train", *HEAVY, *LONG, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
+    read_until(process.stdout, "images/s")
+    process.send_signal(signal.SIGTERM)
+    read_until(process.stderr, "once more to stop at once")
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Stopped; run the same command again to go on" in error and "saved at" not in error
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_readers(tmp_path):
+    """Behind `2>&1 | head -1`, a run keeps training, and a signal still saves and stops it."""
+    process = start("train", *BASE, *AFFINE, *LONG, f"--workdir={tmp_path}", env=OWN_PARTS)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    metrics = tmp_path / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert steps_saved(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_while_sampling(tmp_path):
+    flags = [*BASE, "--config.train.num_steps=20", "--config.model.eval_sampling_num_steps=100000"]
+    process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
+    wait_until(lambda: steps_saved(tmp_path / "run") == [20], process)
+    process.send_signal(signal.SIGTERM)
+    if "once more to stop at once" in process.stderr.readline():  # or else there was nothing to lose any more
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert load(tmp_path / "run")[1].step == 20
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_workdir(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    first = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)
+    read_until(first.stdout, "parameters")
+    error = call("train", *HEAVY, *LONG, workdir, fails=True)
+    assert f"Another process works in '{tmp_path / 'run'}' (process {first.pid} on " in error
+    assert "Traceback" not in error and first.poll() is None
+    first.kill()
+    first.communicate()
+    process = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)  # the lock goes with its process
+    read_until(process.stdout, "parameters")
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 MB."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path, small_disk):
+    """The run stops with an error, what was saved before stays, and with room again it goes on to the same end."""
+    flags = [*BASE, "--config.train.num_steps=20", "--config.train.retain_checkpoint_every_steps=5"]
+    run("train", *flags, f"--workdir={tmp_path / 'undisturbed'}")
+    size = (
+        sum(file.stat().st_size for file in (tmp_path / "undisturbed" / "checkpoints").rglob("*") if file.is_file()) / 4
+    )
+    room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "other").write_bytes(bytes(int(room - 2.5 * size)))
+    error = run("train", *flags, f"--workdir={small_disk / 'run'}", fails=True)
+    assert re.search(r"^error: .*(could not be written|No space left).*Finished checkpoints are untouched", error, re.M)
+    kept = steps_saved(small_disk / "run")
+    assert kept and load(small_disk / "run")[1].step == kept[-1]
+    (small_disk / "other").unlink()
+    assert f"going on from step {kept[-1]}" in run("train", *flags, f"--workdir={small_disk / 'run'}")
+    assert_same(tmp_path / "undisturbed", small_disk / "run")
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    error = call("train", *BASE, f"--workdir={tmp_path / 'file' / 'run'}", fails=True)
+    assert "file" in error and "Traceback" not in error
+    read_only = tmp_path / "read only"
+    read_only.mkdir(mode=0o555)
+    process = start("train", *BASE, f"--workdir={read_only / 'run'}", prefix=without_privileges())
+    error = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 1
+    assert re.search(r"error: .*Permission denied: .*read only.*run", error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
+    """From a sound checkpoint on, a learning rate that is far too large; the checkpoint stays as it is."""
+    workdir = tmp_path / "run"
+    flags = ["--config=configs/digits_base.py", *AFFINE, f"--config.train.enable_update_skip={skip}"]
+    flags += ["--config.train.eval_every_steps=0", "--config.train.substeps=5", f"--workdir={workdir}"]
+    call("train", *flags, "--config.train.num_steps=10")
+    before = load(workdir)[0]
+    config = json.loads((workdir / "config.json").read_text())
+    config["train"] |= {"num_steps": 400, "learning_rate": 1e38}
+    (workdir / "config.json").write_text(json.dumps(config))
+    error = call("train", *flags, "--config.train.num_steps=400", "--config.train.learning_rate=1e38", fails=True)
+    began = int(re.search(r"no update was finite for 100 steps, from step (\d+) on", error)[1])
+    assert 10 < began <= 15 and "Traceback" not in error
+    params, metadata = load(workdir)
+    assert metadata.step == 10
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True):
+        assert (one == other).all()
+
+
+def test_a_warning_is_printed_once(tmp_path):
+    flags = [*BASE, *AFFINE, "--config.train.num_steps=1", "--config.train.learning_rate_warmup_steps=9"]
+    process = start("train", *flags, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
+    assert process.communicate(timeout=120)[1].count("is longer than the run") == 1

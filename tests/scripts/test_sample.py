@@ -1,0 +1,146 @@
+"""scripts/sample.py, in this process but for one run."""
+
+import dataclasses
+import importlib.util
+import os
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from helpers.models import KEY, make_model, save_model
+from helpers.runs import OWN_PARTS, ROOT, call, run
+from PIL import Image
+
+from diffusion_distillation import from_checkpoint
+from diffusion_distillation.interop import archive
+from diffusion_distillation.runtime.files import as_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The folder of a class-conditional student of 4 steps."""
+    folder = tmp_path_factory.mktemp("student")
+    save_model(folder, num_steps=4)
+    return folder
+
+
+@pytest.fixture
+def sample(checkpoint, monkeypatch, capsys):
+    """`sample(flag, ...)` runs the script with the checkpoint and returns what it printed."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # they are there already
+
+    def run(*arguments):
+        known = set(flags.FLAGS)
+        try:
+            spec = importlib.util.spec_from_file_location("sample", ROOT / "scripts" / "sample.py")
+            script = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(script)
+            flags.FLAGS(["sample.py", f"--checkpoint={checkpoint}", "--seed=3", *map(str, arguments)])
+            with mock.patch.dict(os.environ):  # in which it sets flags of XLA
+                script.main()
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+        return capsys.readouterr().out
+
+    return run
+
+
+def read(path):
+    with np.load(path) as arrays:
+        return arrays["images"]
+
+
+def test_on_one_device_as_on_eight(checkpoint, tmp_path):
+    out = tmp_path / "samples.npz"
+    drawn = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
+    printed = run("sample", *drawn, env=OWN_PARTS)
+    assert f"Saved 10 images, 4 steps each, to {out}.\nNext: python scripts/evaluate.py --checkpoint=" in printed
+    np.testing.assert_array_equal(read(out), from_checkpoint(checkpoint).sample(KEY, 10))
+
+
+def test_files(sample, checkpoint, tmp_path):
+    pipeline = from_checkpoint(checkpoint)
+    out, steps = tmp_path / "new" / "samples.npz", tmp_path / "steps.png"
+    printed = sample(
+        "--num_samples=3", f"--out={out}", f"--trajectory={steps}", "--labels=2,0", "--eta=0.5", "--noclip"
+    )
+    assert f"Saved the sampling trajectories of 3 images to {steps}.\n" in printed
+    assert f"Saved 3 images, 4 steps each, to {out}.\n" in printed
+    labels, how = np.array([2, 0, 2]), dict(eta=0.5, clip=False)
+    expected = pipeline.sample(KEY, 3, labels, **how)
+    np.testing.assert_array_equal(read(out), expected)
+    assert Image.open(steps).size == (4 * 70 - 6, 3 * 70 - 6)
+
+    sample("--num_samples=3", f"--out={out}", "--labels=2,0", "--eta=0.5", "--noclip", "--float")
+    assert read(out).dtype == np.float32 and np.abs(read(out)).max() == 1
+    np.testing.assert_array_equal(np.round((read(out) + 1) * 127.5), expected)
+
+    sample(f"--out={tmp_path / 'grid.png'}", "--sampler=noisy", "--num_steps=3")
+    assert Image.open(tmp_path / "grid.png").size == (8 * 70 - 6, 8 * 70 - 6)
+
+
+def test_folder(sample, checkpoint, tmp_path):
+    out = tmp_path / "samples"
+    assert f"5 images, 4 steps each, to {out}/.\n" in sample(f"--out={out}/", "--num_samples=5", "--batch_size=2")
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "00003.png").unlink()
+    printed = sample(f"--out={out}", "--num_samples=9", "--clip", "--sampler=ddim")  # which is what the config has
+    assert f"9 images, 4 steps each, to {out}; 4 of them were there already." in printed
+    drawn = np.stack([np.asarray(Image.open(out / f"{j:05d}.png")) for j in range(9)])[..., None]
+    np.testing.assert_array_equal(drawn, from_checkpoint(checkpoint).sample(KEY, 9))
+    again = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert {path.name for path in before if again[path] != before[path]} == {"00003.png"}
+    assert "9 of them were there already" in sample(f"--out={out}", "--num_samples=9")
+    for flag, message in {
+        "--seed=4": "seed is 3 there and 4 here",
+        "--eta=0.5": "eta is 0.0 there and 0.5 here",
+        "--noclip": "clip is True there and False here",
+        "--labels=1": r"labels is None there and \['1'\] here",
+        "--num_steps=2": "num_steps is 4 there and 2 here",
+    }.items():
+        with pytest.raises(ValueError, match=f"holds samples of other settings: {message}. Give a new folder"):
+            sample(f"--out={out}", flag)
+
+
+def test_classes_by_name(tmp_path):
+    """A name goes before a number. The error for an unknown name suggests the nearest."""
+    params, metadata = make_model()
+    metadata = dataclasses.replace(metadata, class_names=("cats", "dogs", "0"))
+    archive.write(as_path(tmp_path / "model"), params, metadata)
+    assert archive.read(as_path(tmp_path / "model"))[1].class_names == ("cats", "dogs", "0")
+
+    def sample(labels, name):
+        flags = [f"--checkpoint={tmp_path / 'model'}", "--num_samples=4", f"--labels={labels}"]
+        return call("sample", *flags, f"--out={tmp_path / name}", fails=name == "wrong.npz")
+
+    sample("dogs,2,cats,0", "names.npz")
+    sample("1,2,cats,2", "numbers.npz")
+    names, numbers = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("names", "numbers"))
+    np.testing.assert_array_equal(names, numbers)
+    error = sample("cats,dog", "wrong.npz")
+    assert (
+        "--labels=cats,dog must be class numbers, such as --labels=3,7, or class names. Did you mean 'dogs'?" in error
+    )
+    sample("dogs", "folder/")
+    assert "4 of them were there already" in sample("1", "folder/")
+
+
+def test_errors(sample, tmp_path):
+    new, array = f"--out={tmp_path / 'new'}", f"--out={tmp_path / 'new.npz'}"
+    for arguments, message in {
+        (f"--out={tmp_path / 'new.jpg'}",): r"new.jpg must end in .png or .npz, or in / for a folder",
+        (new, "--float"): "--float is for a .npz, and --out=.*new is none",
+        (f"--out={tmp_path / 'new.png'}", "--float"): "--float is for a .npz",
+        (new, "--sampler=noisy", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'noisy'",
+        (array, "--labels=2,x"): "--labels=2,x must be class numbers",
+        (array, "--labels="): "--labels= must be class numbers",
+        (new, "--labels=3"): "labels must be classes from 0 to 2; got .3, 3",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            sample(*arguments)
+    with pytest.raises(flags.IllegalFlagValueError, match="eta=2"):
+        sample(new, "--eta=2")
+    assert not list(tmp_path.iterdir())

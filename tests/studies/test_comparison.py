@@ -1,0 +1,117 @@
+"""Methods compared at equal cost."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers.runs import OWN_PARTS, call, run_together
+from methods.test_targets import METHODS
+from training.test_step import make_config
+
+from diffusion_distillation import config as cfg
+from diffusion_distillation.diffusion import predict
+from diffusion_distillation.methods import Denoisers, make_method
+from diffusion_distillation.studies.comparison import cost_of, ladder_configs, recipes
+
+STEPS = (8, 4, 2, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_calls_that_a_target_takes(name):
+    method, calls = make_method(make_config(distillation=METHODS[name])), []
+
+    def network(z, logsnr):
+        calls.append(len(z))
+        return predict(z, np.reshape(logsnr, (-1, 1, 1, 1)), v=0.1 * z)
+
+    x, eps = np.random.default_rng(0).standard_normal((2, 4, 8, 8, 1)).astype(np.float32)
+    for rung in method.rungs:
+        calls.clear()
+        with jax.disable_jit():  # so that loops call it as often as they turn
+            times = method.times(jax.random.split(jax.random.key(0), 4), 0, rung)
+            method.target(Denoisers(network, network, network), x, eps, x + eps, times)
+        assert len(calls) == method.target_calls(rung), rung
+
+
+@pytest.mark.parametrize("name", recipes(64, STEPS))
+def test_every_method_gets_as_many_evaluations(name):
+    config, budget = make_config(distillation=dict(start_num_steps=64)), 1_000_000
+    recipe = recipes(64, STEPS)[name]
+    ladders = ladder_configs(config, recipe, budget, seed=1)
+    assert sum(sum(cost_of(ladder).values()) for ladder in ladders) == pytest.approx(budget, rel=0.01)
+    students = {rung.num_steps for ladder in ladders for rung in make_method(ladder).rungs}
+    assert students >= {"consistency_tuning": {1}, "tract_two_phases": {8, 1}}.get(name, set(STEPS))
+    for ladder in ladders:
+        assert ladder.seed == config.seed + 10_000 and ladder.distillation.steps_per_iter > 50
+        assert (ladder.train.ema_decay > 0.5) == recipe.averaged
+        grown = cfg.resolve(ladder).distillation.consistency.grid_updates
+        assert name == "halvings" or grown == ladder.distillation.steps_per_iter
+
+
+def flags(base, *more):
+    ladder = ["--config=configs/digits_distill.py", "--config.dataset.name=helpers.own_parts:stripes", "--steps=2,1"]
+    ladder += [
+        "--config.dataset.args.length=64",
+        "--config.model.name=helpers.own_parts:affine",
+        "--config.model.args.width=8",
+    ]
+    ladder += ["--config.distillation.start_num_steps=4", "--config.eval.metrics=('fid', 'precision')"]
+    ladder += ["--config.eval.features=('pixels',)", "--config.eval.num_samples=64", "--config.train.batch_size=16"]
+    return [*ladder, f"--config.distillation.teacher_checkpoint_path={base}", *more]
+
+
+@pytest.mark.slow
+def test_through_the_script(tmp_path):
+    """Two seeds of some methods, which a second call leaves as they are."""
+    own = ["--config.dataset.name=helpers.own_parts:stripes", "--config.dataset.args.length=64"]
+    own += [
+        "--config.model.name=helpers.own_parts:affine",
+        "--config.model.args.width=8",
+        "--config.train.batch_size=16",
+    ]
+    out, base = tmp_path / "out", tmp_path / "base"
+    compared = ["compare", "--config=configs/digits_distill.py", *own, f"--workdir={out}", "--steps=2,1", "--seeds=2"]
+    compared += ["--budget=0.02", "--methods=tract,consistency_tuning,consistency_distillation"]
+    compared += [f"--config.distillation.teacher_checkpoint_path={base}", "--config.distillation.start_num_steps=4"]
+    compared += ["--config.eval.metrics=('fid', 'precision')", "--config.eval.features=('pixels',)"]
+    compared += ["--config.eval.num_samples=64", "--config.eval.batch_size=64"]
+    train = ["train", "--config=configs/digits_base.py", *own, "--config.train.num_steps=20", f"--workdir={base}"]
+    run_together([train, compared, compared], env=OWN_PARTS)
+    found = json.loads((out / "comparison.json").read_text())
+    assert set(found["methods"]) == {"tract", "consistency_tuning", "consistency_distillation"}
+    for name, of in found["methods"].items():
+        for values in of["metrics"].values():
+            assert set(values) == {"2", "1"} and all(len(of_seeds) == 2 for of_seeds in values.values()), name
+            assert np.all(np.isfinite([*values.values()]))
+        assert len(set(of["metrics"]["frechet_pixels"]["1"])) == 2  # seeds differ
+        assert of["seconds_of_an_update"] > 0
+    copies = {name: of["copies_of_the_parameters"] for name, of in found["methods"].items()}
+    assert copies["tract"] == pytest.approx(5, abs=0.2)  # parameters, Adam's two, the self-teacher, the teacher
+    assert copies["consistency_distillation"] == pytest.approx(4, abs=0.2)
+    page = (out / "index.html").read_text()
+    assert page.count("<table>") == 3 and page.count("data:image/png") == 4
+    assert "| tract |" in (out / "comparison.md").read_text()
+    students = [*out.glob("*/seed_*/to_*/steps_*/metrics.jsonl")]
+    assert len(students) == 2 * (2 + 1 + 2)
+    assert all(path.read_text().count("\n") == 1 for path in students)  # none was trained twice
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--budget=0", "--budget=0.0 must be more than 0"),
+        ("--steps=8,x", "--steps=8,x must be numbers of steps"),
+        ("--methods=halvings,trakt", "Unknown method 'trakt'; choose from"),
+        ("--steps=3,1", "each a multiple of the next"),
+    ],
+)
+def test_errors(flag, message, tmp_path):
+    given = ["--config=configs/digits_distill.py", f"--config.distillation.teacher_checkpoint_path={tmp_path}"]
+    error = call("compare", *given, flag, f"--workdir={tmp_path / 'out'}", fails=True)
+    assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+def test_a_ladder_is_needed(tmp_path):
+    error = call("compare", "--config=configs/digits_base.py", f"--workdir={tmp_path / 'out'}", fails=True)
+    assert "no section config.distillation" in error and not (tmp_path / "out").exists()
