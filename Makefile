@@ -37,7 +37,7 @@ compare: install
 
 claims: install
 	$(RUN) scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
-		--config.train.num_steps=600 --ladder.distillation.steps_per_iter=60 --config.eval.metrics="('frechet',)" \
+		--config.train.num_train_steps=600 --ladder.distillation.steps_per_iter=60 --config.eval.metrics="('frechet',)" \
 		--workdir=$(RUNS)/claims
 	@echo "Open $(RUNS)/claims/index.html."
 

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     )
     config.model.mean_type = "both"
 
-    config.train.num_steps = 400_000
+    config.train.num_train_steps = 400_000
     config.train.batch_size = 2048
     config.train.learning_rate = 3e-4
     return config

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     )
     config.model.mean_type = "x"
 
-    config.train.num_steps = 800_000
+    config.train.num_train_steps = 800_000
     config.train.batch_size = 128
     config.train.learning_rate = 2e-4
     config.train.weight_decay = 0.001

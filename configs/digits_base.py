@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.mean_type = "v"
     config.model.eval_sampling_num_steps = 256
 
-    config.train.num_steps = 1200
+    config.train.num_train_steps = 1200
     config.train.batch_size = 64
     config.train.learning_rate = 2e-3
     config.train.learning_rate_warmup_steps = 100

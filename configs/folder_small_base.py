@@ -7,7 +7,7 @@ cores: 26 minutes, at 150 to 190 images/s.
         --workdir=runs/mine/base
 
 Sub-folders become classes with --config.dataset.args.class_conditional=True. More images want more updates,
---config.train.num_steps=10000; text must not be mirrored, --config.dataset.args.randflip=False.
+--config.train.num_train_steps=10000; text must not be mirrored, --config.dataset.args.randflip=False.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.mean_type = "v"
     config.model.eval_sampling_num_steps = 256
 
-    config.train.num_steps = 4000
+    config.train.num_train_steps = 4000
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3
     config.train.learning_rate_warmup_steps = 200

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     )
     config.model.mean_type = "both"
 
-    config.train.num_steps = 550_000
+    config.train.num_train_steps = 550_000
     config.train.batch_size = 2048
     config.train.learning_rate = 3e-4
     return config

@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config = load(Path(__file__).with_name("mnist_base.py"))
     config.dataset.name = "letters"
     config.model.args.attn_resolutions = (8,)
-    config.train.num_steps = 8_000
+    config.train.num_train_steps = 8_000
     return config

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.model.eval_sampling_num_steps = 256
     config.model.eval_guidance = 0.5
 
-    config.train.num_steps = 4000
+    config.train.num_train_steps = 4000
     config.train.batch_size = 64
     config.train.label_dropout = 0.1
     config.train.learning_rate = 1e-3

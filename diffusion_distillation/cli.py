@@ -202,6 +202,7 @@ def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetric
 
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
 MISSING = re.compile(r"flag --(\w+)=None: .* must have a value other than None")
+FIELD = re.compile(r"^(--?\w+\.)([^=]+)")
 RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
 
 
@@ -226,6 +227,15 @@ class _ConfigParser(ConfigFileFlagParser):
             if argument.startswith(f"--{self.name}.") and argument.endswith("=None"):
                 _forget(config, argument.removeprefix(f"--{self.name}.").removesuffix("=None"))
         return config
+
+
+def _spell_field(argument: str) -> str:
+    """The argument with its config field as this version names it and ml_collections spells it."""
+
+    def current(match: re.Match) -> str:
+        return match[1] + cfg.current_field(match[2])
+
+    return RUNG.sub(r'["\1"]', FIELD.sub(current, argument))
 
 
 def _forget(config: ConfigDict, field: str) -> None:
@@ -264,7 +274,7 @@ def run(main: Callable[[], None]) -> None:
             _show_bug(error)
 
     make_steady()
-    sys.argv[1:] = [RUNG.sub(r'["\1"]', argument) for argument in sys.argv[1:]]  # as ml_collections spells such fields
+    sys.argv[1:] = map(_spell_field, sys.argv[1:])
     app.run(checked, flags_parser=_parse_flags)
 
 

@@ -97,7 +97,7 @@ FIELDS = {
         "eval_guidance": 0.0,  # weight of guidance of samples; 0 for none, see `Pipeline.sample`
     },
     "train": {
-        "num_steps": 800_000,  # updates of base training; distillation has steps_per_iter
+        "num_train_steps": 800_000,  # updates of base training; distillation has steps_per_iter
         "init_from": OrNone(str),  # a run whose state, with its step, average and optimizer, this one goes on from
         "batch_size": int,  # over all devices
         "microbatch_size": 0,  # how much of a batch is worked on at a time, over all devices; 0 for all of it
@@ -176,6 +176,11 @@ DISTILLATION = {
     "stages": Free(),
 }
 
+# Old names of fields, which config files, stored configs and the command line may still use.
+OLD_FIELDS = {
+    "train.num_steps": "train.num_train_steps",
+}
+
 # Fields that hold the path of a file or a folder. A teacher may instead be a model that comes with the package.
 PATHS = (
     ("dataset.args", "path"),
@@ -189,7 +194,7 @@ PATHS = (
 # Numbers whose range is narrower than "not negative".
 AT_LEAST_1 = (
     "model.eval_sampling_num_steps",
-    "train.num_steps",
+    "train.num_train_steps",
     "train.batch_size",
     "train.substeps",
     "train.log_loss_every_steps",
@@ -256,8 +261,35 @@ def load(path: str | Path) -> ConfigDict:
     if str(path).endswith(".json"):
         values = read_json(as_path(path))
         check_foreign(values, as_path(path))
-        return ConfigDict(_tuples(_without_none(values)))
-    return runpy.run_path(str(path))["get_config"]()
+        config = ConfigDict(_tuples(_without_none(values)))
+    else:
+        config = runpy.run_path(str(path))["get_config"]()
+    if isinstance(config, ConfigDict):
+        rename_old_fields(config)
+    return config
+
+
+def rename_old_fields(config: ConfigDict) -> None:
+    """Replace the old names of fields (`OLD_FIELDS`) in a config by their current names.
+
+    A value under an old name wins: a config file that starts from `defaults` also has the default under the new name.
+    """
+    for old, new in OLD_FIELDS.items():
+        *sections, old_name = old.split(".")
+        section, new_name = _get(config, ".".join(sections)), new.split(".")[-1]
+        if isinstance(section, ConfigDict) and old_name in section:
+            with section.unlocked(), section.ignore_type():
+                section[new_name] = section[old_name]
+                del section[old_name]
+
+
+def current_field(field: str) -> str:
+    """The current name of a field, by its dotted name.
+
+    >>> current_field("train.num_steps")
+    'train.num_train_steps'
+    """
+    return OLD_FIELDS.get(field, field)
 
 
 def add_missing(config: ConfigDict) -> None:
@@ -295,7 +327,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
-    given = config.to_dict()
+    renamed = ConfigDict(config.to_dict())
+    rename_old_fields(renamed)
+    given = renamed.to_dict()
     trust(given)
     resolved = ConfigDict(_fill(_fields_of(given), given, ""))
     _make_paths_absolute(resolved)
@@ -319,14 +353,14 @@ def to_share(config: ConfigDict) -> ConfigDict:
 def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
     """The resolved config of one student: that of the ladder with the overrides of `distillation.stages`.
 
-    Its train.num_steps is the student's number of updates. Its seed is shifted by num_steps, modulo 2^32, so that
+    Its train.num_train_steps is the student's number of updates. Its seed is shifted by num_steps, modulo 2^32, so that
     every student sees the data in a different order.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         overrides = dict(config.distillation.stages.get(str(num_steps), {}))
-        config.train.num_steps = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
-        if config.train.num_steps != config.distillation.steps_per_iter:
+        config.train.num_train_steps = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
+        if config.train.num_train_steps != config.distillation.steps_per_iter:
             config.train.learning_rate_anneal_steps = 0  # over all of them, however many
         config.train.update(overrides)
         config.seed = (config.seed + num_steps) % (MOST_SEED + 1)
@@ -467,7 +501,7 @@ def _without_none(value: Any) -> Any:
 def _get(config: ConfigDict, field: str) -> Any:
     """The value of a field, by its dotted name; None if its section does not exist."""
     for name in field.split("."):
-        config = None if config is None else config.get(name)
+        config = config.get(name) if isinstance(config, ConfigDict) else None
     return config
 
 
@@ -555,7 +589,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
         )
     students = [rung.num_steps for rung in _check("distillation", lambda: make_method(config)).rungs]
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
-    del fields["init_from"], fields["num_steps"]
+    del fields["init_from"], fields["num_train_steps"]
     stages = {}
     for name, given in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"

@@ -2,8 +2,8 @@
 
     python scripts/train.py --config=configs/digits_base.py --workdir=runs/digits/base
 
-Every field of the config can be set on the command line, as in --config.train.num_steps=5000. Run again, the command
-resumes where it stopped. --dry_run checks data, devices and config first, and prints what the run would do.
+Every field of the config can be set on the command line, as in --config.train.num_train_steps=5000. The same command
+resumes an interrupted run. --dry_run checks data, devices and config, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
@@ -21,7 +21,9 @@ def main() -> None:
         return
     train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     following = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
-    cli.saved(f"a model trained for {cli.counted(config.train.num_steps, 'update')} to {FLAGS.workdir}", following)
+    cli.saved(
+        f"a model trained for {cli.counted(config.train.num_train_steps, 'update')} to {FLAGS.workdir}", following
+    )
 
 
 if __name__ == "__main__":

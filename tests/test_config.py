@@ -1,4 +1,5 @@
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -111,8 +112,8 @@ def test_the_papers_configs(name):
     assert (base.train.ema_decay, ladder.train.ema_decay) == (0.9999, 0)
     assert (base.train.learning_rate_warmup_steps, ladder.train.learning_rate_warmup_steps) == (1000, 0)
     assert (base.train.learning_rate_anneal_type, ladder.train.learning_rate_anneal_type) == ("none", "linear")
-    assert (base.train.num_steps, ladder.distillation.start_num_steps) == (steps, start)
-    lengths = [cfg.stage(ladder, num_steps).train.num_steps for num_steps in (start // 2, 4, 2, 1)]
+    assert (base.train.num_train_steps, ladder.distillation.start_num_steps) == (steps, start)
+    lengths = [cfg.stage(ladder, num_steps).train.num_train_steps for num_steps in (start // 2, 4, 2, 1)]
     assert lengths == [50_000, 50_000, 100_000, 100_000]
 
 
@@ -258,6 +259,24 @@ def test_errors(field, value, message):
         cfg.resolve(ConfigDict(given))
 
 
+def test_old_names_of_fields_are_accepted(tmp_path):
+    """In a config file that starts from the defaults, in one that starts from such a file, and in stored values."""
+    base, derived = CONFIGS[0].with_name("digits_base.py"), tmp_path / "derived.py"
+    lines = ["def get_config():", f"config = load({str(base)!r})", "config.train.num_steps = 7", "return config"]
+    derived.write_text("from diffusion_distillation.config import load\n" + "\n    ".join(lines))
+    loaded = cfg.load(derived)
+    assert "num_steps" not in loaded.train and loaded.train.num_train_steps == 7
+    resolved = cfg.resolve(loaded)
+    stored = resolved.to_dict()
+    stored["train"]["num_steps"] = stored["train"].pop("num_train_steps")
+    assert cfg.resolve(ConfigDict(stored)).to_json() == resolved.to_json()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert cfg.resolve(cfg.load(tmp_path / "config.json")).to_json() == resolved.to_json()
+    stored["train"]["num_steps"] = "7"
+    with pytest.raises(ValueError, match=r"config.train.num_train_steps='7' must be of type int"):
+        cfg.resolve(ConfigDict(stored))
+
+
 def test_a_ladder_keeps_nothing_of_its_teachers_training():
     """Students do not inherit the base's anneal and start: their learning rate falls to 0 over their own length."""
     trained = base()
@@ -297,11 +316,11 @@ def test_stage():
     }
     config = cfg.resolve(config)
     assert cfg.resolve(cfg.ConfigDict(config.to_dict())).to_json() == config.to_json()
-    assert [cfg.stage(config, num_steps).train.num_steps for num_steps in (32, 16, 8, 4, 2, 1)] == [
+    assert [cfg.stage(config, num_steps).train.num_train_steps for num_steps in (32, 16, 8, 4, 2, 1)] == [
         120, 300, 120, 120, 7, 400,
     ]  # fmt: skip
     plain, last, decayed = (cfg.stage(config, num_steps) for num_steps in (8, 1, 4))
-    fields = ("num_steps", "learning_rate", "learning_rate_anneal_steps")
+    fields = ("num_train_steps", "learning_rate", "learning_rate_anneal_steps")
     assert [plain.train[field] for field in fields] == [120, 1e-3, 150]
     assert [last.train[field] for field in fields] == [400, 3e-4, 0]
     assert decayed.train.weight_decay == 0.1

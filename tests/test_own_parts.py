@@ -24,7 +24,13 @@ FLAGS = [
 @pytest.mark.slow
 def test_through_the_scripts(tmp_path, monkeypatch):
     base, ladder = tmp_path / "base", tmp_path / "ladder"
-    train = ["train", "--config=configs/digits_base.py", *FLAGS, "--config.train.num_steps=40", f"--workdir={base}"]
+    train = [
+        "train",
+        "--config=configs/digits_base.py",
+        *FLAGS,
+        "--config.train.num_train_steps=40",
+        f"--workdir={base}",
+    ]
     flags = ["--config=configs/digits_distill.py", *FLAGS, "--config.distillation.method=helpers.own_parts:tract"]
     flags += [f"--config.distillation.teacher_checkpoint_path={base}", f"--workdir={ladder}"]
     flags += ["--config.distillation.steps_per_iter=40", "--config.distillation.stages.1.updates_factor=0.5"]

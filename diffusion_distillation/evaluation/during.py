@@ -76,4 +76,4 @@ def _due(step: int, measured: list[int], config: ConfigDict) -> bool:
     """Whether a multiple of metrics_every_steps, or the last update, has passed since the last measurement."""
     last = max((earlier for earlier in measured if earlier <= step), default=0)
     every = config.eval.metrics_every_steps
-    return last < (step if step == config.train.num_steps else step // every * every)
+    return last < (step if step == config.train.num_train_steps else step // every * every)

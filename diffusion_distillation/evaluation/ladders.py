@@ -55,7 +55,7 @@ def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
         folder = student_folder(workdir, rung.num_steps)
         if finished_config(folder) is None:
             step = multihost.on_main(lambda folder=folder: newest_step(folder)) or 0
-            wanted = stage(config, rung.num_steps).train.num_steps
+            wanted = stage(config, rung.num_steps).train.num_train_steps
             raise InputError(
                 f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {wanted:,} updates. Run "
                 "scripts/distill.py to its end first."

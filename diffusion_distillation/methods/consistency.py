@@ -50,7 +50,7 @@ def make(config: Any, schedule: Schedule) -> Method:
     def tuning_times(keys, update, rung):
         draws = jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(keys)
         tau = jnp.exp(options.tau_mean + options.tau_std * draws)
-        part = pair_distance(tau, update * options.tuning_stages // config.train.num_steps)
+        part = pair_distance(tau, update * options.tuning_stages // config.train.num_train_steps)
         t, r = (time_of(schedule, -2 * jnp.log(jnp.maximum(of, 1e-12))) for of in (tau, tau * (1 - part)))
         ends = (part == 1) | (r == 0)
         stages = GroupTimes(t, jnp.where(ends, t, t - r), jnp.where(ends, jnp.zeros_like(t), 1), rung)

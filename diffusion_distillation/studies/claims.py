@@ -154,7 +154,7 @@ def _write(configs, workdir, found, seeds, own) -> None:
     rungs = make_method(ladder).rungs
     start, students = rungs[0].teacher_num_steps, [rung.num_steps for rung in rungs]
     shown = [n for n in students if n <= max(FEW, students[-1])]
-    updates = sum(stage(ladder, n).train.num_steps for n in students)
+    updates = sum(stage(ladder, n).train.num_train_steps for n in students)
     kinds = {
         f"DDIM, {start} steps": ("teacher", "ddim", start),
         f"ancestral, {start}": ("teacher", "noisy", start),
@@ -179,14 +179,18 @@ def _write(configs, workdir, found, seeds, own) -> None:
         "What the whole ladder costs",
         ["", "updates", "examples"],
         [
-            ["base model", f"{base.train.num_steps:,}", f"{base.train.num_steps * base.train.batch_size:,}"],
+            [
+                "base model",
+                f"{base.train.num_train_steps:,}",
+                f"{base.train.num_train_steps * base.train.batch_size:,}",
+            ],
             [f"{len(rungs)} students", f"{updates:,}", f"{updates * ladder.train.batch_size:,}"],
         ],
     )
     written = {
         "seeds": seeds,
         "num_samples": base.eval.num_samples,
-        "updates": {"base": base.train.num_steps, "ladder": updates},
+        "updates": {"base": base.train.num_train_steps, "ladder": updates},
         "pairs": {
             pair.name: {
                 "_".join(map(str, kind)): {of.name: values(of_pair, of, *kind) for of in criteria}

@@ -92,7 +92,7 @@ def cost_of(config: ConfigDict) -> dict[int, int]:
     method, costs = make_method(config), {}
     for rung in method.rungs:
         train = stage(config, rung.num_steps).train
-        costs[rung.num_steps] = train.num_steps * train.batch_size * evaluations_of_update(method, rung)
+        costs[rung.num_steps] = train.num_train_steps * train.batch_size * evaluations_of_update(method, rung)
     return costs
 
 

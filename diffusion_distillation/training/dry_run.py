@@ -51,7 +51,7 @@ def dry_run(
         Plan(workdir, {int(teacher.rung.num_steps): of_run for of_run, _, teacher in runs}, on_metrics=None)
     else:
         runs = [(config, workdir, None)]
-        say(f"{workdir}: {config.train.num_steps:,} updates of {config.train.batch_size:,} images")
+        say(f"{workdir}: {config.train.num_train_steps:,} updates of {config.train.batch_size:,} images")
     prepared = [
         prepare(of_run, folder, source, teacher=teacher, load_model=load_model) for of_run, folder, teacher in runs
     ]

@@ -79,7 +79,7 @@ def run_ladder(
             train(of_rung, folder, source, teacher=Teacher(params, rung, network), change=change, **hooks)
             network = None  # from here on teachers have the network of their students
             params, student = load(folder)  # not what the devices hold: their memory is free again
-            if student.step < of_rung.train.num_steps:
+            if student.step < of_rung.train.num_train_steps:
                 raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
 
 
@@ -98,10 +98,12 @@ def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) ->
     check_processes(config, source)
     params, metadata = load_model(config.distillation.teacher_checkpoint_path)
     check_teacher(config, make_method(config).rungs[0], source, metadata)
-    if multihost.is_main() and 0 < metadata.step < metadata.config.train.num_steps:
+    if multihost.is_main() and 0 < metadata.step < metadata.config.train.num_train_steps:
         logging.warning(
             "The teacher %s is not finished: it has done %s of %s training steps.",
-            config.distillation.teacher_checkpoint_path, f"{metadata.step:,}", f"{metadata.config.train.num_steps:,}",
+            config.distillation.teacher_checkpoint_path,
+            f"{metadata.step:,}",
+            f"{metadata.config.train.num_train_steps:,}",
         )  # fmt: skip
     return params, network_of_teacher(config, metadata)
 
@@ -115,7 +117,7 @@ def finished_config(folder: epath.Path) -> ConfigDict | None:
     def read() -> dict[str, Any] | None:
         step = newest_step(folder)
         config = None if step is None or not (folder / "config.json").exists() else read_config(folder)
-        return config.to_dict() if config and step >= config.train.num_steps else None
+        return config.to_dict() if config and step >= config.train.num_train_steps else None
 
     config = multihost.on_main(read)
     return config and resolve(ConfigDict(config))
@@ -148,12 +150,12 @@ class Plan:
         self.stages, self._name, self._on_metrics, self._timed = stages, workdir.name, on_metrics, set()
         method, self._report_evaluations = make_method(next(iter(stages.values()))), report_evaluations
         self._per_update = {int(rung.num_steps): evaluations_of_update(method, rung) for rung in method.rungs}
-        self._images = {n: config.train.num_steps * config.train.batch_size for n, config in stages.items()}
-        updates = sum(config.train.num_steps for config in stages.values())
+        self._images = {n: config.train.num_train_steps * config.train.batch_size for n, config in stages.items()}
+        updates = sum(config.train.num_train_steps for config in stages.values())
         say(f"{workdir}: {len(stages)} student(s), {updates:,} updates, {sum(self._images.values()):,} examples")
         for num_steps, config in stages.items():
             say(
-                f"  {student_folder(workdir, num_steps).name}  {config.train.num_steps:>9,} updates"
+                f"  {student_folder(workdir, num_steps).name}  {config.train.num_train_steps:>9,} updates"
                 f"  {self._images[num_steps]:>13,} examples"
             )
 

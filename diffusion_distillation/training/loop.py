@@ -60,7 +60,7 @@ def train(
     change: bool = False,
     load_model: Load = load,
 ) -> None:
-    """Trains for config.train.num_steps updates, from the newest checkpoint in the workdir if there is one.
+    """Trains for config.train.num_train_steps updates, from the newest checkpoint in the workdir if there is one.
 
     Args:
       config: resolved; for a student, that of its rung (`config.stage`).
@@ -84,7 +84,7 @@ def train(
     workdir = as_path(workdir)
     metadata, network, mesh, initial = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
     with steady(), locked(workdir):
-        finished = multihost.on_main(lambda: (newest_step(workdir) or 0) >= config.train.num_steps)
+        finished = multihost.on_main(lambda: (newest_step(workdir) or 0) >= config.train.num_train_steps)
         # What is finished learns nothing any more: its record stays.
         open_run(workdir, config, change, {} if finished else inputs_of(source, teacher and teacher.params))
         if not finished:
@@ -128,7 +128,7 @@ def prepare(
             f"config.train.label_dropout={config.train.label_dropout} leaves out labels, and the dataset has one "
             "class: set config.dataset.args.class_conditional=True."
         )
-    if (newest_step(workdir) or 0) < config.train.num_steps:
+    if (newest_step(workdir) or 0) < config.train.num_train_steps:
         check_batch_size(config.train, mesh)
     network = make_network(config.model, source.image_shape, source.num_classes)
     num_steps = int(teacher.rung.num_steps) if teacher else 0
@@ -203,7 +203,7 @@ def _initial_params(
     Raises:
       InputError: if it is to go on from train.init_from, and there is nothing, nothing left to do, or another network.
     """
-    init_from, num_steps = metadata.config.train.init_from, metadata.config.train.num_steps
+    init_from, num_steps = metadata.config.train.init_from, metadata.config.train.num_train_steps
     key = seed_key(metadata.config.seed)
 
     def anew() -> Params:
@@ -219,8 +219,8 @@ def _initial_params(
     if _is_run(init_from):
         if theirs.step >= num_steps:
             raise InputError(
-                f"config.train.init_from={init_from!r} has done {theirs.step:,} updates, which config.train.num_steps="
-                f"{num_steps:,} includes. Set config.train.num_steps to more."
+                f"config.train.init_from={init_from!r} has done {theirs.step:,} updates, which "
+                f"config.train.num_train_steps={num_steps:,} includes. Set config.train.num_train_steps to more."
             )
         return anew
     here, there = (
@@ -256,7 +256,7 @@ def _resume(run: _Run) -> None:
             run.checkpoints.save(state, run.metadata)  # from now on it does not depend on the other run
         step = 0 if state is None else int(state.step)
         multihost.on_main(functools.partial(forget_after, run.workdir, step))
-        finished = step >= config.train.num_steps
+        finished = step >= config.train.num_train_steps
         placed = None if state is None else run.runner.place(state, None if finished else run.teacher)
         del state  # or it would be there twice, as saved and as placed
         if step:
@@ -299,11 +299,13 @@ def _go_on(
     length = run.call_length
     monitor, decisions = Monitor(run, step), Decisions()
     process = jax.process_index(), jax.process_count()
-    ahead = read_batches(source, metadata.config.seed, range(step, train.num_steps), train.batch_size, process=process)
+    ahead = read_batches(
+        source, metadata.config.seed, range(step, train.num_train_steps), train.batch_size, process=process
+    )
     saved_at, save_when_due = time.monotonic(), False
 
     def next_call() -> tuple[range, list[Batch]]:
-        call = range(step, min((step // length + 1) * length, train.num_steps))
+        call = range(step, min((step // length + 1) * length, train.num_train_steps))
         return call, list(itertools.islice(ahead, len(call)))
 
     for doubt in doubts(train) if multihost.is_main() else ():
@@ -317,12 +319,12 @@ def _go_on(
         else:
             compile()
         state, teacher = placed
-        while step < train.num_steps:
+        while step < train.num_train_steps:
             began = time.monotonic()
             state, metrics = runner.steps(state, key, teacher, batches)
             interrupt.nothing_to_save = False
             compiled = monitor.sent(call, metrics)
-            done, step, last = call, call.stop, call.stop == train.num_steps
+            done, step, last = call, call.stop, call.stop == train.num_train_steps
             call, batches = next_call()  # while the devices are at work
             monitor.look(unseen=0 if decisions.slow else 1)
 
@@ -401,7 +403,7 @@ class Monitor:
         self._compiled: set[int] = set()  # numbers of steps in a call
         self._timed = False
         self.health = Health(step)
-        self.progress = Progress(run.workdir.name, step, self._train.num_steps, self._train.batch_size)
+        self.progress = Progress(run.workdir.name, step, self._train.num_train_steps, self._train.batch_size)
 
     def sent(self, call: range, metrics: CallMetrics) -> bool:
         """Takes the metrics of steps that the devices have been given.
@@ -430,7 +432,7 @@ class Monitor:
             call, metrics = self._sent.popleft()
             self._seen.append(jax.device_get(metrics))
             self.health.check(self._seen[-1], self._run.workdir)
-            if call.stop == self._train.num_steps or _due(call, self._train.log_loss_every_steps):
+            if call.stop == self._train.num_train_steps or _due(call, self._train.log_loss_every_steps):
                 self._write(call.stop)
 
     def close(self) -> None:
@@ -441,7 +443,7 @@ class Monitor:
     def _write(self, step: int) -> None:
         values = _means(self._seen)
         values["images_per_sec"] = self.progress.show(step, values["loss"])
-        left = self._train.num_steps - step
+        left = self._train.num_train_steps - step
         if self._run.teacher is None and left and not self._timed:  # a ladder prints one estimate for all its students
             seconds = round(left * self._train.batch_size / values["images_per_sec"])
             say(f"{self.progress.name}: about {datetime.timedelta(seconds=seconds)} for the {left:,} updates left")

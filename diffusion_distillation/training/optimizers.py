@@ -42,7 +42,7 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
 def learning_rate(train: Any) -> optax.Schedule:
     """The learning rate of each update: a linear warm-up times, if asked for, a linear anneal from the start to 0."""
     warmup = train.learning_rate_warmup_steps
-    anneal = train.learning_rate_anneal_steps or train.num_steps
+    anneal = train.learning_rate_anneal_steps or train.num_train_steps
 
     def schedule(step):
         rate = train.learning_rate

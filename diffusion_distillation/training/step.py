@@ -290,7 +290,7 @@ def _constant_decay(train: Any) -> float:
 
 def doubts(train: Any) -> list[str]:
     """Warn of settings in a config's `train` section that are allowed but waste the run, one sentence per setting."""
-    found, updates, decay = [], train.num_steps, _constant_decay(train)
+    found, updates, decay = [], train.num_train_steps, _constant_decay(train)
     if (warmup := train.learning_rate_warmup_steps) > updates:
         found.append(
             f"config.train.learning_rate_warmup_steps={warmup} is longer than the run of {updates:,} updates: the "

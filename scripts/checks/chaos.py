@@ -51,7 +51,7 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
     ]
     base, ladder, rungs, students = LADDERS[METHOD.value]
     script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), f"--config=configs/{base}.py", *saving]
-    train = [*script, f"--config.train.num_steps={20 * kills}", f"--workdir={workdir / 'base'}"]
+    train = [*script, f"--config.train.num_train_steps={20 * kills}", f"--workdir={workdir / 'base'}"]
     distill = [
         sys.executable,
         str(Path(__file__).parents[1] / "distill.py"),

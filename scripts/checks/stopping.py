@@ -39,7 +39,7 @@ def main() -> None:
         "--config=configs/digits_base.py",
         f"--config.model.args.ch={CHANNELS.value}",
         f"--config.train.batch_size={BATCH_SIZE.value}",
-        "--config.train.num_steps=100000",
+        "--config.train.num_train_steps=100000",
         "--config.train.log_loss_every_steps=5",
         f"--workdir={workdir / 'run'}",
     ]

@@ -299,7 +299,7 @@ def test_a_run_keeps_the_names_of_its_classes(tmp_path):
     config = cfg.defaults()
     config.dataset.name = "digits"
     config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=4096)
-    config.train.update(batch_size=16, learning_rate=1e-3, num_steps=1)
+    config.train.update(batch_size=16, learning_rate=1e-3, num_train_steps=1)
     source = ArraySource(np.zeros((16, *SHAPE), np.uint8), np.arange(16) % 2, 2, ("cats", "dogs"))
     train(cfg.resolve(config), tmp_path, source)
     assert load(tmp_path)[1].class_names == ("cats", "dogs")

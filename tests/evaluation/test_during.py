@@ -43,7 +43,7 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
 
 def test_metrics_between_the_calls_of_the_devices():
     """Calls may end between multiples of metrics_every_steps. The first evaluation after a multiple measures."""
-    config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_steps=70)))
+    config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_train_steps=70)))
     measured = []
     for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as when a run resumes
         if _due(step, measured, config):

@@ -14,7 +14,7 @@ from diffusion_distillation.training.loop import train
 @pytest.fixture
 def ladder(tmp_path):
     """A finished ladder in `ladder`, and its base config."""
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE)
     return base
@@ -29,7 +29,7 @@ def test_finished_students_stay_finished_when_the_number_of_updates_changes(tmp_
 def test_students_are_not_measured_beside_a_retrained_teacher(tmp_path, ladder):
     config, workdir = ladder_of(ladder, tmp_path / "base"), as_path(tmp_path / "ladder")
     check_teacher_unchanged(config, workdir)
-    train(make_config(num_steps=10), tmp_path / "base", SOURCE, change=True)
+    train(make_config(num_train_steps=10), tmp_path / "base", SOURCE, change=True)
     with pytest.raises(
         InputError, match=r"The teacher '.*base' changed after the students .* Restore the old teacher, distill"
     ):

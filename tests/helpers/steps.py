@@ -32,7 +32,9 @@ def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train
     config.model.args.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
     config.model.mean_type = "v"
     config.model.train_num_steps = train_num_steps
-    config.train.update(dict(batch_size=16, learning_rate=1e-3, num_steps=100, ema_decay=0.9, adam_eps=1e-6) | train)
+    config.train.update(
+        dict(batch_size=16, learning_rate=1e-3, num_train_steps=100, ema_decay=0.9, adam_eps=1e-6) | train
+    )
     if distillation is not None:
         config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8) | distillation
     return cfg.resolve(config)

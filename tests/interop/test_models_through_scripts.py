@@ -80,7 +80,7 @@ def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
     call("distill", *ladder, f"--workdir={tmp_path / 'ladder'}")
     assert load(tmp_path / "ladder" / "steps_0001")[1].step == 5
     base = ["--config=configs/digits_base.py", *TINY, f"--config.train.init_from={teacher}"]
-    call("train", *base, "--config.train.num_steps=2", f"--workdir={tmp_path / 'base'}")
+    call("train", *base, "--config.train.num_train_steps=2", f"--workdir={tmp_path / 'base'}")
     assert load(tmp_path / "base")[1].step == 2
 
 
@@ -112,7 +112,11 @@ def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
     """64 of scripts/sample.py's, to a grey level; it runs outside, where programs are as users compile them."""
     env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False"}
     base, student, there = (tmp_path / name for name in ("base", "ladder/steps_0004", "there"))
-    flags = ["--config=configs/digits_base.py", "--config.train.num_steps=100", "--config.train.eval_every_steps=0"]
+    flags = [
+        "--config=configs/digits_base.py",
+        "--config.train.num_train_steps=100",
+        "--config.train.eval_every_steps=0",
+    ]
     run("train", *flags, f"--workdir={base}", env=env)
     flags = ["--config=configs/digits_distill.py", "--config.distillation.start_num_steps=8", *REPORT]
     flags += ["--config.distillation.end_num_steps=4", "--config.distillation.steps_per_iter=40"]

@@ -260,7 +260,7 @@ def test_times_of_consistency():
         sizes = [int(consistency.grid_size(i / 100_000, 64, Rung(1280, groups))) for i in (0, 3e4, 1e5, 5e5)]
         expected = np.exp(np.log(64) + np.array([0, 0.3, 1, 1]) * np.log(1280 / 64))
         assert sizes == [round(n / groups) * groups for n in expected]
-    method = make_method(make_config(distillation=METHODS["tuning"], num_steps=800))
+    method = make_method(make_config(distillation=METHODS["tuning"], num_train_steps=800))
     for update, stage in ((0, 0), (99, 0), (100, 1), (700, 7)):
         times = method.times(keys(4000), update, method.rungs[0])
         (t, first, rest, _), weight = (jax.tree.map(np.float64, part) for part in times)

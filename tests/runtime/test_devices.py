@@ -68,7 +68,13 @@ def test_training_has_large_pages(tmp_path, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES")
     if not devices.large_pages():
         pytest.skip("this system has them for all programs, or for none")
-    flags = ["--config=configs/digits_base.py", *TINY, *AFFINE, "--config.train.num_steps=1", f"--workdir={tmp_path}"]
+    flags = [
+        "--config=configs/digits_base.py",
+        *TINY,
+        *AFFINE,
+        "--config.train.num_train_steps=1",
+        f"--workdir={tmp_path}",
+    ]
     flags += [f"--coordinator=localhost:{free_port()}", "--num_processes=1", "--process_id=0"]
     printed = run("train", *flags, env=OWN_PARTS)
     assert "large pages" in printed.splitlines()[1] and "step 1/1" in printed
@@ -84,7 +90,7 @@ def test_programs_are_kept(tmp_path, monkeypatch):
     """By the scripts, in the user's cache; another run of the same kind finds them all."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
-    flags = ["--config=configs/digits_base.py", *TINY, *AFFINE, "--config.train.num_steps=2"]
+    flags = ["--config=configs/digits_base.py", *TINY, *AFFINE, "--config.train.num_train_steps=2"]
     kept = []
     for name in ("first", "second"):
         run("train", *flags, f"--workdir={tmp_path / name}", env=OWN_PARTS)

@@ -14,7 +14,7 @@ FLAGS = [
     "--config=configs/digits_base.py",
     "--config.model.name=helpers.own_parts:affine",
     "--config.model.args.width=8",
-    "--config.train.num_steps=5",
+    "--config.train.num_train_steps=5",
     "--config.model.eval_sampling_num_steps=1",
 ]
 

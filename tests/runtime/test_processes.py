@@ -26,7 +26,7 @@ from helpers.runs import (
 BASE = [
     "--config=configs/digits_base.py",
     *TINY,
-    "--config.train.num_steps=20",
+    "--config.train.num_train_steps=20",
     "--config.train.substeps=5",
     "--config.train.ema_decay=0.0",  # the average would hide a difference
 ]
@@ -344,7 +344,7 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
     flags = [
         "--config=configs/digits_base.py",
         *AFFINE,
-        "--config.train.num_steps=1000000",
+        "--config.train.num_train_steps=1000000",
         "--config.train.eval_every_steps=0",
         "--config.train.checkpoint_every_secs=0",
         f"--workdir={tmp_path / 'run'}",

@@ -75,7 +75,14 @@ def env(stand_ins):
 
 def training_and_distilling(base, ladder, flags, end, workdir):
     """The commands of two steps of a base model and a halving to this number of steps."""
-    training = ["train", f"--config={base}", *SHRUNK, *flags, "--config.train.num_steps=2", f"--workdir={workdir}/b"]
+    training = [
+        "train",
+        f"--config={base}",
+        *SHRUNK,
+        *flags,
+        "--config.train.num_train_steps=2",
+        f"--workdir={workdir}/b",
+    ]
     return [training, distilling(ladder, [*flags, *halving(ladder, end)], workdir / "b", workdir / "l")]
 
 
@@ -117,7 +124,7 @@ def runs(tmp_path_factory, images, env):
         flags = [flag.format(images=images) for flag in flags]
         paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
         commands += training_and_distilling(*paths, flags, end_of(name), folder / name)
-    teacher = ["train", "--config=configs/digits_base.py", *SHRUNK, *AFFINE, "--config.train.num_steps=2"]
+    teacher = ["train", "--config=configs/digits_base.py", *SHRUNK, *AFFINE, "--config.train.num_train_steps=2"]
     commands.append([*teacher, f"--workdir={folder / 'affine'}"])
     for name, flags in OF_DIGITS.items():
         commands.append(distilling(f"configs/digits_{name}.py", [*AFFINE, *flags], folder / "affine", folder / name))
@@ -159,7 +166,7 @@ LARGER = ("mnist", "letters")
 @pytest.mark.parametrize("kind", KINDS)
 def test_mnist_and_letters_are_alike(kind):
     mnist, letters = (cfg.load(ROOT / f"configs/{name}_{kind}.py").to_dict() for name in LARGER)
-    mnist["model"]["args"]["attn_resolutions"], mnist["train"]["num_steps"] = (8,), 8_000
+    mnist["model"]["args"]["attn_resolutions"], mnist["train"]["num_train_steps"] = (8,), 8_000
     assert (mnist.pop("dataset")["name"], letters.pop("dataset")["name"]) == ("MNIST", "letters")
     assert mnist == letters
 
@@ -196,7 +203,7 @@ def guiding(name, folder):
     second = [*flags, *halving(guided("distill"), 1)]
     drawn = ["--num_samples=20", "--batch_size=20", "--guidance=3"]
     last = f"--checkpoint={folder}/l/steps_0001"
-    train = ["train", f"--config={guided('base')}", *SHRUNK, *FLAGS_OF_GUIDED[name], "--config.train.num_steps=2"]
+    train = ["train", f"--config={guided('base')}", *SHRUNK, *FLAGS_OF_GUIDED[name], "--config.train.num_train_steps=2"]
     return [
         [*train, f"--workdir={folder}/b"],
         distilling(guided("student"), first, folder / "b", folder / "s"),

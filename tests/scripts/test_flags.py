@@ -26,7 +26,7 @@ def test_help_lists_flags_and_fields(capsys):
     assert "config.distillation" not in shown
     assert main("claims", "--help") == 0
     shown = capsys.readouterr().out
-    assert "--config.train.num_steps=800000" in shown and "--ladder.distillation.end_num_steps=1" in shown
+    assert "--config.train.num_train_steps=800000" in shown and "--ladder.distillation.end_num_steps=1" in shown
 
 
 def test_help_may_be_cut_off(monkeypatch):
@@ -44,7 +44,7 @@ def test_help_may_be_cut_off(monkeypatch):
     ("flags", "message"),
     [
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
-        (["--config.train.num_steps=abc"], "flag --config.train.num_steps=abc: invalid literal for int"),
+        (["--config.train.num_train_steps=abc"], "flag --config.train.num_train_steps=abc: invalid literal for int"),
         (["--config.model=3"], "Failed to parse '3' as a ConfigDict"),
         (["--config.trian.seed=3"], "Unknown field of --config: 'trian'"),
         (["--workdir=not/made", "extra"], "Unexpected argument 'extra': flags are given as --name=value."),
@@ -76,6 +76,11 @@ def test_fields_may_be_none():
     assert config["distillation"]["stages"] == {"2": {"steps_per_iter": 60}}
 
 
+def test_an_old_name_of_a_field_overrides_the_file():
+    config = json.loads(printed_config("train", *BASE, "--config.train.num_steps=5"))
+    assert config["train"]["num_train_steps"] == 5 and "num_steps" not in config["train"]
+
+
 @pytest.mark.parametrize(("script", "flags"), [("train", BASE), ("distill", LADDER)])
 def test_a_printed_config_is_one_to_run(script, flags, tmp_path):
     printed = printed_config(script, *flags)
@@ -88,7 +93,7 @@ def test_a_printed_config_is_one_to_run(script, flags, tmp_path):
 
 def test_a_dry_run_makes_nothing(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
-    printed = call("train", *BASE, workdir, "--config.train.num_steps=100", "--dry_run")
+    printed = call("train", *BASE, workdir, "--config.train.num_train_steps=100", "--dry_run")
     for line in (
         "100 updates of 32 images",
         "1,797 images of 8x8, 1 channel, no classes; a batch can be read",

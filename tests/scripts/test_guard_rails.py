@@ -28,13 +28,18 @@ from diffusion_distillation.checkpoints import load
 
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.substeps=5"]
 HEAVY = [*BASE, "--config.model.name=helpers.own_parts:heavy"]  # compiles in no time, and takes some to save
-LONG = ["--config.train.num_steps=100000", "--config.train.eval_every_steps=0"]  # no test waits for its end
+LONG = ["--config.train.num_train_steps=100000", "--config.train.eval_every_steps=0"]  # no test waits for its end
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     """And the state is taken up before it; what libraries print when they cannot read a file is kept from the user."""
-    flags = [*HEAVY, "--config.train.num_steps=10", "--config.train.checkpoint_every_secs=0", f"--workdir={tmp_path}"]
+    flags = [
+        *HEAVY,
+        "--config.train.num_train_steps=10",
+        "--config.train.checkpoint_every_secs=0",
+        f"--workdir={tmp_path}",
+    ]
     run("train", *flags, env=OWN_PARTS)
     assert steps_saved(tmp_path) == [5, 10]
     files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
@@ -107,7 +112,7 @@ def test_a_run_outlives_its_readers(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_while_sampling(tmp_path):
-    flags = [*BASE, "--config.train.num_steps=20", "--config.model.eval_sampling_num_steps=100000"]
+    flags = [*BASE, "--config.train.num_train_steps=20", "--config.model.eval_sampling_num_steps=100000"]
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
     wait_until(lambda: steps_saved(tmp_path / "run") == [20], process)
     process.send_signal(signal.SIGTERM)
@@ -153,7 +158,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk(tmp_path, small_disk):
     """The run stops with an error, what was saved before stays, and with room again it goes on to the same end."""
-    flags = [*BASE, "--config.train.num_steps=20", "--config.train.retain_checkpoint_every_steps=5"]
+    flags = [*BASE, "--config.train.num_train_steps=20", "--config.train.retain_checkpoint_every_steps=5"]
     run("train", *flags, f"--workdir={tmp_path / 'undisturbed'}")
     size = (
         sum(file.stat().st_size for file in (tmp_path / "undisturbed" / "checkpoints").rglob("*") if file.is_file()) / 4
@@ -188,12 +193,12 @@ def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
     workdir = tmp_path / "run"
     flags = ["--config=configs/digits_base.py", *AFFINE, f"--config.train.enable_update_skip={skip}"]
     flags += ["--config.train.eval_every_steps=0", "--config.train.substeps=5", f"--workdir={workdir}"]
-    call("train", *flags, "--config.train.num_steps=10")
+    call("train", *flags, "--config.train.num_train_steps=10")
     before = load(workdir)[0]
     config = json.loads((workdir / "config.json").read_text())
-    config["train"] |= {"num_steps": 400, "learning_rate": 1e38}
+    config["train"] |= {"num_train_steps": 400, "learning_rate": 1e38}
     (workdir / "config.json").write_text(json.dumps(config))
-    error = call("train", *flags, "--config.train.num_steps=400", "--config.train.learning_rate=1e38", fails=True)
+    error = call("train", *flags, "--config.train.num_train_steps=400", "--config.train.learning_rate=1e38", fails=True)
     began = int(re.search(r"no update was finite for 100 steps, from step (\d+) on", error)[1])
     assert 10 < began <= 15 and "Traceback" not in error
     params, metadata = load(workdir)
@@ -203,6 +208,6 @@ def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
 
 
 def test_a_warning_is_printed_once(tmp_path):
-    flags = [*BASE, *AFFINE, "--config.train.num_steps=1", "--config.train.learning_rate_warmup_steps=9"]
+    flags = [*BASE, *AFFINE, "--config.train.num_train_steps=1", "--config.train.learning_rate_warmup_steps=9"]
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
     assert process.communicate(timeout=120)[1].count("is longer than the run") == 1

@@ -93,7 +93,7 @@ def test_slurm(tmp_path):
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }
-    flags = ["--config=configs/digits_base.py", "--config.train.num_steps=5", "--config.train.eval_every_steps=0"]
+    flags = ["--config=configs/digits_base.py", "--config.train.num_train_steps=5", "--config.train.eval_every_steps=0"]
     flags += [*TINY, *AFFINE, f"--workdir={tmp_path / 'a run'}"]
     command = [LAUNCH / "slurm.sh", "scripts/train.py", *flags]
     env = environment(1, env)
@@ -181,7 +181,7 @@ def test_jobset_trains(tmp_path):
             for argument in container["args"]
         ]
         assert not any("$(" in argument for argument in rendered)
-        smaller = [*TINY, *AFFINE, "--config.train.num_steps=5"]
+        smaller = [*TINY, *AFFINE, "--config.train.num_train_steps=5"]
         pods += start_together([[sys.executable, *rendered, *smaller]], env=OWN_PARTS)
     assert [pod.wait(timeout=PATIENCE) for pod in pods] == [0, 0]
     assert list(tmp_path.glob("runs/digits/base/checkpoints/5"))

@@ -16,7 +16,7 @@ from PIL import Image
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
 
-BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_steps=20"]
+BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_train_steps=20"]
 LADDER = [
     "--config=configs/digits_distill.py",
     *TINY,
@@ -62,7 +62,7 @@ def test_train(base):
     assert [line["step"] for line in metrics] == [10, 20]
     assert metrics[1]["loss"] < metrics[0]["loss"]
     assert set(metrics[0]) == {"step", "loss", "gradient_norm", "skipped", "learning_rate", "images_per_sec"}
-    assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 20
+    assert json.loads((workdir / "config.json").read_text())["train"]["num_train_steps"] == 20
     assert size_of(workdir / "samples" / "step_0000020.png")[0] > 300
 
 

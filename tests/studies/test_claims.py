@@ -16,7 +16,11 @@ OWN = [
     "--config.dataset.args.length=64",
     "--config.train.batch_size=16",
 ]
-OWN += ["--config.model.name=helpers.own_parts:affine", "--config.model.args.width=8", "--config.train.num_steps=20"]
+OWN += [
+    "--config.model.name=helpers.own_parts:affine",
+    "--config.model.args.width=8",
+    "--config.train.num_train_steps=20",
+]
 OWN += ["--config.eval.metrics=('fid', 'precision')", "--config.eval.features=('pixels',)"]
 OWN += ["--config.eval.num_samples=64", "--config.eval.batch_size=64"]
 LADDER = ["--ladder=configs/digits_distill.py", "--ladder.distillation.start_num_steps=4"]
@@ -68,7 +72,7 @@ def test_through_the_script(tmp_path):
 
 def test_what_diverges_is_said(tmp_path):
     flags = ["--outputs=v", "--weights=snr", "--seeds=1", "--config.train.learning_rate=1e38"]
-    flags += ["--config.train.grad_clip=0.0", "--config.train.num_steps=200", f"--workdir={tmp_path / 'out'}"]
+    flags += ["--config.train.grad_clip=0.0", "--config.train.num_train_steps=200", f"--workdir={tmp_path / 'out'}"]
     given = ["claims", "--config=configs/digits_base.py", *OWN, *LADDER, *flags]
     error = call(*given, fails=True)
     assert "Every training diverged" in error and "Traceback" not in error

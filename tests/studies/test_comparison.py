@@ -76,7 +76,7 @@ def test_through_the_script(tmp_path):
     compared += [f"--config.distillation.teacher_checkpoint_path={base}", "--config.distillation.start_num_steps=4"]
     compared += ["--config.eval.metrics=('fid', 'precision')", "--config.eval.features=('pixels',)"]
     compared += ["--config.eval.num_samples=64", "--config.eval.batch_size=64"]
-    train = ["train", "--config=configs/digits_base.py", *own, "--config.train.num_steps=20", f"--workdir={base}"]
+    train = ["train", "--config=configs/digits_base.py", *own, "--config.train.num_train_steps=20", f"--workdir={base}"]
     run_together([train, compared, compared], env=OWN_PARTS)
     found = json.loads((out / "comparison.json").read_text())
     assert set(found["methods"]) == {"tract", "consistency_tuning", "consistency_distillation"}

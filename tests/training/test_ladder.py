@@ -41,7 +41,7 @@ def bytes_on_first_device():
 
 def test_devices_hold_what_the_table_says(tmp_path):
     """In the second stage too: the teacher before is gone."""
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     with base.unlocked():
         base.model.name, base.model.args = "helpers.own_parts:heavy", {}
         base.train.shard_state = True
@@ -63,7 +63,7 @@ def test_devices_hold_what_the_table_says(tmp_path):
 
 def test_a_state_is_held_once_while_it_is_saved(tmp_path, monkeypatch):
     """Devices do not hold a packed state in another form too while it is saved or evaluated."""
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     with base.unlocked():
         base.model.name, base.model.args = "helpers.own_parts:heavy", {}
     held = []
@@ -81,8 +81,8 @@ def test_a_state_is_held_once_while_it_is_saved(tmp_path, monkeypatch):
 
 def test_a_student_with_a_damaged_config(tmp_path):
     """The error names the file. Without the file, the student counts as one of the ladder's config."""
-    train(make_config(num_steps=5), tmp_path / "base", SOURCE)
-    config, ladder = ladder_of(make_config(num_steps=5), tmp_path / "base"), tmp_path / "ladder"
+    train(make_config(num_train_steps=5), tmp_path / "base", SOURCE)
+    config, ladder = ladder_of(make_config(num_train_steps=5), tmp_path / "base"), tmp_path / "ladder"
     run_ladder(config, ladder, SOURCE)
     path = ladder / "steps_0002" / "config.json"
     written = path.read_text()
@@ -111,7 +111,7 @@ def test_a_student_with_a_damaged_config(tmp_path):
     ],
 )
 def test_teachers_that_do_not_fit(tmp_path, changes, message):
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     with pytest.raises(ValueError, match=message):
         run_ladder(ladder_of(base, tmp_path / "base", **changes), tmp_path / "ladder", SOURCE)
@@ -120,7 +120,7 @@ def test_teachers_that_do_not_fit(tmp_path, changes, message):
 
 def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
     """Students that are finished stay as they are; the others are trained by the new config."""
-    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
     shutil.rmtree(ladder / "steps_0001")
@@ -137,7 +137,7 @@ def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
 
 def test_a_ladder_of_the_version_before_goes_on(tmp_path):
     """Its config names no method."""
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base")
     run_ladder(config, tmp_path / "ladder", SOURCE)
@@ -151,14 +151,14 @@ def test_a_ladder_of_the_version_before_goes_on(tmp_path):
 @pytest.mark.parametrize("done", ["finished", "half-way"])
 def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
     """The new teacher is at the same path. Students would come from two teachers."""
-    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
     if done == "half-way":
         shutil.rmtree(ladder / "steps_0001")
-    longer = make_config(num_steps=10)
+    longer = make_config(num_train_steps=10)
     train(longer, tmp_path / "base", SOURCE, change=True)
-    again = ladder_of(longer, tmp_path / "base", **{"train.num_steps": 5})
+    again = ladder_of(longer, tmp_path / "base", **{"train.num_train_steps": 5})
     with pytest.raises(ValueError, match=r"the teacher changed \(fingerprint \w+ there, \w+ here\).* --change"):
         run_ladder(again, ladder, SOURCE)
     for change in (True, False):
@@ -167,7 +167,7 @@ def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
 
 def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_path, caplog):
     """One that is finished stays, and a warning names it."""
-    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base", **{"train.retain_checkpoint_every_steps": 5, "train.substeps": 1})
     with config.unlocked():
@@ -189,7 +189,7 @@ def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_p
 
 
 def test_a_ladder_resumes_where_its_teacher_was_moved_to(tmp_path):
-    base, ladder = make_config(num_steps=5), tmp_path / "ladder"
+    base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
     (tmp_path / "base").rename(tmp_path / "moved")
@@ -198,7 +198,7 @@ def test_a_ladder_resumes_where_its_teacher_was_moved_to(tmp_path):
 
 
 def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
 
     def load_model(path):
@@ -211,7 +211,7 @@ def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
 
 def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):
     """A session may reload the module that a config names."""
-    base = make_config(num_steps=5)
+    base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base", **{"distillation.method": "helpers.own_parts:tract"})
     run_ladder(config, tmp_path / "one", SOURCE)

@@ -29,7 +29,8 @@ def make_config(**train):
     config.dataset.args = dict(length=64)
     config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=8)
     config.train.update(
-        dict(batch_size=16, learning_rate=1e-2, num_steps=20, ema_decay=0.9, log_loss_every_steps=5, substeps=5) | train
+        dict(batch_size=16, learning_rate=1e-2, num_train_steps=20, ema_decay=0.9, log_loss_every_steps=5, substeps=5)
+        | train
     )
     return cfg.resolve(config)
 
@@ -70,7 +71,7 @@ def test_settings_that_waste_a_run_are_named(tmp_path, caplog):
 
 
 def test_a_single_step(tmp_path, capsys):
-    train(make_config(num_steps=1), tmp_path, SOURCE)
+    train(make_config(num_train_steps=1), tmp_path, SOURCE)
     assert re.search(r"step 1/1  loss [\d.]+  [\d,]+ images/s  0:00:00 left", capsys.readouterr().out)
 
 
@@ -200,7 +201,7 @@ def test_processes_that_disagree_are_named(monkeypatch):
 def test_a_finished_run_is_extended(tmp_path):
     """With other settings: in its folder when that is asked for, or in a new one; both end in the same parameters."""
     train(make_config(), tmp_path / "run", SOURCE)
-    longer = dict(num_steps=30, learning_rate=1e-3)
+    longer = dict(num_train_steps=30, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"num_steps is 20 there and 30 here; .*init_from=\S+run goes on.*--change"):
         train(make_config(**longer), tmp_path / "run", SOURCE)
     train(make_config(**longer, init_from=str(tmp_path / "run")), tmp_path / "new", SOURCE)
@@ -209,12 +210,12 @@ def test_a_finished_run_is_extended(tmp_path):
     train(make_config(**longer), tmp_path / "run", SOURCE, change=True)
     for folder in ("run", "new"):
         params, metadata = load(tmp_path / folder)
-        assert (metadata.step, metadata.config.train.num_steps) == (30, 30)
+        assert (metadata.step, metadata.config.train.num_train_steps) == (30, 30)
         jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path / "run")[0])
     assert np.any(params["Dense_0"]["kernel"] != before[0]["Dense_0"]["kernel"])
     history = json.loads((tmp_path / "run" / "config_history.jsonl").read_text())
     assert history["step"] == 20 and [change["field"] for change in history["changes"]] == [
-        "train.num_steps", "train.learning_rate",
+        "train.num_train_steps", "train.learning_rate",
     ]  # fmt: skip
     train(make_config(**longer), tmp_path / "run", SOURCE)  # which it is from now on
 
@@ -238,14 +239,14 @@ def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
         asked.append(path)
         return given
 
-    config = make_config(init_from="elsewhere://model", learning_rate=0.0, num_steps=5, ema_decay=0.0)
+    config = make_config(init_from="elsewhere://model", learning_rate=0.0, num_train_steps=5, ema_decay=0.0)
     for _ in range(2):
         train(config, tmp_path / "new", SOURCE, load_model=load_model)
     assert asked == ["elsewhere://model"]
     params, metadata = load(tmp_path / "new")
     assert metadata.step == 5
     jax.tree.map(np.testing.assert_array_equal, params, given[0])
-    other = make_config(init_from="elsewhere://model", num_steps=5)
+    other = make_config(init_from="elsewhere://model", num_train_steps=5)
     with other.unlocked():
         other.model.args.width = 4
     with pytest.raises(
@@ -283,7 +284,7 @@ def test_init_from_refuses_a_model_with_another_output(tmp_path):
 
 def test_training_does_not_resume_on_other_data(tmp_path):
     images, labels = (SOURCE[np.arange(64)][name] for name in ("image", "label"))
-    config = make_config(num_steps=10, retain_checkpoint_every_steps=5)
+    config = make_config(num_train_steps=10, retain_checkpoint_every_steps=5)
     train(config, tmp_path, SOURCE)
     shutil.rmtree(tmp_path / "checkpoints" / "10")
     with pytest.raises(ValueError, match="the training data changed"):
@@ -316,7 +317,7 @@ def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
 
 
 def test_a_start_is_recorded_with_its_environment(tmp_path):
-    config = make_config(num_steps=10, retain_checkpoint_every_steps=5)
+    config = make_config(num_train_steps=10, retain_checkpoint_every_steps=5)
     train(config, tmp_path, SOURCE)
     train(config, tmp_path, SOURCE)  # it is finished: nothing starts
     shutil.rmtree(tmp_path / "checkpoints" / "10")

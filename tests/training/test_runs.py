@@ -51,10 +51,10 @@ def test_a_run_is_changed_on_purpose(tmp_path):
     open_with()
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match="--change"):
-        open_with(change=False, train__num_steps=10)
+        open_with(change=False, train__num_train_steps=10)
     for fixed, message in (
         (dict(model__args__ch=64, model__args__dropout=0.5), "config.model.args.ch"),
-        (dict(model__mean_type="v", train__num_steps=10), "config.model.mean_type"),
+        (dict(model__mean_type="v", train__num_train_steps=10), "config.model.mean_type"),
         (dict(dataset__name="CIFAR10"), "config.dataset.name"),
         (dict(train__optimizer="momentum"), "config.train.optimizer"),
         (dict(train__ema_decay=0.0), "whether an average is kept"),
@@ -63,17 +63,17 @@ def test_a_run_is_changed_on_purpose(tmp_path):
             open_with(**fixed)
     assert (tmp_path / "config.json").read_text() == before
     assert not (tmp_path / "config_history.jsonl").exists()
-    open_with(train__num_steps=10)
+    open_with(train__num_train_steps=10)
     for step in (5, 10):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    open_with(train__num_steps=20, train__learning_rate=0.5, train__ema_decay=0.99, train__substeps=5)
-    open_with(change=False, train__num_steps=20, train__learning_rate=0.5, train__ema_decay=0.99)
+    open_with(train__num_train_steps=20, train__learning_rate=0.5, train__ema_decay=0.99, train__substeps=5)
+    open_with(change=False, train__num_train_steps=20, train__learning_rate=0.5, train__ema_decay=0.99)
     first, second = (json.loads(line) for line in (tmp_path / "config_history.jsonl").read_text().splitlines())
     assert (first["step"], second["step"]) == (None, 10)
     assert datetime.fromisoformat(first["time"]) <= datetime.fromisoformat(second["time"])
-    assert first["changes"] == [dict(field="train.num_steps", old=800_000, new=10)]
+    assert first["changes"] == [dict(field="train.num_train_steps", old=800_000, new=10)]
     assert {change["field"]: (change["old"], change["new"]) for change in second["changes"]} == {
-        "train.num_steps": (10, 20),
+        "train.num_train_steps": (10, 20),
         "train.learning_rate": (1e-3, 0.5),
         "train.ema_decay": (0.9, 0.99),
     }

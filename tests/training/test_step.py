@@ -311,7 +311,7 @@ def test_adam_with_decoupled_decay():
 
 def test_learning_rate():
     train = make_config(
-        learning_rate=1.0, learning_rate_warmup_steps=4, learning_rate_anneal_type="linear", num_steps=10
+        learning_rate=1.0, learning_rate_warmup_steps=4, learning_rate_anneal_type="linear", num_train_steps=10
     ).train
     rates = [float(learning_rate(train)(step)) for step in range(11)]
     np.testing.assert_allclose(rates[:3], [0.25 * 1.0, 0.5 * 0.9, 0.75 * 0.8], rtol=1e-6)
