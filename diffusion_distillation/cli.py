@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import hashlib
 import os
 import re
 import shlex
@@ -30,9 +29,10 @@ from .keys import seed_key
 from .pipeline import Pipeline
 from .report.grids import save_grid
 from .runtime import multihost
-from .runtime.console import make_steady
+from .runtime.console import install_safe_output
 from .runtime.devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
 from .runtime.files import absolute, as_path, read_json
+from .runtime.hashing import sha256
 from .runtime.signals import exit_on_signals
 from .shapes import Params
 from .training.dry_run import dry_run
@@ -149,7 +149,7 @@ class RunFlags(ProcessFlags):
 
     def source(self, config: ConfigDict) -> Source:
         """The images of a config."""
-        multihost.say(f"{self.workdir}: reading the data, {config.dataset.name}")
+        multihost.print_on_main(f"{self.workdir}: reading the data, {config.dataset.name}")
         return load_source(config.dataset.name, **config.dataset.args)
 
     def dry_run(self, config: ConfigDict, source: Source) -> bool:
@@ -186,7 +186,7 @@ def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetric
         import wandb
     except ImportError:
         raise InputError('--wandb_project needs wandb: pip install -e ".[wandb]"') from None
-    identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
+    identity = sha256([str(absolute(workdir))], 16)
     run = wandb.init(project=project, name=str(workdir), id=identity, resume="allow", config=config.to_dict())
     students = set()
 
@@ -273,14 +273,14 @@ def run(main: Callable[[], None]) -> None:
         except Exception as error:
             _show_bug(error)
 
-    make_steady()
+    install_safe_output()
     sys.argv[1:] = map(_spell_field, sys.argv[1:])
     app.run(checked, flags_parser=_parse_flags)
 
 
 def saved(what: str, following: str = "") -> None:
     """Print what a script saved and where, and what to run next."""
-    multihost.say(f"Saved {what}." + f"\nNext: {following}" * bool(following))
+    multihost.print_on_main(f"Saved {what}." + f"\nNext: {following}" * bool(following))
 
 
 def command(script: str, **flags: Any) -> str:
@@ -295,12 +295,12 @@ def counted(number: int, noun: str) -> str:
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    multihost.fail(message, status)
+    multihost.stop_all(message, status)
 
 
 def _show_bug(error: Exception) -> NoReturn:
     traceback.print_exception(error)
-    multihost.fail(repr(error), 1)
+    multihost.stop_all(repr(error), 1)
 
 
 def _quieten_libraries() -> None:
@@ -309,7 +309,7 @@ def _quieten_libraries() -> None:
     root = logging.get_absl_logger().root
     for handler in [handler for handler in root.handlers if type(handler) is StreamHandler]:
         root.removeHandler(handler)  # orbax causes it to be added at import, and every warning would be printed twice
-    logging.get_absl_handler().python_handler.stream = sys.stderr  # which `make_steady` has replaced
+    logging.get_absl_handler().python_handler.stream = sys.stderr  # which `install_safe_output` has replaced
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)

@@ -7,16 +7,15 @@ cache folder, where it is found by itself, or to --out: then DIFFUSION_DISTILLAT
 another checksum are refused, and nothing that a file may have in it besides arrays is run.
 """
 
-import hashlib
-
 import safetensors.numpy
 from absl import flags
 
 from diffusion_distillation import cli
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import inception
-from diffusion_distillation.evaluation.torch_file import read_tensors
-from diffusion_distillation.runtime.files import as_path, write_whole
+from diffusion_distillation.interop.torch_file import read_tensors
+from diffusion_distillation.runtime.files import as_path, write_atomic
+from diffusion_distillation.runtime.hashing import sha256
 
 WEIGHTS = flags.DEFINE_string("weights", None, f"The file {inception.PUBLISHED}.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the weights go; by default into the cache folder.")
@@ -33,7 +32,7 @@ def main() -> None:
     tensors = read_tensors(content, str(source))
     weights = {name: array for name, array in tensors.items() if not name.endswith(".bn.num_batches_tracked")}
     inception.check_weights(weights, source)
-    write_whole(out, safetensors.numpy.save(weights))
+    write_atomic(out, safetensors.numpy.save(weights))
     print(f"{out}: {inception.identity_of(weights)}, {len(weights)} arrays")
 
 
@@ -45,7 +44,7 @@ def check(content: bytes, origin: str) -> None:
             f"{origin} has {len(content):,} bytes; {inception.PUBLISHED} has {inception.PUBLISHED_BYTES:,}. Download "
             f"it again from {inception.PUBLISHED_AT}."
         )
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256([content])
     if digest != SHA256.value.lower():
         raise InputError(
             f"{origin} has sha256 {digest}, not {SHA256.value}. "

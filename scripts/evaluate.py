@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import digest_of, newest_step
+from diffusion_distillation.checkpoints import newest_step, params_hash
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
@@ -36,7 +36,7 @@ from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.runtime import multihost
-from diffusion_distillation.runtime.files import as_path, read_json, write_whole
+from diffusion_distillation.runtime.files import as_path, read_json, write_atomic
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.training.runs import read_config
 
@@ -88,8 +88,8 @@ def main() -> None:
         found, config = of_run(out)
     if multihost.is_main():
         published = tables.published(config)
-        write_whole(out.with_suffix(".md"), tables.markdown(found, published))
-        write_whole(out.with_suffix(".tex"), tables.latex(found, published))
+        write_atomic(out.with_suffix(".md"), tables.markdown(found, published))
+        write_atomic(out.with_suffix(".tex"), tables.latex(found, published))
         print(tables.markdown(found, published), end="")
     model = CHECKPOINT.value is not None and not is_ladder()
     following = cli.command("export", checkpoint=CHECKPOINT.value, out=out.with_suffix("")) if model else ""
@@ -126,7 +126,7 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     num_samples = NUM_SAMPLES.value or NUM_IMAGES
     settings = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
 
-    about = {"checkpoint": CHECKPOINT.value, "parameters": digest_of(params), "seed": SEED.value}
+    about = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
     about["clip"] = config.model.eval_clip_denoised
     if guidance := guidance_of(config):
         settings["guidance"] = about["guidance"] = guidance
@@ -144,7 +144,7 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
         return drawn._replace(keep=lambda index, images: sample_folder.write(kept, first + index, images))
 
     measured_by = yardsticks_of(config, num_samples, pipeline.image_shape[2])
-    run = {entry: interop.place(CHECKPOINT.value)}
+    run = {entry: interop.local_path(CHECKPOINT.value)}
     return judge(run, draw, measured_by, out, about, num_samples, REPEATS.value), config
 
 
@@ -155,7 +155,7 @@ def guidance_of(config: ConfigDict) -> float:
 
 def is_ladder() -> bool:
     """Whether the checkpoint is a ladder's folder."""
-    path = interop.place(CHECKPOINT.value)
+    path = interop.local_path(CHECKPOINT.value)
     if newest_step(path) is not None or not (path / "config.json").exists() or is_archive(path):
         return False
     return "distillation" in read_json(path / "config.json")

@@ -15,7 +15,7 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.results import Evaluation, described
 from diffusion_distillation.export import card, sampler_file
-from diffusion_distillation.export.sampler_file import About, Options
+from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
 from diffusion_distillation.interop import diffusers
 from diffusion_distillation.runtime.devices import start_jax
 from diffusion_distillation.runtime.files import as_path
@@ -48,7 +48,7 @@ EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the 
 
 def main() -> None:
     """Runs the script."""
-    options = Options(
+    options = ExportOptions(
         INPUT.value, OUTPUT.value, BATCH_SIZE.value, parse_steps(NUM_STEPS.value), SAMPLER.value,
         tuple(PLATFORMS.value), PARAMS.value, DTYPE.value,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def main() -> None:
         diffusers.write(out, params, metadata, options.num_steps and int(options.num_steps))
         cli.saved(f"the model to {out}", f"see {out / 'README.md'}")
         return
-    about = About(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
+    about = CardInfo(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
     for path in sampler_file.write(out, params, metadata, FORMAT.value, options, about):
         print(f"{path}: {path.stat().length:,} bytes")
     following = f"see {out / 'README.md'}"
@@ -85,7 +85,7 @@ def read_metrics(path: str) -> dict[str, str]:
         raise InputError(f"--evaluation={path} cannot be read ({error.strerror}).") from None
     except (ValueError, TypeError, KeyError):
         raise InputError(f"--evaluation={path} is no evaluation.json, as scripts/evaluate.py writes it.") from None
-    here = interop.content_of(interop.place(CHECKPOINT.value))
+    here = interop.model_version(interop.local_path(CHECKPOINT.value))
     rows = [row for row in found.rows if row.content == here]
     if not rows:
         raise InputError(f"--evaluation={path} is not of this model as it is now: measure it with scripts/evaluate.py.")

@@ -23,14 +23,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import digest_of
+from diffusion_distillation.checkpoints import params_hash
 from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime import multihost
-from diffusion_distillation.runtime.files import as_path, save_whole
+from diffusion_distillation.runtime.files import as_path, save_atomic
 from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.shapes import Params
 
@@ -113,7 +113,7 @@ def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
     if out.suffix == ".png":
         save_grid(images, out)
     else:
-        save_whole(out, lambda file: np.savez_compressed(file, images=images))
+        save_atomic(out, lambda file: np.savez_compressed(file, images=images))
 
 
 def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
@@ -132,7 +132,7 @@ def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batc
 def settings_of(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
     """What shapes a sample: the parameters, the seed and the options, whether given or left to the config."""
     return {
-        "parameters": digest_of(params),
+        "parameters": params_hash(params),
         "seed": SEED.value,
         "num_steps": num_steps,
         "sampler": SAMPLER.value or config.sampler,

@@ -13,7 +13,7 @@ from helpers.runs import ROOT, call
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.classifier import train_classifier
-from diffusion_distillation.pretrained import PRETRAINED, folder_of
+from diffusion_distillation.pretrained import PRETRAINED, pretrained_folder
 
 FILES = ("setup.py", "README.md", "diffusion_distillation")
 
@@ -51,7 +51,7 @@ def test_the_wheel_and_the_sdist(tmp_path):
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_models_that_come_with_it(name, tmp_path, monkeypatch):
     pipeline = from_checkpoint(name)
-    assert sum(path.stat().st_size for path in folder_of(name).iterdir()) < 2**20
+    assert sum(path.stat().st_size for path in pretrained_folder(name).iterdir()) < 2**20
     assert (pipeline.num_steps, pipeline.distilled_for) == (4, 4)
     classify, _ = train_classifier(load_source("digits", class_conditional=True))
     for guidance in (0.0, 4.0):

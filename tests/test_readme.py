@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion_distillation import config
-from diffusion_distillation.pretrained import folder_of
+from diffusion_distillation.pretrained import pretrained_folder
 
 TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 PAGES = "".join(TEXTS.values())
@@ -61,7 +61,7 @@ def test_the_pictures_of_the_concepts_are_drawn(tmp_path):
 
 
 def test_the_same_noise_is_drawn(tmp_path):
-    (tmp_path / "steps_0004").symlink_to(folder_of("digits"))
+    (tmp_path / "steps_0004").symlink_to(pretrained_folder("digits"))
     flags = ["--base=digits", f"--ladder={tmp_path}", "--teacher_steps=8", "--steps=4", "--undistilled=2,1"]
     command = [sys.executable, "docs/same_noise.py", *flags, "--columns=5", f"--out={tmp_path / 'drawn.png'}"]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

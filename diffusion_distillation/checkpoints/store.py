@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,8 @@ from ..networks.model import init_params, make_network
 from ..registry import check_foreign
 from ..runtime import multihost
 from ..runtime.devices import host_device
-from ..runtime.files import absolute, as_path, below, parse_json
+from ..runtime.files import absolute, as_path, parse_json, paths_below
+from ..runtime.hashing import sha256
 from ..shapes import Params
 
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if samples are of these
@@ -115,11 +115,11 @@ class Checkpoints:
         check_path(self._folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP_LAST, keep_period=keep_every or None)
         if multihost.is_main():
-            for path in (path for path in below(self._folder, "") if ".orbax-checkpoint-tmp" in path.name):
+            for path in (path for path in paths_below(self._folder, "") if ".orbax-checkpoint-tmp" in path.name):
                 logging.warning("%s: a checkpoint that was not finished; it is removed.", path)
                 with contextlib.suppress(OSError):
                     path.rmtree()
-        multihost.wait_for_all("unfinished checkpoints are removed")
+        multihost.barrier("unfinished checkpoints are removed")
         handlers = {"state": _array_handler(), "metadata": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -166,7 +166,7 @@ class Checkpoints:
             aside = self._folder.parent / "broken_checkpoints"
             aside.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(aside / f"{step}_{time.time_ns()}")
-        multihost.wait_for_all("a broken checkpoint is moved")
+        multihost.barrier("a broken checkpoint is moved")
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -270,12 +270,9 @@ def load(path: epath.PathLike) -> tuple[Params, Metadata]:
     return next(iter(params.values())), Metadata.from_json(values, step, folder)
 
 
-def digest_of(params: Params) -> str:
+def params_hash(params: Params) -> str:
     """A name for parameters that no others have."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
+    return sha256(map(np.ascontiguousarray, jax.tree.leaves(params)), 16)
 
 
 def restore_from(path: epath.PathLike, like: State) -> State:
@@ -297,7 +294,7 @@ def restore_from(path: epath.PathLike, like: State) -> State:
 
 def newest_step(run: epath.Path) -> int | None:
     """The updates done by the newest finished checkpoint in a run's folder; None if there is none."""
-    names = [path.name for path in below(run, "checkpoints", "")]
+    names = [path.name for path in paths_below(run, "checkpoints", "")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
@@ -340,7 +337,7 @@ def _newest_sound(
       What was read, its step, and the newer steps, which are damaged; None if there are no checkpoints.
     """
     broken: dict[int, str] = {}
-    for step in sorted(json.loads(multihost.of_main(json.dumps(list(steps)))), reverse=True):
+    for step in sorted(json.loads(multihost.broadcast(json.dumps(list(steps)))), reverse=True):
         found, damage = _agreed(lambda step=step: read(folder / str(step)))
         if damage is None:  # now that all have their part: a program of all devices
             _, damage = _agreed(lambda found=found: _check_fingerprints(found[0], found[1]["fingerprints"]))
@@ -373,7 +370,7 @@ def _agreed(act: Callable[[], Any]) -> tuple[Any, str | None]:
         error = raised
     sound, damaged, failed = range(3)
     ours = sound if error is None else damaged if _is_damage(error) else failed
-    worst = multihost.largest([ours])[0]
+    worst = multihost.all_max([ours])[0]
     if ours == failed:
         raise error
     if worst == failed:
@@ -510,7 +507,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256([json.dumps(values, sort_keys=True)])
 
 
 def abstract_params(metadata: Metadata) -> Params:
@@ -527,7 +524,7 @@ def _what_is_there(path: epath.Path) -> str:
         )
     if not path.is_dir():
         return "it is a file. Give the folder of a run."
-    students = [student.name for student in below(path, "steps_") if student.is_dir()]
+    students = [student.name for student in paths_below(path, "steps_") if student.is_dir()]
     if students:
         return f"it holds the students of a ladder. Choose one of {', '.join(students)} in it."
     found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"

@@ -1,7 +1,6 @@
 """Arrays that take long to make, kept on disk under a key of everything that shaped them."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.files import cache_folder, lock
+from ..runtime.hashing import sha256
 from .source import ArraySource, hash_of
 
 Arrays = dict[str, np.ndarray]
@@ -32,7 +32,7 @@ def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays
       make: makes the arrays.
     """
     text = json.dumps(key, indent=2, sort_keys=True)
-    path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path = cache_folder() / f"{name}-{sha256([text], 16)}"
     if (found := _read(path)) is not None:
         return found
     with _alone(path):

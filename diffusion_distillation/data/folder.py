@@ -1,6 +1,5 @@
 """Folders of images."""
 
-import hashlib
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError, is_transient
 from ..runtime.files import retry
+from ..runtime.hashing import sha256
 from .encoded import open_encoded
 from .images import Transform
 from .source import Source
@@ -133,7 +133,7 @@ class ImageFiles:
 
 
 def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return sha256([json.dumps(values)])
 
 
 def _existing(path: str | None) -> Path:

@@ -1,11 +1,13 @@
 """What a dataset is to the rest of the package. A source is anything with `Source`'s members."""
 
 import functools
-import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from ..runtime.hashing import sha256
 
 HASHED_AT_ONCE = 64 << 20  # bytes
 
@@ -117,17 +119,19 @@ class ArraySource:
 
 def hash_of(*arrays: np.ndarray) -> str:
     """Hash arrays, their types and their shapes. Large arrays are read piece by piece."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        rows = max(1, HASHED_AT_ONCE // max(1, array[:1].nbytes))
-        for start in range(0, len(array), rows):
-            digest.update(np.ascontiguousarray(array[start : start + rows]))
-    return digest.hexdigest()
+
+    def parts() -> Iterator[str | np.ndarray]:
+        for array in arrays:
+            yield f"{array.dtype.str} {array.shape}"
+            rows = max(1, HASHED_AT_ONCE // max(1, array[:1].nbytes))
+            for start in range(0, len(array), rows):
+                yield np.ascontiguousarray(array[start : start + rows])
+
+    return sha256(parts())
 
 
 def combine(source: Source, content: str) -> str:
     """The fingerprint of a source, from the hash of its images and labels."""
     names = getattr(source, "class_names", None)
     about = [content, len(source), list(map(int, source.image_shape)), int(source.num_classes), names]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return sha256([json.dumps(about)], 16)

@@ -4,7 +4,6 @@ Its features are the last layer before the logits. It is trained once on a datas
 """
 
 import functools
-import hashlib
 import logging
 import math
 from collections.abc import Callable
@@ -17,11 +16,12 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ..checkpoints import digest_of
+from ..checkpoints import params_hash
 from ..data import Source, read_examples
 from ..data.cache import cached
 from ..errors import InputError
 from ..keys import seed_key
+from ..runtime.hashing import sha256
 
 MOST_IMAGES, MOST_BYTES = 50_000, 2**30
 HELD_OUT = 0.1
@@ -70,9 +70,7 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
     if num_classes < 2:
         raise InputError("features='classifier' needs a dataset with labels of two classes or more; this one has none.")
     network = Classifier(num_classes)
-    digest = hashlib.sha256(images)
-    digest.update(labels)
-    key = {"images": digest.hexdigest(), "training": [UPDATES, BATCH_SIZE, LEARNING_RATE, FEATURES], "version": 1}
+    key = {"images": sha256([images, labels]), "training": [UPDATES, BATCH_SIZE, LEARNING_RATE, FEATURES], "version": 1}
 
     def make():
         variables = _train(network, images, labels)
@@ -82,7 +80,7 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
         {name: jnp.asarray(leaf) for name, leaf in cached("classifier", key, make).items()}, sep="."
     )
     classify = functools.partial(_in_rows, jax.jit(functools.partial(_classify, network)), variables)
-    return classify, f"classifier {digest_of(variables)}"
+    return classify, f"classifier {params_hash(variables)}"
 
 
 def _in_rows(apply: Callable[..., Any], variables: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """Metrics during training: how good the samples of a run are as it goes on, and the best of its checkpoints."""
 
-import hashlib
 import json
 from typing import NamedTuple
 
@@ -8,10 +7,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import Checkpoints, Metadata, digest_of, newest_step
+from ..checkpoints import Checkpoints, Metadata, newest_step, params_hash
 from ..keys import seed_key
 from ..pipeline import Pipeline
 from ..runtime import multihost
+from ..runtime.hashing import sha256
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
 from .measure import Yardstick, draw_from, measure
@@ -47,8 +47,8 @@ def measure_during_training(
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
     draw = draw_from(pipeline, seed_key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
     unfinished = workdir / f"{EVALUATIONS}.unfinished"
-    about = [metadata.step, digest_of(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
-    folder = unfinished / multihost.of_main(hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16])
+    about = [metadata.step, params_hash(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
+    folder = unfinished / multihost.broadcast(sha256([json.dumps(about)], 16))
     measured = measure(draw, num_samples, yardsticks, folder)
 
     def is_best() -> bool:

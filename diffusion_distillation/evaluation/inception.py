@@ -6,7 +6,6 @@ images are resized as TensorFlow 1 did, and there are 1008 logits.
 """
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from ..errors import InputError, did_you_mean
 from ..runtime.devices import AXIS, hold, spread
 from ..runtime.files import as_path, cache_folder
+from ..runtime.hashing import sha256
 from ..shapes import Array, Params
 from .extractor import Extracted
 
@@ -314,11 +314,8 @@ def default_path() -> Path:
 
 def identity_of(weights: Mapping[str, np.ndarray]) -> str:
     """'inception-2015-12-05-' and a hash of the weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(weights[name]))
-    return f"inception-2015-12-05-{digest.hexdigest()[:16]}"
+    parts = (part for name in sorted(weights) for part in (name, np.ascontiguousarray(weights[name])))
+    return f"inception-2015-12-05-{sha256(parts, 16)}"
 
 
 @functools.cache

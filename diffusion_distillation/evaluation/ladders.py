@@ -6,11 +6,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import digest_of, newest_step
+from ..checkpoints import newest_step, params_hash
 from ..config import stage
 from ..data import Source
 from ..errors import InputError
-from ..interop import load, place
+from ..interop import load, local_path
 from ..keys import seed_key
 from ..methods import make_method
 from ..runtime import multihost
@@ -33,7 +33,7 @@ def config_yardsticks(config: ConfigDict, source: Source, num_samples: int) -> l
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
     """The rows of a ladder's evaluation and the runs that they are of; config is the ladder's, resolved."""
-    teacher = place(config.distillation.teacher_checkpoint_path)
+    teacher = local_path(config.distillation.teacher_checkpoint_path)
     ancestral = sorted(config.eval.ancestral_num_steps, reverse=True)
     by_ddim = sorted({*config.eval.teacher_num_steps, *ancestral}, reverse=True)
     students = [rung.num_steps for rung in make_method(config).rungs]
@@ -66,7 +66,7 @@ def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path) -> None:
     """Raise an InputError if the model at teacher_checkpoint_path is not the one that the students learned from."""
     teacher = config.distillation.teacher_checkpoint_path
     recorded = multihost.on_main(lambda: read_inputs(workdir)).get("teacher")
-    if recorded is not None and (found := digest_of(load(teacher, config)[0])) != recorded:
+    if recorded is not None and (found := params_hash(load(teacher, config)[0])) != recorded:
         raise InputError(
             f"The teacher {teacher!r} changed after the students in {str(workdir)!r} were distilled from it "
             f"(fingerprint {recorded} then, {found} now). Restore the old teacher, distill into another --workdir, or "

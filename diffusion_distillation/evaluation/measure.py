@@ -17,7 +17,7 @@ from ..data import Source
 from ..errors import InputError
 from ..pipeline import Pipeline, to_uint8
 from ..runtime import multihost
-from ..runtime.files import save_whole
+from ..runtime.files import save_atomic
 from ..shapes import Keys
 from .extractor import Extracted, Extractor, Images
 from .features import make_extractor
@@ -216,7 +216,7 @@ def _measure_piece(
                 arrays[f"{name}_{number}"] = part
     if index[0] == 0:
         arrays["images"] = images[:SHOWN]
-    save_whole(path, lambda file: np.savez(file, **arrays), sync=False)
+    save_atomic(path, lambda file: np.savez(file, **arrays), sync=False)
 
 
 def _load(path: epath.Path) -> Any:

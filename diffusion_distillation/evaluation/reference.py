@@ -4,7 +4,6 @@ Files of statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM 
 """
 
 import contextlib
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ from ..data.cache import cached
 from ..data.folder import SUFFIXES, find_images
 from ..data.images import BrokenImageError, decode, has_color
 from ..errors import InputError
-from ..runtime.files import as_path, content_of, is_remote, retry, save_whole
+from ..runtime.files import as_path, is_remote, retry, save_atomic, stat_hash
+from ..runtime.hashing import sha256
 from .extractor import Extracted, Extractor
 from .frechet import Statistics, frechet_distance, statistics
 from .metrics import Observed, needed, observe
@@ -158,7 +158,7 @@ def of_path(path: epath.PathLike) -> Reference:
         )
     if path.is_dir():
         pictures = Pictures(Path(path))
-        return Reference(pictures, None, None, str(path), content_of(pictures.files))
+        return Reference(pictures, None, None, str(path), stat_hash(pictures.files))
     if not path.exists():
         raise InputError(f"There is no {str(path)!r}. Give a folder of images, an .npz or an .npy.")
     try:
@@ -185,7 +185,7 @@ def of_path(path: epath.PathLike) -> Reference:
         raise InputError(f"{str(path)!r} has {there}, and neither 'images', 'arr_0' nor both 'mu' and 'sigma'.")
     source = None if images is None else ArraySource(images, np.zeros(len(images)), 1)
     features = str(arrays["features"]) if "features" in arrays else None
-    return Reference(source, published, features, str(path), content_of([path]))
+    return Reference(source, published, features, str(path), stat_hash([path]))
 
 
 def observe_reference(reference: Reference, extractor: Extractor, metrics: Sequence[str]) -> Observed:
@@ -226,10 +226,8 @@ def extract(source: Source, extractor: Extractor) -> Extracted:
     if extractor.identity is None:
         kept = make()
     else:
-        digest = hashlib.sha256()
-        for piece in _pieces(source, indices):
-            digest.update(np.ascontiguousarray(piece))
-        kept = cached("features", {"images": digest.hexdigest(), "features": extractor.identity, "version": 1}, make)
+        digest = sha256(map(np.ascontiguousarray, _pieces(source, indices)))
+        kept = cached("features", {"images": digest, "features": extractor.identity, "version": 1}, make)
     return Extracted(kept["features"], kept.get("logits"))
 
 
@@ -256,7 +254,7 @@ def nearest(
 def save_statistics(path: epath.PathLike, found: Statistics, extractor: Extractor) -> None:
     """Writes `mu` and `sigma` as others read them, and the `features` that they are of."""
     arrays = dict(mu=found.mean, sigma=found.covariance, features=np.array(extractor.identity or "of one's own"))
-    save_whole(as_path(path), lambda file: np.savez_compressed(file, **arrays))
+    save_atomic(as_path(path), lambda file: np.savez_compressed(file, **arrays))
 
 
 def _is_of(reference: Reference, extractor: Extractor) -> bool:

@@ -4,7 +4,6 @@ It is written after each row, and a row that it has is not measured again.
 """
 
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -15,9 +14,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..interop import content_of, from_checkpoint
+from ..interop import from_checkpoint, model_version
 from ..runtime import multihost
-from ..runtime.files import parse_json, save_whole, write_whole
+from ..runtime.files import parse_json, save_atomic, write_atomic
+from ..runtime.hashing import sha256
 from ..sampling import SAMPLER_TITLES
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
@@ -63,7 +63,7 @@ class Row(NamedTuple):
       entry: whose samples.
       values: one per criterion; with repeats, the best.
       images_per_sec: drawn, on all devices; None for samples that were there already.
-      content: of the run, see `interop.content_of`.
+      content: of the run, see `interop.model_version`.
     """
 
     entry: Entry
@@ -149,7 +149,7 @@ def evaluate(
     num_samples: int,
     repeats: int = 1,
     shown: epath.Path | None = None,
-    say: Callable[[str], Any] = multihost.say,
+    say: Callable[[str], Any] = multihost.print_on_main,
 ) -> Evaluation:
     """Measures what an evaluation.json does not have yet. All processes draw; the main one alone looks and writes.
 
@@ -175,7 +175,7 @@ def evaluate(
     }
 
     unfinished = path.with_name(f"{path.name}.unfinished")
-    content = {entry: None if run is None else content_of(run) for entry, run in runs.items()}
+    content = {entry: None if run is None else model_version(run) for entry, run in runs.items()}
 
     def is_known(row: Row) -> bool:
         if row.entry not in runs or (shown is not None and not samples_path(shown, row.entry).exists()):
@@ -198,7 +198,7 @@ def evaluate(
     rows = {row.entry: row for row in known}
     for entry in runs:
         if entry not in rows:
-            folder = unfinished / multihost.of_main(_digest([entry, content[entry], about]))
+            folder = unfinished / multihost.broadcast(_digest([entry, content[entry], about]))
             sets = [
                 measure(draw(entry, repeat * num_samples), num_samples, yardsticks, folder / str(repeat))
                 for repeat in range(repeats)
@@ -208,11 +208,11 @@ def evaluate(
                 if shown is not None:
                     save_samples(shown, entry, sets[0].images)
                 found = Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
-                write_whole(path, found.to_json())
+                write_atomic(path, found.to_json())
                 unfinished.rmtree()
         if multihost.is_main():
             say(f"{entry.title}: {described(rows[entry])}")
-    multihost.wait_for_all("what was drawn is measured")
+    multihost.barrier("what was drawn is measured")
     return Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
 
 
@@ -242,7 +242,7 @@ def open_once(config: ConfigDict) -> Callable[[epath.Path], Any]:
 
 def save_samples(folder: epath.Path, entry: Entry, images: Images) -> None:
     """Keeps the first samples of a row."""
-    save_whole(samples_path(folder, entry), lambda file: np.savez_compressed(file, images))
+    save_atomic(samples_path(folder, entry), lambda file: np.savez_compressed(file, images))
 
 
 def load_samples(folder: epath.Path, entry: Entry) -> Images:
@@ -279,4 +279,4 @@ def _floors(yardsticks: Sequence[Yardstick], reference: Reference) -> dict[str, 
 
 
 def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256([json.dumps(values, sort_keys=True)], 16)

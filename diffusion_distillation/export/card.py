@@ -33,7 +33,7 @@ def text(
     Args:
       metadata: of the model.
       parts: what is in the folder: 'sampler', 'archive'.
-      options: the `export.Options` of the sampler.
+      options: the `sampler_file.ExportOptions` of the sampler.
       licence: an identifier of the Hub.
       metrics: values by what was measured.
       date: of the export.

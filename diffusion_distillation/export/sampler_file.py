@@ -24,7 +24,7 @@ from ..keys import seed_key
 from ..networks.layers import traced_for_cpu
 from ..networks.model import condition_of
 from ..pipeline import Pipeline, can_be_guided, start_noise
-from ..runtime.files import is_remote, write_whole
+from ..runtime.files import is_remote, write_atomic
 from ..sampling import DETERMINISTIC
 from ..shapes import Array, Params
 from . import card
@@ -37,7 +37,7 @@ INPUTS, OUTPUTS, PLACES, DTYPES = ("seed", "noise"), ("uint8", "float"), ("insid
 FREE = "free"
 
 
-class Options(NamedTuple):
+class ExportOptions(NamedTuple):
     """What a sampler's file takes and gives.
 
     Attributes:
@@ -62,7 +62,7 @@ class Options(NamedTuple):
     dtype: str = "float32"
 
 
-class About(NamedTuple):
+class CardInfo(NamedTuple):
     """What the card says besides.
 
     Attributes:
@@ -81,8 +81,8 @@ def write(
     params: Params,
     metadata: Metadata,
     format: str = "sampler",
-    options: Options | None = None,
-    about: About | None = None,
+    options: ExportOptions | None = None,
+    about: CardInfo | None = None,
 ) -> list[epath.Path]:
     """Writes a model for elsewhere to a folder: all of it or, if anything fails, nothing.
 
@@ -101,7 +101,7 @@ def write(
       InputError: if an option is unknown or does not fit the model, or the folder holds something; before anything is
         compiled or written.
     """
-    options, about = options or Options(), about or About()
+    options, about = options or ExportOptions(), about or CardInfo()
     check(folder, metadata, format, options, about)
     files: dict[str, str | bytes] = {}
     if "sampler" in FORMATS[format]:
@@ -119,7 +119,7 @@ def write(
     elif options.params == "beside":
         archive.write_weights(place, params, options.dtype)
     for name, content in files.items():
-        write_whole(place / name, content)
+        write_atomic(place / name, content)
     if place != folder:
         if folder.exists():
             folder.rmdir()  # it is empty
@@ -127,7 +127,7 @@ def write(
     return sorted(folder.iterdir(), key=lambda path: -path.stat().length)
 
 
-def check(folder: epath.Path, metadata: Metadata, format: str, options: Options, about: About) -> None:
+def check(folder: epath.Path, metadata: Metadata, format: str, options: ExportOptions, about: CardInfo) -> None:
     """Raises an InputError if `write` cannot do what it is asked for."""
     for name, value, allowed in (
         ("format", format, FORMATS),
@@ -159,7 +159,7 @@ def check_new(folder: epath.Path) -> None:
         raise InputError(f"{str(folder)!r} is there already and not empty: give a new folder, or remove it first.")
 
 
-def export_sampler(params: Params, metadata: Metadata, options: Options) -> bytes:
+def export_sampler(params: Params, metadata: Metadata, options: ExportOptions) -> bytes:
     """The bytes of a sampler's file, which `jax.export.deserialize(bytearray(...))` reads.
 
     What that returns has `call(**inputs)`, with the inputs that `inputs_of` names.
@@ -182,7 +182,7 @@ def export_sampler(params: Params, metadata: Metadata, options: Options) -> byte
     return bytes(exported.serialize())
 
 
-def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str, Any]:
+def inputs_of(params: Params, metadata: Metadata, options: ExportOptions) -> dict[str, Any]:
     """The inputs of a sampler's file, by name, as shapes and types.
 
     With a seed: seed, an integer, and index, `[batch]`, which of its samples; with noise: z, `[batch, height, width,
@@ -203,7 +203,7 @@ def inputs_of(params: Params, metadata: Metadata, options: Options) -> dict[str,
         inputs["num_steps"] = of((), np.int32)
     if options.params == "beside":
         inputs["params"] = {
-            name: of(leaf.shape, leaf.dtype) for name, leaf in archive.by_names(params, options.dtype).items()
+            name: of(leaf.shape, leaf.dtype) for name, leaf in archive.flat_arrays(params, options.dtype).items()
         }
     return inputs
 
@@ -219,13 +219,13 @@ def _on_each_platform(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array
     return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
 
 
-def sampler_function(params: Params, metadata: Metadata, options: Options) -> Callable[..., jax.Array]:
+def sampler_function(params: Params, metadata: Metadata, options: ExportOptions) -> Callable[..., jax.Array]:
     """The function of a sampler's file: it takes the inputs of `inputs_of` by name and returns the images."""
     num_steps = None if options.num_steps == FREE else options.num_steps
     pipeline = Pipeline(params, metadata, num_steps)
     on_each = _on_each_platform(pipeline.as_function(sampler=options.sampler)[0])
     deterministic = pipeline.is_deterministic(sampler=options.sampler)
-    stored = archive.by_names(params, options.dtype)
+    stored = archive.flat_arrays(params, options.dtype)
 
     # The barriers keep XLA from computing with constants beforehand what the pipeline computes with arguments, and from
     # one program over what there are two: it would take longer to compile, and round otherwise.
@@ -244,7 +244,7 @@ def sampler_function(params: Params, metadata: Metadata, options: Options) -> Ca
     return draw_images
 
 
-def runner(metadata: Metadata, options: Options) -> str:
+def runner(metadata: Metadata, options: ExportOptions) -> str:
     """The text of run.py, which draws with a sampler's file and needs JAX alone."""
     inputs = {"labels": f"index % {metadata.num_classes}"} if metadata.num_classes > 1 else {}
     if can_be_guided(metadata):

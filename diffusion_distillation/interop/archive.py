@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ..checkpoints import Metadata, abstract_params
 from ..errors import InputError
-from ..runtime.files import read_json, write_whole
+from ..runtime.files import read_json, write_atomic
 from ..shapes import Params
 from .published import fit
 
@@ -29,15 +29,15 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, dtype: str = "
     """
     values = {"format": FORMAT, "step": metadata.step, **metadata.to_share().to_json()}
     write_weights(folder, params, dtype)
-    write_whole(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+    write_atomic(folder / CONFIG, json.dumps(values, indent=2) + "\n")
 
 
 def write_weights(folder: epath.Path, params: Params, dtype: str = "float32") -> None:
     """Writes the parameters alone."""
-    write_whole(folder / WEIGHTS, safetensors.numpy.save(by_names(params, dtype), {"format": FORMAT}))
+    write_atomic(folder / WEIGHTS, safetensors.numpy.save(flat_arrays(params, dtype), {"format": FORMAT}))
 
 
-def by_names(params: Params, dtype: str) -> dict[str, np.ndarray]:
+def flat_arrays(params: Params, dtype: str) -> dict[str, np.ndarray]:
     """The parameters by their names in a file, 'down_0.block_0/conv1/kernel'."""
     return {"/".join(path): np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
 

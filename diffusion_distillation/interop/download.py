@@ -1,7 +1,6 @@
 """What is at a URL, copied into the user's cache once."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from etils import epath
 
 from ..errors import InputError
 from ..runtime.files import UNFINISHED, downloads_folder, lock
+from ..runtime.hashing import sha256
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 WANTED = (".json", ".safetensors", ".msgpack")  # files of a folder that are copied
@@ -39,7 +39,7 @@ def local_copy(url: str) -> Path:
     scheme = url.partition("://")[0]
     url = url.rstrip("/")
     name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2]) or "root"
-    place = downloads_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    place = downloads_folder() / sha256([url], 16)
     target, done = place / name, place / "complete"
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ def _version_of(found: dict[str, dict[str, Any]]) -> str | None:
     """A hash of the files' version, so that two versions are never mixed; None if the server does not tell versions."""
     if not all(about["size"] is not None and len(about) > 1 for about in found.values()):
         return None
-    return hashlib.sha256(str(found).encode()).hexdigest()[:8]
+    return sha256([str(found)], 8)
 
 
 def _within(folder: Path, file: str, path: str, url: str) -> Path:

@@ -1,6 +1,5 @@
 """A model by its path: a run of ours, an archive of ours, a published checkpoint, or one of another library."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from .. import checkpoints
 from ..checkpoints import Metadata, newest_step
 from ..errors import InputError, did_you_mean
 from ..pipeline import Pipeline
-from ..pretrained import PRETRAINED, folder_of
+from ..pretrained import PRETRAINED, pretrained_folder
 from ..runtime import files
 from ..runtime.files import as_path
+from ..runtime.hashing import sha256
 from ..shapes import Params
 from . import archive, diffusers, published
 from .download import is_url, local_copy
@@ -38,7 +38,7 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     Raises:
       InputError: if there is nothing there that can be read, with what was found, or it does not fit the config.
     """
-    given, path = path, place(path)
+    given, path = path, local_path(path)
     if archive.is_archive(path):
         return archive.read(path)
     if diffusers.is_diffusers(path):
@@ -67,14 +67,14 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
     return Pipeline(*load(path, config), num_steps)
 
 
-def place(path: epath.PathLike) -> epath.Path:
+def local_path(path: epath.PathLike) -> epath.Path:
     """Where a model is here: its path; or, at a URL, that of its copy, made now if there is none."""
     if os.fspath(path) in PRETRAINED and not as_path(path).exists():
-        return as_path(folder_of(os.fspath(path)))
+        return as_path(pretrained_folder(os.fspath(path)))
     return as_path(local_copy(os.fspath(path)) if is_url(path) and not _is_run(path) else path)
 
 
-def content_of(path: epath.Path) -> str:
+def model_version(path: epath.Path) -> str:
     """A name for what is at a path, as far as can be told without reading it all; another model has another one.
 
     Of a run, the step and the fingerprints of its newest checkpoint; of others, names, sizes and times of files.
@@ -83,10 +83,10 @@ def content_of(path: epath.Path) -> str:
     if step is None:
         here = Path(os.fspath(path))  # which it is: what is elsewhere has been copied
         found = sorted(here.rglob("*")) if here.is_dir() else [here]
-        return files.content_of(file for file in found if file.is_file())
+        return files.stat_hash(file for file in found if file.is_file())
     metadata = path / "checkpoints" / str(step) / "metadata" / "metadata"
-    digest = hashlib.sha256(metadata.read_bytes() if metadata.exists() else b"")
-    return f"step {step}, {digest.hexdigest()[:16]}"
+    content = metadata.read_bytes() if metadata.exists() else b""
+    return f"step {step}, {sha256([content], 16)}"
 
 
 def _is_run(path: epath.PathLike) -> bool:

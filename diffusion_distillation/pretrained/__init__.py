@@ -8,6 +8,6 @@ PRETRAINED = {
 }
 
 
-def folder_of(name: str) -> Path:
+def pretrained_folder(name: str) -> Path:
     """The folder of one of them."""
     return Path(__file__).parent / name

@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..runtime.files import as_path, save_whole
+from ..runtime.files import as_path, save_atomic
 
 MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
 GAP = 6
@@ -33,4 +33,4 @@ def save_grid(
     images: UInt8[np.ndarray, "n height width channels"], path: epath.PathLike, columns: int | None = None
 ) -> None:
     """Writes `image_grid(images)` to a PNG file."""
-    save_whole(as_path(path), lambda file: Image.fromarray(image_grid(images, columns)).save(file, "PNG"))
+    save_atomic(as_path(path), lambda file: Image.fromarray(image_grid(images, columns)).save(file, "PNG"))

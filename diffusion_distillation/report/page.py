@@ -34,7 +34,7 @@ from ..keys import seed_key
 from ..methods import make_method
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
-from ..runtime.files import as_path, write_whole
+from ..runtime.files import as_path, write_atomic
 from ..training.runs import locked, read_metrics
 from .html_page import Picture, Table, page
 from .plots import Column, Line, Panel, panel_of, row_labels, save_columns, save_curves, save_losses
@@ -87,7 +87,9 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
     workdir = as_path(workdir)
     with locked(workdir):
         rows, num_samples = len(ladder_runs(config, workdir)), config.eval.num_samples
-        multihost.say(f"report  {workdir}: measuring {rows} models and samplers with {num_samples:,} samples each")
+        multihost.print_on_main(
+            f"report  {workdir}: measuring {rows} models and samplers with {num_samples:,} samples each"
+        )
         _write_report(config, workdir, source, yardsticks)
 
 
@@ -95,7 +97,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yards
     folder, reference = workdir / "report", of_dataset(source, config.dataset)
     found = evaluate_ladder(
         config, workdir, yardsticks, reference, folder / FILE,
-        shown=folder / "samples", say=lambda line: multihost.say(f"report  {line}"),
+        shown=folder / "samples", say=lambda line: multihost.print_on_main(f"report  {line}"),
     )  # fmt: skip
     ways, by_weight = _ways(config, workdir), _by_weight(config, workdir)
     if not multihost.is_main():
@@ -103,8 +105,8 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yards
     classes = _class_labels(source)
     ladder = Ladder(workdir.name, workdir, config, found, classes)
     published = tables.published(config)
-    write_whole(folder / "evaluation.md", tables.markdown(found, published))
-    write_whole(folder / "evaluation.tex", tables.latex(found, published))
+    write_atomic(folder / "evaluation.md", tables.markdown(found, published))
+    write_atomic(folder / "evaluation.tex", tables.latex(found, published))
     pictures = [
         *_samples(ladder, folder),
         *_curves([ladder], folder),
@@ -117,8 +119,8 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yards
     ]
     rungs = make_method(config).rungs
     title = f"{config.dataset.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
-    write_whole(folder / "index.html", _page(title, [ladder], pictures))
-    multihost.say(f"report  {folder / 'index.html'}")
+    write_atomic(folder / "index.html", _page(title, [ladder], pictures))
+    multihost.print_on_main(f"report  {folder / 'index.html'}")
 
 
 def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folder: epath.PathLike) -> None:
@@ -158,8 +160,8 @@ def write_comparison(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folde
     if len({ladder.name for ladder in shown}) < len(shown):
         shown = [ladder._replace(name="/".join(ladder.workdir.parts[-2:])) for ladder in shown]
     pictures = [*_side_by_side(shown, folder), *_curves(shown, folder), *_training(shown, folder)]
-    write_whole(folder / "index.html", _page(" and ".join(ladder.name for ladder in shown), shown, pictures))
-    multihost.say(f"report  {folder / 'index.html'}")
+    write_atomic(folder / "index.html", _page(" and ".join(ladder.name for ladder in shown), shown, pictures))
+    multihost.print_on_main(f"report  {folder / 'index.html'}")
 
 
 def _class_labels(source: Source) -> Sequence[str]:

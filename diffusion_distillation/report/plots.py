@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from ..evaluation.metrics import METRICS, Criterion
-from ..runtime.files import save_whole
+from ..runtime.files import save_atomic
 
 Images = UInt8[np.ndarray, "n height width channels"]
 Points = Sequence[tuple[int | float, int | float]]
@@ -92,7 +92,7 @@ def save_columns(columns: Sequence[Column], labels: Sequence[str], path: epath.P
     centers = [row * pitch + (tall - 1) / 2 for row in range(rows)]
     axes[0].set_yticks(centers, labels, fontsize=7, color=DARK)
     axes[0].tick_params(length=0)
-    save_whole(path, functools.partial(figure.savefig, format="png"))
+    save_atomic(path, functools.partial(figure.savefig, format="png"))
 
 
 def row_labels(images: Images, classes: Sequence[str] = ()) -> list[str]:
@@ -133,7 +133,7 @@ def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None
     for axis in axes[len(panels) :]:
         axis.axis("off")
     axes[0].legend(frameon=False, fontsize=8)
-    save_whole(path, functools.partial(figure.savefig, format="png"))
+    save_atomic(path, functools.partial(figure.savefig, format="png"))
 
 
 def save_losses(losses: Mapping[str, Points], path: epath.Path) -> None:
@@ -146,7 +146,7 @@ def save_losses(losses: Mapping[str, Points], path: epath.Path) -> None:
     axis.set_yscale("log")
     _style(axis, "updates", "loss")
     axis.legend(frameon=False, fontsize=7, ncols=2)
-    save_whole(path, functools.partial(figure.savefig, format="png"))
+    save_atomic(path, functools.partial(figure.savefig, format="png"))
 
 
 def _style(axis: Axes, x_label: str, y_label: str) -> None:

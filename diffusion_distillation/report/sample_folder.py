@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..runtime import multihost
-from ..runtime.files import UNFINISHED, read_json, save_whole, write_whole
+from ..runtime.files import UNFINISHED, read_json, save_atomic, write_atomic
 
 SETTINGS = "settings.json"
 
@@ -49,7 +49,7 @@ def _missing(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) 
 def start(folder: epath.Path, settings: Mapping[str, Any]) -> None:
     """Makes a folder, unless it is there, with its settings; they may hold more than `missing` is to look at."""
     if not (folder / SETTINGS).exists():
-        write_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        write_atomic(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 def write(
@@ -58,7 +58,7 @@ def write(
     """Writes the samples of these numbers."""
     for j, image in zip(index.tolist(), images, strict=True):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        save_whole(folder / _name(j), functools.partial(picture.save, format="PNG"), sync=False)
+        save_atomic(folder / _name(j), functools.partial(picture.save, format="PNG"), sync=False)
 
 
 def _name(j: int) -> str:

@@ -13,7 +13,7 @@ _in_place = 0  # length of the progress line before the terminal's cursor; 0 if 
 UNWRITABLE = (OSError, RuntimeError, ValueError)
 
 
-class Steady:
+class SafeStream:
     """A text stream that never raises, even if the reader of its pipe is gone or the disk is full.
 
     On a terminal, it clears the progress line before it prints anything else.
@@ -51,18 +51,18 @@ class Steady:
         return getattr(self._stream, name)
 
 
-def make_steady() -> None:
-    """Make stdout and stderr `Steady` until the process ends, including Python's flush at exit."""
+def install_safe_output() -> None:
+    """Make stdout and stderr `SafeStream` until the process ends, including Python's flush at exit."""
     sys.stdout, sys.stderr = (
-        stream if isinstance(stream, Steady) else Steady(stream) for stream in (sys.stdout, sys.stderr)
+        stream if isinstance(stream, SafeStream) else SafeStream(stream) for stream in (sys.stdout, sys.stderr)
     )
 
 
 @contextlib.contextmanager
-def steady() -> Iterator[None]:
-    """Make stdout and stderr `Steady` within the context."""
+def safe_output() -> Iterator[None]:
+    """Make stdout and stderr `SafeStream` within the context."""
     before = sys.stdout, sys.stderr
-    make_steady()
+    install_safe_output()
     try:
         yield
     finally:

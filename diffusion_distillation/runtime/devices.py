@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import gc
-import hashlib
 import mmap
 import os
 import platform
@@ -18,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import InputError
 from .files import cache_folder
+from .hashing import sha256
 
 AXIS = "data"
 AnyMesh = Mesh | AbstractMesh  # of devices, or to reckon with
@@ -108,7 +108,7 @@ def keep_programs() -> None:
 
 def _kind_of_cpu() -> str:
     """A name that CPUs share which run each other's programs."""
-    return hashlib.sha256(_about_cpu().encode()).hexdigest()[:16]
+    return sha256([_about_cpu()], 16)
 
 
 def _about_cpu() -> str:

@@ -1,7 +1,6 @@
 """Files and folders here and in a bucket (`gs://`), files that are written whole or not at all, JSON, and locks."""
 
 import errno
-import hashlib
 import importlib.util
 import io
 import json
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, TextIO
 from etils import epath
 
 from ..errors import InputError, RunError, is_transient
+from .hashing import sha256
 
 UNFINISHED = ".unfinished"  # the last suffix of a file that is being written
 WAITS = (0.1, 1.0, 5.0)  # seconds between attempts to read
@@ -67,7 +67,7 @@ def cache_folder() -> Path:
     return (Path(own) if own else Path(shared) / "diffusion_distillation").expanduser()
 
 
-def below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
+def paths_below(folder: epath.Path, *prefixes: str) -> list[epath.Path]:
     """List the paths below a folder whose names start with these prefixes, one prefix per level.
 
     `epath`'s glob would read the folder's own name as a pattern too, such as 'runs/a[1]'.
@@ -133,7 +133,7 @@ def parse_json(text: str) -> dict[str, Any]:
     return values
 
 
-def content_of(files: Iterable[epath.PathLike]) -> str:
+def stat_hash(files: Iterable[epath.PathLike]) -> str:
     """A name for files of these names, sizes and times, as far as can be told without reading them."""
 
     def line(file: epath.PathLike) -> str:
@@ -143,7 +143,7 @@ def content_of(files: Iterable[epath.PathLike]) -> str:
         stat = os.stat(file)
         return f"{os.fspath(file)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # copies may keep the mtime
 
-    return hashlib.sha256("\n".join(map(line, files)).encode(errors="surrogateescape")).hexdigest()[:16]
+    return sha256(["\n".join(map(line, files))], 16)
 
 
 def retry(read: Callable[[], Any], what: object) -> Any:
@@ -172,7 +172,7 @@ def retry(read: Callable[[], Any], what: object) -> Any:
         time.sleep(wait)
 
 
-def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) -> None:
+def write_atomic(path: epath.Path, content: str | bytes, *, sync: bool = True) -> None:
     """Writes a file so that at every moment there is all of it or what was there before; makes its folder.
 
     Only one process may do so at a time. Text is UTF-8. With `sync` this holds through a power failure too; it takes
@@ -192,11 +192,11 @@ def write_whole(path: epath.Path, content: str | bytes, *, sync: bool = True) ->
     unfinished.replace(path)
 
 
-def save_whole(path: epath.Path, save: Callable[[BinaryIO], Any], *, sync: bool = True) -> None:
-    """`write_whole` of what `save(file)` writes, for libraries that write to a file."""
+def save_atomic(path: epath.Path, save: Callable[[BinaryIO], Any], *, sync: bool = True) -> None:
+    """`write_atomic` of what `save(file)` writes, for libraries that write to a file."""
     content = io.BytesIO()
     save(content)
-    write_whole(path, content.getvalue(), sync=sync)
+    write_atomic(path, content.getvalue(), sync=sync)
 
 
 def lock(file: TextIO, busy: Callable[[str], Any]) -> None:

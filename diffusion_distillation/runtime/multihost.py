@@ -93,19 +93,19 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def say(line: str) -> None:
+def print_on_main(line: str) -> None:
     """Prints a line, in the main process."""
     if is_main():
         print(line, flush=True)
 
 
-def largest(values: Sequence[int]) -> list[int]:
+def all_max(values: Sequence[int]) -> list[int]:
     """The largest of each value over all processes, so that they decide alike. Every process must call it."""
-    return ask_largest(values)()
+    return all_max_async(values)()
 
 
-def ask_largest(values: Sequence[int]) -> Callable[[], list[int]]:
-    """Begins what `largest` does and does not wait: the function that is returned does.
+def all_max_async(values: Sequence[int]) -> Callable[[], list[int]]:
+    """Begins what `all_max` does and does not wait: the function that is returned does.
 
     The devices find the answer once they are done with what they were given before. Every process must call it, and
     in the same place between the programs that it gives to its devices.
@@ -115,22 +115,22 @@ def ask_largest(values: Sequence[int]) -> Callable[[], list[int]]:
     mesh = data_mesh()
     rows = np.tile(np.array(values, np.int32), (jax.local_device_count(), 1))
     of_all = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
-    answer = _largest_of(mesh)(of_all)
+    answer = _max_program(mesh)(of_all)
     return lambda: np.asarray(answer).tolist()
 
 
-def gather(values: Sequence[int]) -> list[list[int]]:
+def all_gather(values: Sequence[int]) -> list[list[int]]:
     """The values of every process, in their order. Every process must call it."""
     if jax.process_count() == 1:
         return [list(values)]
     return multihost_utils.process_allgather(np.array(values, np.int32)).tolist()
 
 
-def of_main(text: str) -> str:
+def broadcast(text: str) -> str:
     """The text that the main process has. Every process must call it."""
     if jax.process_count() == 1:
         return text
-    [length] = largest([len(text.encode()) if is_main() else 0])
+    [length] = all_max([len(text.encode()) if is_main() else 0])
     own = np.frombuffer(text.encode()[:length].ljust(length), np.uint8)
     return multihost_utils.broadcast_one_to_all(own).astype(np.uint8).tobytes().decode()
 
@@ -154,7 +154,7 @@ def on_main(act: Callable[[], Any]) -> Any:
         except Exception as raised:
             error = raised
     told = [result, None if error is None else str(error), isinstance(error, InputError)]
-    result, message, of_input = json.loads(of_main(json.dumps(told)))
+    result, message, of_input = json.loads(broadcast(json.dumps(told)))
     if error is not None:
         raise error
     if message is not None:
@@ -162,13 +162,13 @@ def on_main(act: Callable[[], Any]) -> Any:
     return result
 
 
-def wait_for_all(where: str) -> None:
+def barrier(where: str) -> None:
     """Returns once every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
-def tell_others(message: str, status: int) -> None:
+def stop_others(message: str, status: int) -> None:
     """Lets the other processes end with this status too, and say why; or else they would wait for this one.
 
     Returns once they know, or after some seconds. Then end with `exit_now`: a proper end would wait for them.
@@ -181,11 +181,11 @@ def tell_others(message: str, status: int) -> None:
     _leave(client)
 
 
-def fail(message: str, status: int) -> NoReturn:
+def stop_all(message: str, status: int) -> NoReturn:
     """Ends this process with an exit status, and the others with it."""
     if global_state.client is None:
         sys.exit(status)
-    tell_others(message, status)
+    stop_others(message, status)
     exit_now(status)
 
 
@@ -233,7 +233,7 @@ def exit_now(status: int) -> NoReturn:
 
 
 @functools.cache
-def _largest_of(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+def _max_program(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda rows: rows.max(axis=0), out_shardings=replicated(mesh))
 
 
@@ -243,8 +243,8 @@ def _meet() -> None:
     On CPU the first time must find every process within 30 seconds; later on they wait for each other for minutes. Now
     they are together, which they will not be when some have read their data and compiled sooner than others.
     """
-    wait_for_all("start")
-    largest([0])
+    barrier("start")
+    all_max([0])
 
 
 def _in_a_cluster() -> bool:

@@ -17,7 +17,7 @@ from types import FrameType
 from . import multihost
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GO_ON = "run the same command again to go on."
+RESUME_HINT = "run the same command again to go on."
 
 _at_work: list["Interrupt"] = []  # the innermost last
 _a_thread_reads = False
@@ -97,8 +97,8 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def _exit_at_once(number: int) -> None:
-    print(f"Stopped; {GO_ON}", file=sys.stderr, flush=True)
-    multihost.tell_others(f"signal {number}", 128 + number)
+    print(f"Stopped; {RESUME_HINT}", file=sys.stderr, flush=True)
+    multihost.stop_others(f"signal {number}", 128 + number)
     multihost.exit_now(128 + number)
 
 

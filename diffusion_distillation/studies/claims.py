@@ -30,7 +30,7 @@ from ..report.html_page import Picture, Table, page
 from ..report.plots import Column, panel_of, row_labels, save_columns, save_curves
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
-from ..runtime.files import as_path, write_whole
+from ..runtime.files import as_path, write_atomic
 from ..training.ladder import run_ladder, student_folder
 from ..training.loop import train
 from .seeds import by_steps, line, measure, spread
@@ -119,12 +119,12 @@ def show_claims(
     found: dict[Pair, dict[int, Evaluation]] = {pair: {} for pair in pairs}
     for (pair, seed), (of_base, of_ladder) in configs.items():
         folder = pair.folder(workdir, seed)
-        multihost.say(f"claims  {pair.title}, seed {seed}")
+        multihost.print_on_main(f"claims  {pair.title}, seed {seed}")
         try:
             train(of_base, folder / "base", source)
             run_ladder(of_ladder, folder / "ladder", source)
         except DivergedError as error:
-            multihost.say(f"claims  {pair.title}, seed {seed}: {error}")
+            multihost.print_on_main(f"claims  {pair.title}, seed {seed}: {error}")
             continue
         students = [rung.num_steps for rung in make_method(of_ladder).rungs]
         start = make_method(of_ladder).rungs[0].teacher_num_steps
@@ -139,7 +139,7 @@ def show_claims(
         raise RunError("Every training diverged. Try a smaller config.train.learning_rate, in another --workdir.")
     if multihost.is_main():
         _write(configs[pairs[0], 0], workdir, found, seeds, _own(base))
-        multihost.say(f"claims  {workdir / 'index.html'}")
+        multihost.print_on_main(f"claims  {workdir / 'index.html'}")
     return found
 
 
@@ -199,8 +199,8 @@ def _write(configs, workdir, found, seeds, own) -> None:
             for pair, of_pair in found.items()
         },
     }
-    write_whole(workdir / "claims.json", json.dumps(written, indent=2) + "\n")
-    write_whole(workdir / "claims.md", "\n".join(table.markdown() for table in [*made, cost]))
+    write_atomic(workdir / "claims.json", json.dumps(written, indent=2) + "\n")
+    write_atomic(workdir / "claims.md", "\n".join(table.markdown() for table in [*made, cost]))
     pictures = [
         _outputs(workdir, found, criteria[0]),
         *_samplers(workdir, [*found.get(own, {}).values()], own, criteria[0]),
@@ -213,7 +213,7 @@ def _write(configs, workdir, found, seeds, own) -> None:
         pictures,
         {"Base model": base.to_json(indent=2), "Ladder": ladder.to_json(indent=2)},
     )
-    write_whole(workdir / "index.html", text)
+    write_atomic(workdir / "index.html", text)
 
 
 def _outputs(workdir, found, criterion) -> Picture:

@@ -28,13 +28,13 @@ from ..errors import InputError, did_you_mean
 from ..evaluation.measure import Yardstick
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
-from ..interop import place
+from ..interop import local_path
 from ..methods import evaluations_of_update, make_method
 from ..report.html_page import Picture, Table, page
 from ..report.plots import Column, panel_of, row_labels, save_columns, save_curves
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
-from ..runtime.files import as_path, below, write_whole
+from ..runtime.files import as_path, paths_below, write_atomic
 from ..training.ladder import run_ladder, student_folder
 from ..training.loop import Load
 from ..training.runs import read_metrics
@@ -184,7 +184,7 @@ def compare(
         for name in methods or known
         for seed in range(seeds)
     }  # all of them, and so checked, before the first is begun
-    teacher = place(config.distillation.teacher_checkpoint_path)
+    teacher = local_path(config.distillation.teacher_checkpoint_path)
     entries = {Entry("teacher", "ddim", n): teacher for n in (start, *steps)}
     of_teacher = [
         measure(config, entries, yardsticks, reference, workdir / "teacher" / f"seed_{seed}", seed)
@@ -195,7 +195,7 @@ def compare(
         found = []
         for seed in range(seeds):
             folder = workdir / name / f"seed_{seed}"
-            multihost.say(f"comparison  {name}, seed {seed}")
+            multihost.print_on_main(f"comparison  {name}, seed {seed}")
             runs = {}
             for of_ladder in plans[name, seed]:
                 students = [rung.num_steps for rung in make_method(of_ladder).rungs]
@@ -209,7 +209,7 @@ def compare(
         compared[name] = _compared(found, plans[name, 0], source, workdir / name)
     if multihost.is_main():
         _write(config, workdir, budget, of_teacher, compared, steps)
-        multihost.say(f"comparison  {workdir / 'index.html'}")
+        multihost.print_on_main(f"comparison  {workdir / 'index.html'}")
     return compared
 
 
@@ -222,7 +222,7 @@ def _compared(found, ladders, source, folder) -> Compared:
             so_far += cost_of(config)[rung.num_steps]
             costs[rung.num_steps] = so_far
             of_update[rung.num_steps] = evaluations_of_update(method, rung)
-    for path in below(folder, "seed_", "to_", "steps_"):
+    for path in paths_below(folder, "seed_", "to_", "steps_"):
         seconds += [config.train.batch_size / line["images_per_sec"] for line in read_metrics(path)]
     params = abstract_params(Metadata(ladders[0], source.image_shape, source.num_classes, num_steps=0))
     of_last = stage(ladders[0], make_method(ladders[0]).rungs[-1].num_steps)
@@ -254,7 +254,7 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
             for name, of in compared.items()
         },
     }
-    write_whole(workdir / "comparison.json", json.dumps(written, indent=2) + "\n")
+    write_atomic(workdir / "comparison.json", json.dumps(written, indent=2) + "\n")
 
     def table(criterion):
         rows = [
@@ -280,7 +280,7 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
         ],
     )
     shown = [table(criterion) for criterion in criteria]
-    write_whole(workdir / "comparison.md", "\n".join(table.markdown() for table in [*shown, of_costs]))
+    write_atomic(workdir / "comparison.md", "\n".join(table.markdown() for table in [*shown, of_costs]))
     pictures = [
         *_curves(workdir, of_teacher, compared, criteria, config.eval.num_samples),
         *_cost(workdir, compared, criteria[0]),
@@ -290,7 +290,7 @@ def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
     text = page(
         title, describe_environment(), [*shown, of_costs], pictures, {"Configuration": config.to_json(indent=2)}
     )
-    write_whole(workdir / "index.html", text)
+    write_atomic(workdir / "index.html", text)
 
 
 def _range(values: Any) -> str:

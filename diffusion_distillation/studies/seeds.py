@@ -26,7 +26,7 @@ def measure(
     """`evaluate_runs` with a seed, whose evaluation.json and first samples are kept in the folder."""
     return evaluate_runs(
         config, runs, yardsticks, reference, folder / "evaluation.json",
-        seed=seed, shown=folder / "samples", say=lambda line: multihost.say(f"  {line}"),
+        seed=seed, shown=folder / "samples", say=lambda line: multihost.print_on_main(f"  {line}"),
     )  # fmt: skip
 
 

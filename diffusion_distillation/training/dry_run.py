@@ -15,7 +15,7 @@ from ..networks.model import count_params
 from ..runtime import multihost
 from ..runtime.devices import AnyMesh, described, replicated
 from ..runtime.files import as_path
-from ..runtime.multihost import say
+from ..runtime.multihost import print_on_main
 from .ladder import Plan, load_teacher, student_folder
 from .loop import Load, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
@@ -51,7 +51,7 @@ def dry_run(
         Plan(workdir, {int(teacher.rung.num_steps): of_run for of_run, _, teacher in runs}, on_metrics=None)
     else:
         runs = [(config, workdir, None)]
-        say(f"{workdir}: {config.train.num_train_steps:,} updates of {config.train.batch_size:,} images")
+        print_on_main(f"{workdir}: {config.train.num_train_steps:,} updates of {config.train.batch_size:,} images")
     prepared = [
         prepare(of_run, folder, source, teacher=teacher, load_model=load_model) for of_run, folder, teacher in runs
     ]
@@ -60,22 +60,22 @@ def dry_run(
     next(read_batches(source, config.seed, range(1), config.train.batch_size))
     height, width, channels = source.image_shape
     classes = f"{source.num_classes} classes" if source.num_classes > 1 else "no classes"
-    say(
+    print_on_main(
         f"Data: {len(source):,} images of {height}x{width}, {channels} channel{'s' * (channels != 1)}, {classes}; "
         "a batch can be read."
     )
     first, (of_first, _, teacher) = prepared[0], runs[0]
-    say(
+    print_on_main(
         f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of each batch "
         "per device."
     )
     state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))
     size, count = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
-    say(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")
+    print_on_main(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")
     for of_run, folder, _ in runs:
         for doubt in doubts(of_run.train):
-            say(f"Warning: {folder}: {doubt}")
-    say(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
+            print_on_main(f"Warning: {folder}: {doubt}")
+    print_on_main(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
 
 
 def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> int:

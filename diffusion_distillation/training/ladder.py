@@ -9,16 +9,16 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import Metadata, check_path, digest_of, load, newest_step
+from ..checkpoints import Metadata, check_path, load, newest_step, params_hash
 from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError, RunError
 from ..methods import Rung, evaluations_of_update, make_method
 from ..networks.model import Network, make_network
 from ..runtime import multihost
-from ..runtime.console import steady
+from ..runtime.console import safe_output
 from ..runtime.files import as_path
-from ..runtime.multihost import say
+from ..runtime.multihost import print_on_main
 from ..shapes import Params
 from .compatibility import check_same_model
 from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
@@ -65,7 +65,7 @@ def run_ladder(
     rungs, workdir = make_method(config).rungs, as_path(workdir)
     check_path(workdir)
     params, network = load_teacher(config, source, load_model)
-    with steady(), locked(workdir):
+    with safe_output(), locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
         record_environment(workdir)
         stages = {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}
@@ -86,7 +86,7 @@ def run_ladder(
 def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
     """Warn of a finished student whose teacher has changed since. `train` refuses to resume an unfinished one."""
     recorded = read_inputs(folder).get("teacher") if multihost.is_main() else None
-    if recorded is not None and recorded != (now := digest_of(teacher)):
+    if recorded is not None and recorded != (now := params_hash(teacher)):
         logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
@@ -152,9 +152,11 @@ class Plan:
         self._per_update = {int(rung.num_steps): evaluations_of_update(method, rung) for rung in method.rungs}
         self._images = {n: config.train.num_train_steps * config.train.batch_size for n, config in stages.items()}
         updates = sum(config.train.num_train_steps for config in stages.values())
-        say(f"{workdir}: {len(stages)} student(s), {updates:,} updates, {sum(self._images.values()):,} examples")
+        print_on_main(
+            f"{workdir}: {len(stages)} student(s), {updates:,} updates, {sum(self._images.values()):,} examples"
+        )
         for num_steps, config in stages.items():
-            say(
+            print_on_main(
                 f"  {student_folder(workdir, num_steps).name}  {config.train.num_train_steps:>9,} updates"
                 f"  {self._images[num_steps]:>13,} examples"
             )
@@ -170,7 +172,7 @@ class Plan:
                 rate = values["images_per_sec"]
                 report = self._report_evaluations / (rate * self._per_update[num_steps])
                 then = f", then up to {_rounded(report)} for the report" if report else ""
-                say(f"{self._name}: about {_rounded(left / rate)} of training left{then}")
+                print_on_main(f"{self._name}: about {_rounded(left / rate)} of training left{then}")
         if self._on_metrics is not None:
             self._on_metrics(step, {**values, "num_steps": num_steps})
 

@@ -22,7 +22,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from ..checkpoints import Checkpoints, Metadata, abstract_params, check_path, digest_of, load, newest_step, restore_from
+from ..checkpoints import (
+    Checkpoints,
+    Metadata,
+    abstract_params,
+    check_path,
+    load,
+    newest_step,
+    params_hash,
+    restore_from,
+)
 from ..config import PATHS
 from ..data import Source, fingerprint, read_batches
 from ..errors import DivergedError, InputError
@@ -30,11 +39,11 @@ from ..keys import seed_key
 from ..methods import find_method
 from ..networks.model import Network, count_params, extended, init_params, make_network
 from ..runtime import multihost
-from ..runtime.console import show_progress, steady
+from ..runtime.console import safe_output, show_progress
 from ..runtime.devices import abstract, data_mesh, described, host_device, to_host
 from ..runtime.files import as_path, is_remote
-from ..runtime.multihost import say
-from ..runtime.signals import GO_ON, Interrupt, stopped
+from ..runtime.multihost import print_on_main
+from ..runtime.signals import RESUME_HINT, Interrupt, stopped
 from ..shapes import Params
 from .compatibility import check_same_model
 from .runner import CallMetrics, Runner, begin, check_batch_size, make_runner, state_shardings
@@ -83,7 +92,7 @@ def train(
     """
     workdir = as_path(workdir)
     metadata, network, mesh, initial = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
-    with steady(), locked(workdir):
+    with safe_output(), locked(workdir):
         finished = multihost.on_main(lambda: (newest_step(workdir) or 0) >= config.train.num_train_steps)
         # What is finished learns nothing any more: its record stays.
         open_run(workdir, config, change, {} if finished else inputs_of(source, teacher and teacher.params))
@@ -168,12 +177,12 @@ class _Run(NamedTuple):
 
 def inputs_of(source: Source, teacher: Params | None = None) -> dict[str, str]:
     """The fingerprints of what a run learns from, see `runs.INPUTS`."""
-    return {"data": fingerprint(source), **({} if teacher is None else {"teacher": digest_of(teacher)})}
+    return {"data": fingerprint(source), **({} if teacher is None else {"teacher": params_hash(teacher)})}
 
 
 def check_processes(config: ConfigDict, source: Source) -> None:
     """Raises an InputError that names the difference, if processes have another config or other data than the first."""
-    theirs, ours = json.loads(multihost.of_main(config.to_json())), json.loads(config.to_json())
+    theirs, ours = json.loads(multihost.broadcast(config.to_json())), json.loads(config.to_json())
     paths = {f"{section}.{name}" for section, name in PATHS}
     named = "; ".join(
         f"config.{field} is {of_first!r} in process 0 and {of_ours!r} in process {jax.process_index()}"
@@ -181,7 +190,7 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         if field not in paths  # hosts may have the same files in other places
     )
     content = int(fingerprint(source)[:7], 16)  # as many digits as fit an int32
-    data = multihost.gather([len(source), *source.image_shape, source.num_classes, content])
+    data = multihost.all_gather([len(source), *source.image_shape, source.num_classes, content])
     other = next((process for process, of_process in enumerate(data) if of_process != data[0]), None)
     if other is not None:
         of_first, of_other = (
@@ -191,7 +200,7 @@ def check_processes(config: ConfigDict, source: Source) -> None:
         raise InputError(
             f"Process 0 reads {of_first}, process {other} reads {of_other}: give all of them the same data."
         )
-    if multihost.largest([bool(named)])[0]:
+    if multihost.all_max([bool(named)])[0]:
         raise InputError(f"{named or 'The processes have different configs'}: give all of them the same command.")
 
 
@@ -248,7 +257,7 @@ def _resume(run: _Run) -> None:
     shardings = state_shardings(like, run.mesh, shard=config.train.shard_state)
     with Interrupt() as interrupt:
         params, images, where = count_params(like.params), len(run.source), described(run.mesh)
-        say(f"{run.workdir}: {params:,} parameters, {images:,} images, {where}")
+        print_on_main(f"{run.workdir}: {params:,} parameters, {images:,} images, {where}")
         like = abstract(like, shardings)
         state = run.checkpoints.restore(like)
         if state is None and config.train.init_from is not None and _is_run(config.train.init_from):
@@ -260,7 +269,9 @@ def _resume(run: _Run) -> None:
         placed = None if state is None else run.runner.place(state, None if finished else run.teacher)
         del state  # or it would be there twice, as saved and as placed
         if step:
-            say(f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}")
+            print_on_main(
+                f"{run.workdir}: {f'finished, {step:,} steps' if finished else f'going on from step {step:,}'}"
+            )
         if finished or _due(range(max(step - run.call_length, 0), step), config.train.eval_every_steps):
             run.evaluate(placed[0], step)  # unless that is done; the run may have been stopped before it was
         if not finished:
@@ -310,7 +321,7 @@ def _go_on(
 
     for doubt in doubts(train) if multihost.is_main() else ():
         logging.warning("%s: %s", workdir, doubt)
-    say(f"{workdir}: compiling the training step")
+    print_on_main(f"{workdir}: compiling the training step")
     with contextlib.closing(ahead), contextlib.closing(monitor):
         call, batches = next_call()
         compile = functools.partial(runner.compile, like, key, run.teacher, batches)
@@ -347,11 +358,11 @@ def _go_on(
             if last or to_evaluate:
                 checkpoints.wait()
                 interrupt.nothing_to_save = True  # a signal that comes now ends the process at once
-                [stop] = multihost.largest([interrupt.received])
+                [stop] = multihost.all_max([interrupt.received])
             if stop:
                 checkpoints.wait()
                 saved = checkpoints.latest_step() or 0
-                print(f"{workdir}: saved at step {saved:,}; {GO_ON}", file=sys.stderr, flush=True)
+                print(f"{workdir}: saved at step {saved:,}; {RESUME_HINT}", file=sys.stderr, flush=True)
                 raise stopped(stop)
             if to_evaluate:
                 with monitor.progress.paused():
@@ -374,7 +385,7 @@ class Decisions:
 
     def take(self, stop: int, save: bool, slow: bool) -> tuple[int, bool]:
         """The number of the signal to stop for, or 0, and whether to save; the arguments are this process's wishes."""
-        self._asked.append(multihost.ask_largest([stop, save, slow]))
+        self._asked.append(multihost.all_max_async([stop, save, slow]))
         to_wait = 0 if self.slow or jax.process_count() == 1 else 1
         answers = [self._asked.popleft()() for _ in range(len(self._asked) - to_wait)]
         if not answers:
@@ -417,7 +428,7 @@ class Monitor:
             return False
         jax.block_until_ready(metrics)
         if not self._compiled:
-            say(f"{self._run.workdir}: compiled and begun in {time.monotonic() - self._began:.0f} s")
+            print_on_main(f"{self._run.workdir}: compiled and begun in {time.monotonic() - self._began:.0f} s")
         self._compiled.add(len(call))
         self.progress.restart(call.stop)
         return True
@@ -446,7 +457,9 @@ class Monitor:
         left = self._train.num_train_steps - step
         if self._run.teacher is None and left and not self._timed:  # a ladder prints one estimate for all its students
             seconds = round(left * self._train.batch_size / values["images_per_sec"])
-            say(f"{self.progress.name}: about {datetime.timedelta(seconds=seconds)} for the {left:,} updates left")
+            print_on_main(
+                f"{self.progress.name}: about {datetime.timedelta(seconds=seconds)} for the {left:,} updates left"
+            )
         self._timed = True
         self._seen.clear()
         if not multihost.is_main():

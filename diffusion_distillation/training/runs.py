@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..registry import check_foreign
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
-from ..runtime.files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_whole
+from ..runtime.files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_atomic
 from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
@@ -111,9 +111,9 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Map
     if changes := changes_of_run(workdir, config, change, inputs):
         _keep_history(workdir, changes)
     recorded = read_inputs(workdir)
-    write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
+    write_atomic(workdir / "config.json", config.to_json(indent=2) + "\n")
     if inputs:
-        write_whole(workdir / INPUTS_FILE, json.dumps({**recorded, **inputs}, indent=2) + "\n")
+        write_atomic(workdir / INPUTS_FILE, json.dumps({**recorded, **inputs}, indent=2) + "\n")
 
 
 def changes_of_run(
@@ -139,7 +139,7 @@ def record_environment(workdir: epath.Path) -> None:
 
     def record() -> None:
         earlier = path.read_text() if path.exists() else ""
-        write_whole(path, earlier + json.dumps(describe_environment()) + "\n")
+        write_atomic(path, earlier + json.dumps(describe_environment()) + "\n")
 
     multihost.on_main(record)
 
@@ -218,7 +218,7 @@ def _keep_history(workdir: epath.Path, changes: Sequence[Difference]) -> None:
         "step": newest_step(workdir),
         "changes": [{"field": field, "old": old, "new": new} for field, old, new in changes],
     }
-    write_whole(path, (path.read_text() if path.exists() else "") + json.dumps(entry) + "\n")
+    write_atomic(path, (path.read_text() if path.exists() else "") + json.dumps(entry) + "\n")
 
 
 @contextlib.contextmanager
@@ -283,7 +283,7 @@ def read_evaluations(workdir: epath.Path) -> list[dict[str, Any]]:
 
 def write_evaluations(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Replace a run's evaluations.jsonl."""
-    write_whole(workdir / EVALUATIONS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(workdir / EVALUATIONS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class MetricsLog:
@@ -295,14 +295,14 @@ class MetricsLog:
     def __init__(self, workdir: epath.PathLike, step: int):
         self.path = as_path(workdir) / "metrics.jsonl"
         self._kept = "".join(line for line in self._lines() if _step_of(line) <= step)
-        write_whole(self.path, self._kept)
+        write_atomic(self.path, self._kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
         line = json.dumps({"step": step, **values}) + "\n"
         if is_remote(self.path):
             self._kept += line
-            write_whole(self.path, self._kept)
+            write_atomic(self.path, self._kept)
         else:
             with open(self.path, "a") as file:
                 file.write(line)

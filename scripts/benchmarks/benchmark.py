@@ -42,7 +42,7 @@ from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.networks.layers import traced_for_cpu
 from diffusion_distillation.networks.model import count_params, init_params, make_network
 from diffusion_distillation.runtime.devices import large_pages
-from diffusion_distillation.runtime.files import as_path, write_whole
+from diffusion_distillation.runtime.files import as_path, write_atomic
 
 HERE = Path(__file__).parent
 WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
@@ -153,7 +153,7 @@ def main() -> None:
                 print("\n" + table(measured, dtype, batch), flush=True)
                 rows += measured
     if OUT.value:
-        write_whole(as_path(OUT.value), json.dumps({"machine": machine, "rows": rows}, indent=1))
+        write_atomic(as_path(OUT.value), json.dumps({"machine": machine, "rows": rows}, indent=1))
 
 
 def base_config() -> ConfigDict:

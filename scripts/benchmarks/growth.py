@@ -23,7 +23,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.networks.unet import UNet
 from diffusion_distillation.runtime.devices import data_mesh, described, keep_programs, set_cpu_flags
-from diffusion_distillation.runtime.files import as_path, save_whole
+from diffusion_distillation.runtime.files import as_path, save_atomic
 from diffusion_distillation.sampling import ddim
 from diffusion_distillation.schedules import get_logsnr_schedule
 
@@ -104,7 +104,7 @@ def draw(found: dict[str, list[float]]) -> None:
         axis.grid(color="#e5e7ea")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("milliseconds an image")
-    save_whole(as_path(OUT.value), functools.partial(figure.savefig, format="png"))
+    save_atomic(as_path(OUT.value), functools.partial(figure.savefig, format="png"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.metrics import Criterion, Value
 from diffusion_distillation.evaluation.results import Entry, Evaluation, Row
 from diffusion_distillation.export import card, sampler_file
-from diffusion_distillation.export.sampler_file import About, Options
+from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
 from diffusion_distillation.interop import archive
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.runtime.files import as_path
@@ -48,7 +48,7 @@ def unchecked(monkeypatch):
 
 
 def exported(params, metadata, **options):
-    content = sampler_file.export_sampler(params, metadata, Options(**options))
+    content = sampler_file.export_sampler(params, metadata, ExportOptions(**options))
     return jax.export.deserialize(bytearray(content))
 
 
@@ -108,7 +108,7 @@ def test_the_program_is_that_of_the_platform_it_is_for(monkeypatch, platforms):
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 0), ("float16", 0.1)])
 def test_parameters_beside(tmp_path, dtype, atol):
     model = make_model()
-    options = Options(output="float", batch_size=4, params="beside", dtype=dtype)
+    options = ExportOptions(output="float", batch_size=4, params="beside", dtype=dtype)
     sampler_file.write(as_path(tmp_path / "out"), *model, options=options)
     content = (tmp_path / "out" / sampler_file.SAMPLER).read_bytes()
     stored = safetensors.numpy.load_file(tmp_path / "out" / archive.WEIGHTS)
@@ -124,17 +124,17 @@ def test_a_sampler_of_jax_0_10():
     content = (ROOT / "tests" / "golden" / "sampler_of_jax_0_10.jax").read_bytes()
     params, metadata = make_model(num_steps=4, unet=True)
     sampling = jax.export.deserialize(bytearray(content))
-    drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, params=archive.by_names(params, "float32"))
+    drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, params=archive.flat_arrays(params, "float32"))
     expected = Pipeline(params, metadata).sample(KEY, 4, LABELS)
     assert expected.std() > 5
     assert np.abs(np.asarray(drawn, int) - expected).max() <= 1
 
 
 VARIANTS = [
-    Options(),
-    Options(batch_size=4, params="beside"),
-    Options(input="noise", num_steps="free"),
-    Options(sampler="noisy", batch_size=16, num_steps=2, params="beside", dtype="float16"),
+    ExportOptions(),
+    ExportOptions(batch_size=4, params="beside"),
+    ExportOptions(input="noise", num_steps="free"),
+    ExportOptions(sampler="noisy", batch_size=16, num_steps=2, params="beside", dtype="float16"),
 ]
 
 
@@ -172,7 +172,9 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
         ("both", {}, {}, "full", "is there already and not empty"),
     ]:
         with pytest.raises(InputError, match=message) as error:
-            sampler_file.write(as_path(tmp_path / name), params, metadata, format, Options(**options), About(**about))
+            sampler_file.write(
+                as_path(tmp_path / name), params, metadata, format, ExportOptions(**options), CardInfo(**about)
+            )
         assert "\n" not in str(error.value).replace("\\n", "")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
@@ -188,7 +190,7 @@ def test_all_or_nothing_is_written(tmp_path, monkeypatch):
     model, out = make_model(), as_path(tmp_path / "out")
     out.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(sampler_file, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
+        patch.setattr(sampler_file, "write_atomic", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
         with pytest.raises(OSError, match="No space"):
             sampler_file.write(out, *model, "archive")
     assert not list(out.iterdir())
@@ -198,8 +200,10 @@ def test_all_or_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_the_card(unchecked, tmp_path):
-    about = About("mit", {"student, DDIM, 4 steps": "fid 0.4"}, datetime.date(2027, 8, 31))
-    sampler_file.write(as_path(tmp_path / "out"), *make_model(num_steps=4), "both", Options(platforms=("cpu",)), about)
+    about = CardInfo("mit", {"student, DDIM, 4 steps": "fid 0.4"}, datetime.date(2027, 8, 31))
+    sampler_file.write(
+        as_path(tmp_path / "out"), *make_model(num_steps=4), "both", ExportOptions(platforms=("cpu",)), about
+    )
     text = (tmp_path / "out" / card.NAME).read_text()
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header)["license"] == "mit" and "$" not in text
@@ -214,7 +218,7 @@ def test_the_card(unchecked, tmp_path):
 def test_the_code_of_the_card_runs(unchecked, checkpoint):
     """All its Python code runs as it stands in the card."""
     [_, metadata], names = interop.load(checkpoint), {}
-    parts = card.text(metadata, ("sampler", "archive"), Options(), "mit", {}, datetime.date(2027, 8, 31))
+    parts = card.text(metadata, ("sampler", "archive"), ExportOptions(), "mit", {}, datetime.date(2027, 8, 31))
     [block] = re.findall(r"```python\n(.*?)```", parts, re.DOTALL)
     exec(block.replace("this/folder", str(checkpoint)), names)
     assert names["images"].shape == (64, 8, 8, 1)
@@ -229,7 +233,7 @@ def checkpoint(tmp_path_factory):
 
 def test_the_script(unchecked, checkpoint, tmp_path):
     values = {Criterion("frechet", "pixels"): Value(0.25)}
-    row = Row(Entry("student", "ddim", 4), values, 100.0, interop.content_of(as_path(checkpoint)))
+    row = Row(Entry("student", "ddim", 4), values, 100.0, interop.model_version(as_path(checkpoint)))
     found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
     (tmp_path / "evaluation.json").write_text(found.to_json())
     (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(content="step 7")]).to_json())
@@ -309,14 +313,14 @@ def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
     drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, guidance=weights)
     expected = Pipeline(*model).sample(KEY, 4, LABELS, guidance=weights)
     np.testing.assert_allclose(drawn.astype(int), expected, atol=1)
-    assert "guidance=np.full(len(index), 2.0, np.float32)" in sampler_file.runner(model[1], Options())
+    assert "guidance=np.full(len(index), 2.0, np.float32)" in sampler_file.runner(model[1], ExportOptions())
     assert "`guidance`: float32 [batch]" in card.text(
-        model[1], ("sampler",), Options(), "mit", {}, datetime.date.today()
+        model[1], ("sampler",), ExportOptions(), "mit", {}, datetime.date.today()
     )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_card_names_every_sampler(sampler):
     _, metadata = make_model()
-    text = card.text(metadata, ("sampler",), Options(sampler=sampler), "mit", {}, datetime.date(2026, 1, 1))
+    text = card.text(metadata, ("sampler",), ExportOptions(sampler=sampler), "mit", {}, datetime.date(2026, 1, 1))
     assert f"| sampler | {SAMPLER_TITLES[sampler]} |" in text

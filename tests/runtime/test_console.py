@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusion_distillation.runtime.console import Steady, show_progress, steady
+from diffusion_distillation.runtime.console import SafeStream, safe_output, show_progress
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def on_a_terminal():
 def test_messages_replace_the_progress_line():
     """This holds for both streams and for the error that ends a run. Only the last progress line stays."""
     with on_a_terminal() as terminal:
-        with steady():
+        with safe_output():
             show_progress("step 1 of 3, a rather long line", last=False)
             print("warning: short", file=sys.stderr)
             show_progress("step 2 of 3", last=False)
@@ -50,7 +50,7 @@ def test_messages_replace_the_progress_line():
 def test_a_progress_line_fits_the_terminal(monkeypatch):
     """If a line wrapped, the next one would only replace its end."""
     monkeypatch.setenv("COLUMNS", "40")
-    with on_a_terminal() as terminal, steady():
+    with on_a_terminal() as terminal, safe_output():
         show_progress("=" * 100, last=True)
     assert terminal.lines() == ["=" * 39, ""]
 
@@ -65,7 +65,7 @@ def test_what_nobody_reads_is_dropped(error):
 
     for stream in (Gone(), None):
         with contextlib.redirect_stdout(stream):
-            with steady():
+            with safe_output():
                 print("a line", flush=True)
                 show_progress("step 1 of 2", last=False)
             assert sys.stdout is stream
@@ -73,5 +73,5 @@ def test_what_nobody_reads_is_dropped(error):
 
 def test_names_that_are_not_utf8_are_escaped():
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True)
-    print("of \udcff", file=Steady(stream))
+    print("of \udcff", file=SafeStream(stream))
     assert stream.buffer.getvalue() == b"of \\udcff\n"

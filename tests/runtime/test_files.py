@@ -8,7 +8,7 @@ from etils import epath
 from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.runtime import files
-from diffusion_distillation.runtime.files import absolute, as_path, is_remote, write_whole
+from diffusion_distillation.runtime.files import absolute, as_path, is_remote, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_bucket_needs_its_reader(monkeypatch):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = as_path(tmp_path / "new" / "file")
-    write_whole(path, "before")
+    write_atomic(path, "before")
 
     def full(*_):
         raise OSError("full")
@@ -45,16 +45,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     for name in ("os.fsync", "os.replace"):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
             patched.setattr(name, full)
-            write_whole(path, "after")
+            write_atomic(path, "after")
         assert path.read_text() == "before"
-    write_whole(path, "\u00e4".encode())
+    write_atomic(path, "\u00e4".encode())
     assert path.read_text() == "\u00e4"
     assert [child.name for child in path.parent.iterdir()] == ["file"]
 
 
 def test_in_a_bucket(bucket):
     path = as_path("gs://bucket/run/file")
-    write_whole(path, "there")
+    write_atomic(path, "there")
     assert (bucket / "run" / "file").read_text() == "there" and path.read_text() == "there"
     with pytest.raises(InputError, match="a run's folder has 'checkpoints' in it, this one has file"):
         load("gs://bucket/run")
@@ -99,7 +99,7 @@ def test_the_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
 def test_names_that_are_not_utf8_have_a_name_for_their_content(tmp_path):
     path = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
     Path(path).touch()
-    assert len(files.content_of([path])) == 16
+    assert len(files.stat_hash([path])) == 16
 
 
 def test_without_locks_of_files(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_other_data(tmp_path):
 
 END = """
 import sys
-from diffusion_distillation import multihost
+from diffusion_distillation.runtime import multihost
 multihost.LISTEN_EVERY = 0
 assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 """
@@ -80,7 +80,7 @@ def test_the_end():
 
 ALONE = """
 import sys
-from diffusion_distillation import multihost
+from diffusion_distillation.runtime import multihost
 multihost.PATIENCE = 1, 3
 multihost.start(f"localhost:{sys.argv[1]}", 2, 0)
 """

@@ -209,7 +209,7 @@ def test_processes_measure_an_average_that_they_share(folder, printed):
 
 DRIFT = """
 import sys, time, numpy as np
-from diffusion_distillation import multihost
+from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.devices import AXIS, data_mesh, replicated
 port, index = sys.argv[1], int(sys.argv[2])
 assert multihost.start(f"localhost:{port}", 2, index)
@@ -220,7 +220,7 @@ time.sleep(33 * index)
 mesh = data_mesh()
 parts = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), np.full(2, index + 1.0))
 assert jax.jit(sum, out_shardings=replicated(mesh))(parts) == 6
-assert multihost.largest([index, 1 - index]) == [1, 1]
+assert multihost.all_max([index, 1 - index]) == [1, 1]
 """
 
 
@@ -232,7 +232,7 @@ def test_processes_may_drift_apart(drifting):
 
 AGREE = """
 import pathlib, sys
-from diffusion_distillation import multihost
+from diffusion_distillation.runtime import multihost
 port, index, run = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 assert multihost.start(f"localhost:{port}", 2, index)
 import jax, numpy as np
@@ -259,7 +259,7 @@ def failing(error):
     store._read_arrays = fails
 
 def steps():
-    multihost.wait_for_all("look")
+    multihost.barrier("look")
     return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
 
 def assert_raises(kind, message, act):
@@ -307,7 +307,7 @@ def test_processes_agree(tmp_path):
 
 BUSY = """
 import sys
-from diffusion_distillation import multihost
+from diffusion_distillation.runtime import multihost
 assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import jax
 from training.test_loop import SOURCE, make_config

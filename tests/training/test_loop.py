@@ -165,7 +165,7 @@ def test_decisions_of_several_are_those_of_a_call_ago(monkeypatch):
         answer = [max(pair) for pair in zip(values, next(others), strict=True)]
         return lambda: answer
 
-    monkeypatch.setattr(loop.multihost, "ask_largest", ask)
+    monkeypatch.setattr(loop.multihost, "all_max_async", ask)
     monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
     decisions = Decisions()
     taken = [decisions.take(0, False, False) for _ in range(5)]
@@ -186,14 +186,14 @@ def test_memory_is_shown_where_a_device_tells():
 def test_processes_that_disagree_are_named(monkeypatch):
     config = make_config()
     check_processes(config, SOURCE)
-    monkeypatch.setattr(loop.multihost, "gather", lambda values: [values, [63, *values[1:]]])
+    monkeypatch.setattr(loop.multihost, "all_gather", lambda values: [values, [63, *values[1:]]])
     with pytest.raises(ValueError, match=r"Process 0 reads 64 images of 8x8x1 in 1 class.*, process 1 reads 63 images"):
         check_processes(config, SOURCE)
     monkeypatch.undo()
     first = config.copy_and_resolve_references()
     with first.unlocked():
         first.train.learning_rate = 0.5
-    monkeypatch.setattr(loop.multihost, "of_main", lambda text: first.to_json())
+    monkeypatch.setattr(loop.multihost, "broadcast", lambda text: first.to_json())
     with pytest.raises(ValueError, match=r"config.train.learning_rate is 0.5 in process 0 and 0.01 in process 0: give"):
         check_processes(config, SOURCE)
 

@@ -21,7 +21,7 @@ from ...config import resolve
 from ...errors import InputError
 from ...networks.model import eval_schedule, make_network
 from ...networks.unet import UNet
-from ...runtime.files import absolute, read_json, write_whole
+from ...runtime.files import absolute, read_json, write_atomic
 from ...shapes import Params
 from ..archive import read_metadata, read_safetensors
 from ..published import fit
@@ -257,15 +257,15 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
     }
     arrays = _outward(params, metadata) | {"time_proj.weight": np.asarray(network.time_embedding(logsnr))}
     ours = {"step": metadata.step, **metadata.to_share().to_json()}
-    write_whole(folder / "unet" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
+    write_atomic(folder / "unet" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
     for path, values in {
         folder / "unet" / UNET: unet,
         folder / "scheduler" / SCHEDULER: scheduler,
         folder / OURS: ours,
         folder / PIPELINE: index,
     }.items():
-        write_whole(path, json.dumps(values, indent=2) + "\n")
-    write_whole(folder / "README.md", _card(metadata, num_steps))
+        write_atomic(path, json.dumps(values, indent=2) + "\n")
+    write_atomic(folder / "README.md", _card(metadata, num_steps))
 
 
 def _metadata(values: dict[str, Any], scheduler: dict[str, Any], origin: str) -> Metadata:

@@ -7,7 +7,7 @@ import pytest
 from helpers.torch_format import Storage, saved_by_torch, tensor
 
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.torch_file import read_tensors
+from diffusion_distillation.interop.torch_file import read_tensors
 
 SIX = np.arange(6, dtype=np.float32)
 SMALL = {"a.weight": SIX.reshape(2, 3), "a.bias": SIX[:2], "count": np.array(7), "turned": SIX.reshape(2, 3).T}
