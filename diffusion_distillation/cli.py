@@ -30,7 +30,8 @@ from .pipeline import Pipeline
 from .report.grids import save_grid
 from .runtime import multihost
 from .runtime.console import install_safe_output
-from .runtime.devices import keep_programs, large_pages, set_cpu_flags, start_jax, use_all_cpu_cores
+from .runtime.cpu import large_pages, set_cpu_flags, use_all_cpu_cores
+from .runtime.devices import enable_compilation_cache, start_jax
 from .runtime.files import absolute, as_path, read_json
 from .runtime.hashing import sha256
 from .runtime.signals import exit_on_signals
@@ -65,7 +66,7 @@ class ProcessFlags:
                 "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
                 "to num_processes - 1.".format(*together)
             )
-        keep_programs()
+        enable_compilation_cache()
         set_cpu_flags(dtype)
         if not multihost.start(*together):
             use_all_cpu_cores(batch_size)

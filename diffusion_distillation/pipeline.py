@@ -17,7 +17,7 @@ from .errors import InputError
 from .keys import fold_in, threefry
 from .networks.model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
 from .runtime import multihost
-from .runtime.devices import data_mesh, hold, spread
+from .runtime.devices import data_mesh, map_rows, replicate
 from .sampling import DETERMINISTIC, SAMPLERS, check_num_steps
 from .shapes import Array, Keys, Params
 
@@ -72,7 +72,7 @@ class Pipeline:
         self._sampler, self._clip, self._guidance = config.sampler, model.eval_clip_denoised, model.eval_guidance
         self.can_be_guided = can_be_guided(metadata)
         self._mesh, self._parallel = data_mesh(), config.train.parallel
-        self._params = hold(params, self._mesh, self._parallel)
+        self._params = replicate(params, self._mesh, self._parallel)
         self._network = dict(
             network=make_network(model, self.image_shape, self.num_classes),
             mean_type=model.mean_type,
@@ -405,7 +405,7 @@ def start_noise(
 @functools.lru_cache(maxsize=16)
 def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray]:
     """One program for all pipelines of a kind, such as those of a ladder."""
-    return spread(functools.partial(_draw_rows, **settings), mesh, parallel)
+    return map_rows(functools.partial(_draw_rows, **settings), mesh, parallel)
 
 
 def _draw_rows(

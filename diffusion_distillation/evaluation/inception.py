@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped, UInt8
 from safetensors import SafetensorError
 
 from ..errors import InputError, did_you_mean
-from ..runtime.devices import AXIS, hold, spread
+from ..runtime.devices import AXIS, map_rows, replicate
 from ..runtime.files import as_path, cache_folder
 from ..runtime.hashing import sha256
 from ..shapes import Array, Params
@@ -249,8 +249,8 @@ class Extractor:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
         self.identity = identity
         self.batch_size = batch_size + -batch_size % self._mesh.size
-        self._params = hold(params, self._mesh, "jit")
-        self._apply = spread(_apply, self._mesh, "jit")
+        self._params = replicate(params, self._mesh, "jit")
+        self._apply = map_rows(_apply, self._mesh, "jit")
 
     def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Extracted:
         """Features and logits of RGB or grey images of one size, uint8, any number of them.

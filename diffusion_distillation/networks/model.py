@@ -16,6 +16,7 @@ from ..diffusion import Denoiser, make_denoiser, per_example
 from ..errors import InputError
 from ..keys import seed_key
 from ..registry import look_up
+from ..runtime.cpu import compiler_options
 from ..runtime.devices import host_device
 from ..schedules import Schedule, get_logsnr_schedule
 from ..shapes import Array, Condition, Keys, Params
@@ -112,14 +113,6 @@ def _output_channels(config: Any, channels: int) -> int:
     return 2 * channels if config.mean_type == "both" else channels
 
 
-def quick_to_compile(backend: str | None = None) -> dict[str, int] | None:
-    """Compiler options of `jax.jit` for large programs of a backend: on CPU, fewer optimizations than XLA's default.
-
-    The training step compiles in five sixths of the time then and runs as fast, and initial parameters in half.
-    """
-    return {"xla_backend_optimization_level": 1} if (backend or jax.default_backend()) == "cpu" else None
-
-
 def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], num_classes: int) -> Params:
     """Initial parameters, in float32, on JAX's default device.
 
@@ -136,9 +129,9 @@ def init_params(network: Network, key: Keys, image_shape: tuple[int, int, int], 
         return draw(key)  # within another program, whose options they are
     host = None if jax.default_backend() == "cpu" else host_device()
     if host is None:
-        return draw(key, quick_to_compile())
+        return draw(key, compiler_options())
     with jax.default_device(host):
-        params = draw(key, quick_to_compile("cpu"))
+        params = draw(key, compiler_options("cpu"))
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
 
 

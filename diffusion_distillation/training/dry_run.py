@@ -13,7 +13,7 @@ from ..data import Source, read_batches
 from ..methods import make_method
 from ..networks.model import count_params
 from ..runtime import multihost
-from ..runtime.devices import AnyMesh, described, replicated
+from ..runtime.devices import AnyMesh, describe_devices, replicated
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from .ladder import Plan, load_teacher, student_folder
@@ -66,7 +66,7 @@ def dry_run(
     )
     first, (of_first, _, teacher) = prepared[0], runs[0]
     print_on_main(
-        f"Devices: {described(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of each batch "
+        f"Devices: {describe_devices(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of each batch "
         "per device."
     )
     state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))

@@ -40,7 +40,7 @@ from ..methods import find_method
 from ..networks.model import Network, count_params, extended, init_params, make_network
 from ..runtime import multihost
 from ..runtime.console import safe_output, show_progress
-from ..runtime.devices import abstract, data_mesh, described, host_device, to_host
+from ..runtime.devices import abstract, data_mesh, describe_devices, host_device, to_host
 from ..runtime.files import as_path, is_remote
 from ..runtime.multihost import print_on_main
 from ..runtime.signals import RESUME_HINT, Interrupt, stopped
@@ -256,7 +256,7 @@ def _resume(run: _Run) -> None:
     like = jax.eval_shape(functools.partial(init_state, config), abstract_params(run.metadata))
     shardings = state_shardings(like, run.mesh, shard=config.train.shard_state)
     with Interrupt() as interrupt:
-        params, images, where = count_params(like.params), len(run.source), described(run.mesh)
+        params, images, where = count_params(like.params), len(run.source), describe_devices(run.mesh)
         print_on_main(f"{run.workdir}: {params:,} parameters, {images:,} images, {where}")
         like = abstract(like, shardings)
         state = run.checkpoints.restore(like)

@@ -1,6 +1,7 @@
 """The training step on many devices: one program over a mesh of them all (jit), or one for each of them (pmap)."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,17 +11,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import InputError
-from ..networks.model import Network, quick_to_compile
+from ..networks.model import Network
+from ..runtime.cpu import compiler_options, release_memory
 from ..runtime.devices import (
     AXIS,
     AnyMesh,
     abstract,
-    give_memory_back,
-    giving_memory_back,
-    hold,
-    num_local,
-    of_first,
-    place,
+    first_shard,
+    num_local_devices,
+    put,
+    replicate,
     replicated,
     to_host,
 )
@@ -113,7 +113,7 @@ def begin(config: Any, params: Params, mesh: Mesh) -> TrainState:
     """The state before the first step, made where its arrays live: no device holds more of it than its share."""
     make = functools.partial(init_state, config)
     shardings = state_shardings(jax.eval_shape(make, params), mesh, shard=config.train.shard_state)
-    params = place(params, jax.tree.map(lambda _: replicated(mesh), params))
+    params = put(params, jax.tree.map(lambda _: replicated(mesh), params))
     return jax.jit(make, out_shardings=shardings)(params)
 
 
@@ -181,11 +181,14 @@ def _calls(
         state, teacher = placed(state, teacher)
         # as `jitted` has it then, it need not be called with what is returned
         jitted.lower(state, key, teacher, *(stack(batches) if scan else [put(batches[0])])).compile()
-        give_memory_back()
 
-    @giving_memory_back
+    calls = itertools.count()
+
     def one_call(state, key, teacher, *batch):
         state, metrics = jitted(state, key, teacher, *batch)
+        if next(calls) == 0:  # which has compiled the program
+            jax.block_until_ready((state, metrics))
+            release_memory()
         return state, jax.tree.map(scalar, metrics)
 
     def steps(state, key, teacher, batches):
@@ -215,7 +218,7 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
         everywhere = jax.tree.map(lambda _: replicated(mesh), metrics)
         return lie(new), jax.lax.with_sharding_constraint(metrics, everywhere)
 
-    def put(batch):
+    def put_batch(batch):
         return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
 
     def both(do, state, teacher):
@@ -224,33 +227,33 @@ def _jit_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner
             do(teacher, teacher_shardings(teacher, mesh, shard=shard)),
         )
 
-    jitted = jax.jit(call, donate_argnums=0, compiler_options=quick_to_compile())
+    jitted = jax.jit(call, donate_argnums=0, compiler_options=compiler_options())
     placed = functools.partial(both, abstract)
-    calls = _calls(jitted, placed, put, scan, config.train.substeps, lambda metric: metric)
-    return Runner(functools.partial(both, place), *calls, lambda state: state, scan)
+    calls = _calls(jitted, placed, put_batch, scan, config.train.substeps, lambda metric: metric)
+    return Runner(functools.partial(both, put), *calls, lambda state: state, scan)
 
 
 def _pmap_runner(config: Any, network: Network, mesh: Mesh, scan: bool) -> Runner:
     step = _over_batches(make_train_step(config, network, axis_name=AXIS), scan)
-    devices, count = list(mesh.devices.flat), num_local(mesh)
+    devices, count = list(mesh.devices.flat), num_local_devices(mesh)
     jitted = jax.pmap(
         step, AXIS, in_axes=(0, None, 0, *((1, None) if scan else (0,))), devices=devices, donate_argnums=0
     )
 
-    def put(batch):
+    def put_batch(batch):
         if scan:
             return {name: rows.reshape(len(rows), count, -1, *rows.shape[2:]) for name, rows in batch.items()}
         return {name: rows.reshape(count, -1, *rows.shape[1:]) for name, rows in batch.items()}
 
     def place_both(state, teacher):
-        return hold((_moved_to_host(state), teacher), mesh, "pmap")
+        return replicate((_moved_to_host(state), teacher), mesh, "pmap")
 
     def placed(state, teacher):  # pmap wants arrays
         shapes = jax.eval_shape(lambda *both: both, state, teacher)
-        return hold(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), mesh, "pmap")
+        return replicate(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), mesh, "pmap")
 
     def collect(state):
-        return jax.tree.map(lambda leaf: np.array(of_first(leaf)), state)
+        return jax.tree.map(lambda leaf: np.array(first_shard(leaf)), state)
 
-    calls = _calls(jitted, placed, put, scan, config.train.substeps, of_first)
+    calls = _calls(jitted, placed, put_batch, scan, config.train.substeps, first_shard)
     return Runner(place_both, *calls, collect, scan)

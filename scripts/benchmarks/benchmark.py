@@ -41,7 +41,7 @@ from diffusion_distillation.config import load, resolve
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.networks.layers import traced_for_cpu
 from diffusion_distillation.networks.model import count_params, init_params, make_network
-from diffusion_distillation.runtime.devices import large_pages
+from diffusion_distillation.runtime.cpu import large_pages
 from diffusion_distillation.runtime.files import as_path, write_atomic
 
 HERE = Path(__file__).parent

@@ -20,7 +20,8 @@ from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.data import ArraySource, read_batches
 from diffusion_distillation.networks.model import init_params, make_network
-from diffusion_distillation.runtime.devices import data_mesh, use_all_cpu_cores
+from diffusion_distillation.runtime.cpu import use_all_cpu_cores
+from diffusion_distillation.runtime.devices import data_mesh
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import init_state

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from diffusion_distillation import cli
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.networks.unet import UNet
-from diffusion_distillation.runtime.devices import data_mesh, described, keep_programs, set_cpu_flags
+from diffusion_distillation.runtime.cpu import set_cpu_flags
+from diffusion_distillation.runtime.devices import data_mesh, describe_devices, enable_compilation_cache
 from diffusion_distillation.runtime.files import as_path, save_atomic
 from diffusion_distillation.sampling import ddim
 from diffusion_distillation.schedules import get_logsnr_schedule
@@ -46,8 +47,8 @@ SCHEDULE = get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)
 def main() -> None:
     """Runs the script."""
     set_cpu_flags(DTYPE.value)
-    keep_programs()
-    print(f"{described(data_mesh())}, {DTYPE.value}; milliseconds an image")
+    enable_compilation_cache()
+    print(f"{describe_devices(data_mesh())}, {DTYPE.value}; milliseconds an image")
     found = {}
     for what, values in GROWTH.items():
         found[what] = [1000 * seconds_an_image(**{**BASE, what: value}) for value in values]

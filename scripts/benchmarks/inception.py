@@ -17,7 +17,8 @@ from absl import flags
 
 from diffusion_distillation import cli
 from diffusion_distillation.evaluation.inception import Extractor, fold, weight_shapes
-from diffusion_distillation.runtime.devices import data_mesh, described, use_all_cpu_cores
+from diffusion_distillation.runtime.cpu import use_all_cpu_cores
+from diffusion_distillation.runtime.devices import data_mesh, describe_devices
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "How many turns.", lower_bound=1)
@@ -33,7 +34,7 @@ def main() -> None:
     images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
     extract = Extractor(fold(made_up_weights(rng)), "made up", BATCH_SIZE.value)
     extract(images)  # compiles it
-    contestants = {f"ours, {described(data_mesh())}": lambda: speed(extract, images)}
+    contestants = {f"ours, {describe_devices(data_mesh())}": lambda: speed(extract, images)}
     if PEER.value is not None:
         contestants["torch-fidelity"] = speed_of_peer
         contestants["torch-fidelity, channels-last"] = lambda: speed_of_peer("--channels_last")

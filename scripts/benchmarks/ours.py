@@ -15,7 +15,8 @@ from diffusion_distillation.keys import seed_key
 from diffusion_distillation.methods import Rung
 from diffusion_distillation.networks.model import make_network
 from diffusion_distillation.pipeline import Pipeline
-from diffusion_distillation.runtime.devices import AXIS, data_mesh, hold, set_cpu_flags, spread, use_all_cpu_cores
+from diffusion_distillation.runtime.cpu import set_cpu_flags, use_all_cpu_cores
+from diffusion_distillation.runtime.devices import AXIS, data_mesh, map_rows, replicate
 from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import Teacher, init_state
 
@@ -32,7 +33,7 @@ class Work:
         given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.x, self.logsnr, self.out = (given[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
-        self.params = hold(given["params"], self.mesh, "jit")
+        self.params = replicate(given["params"], self.mesh, "jit")
         self.training, self.devices, self.platform = {}, self.mesh.size, jax.default_backend()
 
     # Made when first used: a process has what its work needs.
@@ -40,7 +41,7 @@ class Work:
     @functools.cached_property
     def _network(self):
         network = make_network(self.base.model, self.shape, 1)
-        apply = spread(lambda params, _, rows: network.apply({"params": params}, *rows), self.mesh, "jit")
+        apply = map_rows(lambda params, _, rows: network.apply({"params": params}, *rows), self.mesh, "jit")
         return functools.partial(apply, self.params, ())
 
     @functools.cached_property

@@ -24,9 +24,8 @@ from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import several_step_target
 from diffusion_distillation.errors import RunError
 from diffusion_distillation.networks import layers
-from diffusion_distillation.networks.model import quick_to_compile
 from diffusion_distillation.networks.unet import UNet
-from diffusion_distillation.runtime.devices import set_cpu_flags
+from diffusion_distillation.runtime.cpu import compiler_options, set_cpu_flags
 from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.shapes import Array, Params
 
@@ -53,7 +52,7 @@ def main() -> None:
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
     # as training steps are compiled
-    found = jax.jit(compute, static_argnames="dtype", compiler_options=quick_to_compile())(inputs, dtype=dtype)
+    found = jax.jit(compute, static_argnames="dtype", compiler_options=compiler_options())(inputs, dtype=dtype)
     jax.config.update("jax_disable_most_optimizations", True)  # of single operations: they compile sooner
     with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit():
         expected = compute(jax.tree.map(np.float64, inputs), dtype=jnp.float64)

@@ -4,7 +4,7 @@ import jax
 import pytest
 from helpers.runs import AFFINE, OWN_PARTS, TINY, free_port, run
 
-from diffusion_distillation.runtime import devices
+from diffusion_distillation.runtime import cpu, devices
 
 FLAGS = ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
 
@@ -13,30 +13,30 @@ FLAGS = ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cp
 def test_flags_that_pay(monkeypatch, given):
     jax.block_until_ready(jax.numpy.zeros(3) + 1)  # so that it has read the flags, and other tests are not concerned
 
-    def after(flags, dtype, cpu):
+    def after(flags, dtype, description):
         monkeypatch.setenv("XLA_FLAGS", flags)
-        monkeypatch.setattr(devices, "_about_cpu", lambda: cpu)
-        devices.set_cpu_flags(dtype)
+        monkeypatch.setattr(cpu, "describe_cpu", lambda: description)
+        cpu.set_cpu_flags(dtype)
         return os.environ["XLA_FLAGS"].split()
 
-    knows_onednn, knows_vectors = map(devices._xla_knows, FLAGS)
+    knows_onednn, knows_vectors = map(cpu._xla_knows, FLAGS)
     onednn, vectors = [f"{ONEDNN}=true"] * knows_onednn, [f"{VECTORS}=512"] * knows_vectors
     assert after(given, "float32", "flags: avx512f") == given.split()
     assert after(given, "float32", "flags: avx512f avx512_bf16") == given.split() + vectors
     assert after(given, "bfloat16", "flags: avx512f") == given.split() + onednn
-    assert devices.described(devices.data_mesh()) == f"8 cpu device(s){' with oneDNN' * knows_onednn}"
+    assert devices.describe_devices(devices.data_mesh()) == f"8 cpu devices{' with oneDNN' * knows_onednn}"
     assert after(given, "bfloat16", "flags: avx512f avx512_bf16") == given.split() + onednn + vectors
     if knows_onednn and knows_vectors:
-        assert devices.described(devices.data_mesh()) == "8 cpu device(s) with oneDNN and 512-bit vectors"
+        assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices with oneDNN and 512-bit vectors"
     for refused in (f"{ONEDNN}=false {VECTORS}=256", f"{VECTORS}=128 {ONEDNN}=false"):
         assert after(refused, "bfloat16", "flags: avx512f avx512_bf16") == refused.split()
-    assert devices.described(devices.data_mesh()) == "8 cpu device(s)"
+    assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices"
 
 
 def test_flags_that_xla_knows():
     """One that it does not would end the process."""
-    assert devices._xla_knows("--xla_force_host_platform_device_count")
-    assert not devices._xla_knows("--xla_no_such_flag_is_there")
+    assert cpu._xla_knows("--xla_force_host_platform_device_count")
+    assert not cpu._xla_knows("--xla_no_such_flag_is_there")
 
 
 @pytest.mark.parametrize(
@@ -51,22 +51,22 @@ def test_flags_that_xla_knows():
     ],
 )
 def test_large_pages(tmp_path, monkeypatch, setting, libc, asked):
-    monkeypatch.setattr(devices, "PAGES", tmp_path / "enabled")
-    monkeypatch.setattr(devices.os, "confstr", lambda name: libc)
+    monkeypatch.setattr(cpu, "PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(cpu.os, "confstr", lambda name: libc)
     if setting is not None:
-        devices.PAGES.write_text(f"{setting}\n")
+        cpu.PAGES.write_text(f"{setting}\n")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    assert devices.large_pages() == {}
+    assert cpu.large_pages() == {}
     monkeypatch.delenv("GLIBC_TUNABLES")
-    assert devices.large_pages() == ({"GLIBC_TUNABLES": devices.LARGE_PAGES} if asked else {})
-    monkeypatch.setenv("GLIBC_TUNABLES", devices.LARGE_PAGES)
-    assert devices.described(devices.data_mesh()) == f"8 cpu device(s){' with large pages' * asked}"
+    assert cpu.large_pages() == ({"GLIBC_TUNABLES": cpu.LARGE_PAGES} if asked else {})
+    monkeypatch.setenv("GLIBC_TUNABLES", cpu.LARGE_PAGES)
+    assert devices.describe_devices(devices.data_mesh()) == f"8 cpu devices{' with large pages' * asked}"
 
 
 def test_training_has_large_pages(tmp_path, monkeypatch):
     """It starts anew for them, with all that its command says."""
     monkeypatch.delenv("GLIBC_TUNABLES")
-    if not devices.large_pages():
+    if not cpu.large_pages():
         pytest.skip("this system has them for all programs, or for none")
     flags = [
         "--config=configs/digits_base.py",
@@ -82,7 +82,7 @@ def test_training_has_large_pages(tmp_path, monkeypatch):
 
 def test_programs_are_kept_where_the_user_has_not_said_where():
     before = jax.config.jax_compilation_cache_dir
-    devices.keep_programs()
+    devices.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before is not None
 
 

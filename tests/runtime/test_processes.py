@@ -168,7 +168,7 @@ def losses(workdir):
     ("processes", "devices", "way"), [(*numbers, way) for numbers, ways in WAYS.items() for way in ways]
 )
 def test_processes_train_as_one(folder, printed, processes, devices, way):
-    assert f"{processes * devices} cpu device(s)" in printed[processes, devices]
+    assert f"{processes * devices} cpu devices" in printed[processes, devices]
     alone = folder / ("alone" if (processes, devices) == (2, 1) else "alone, small")
     workdir = folder / f"{processes} {devices} {way}"
     if way == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
@@ -239,7 +239,7 @@ import jax, numpy as np
 from helpers.models import assert_same, at_step, make_run
 from diffusion_distillation import checkpoints
 from diffusion_distillation.checkpoints import store
-from diffusion_distillation.runtime.devices import data_mesh, place
+from diffusion_distillation.runtime.devices import data_mesh, put
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.training.runner import state_shardings
 from diffusion_distillation.training.step import init_state
@@ -272,7 +272,7 @@ def assert_raises(kind, message, act):
 
 with checkpoints.Checkpoints(run) as saved:
     for step, state in states.items():
-        saved.save(place(state, shardings), metadata)
+        saved.save(put(state, shardings), metadata)
 with checkpoints.Checkpoints(run) as saved:
     failing(MemoryError("full"))
     for act in (lambda: saved.restore(like), lambda: checkpoints.load(run)):
@@ -285,7 +285,7 @@ with checkpoints.Checkpoints(run) as saved:
     assert steps() == [3, 6]
     restored = saved.restore(like)
     assert_same(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, restored),
-                jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, place(states[3], shardings)))
+                jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, put(states[3], shardings)))
     assert steps() == [3]
 
 def refuse():

@@ -100,7 +100,7 @@ def test_slurm(tmp_path):
     with all_cores():
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "2 cpu device(s)" in done.stdout and done.stdout.count("step 5/5") == 1
+    assert "2 cpu devices" in done.stdout and done.stdout.count("step 5/5") == 1
     assert (tmp_path / "a run" / "checkpoints" / "5").is_dir()
 
 

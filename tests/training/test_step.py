@@ -14,7 +14,7 @@ from diffusion_distillation.data import read_batches
 from diffusion_distillation.methods import Rung, diffusion
 from diffusion_distillation.networks.layers import GroupNorm, conv3x3
 from diffusion_distillation.networks.unet import AttentionBlock, ResidualBlock, dropout_seeds
-from diffusion_distillation.runtime.devices import data_mesh, of_first
+from diffusion_distillation.runtime.devices import data_mesh, first_shard
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
 from diffusion_distillation.training.runner import begin, check_batch_size, make_runner
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
@@ -128,7 +128,8 @@ def test_a_step_is_compiled_once(how, scan, given):
         now = compilations()
     assert before < there == now
     assert (
-        int(of_first(state.step) if config.train.parallel == "pmap" else state.step) == 5 and len(metrics["loss"]) == 2
+        int(first_shard(state.step) if config.train.parallel == "pmap" else state.step) == 5
+        and len(metrics["loss"]) == 2
     )
 
 
