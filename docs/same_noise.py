@@ -11,7 +11,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from diffusion_distillation import from_checkpoint
-from diffusion_distillation.report.plots import COLOURS
+from diffusion_distillation.report.plots import COLORS
 
 BASE = flags.DEFINE_string("base", None, "The run of the teacher.", required=True)
 LADDER = flags.DEFINE_string("ladder", None, "The folder of its students.", required=True)
@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
         gap = max(1, size // 12)
         row = np.concatenate(np.pad(images, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255), axis=1)
         axis.imshow(row[:, :-gap], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        colour = COLOURS["student" if model == "student" else "teacher"][0]
+        colour = COLORS["student" if model == "student" else "teacher"][0]
         label = f"{model}, {n} step{'s' if n > 1 else ''}"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", color=colour, fontsize=10)
         axis.set(xticks=[], yticks=[])

@@ -18,7 +18,7 @@ from diffusion_distillation.diffusion import MEAN_TYPES
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.evaluation.reference import of_dataset
-from diffusion_distillation.studies.claims import WEIGHTS, show_claims
+from diffusion_distillation.studies.claims import WEIGHTS, reproduce_claims
 
 CONFIG = cli.define_config()
 LADDER = cli.define_config("ladder")
@@ -38,7 +38,7 @@ def main() -> None:
     base = resolve(base)
     PROCESSES.start(base.train.batch_size, base.model.dtype)
     source = load_source(base.dataset.name, **base.dataset.args)
-    show_claims(
+    reproduce_claims(
         base,
         ladder,
         WORKDIR.value,

@@ -19,7 +19,7 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.evaluation.reference import of_dataset
-from diffusion_distillation.studies.comparison import compare, cost_of
+from diffusion_distillation.studies.comparison import compare_methods, ladder_nfe
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "The comparison's folder; made if it is missing.", required=True)
@@ -43,7 +43,7 @@ def main() -> None:
     PROCESSES.start(config.train.batch_size, config.model.dtype)
     source = load_source(config.dataset.name, **config.dataset.args)
     yardsticks = config_yardsticks(config, source, config.eval.num_samples)
-    compare(
+    compare_methods(
         config,
         WORKDIR.value,
         source,
@@ -51,7 +51,7 @@ def main() -> None:
         of_dataset(source, config.dataset),
         steps=tuple(map(int, STEPS.value)),
         seeds=SEEDS.value,
-        budget=round(BUDGET.value * sum(cost_of(config).values())),
+        budget=round(BUDGET.value * sum(ladder_nfe(config).values())),
         methods=METHODS.value,
         load_model=functools.partial(interop.load, config=config),
     )

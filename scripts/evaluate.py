@@ -133,15 +133,15 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     if KEEP.value is not None:
         about["keep"] = KEEP.value
         kept = as_path(KEEP.value)
-        sample_folder.missing(kept, {**about, **entry._asdict()}, num_samples)  # or it is of other samples
+        sample_folder.missing_indices(kept, {**about, **entry._asdict()}, num_samples)  # or it is of other samples
         if multihost.is_main():
-            sample_folder.start(kept, {**about, **entry._asdict()})
+            sample_folder.create(kept, {**about, **entry._asdict()})
 
     def draw(entry, first):
         drawn = draw_from(pipeline, seed_key(SEED.value), first=first, **settings)
         if KEEP.value is None:
             return drawn
-        return drawn._replace(keep=lambda index, images: sample_folder.write(kept, first + index, images))
+        return drawn._replace(keep=lambda index, images: sample_folder.save_images(kept, first + index, images))
 
     measured_by = yardsticks_of(config, num_samples, pipeline.image_shape[2])
     run = {entry: interop.local_path(CHECKPOINT.value)}

@@ -14,7 +14,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_yardsticks
-from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
 
@@ -53,7 +53,7 @@ def main() -> None:
             config.eval.num_samples = NUM_SAMPLES.value or config.eval.num_samples
         ladders.append((path, config))
     if several:
-        write_comparison(ladders, OUT.value)
+        write_joint_report(ladders, OUT.value)
         return
     [(workdir, config)] = ladders
     PROCESSES.start(config.eval.batch_size, config.model.dtype)

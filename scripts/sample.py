@@ -82,7 +82,7 @@ def main() -> None:
 
     if to_folder:
         settings = settings_of(params, metadata.config, pipeline.num_steps, classes)
-        index = sample_folder.missing(out, settings, num_samples)
+        index = sample_folder.missing_indices(out, settings, num_samples)
     else:
         index = np.arange(num_samples)
     batches = pipeline.stream(key, index, labels(index), batch_size=BATCH_SIZE.value, **options)
@@ -119,12 +119,12 @@ def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
 def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
     """Writes the images of these numbers to a folder, batch after batch."""
     if multihost.is_main():
-        sample_folder.start(out, about)
+        sample_folder.create(out, about)
     total, done, quiet = NUM_SAMPLES.value, 0, None if multihost.is_main() else True  # None: unless on a terminal
     with tqdm(total=total, initial=total - len(index), unit=" images", disable=quiet) as bar:
         for x in batches:
             if multihost.is_main():
-                sample_folder.write(out, index[done : done + len(x)], to_uint8(x))
+                sample_folder.save_images(out, index[done : done + len(x)], to_uint8(x))
             done += len(x)
             bar.update(len(x))
 

@@ -1,1 +1,1 @@
-"""Pictures: grids of samples, plots, and the page that a ladder ends with."""
+"""Pictures: image grids, plots, sample folders, and a ladder's HTML page. Nothing here trains."""

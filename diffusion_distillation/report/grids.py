@@ -1,4 +1,4 @@
-"""Images side by side, as PNG files."""
+"""Image grids, saved as PNG files."""
 
 import math
 
@@ -9,14 +9,25 @@ from PIL import Image
 
 from ..runtime.files import as_path, save_atomic
 
-MIN_TILE = 64  # pixels: smaller images are enlarged, pixel by pixel
-GAP = 6
+MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor
+GAP = 6  # pixels between images
 
 
 def image_grid(
     images: UInt8[np.ndarray, "n height width channels"], columns: int | None = None
 ) -> UInt8[np.ndarray, "grid_height grid_width 3"]:
-    """The images in rows on white, small ones enlarged; as square as may be unless `columns` says how wide."""
+    """Arrange images in a grid on white, row by row. Images less than 64 pixels high are enlarged.
+
+    Args:
+      images: `[n, height, width, channels]` uint8; gray images have 1 channel, color images 3.
+      columns: images per row; by default the grid is as square as possible.
+
+    Returns:
+      One RGB image, `[grid_height, grid_width, 3]` uint8.
+
+    >>> image_grid(np.zeros((5, 64, 64, 1), np.uint8), columns=3).shape  # 2 rows, 6 pixels apart
+    (134, 204, 3)
+    """
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -32,5 +43,5 @@ def image_grid(
 def save_grid(
     images: UInt8[np.ndarray, "n height width channels"], path: epath.PathLike, columns: int | None = None
 ) -> None:
-    """Writes `image_grid(images)` to a PNG file."""
+    """Save `image_grid(images, columns)` as a PNG file. Its folder is created if it is missing."""
     save_atomic(as_path(path), lambda file: Image.fromarray(image_grid(images, columns)).save(file, "PNG"))

@@ -1,4 +1,4 @@
-"""A page of tables and pictures, in one file that needs no other."""
+"""An HTML page of tables and pictures in one file, which loads no other."""
 
 import base64
 import html
@@ -12,74 +12,106 @@ from ..evaluation.tables import as_markdown
 
 
 class Picture(NamedTuple):
-    """A section of a page: its heading, its caption, and the PNG file."""
+    """A section of a page: a PNG file under its heading and caption.
+
+    Attributes:
+      heading: of the section.
+      caption: what the rows are, what the columns are, and what to notice.
+      path: of the PNG file.
+    """
 
     heading: str
-    text: str
+    caption: str
     path: epath.Path
 
 
 class Table(NamedTuple):
-    """A table that can be sorted: its caption, if it has one, its head and its rows."""
+    """A table, which can be sorted on the page.
+
+    Attributes:
+      caption: above the table; '' for none.
+      header: a title for each column.
+      rows: a text for each cell.
+    """
 
     caption: str
-    head: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The table for a README, under its caption."""
-        return f"{self.caption}\n\n{as_markdown([self.head, *self.rows])}"
+        """The table and its caption in Markdown.
+
+        >>> print(Table("Costs", ["model", "updates"], [["teacher", "2,000"]]).markdown())
+        Costs
+        <BLANKLINE>
+        | model | updates |
+        | --- | --- |
+        | teacher | 2,000 |
+        """
+        return f"{self.caption}\n\n{as_markdown([self.header, *self.rows])}"
 
 
-def page(
+def render_page(
     title: str,
     environment: Mapping[str, Any],
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     configs: Mapping[str, str],
 ) -> str:
-    """The text of an HTML file, with its pictures inside.
+    """Write a page, with its pictures inside.
 
     Args:
       title: of the page.
-      environment: of the process that makes it, from `environment.describe_environment`.
-      tables: above the pictures.
+      environment: what made the page, from `environment.describe_environment`.
+      tables: shown above the pictures.
       pictures: in order.
-      configs: as JSON, by the names that they are shown under.
+      configs: JSON texts to unfold at the end of the page, by name.
+
+    Returns:
+      The text of the HTML file.
     """
-    sections = "\n".join(
-        f"<section><h2>{html.escape(picture.heading)}</h2><p>{html.escape(picture.text)}</p>"
-        f'<button class="picture"><img alt="{html.escape(picture.heading)}" src="data:image/png;base64,'
-        f'{base64.b64encode(picture.path.read_bytes()).decode()}"></button></section>'
-        for picture in pictures
+    return PAGE.substitute(
+        title=html.escape(title),
+        made=_made(environment),
+        tables="\n".join(map(_table, tables)),
+        sections="\n".join(map(_section, pictures)),
+        configs="".join(_details(name, config) for name, config in configs.items()),
     )
-    details = "".join(
-        f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(config)}</pre></details>"
-        for name, config in configs.items()
-    )
-    shown = "\n".join(map(_table, tables))
-    made = _made(environment)
-    return PAGE.substitute(title=html.escape(title), made=made, tables=shown, sections=sections, configs=details)
 
 
 def _made(environment: Mapping[str, Any]) -> str:
-    """When, with what and by which command a page was made."""
-    versions, devices = environment["versions"], environment["devices"]
-    moment = environment["time"].replace("T", " ").replace("+00:00", " UTC")
+    """When, with which versions and devices, and by which command a page was made."""
+    versions = environment["versions"]
+    devices = environment["devices"]
+    time = environment["time"].replace("T", " ").replace("+00:00", " UTC")
     package = f"diffusion_distillation {versions['diffusion_distillation']}"
     if environment["commit"]:
         package += f" ({environment['commit']})"
     libraries = f"JAX {versions['jax']} and Python {versions['python']}"
-    where = f"{devices['count']} {devices['kind']} device{'' if devices['count'] == 1 else 's'}"
-    text = html.escape(f"Made on {moment} with {package}, {libraries}, on {where}, by")
+    machine = f"{devices['count']} {devices['kind']} device{'' if devices['count'] == 1 else 's'}"
+    text = html.escape(f"Made on {time} with {package}, {libraries}, on {machine}, by")
     return f"{text} <code>{html.escape(environment['command'])}</code>"
 
 
 def _table(table: Table) -> str:
-    heads = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in table.head)
+    header = "".join(f"<th><button>{html.escape(title)}</button></th>" for title in table.header)
     rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    return f'<div class="wide"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="wide"><table>{caption}<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _section(picture: Picture) -> str:
+    heading = html.escape(picture.heading)
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    image = f'<img alt="{heading}" src="data:image/png;base64,{data}">'
+    return (
+        f"<section><h2>{heading}</h2><p>{html.escape(picture.caption)}</p>"
+        f'<button class="picture">{image}</button></section>'
+    )
+
+
+def _details(name: str, config: str) -> str:
+    return f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(config)}</pre></details>"
 
 
 PAGE = Template("""<!doctype html>

@@ -1,8 +1,8 @@
-"""Samples as a folder of PNG files, one an image, as tools that compute FIDs read them.
+"""A folder of samples: one PNG file per image, as tools that compute FIDs read them.
 
-Sample j is `<j>.png`, in five digits or more. `settings.json` says what the samples are of, so that a folder that was
-left unfinished, or is to get more samples, goes on with those that it lacks and with no others. Files are written whole
-or not at all.
+Sample j is `<j>.png`, with five digits or more. `settings.json` records what the samples depend on. A folder that is
+incomplete gets its missing samples and keeps the others; a folder with other settings is refused. Files are written
+whole or not at all.
 """
 
 import functools
@@ -22,75 +22,82 @@ from ..runtime.files import UNFINISHED, read_json, save_atomic, write_atomic
 SETTINGS = "settings.json"
 
 
-def missing(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> Int[np.ndarray, "n"]:
-    """Which of the samples 0 to num_samples - 1 are not in a folder; all of them if there is none.
+def missing_indices(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> Int[np.ndarray, "n"]:
+    """Find out which samples a folder lacks. Every process must call it; the main process reads the folder.
 
-    Every process must call it; the first looks, and the others get to know.
+    Args:
+      folder: of the samples; it need not exist.
+      settings: what the samples depend on, in JSON's types.
+      num_samples: samples that the folder should have.
+
+    Returns:
+      The indices of the missing samples, of 0 to num_samples - 1, in order.
+
+    Raises:
+      InputError: if the folder has samples with other settings, or other files.
+    """
+    return np.array(multihost.on_main(lambda: _missing_indices(folder, settings, num_samples)), np.int64)
+
+
+def create(folder: epath.Path, settings: Mapping[str, Any]) -> None:
+    """Create a sample folder with its settings.json, unless it has one.
 
     Args:
       folder: of the samples.
-      settings: what shapes them, of JSON's types.
-      num_samples: how many are wanted.
-
-    Raises:
-      InputError: if the folder holds samples of other settings, or something else.
+      settings: those of `missing_indices`, and possibly more, which it does not compare.
     """
-    return np.array(multihost.on_main(lambda: _missing(folder, settings, num_samples)), np.int64)
-
-
-def _missing(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> list[int]:
-    problem = _problem(folder, settings)
-    if problem is not None:
-        raise InputError(problem)
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return [j for j in range(num_samples) if _name(j) not in there]
-
-
-def start(folder: epath.Path, settings: Mapping[str, Any]) -> None:
-    """Makes a folder, unless it is there, with its settings; they may hold more than `missing` is to look at."""
     if not (folder / SETTINGS).exists():
         write_atomic(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def write(
-    folder: epath.Path, index: Int[np.ndarray, "n"], images: UInt8[np.ndarray, "n height width channels"]
+def save_images(
+    folder: epath.Path, indices: Int[np.ndarray, "n"], images: UInt8[np.ndarray, "n height width channels"]
 ) -> None:
-    """Writes the samples of these numbers."""
-    for j, image in zip(index.tolist(), images, strict=True):
+    """Save images as the samples with these indices."""
+    for j, image in zip(indices.tolist(), images, strict=True):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        save_atomic(folder / _name(j), functools.partial(picture.save, format="PNG"), sync=False)
+        save_atomic(folder / _file_name(j), functools.partial(picture.save, format="PNG"), sync=False)
 
 
-def _name(j: int) -> str:
+def _missing_indices(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> list[int]:
+    problem = _problem(folder, settings)
+    if problem is not None:
+        raise InputError(problem)
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return [j for j in range(num_samples) if _file_name(j) not in names]
+
+
+def _file_name(j: int) -> str:
     return f"{j:05d}.png"
 
 
 def _problem(folder: epath.Path, settings: Mapping[str, Any]) -> str | None:
-    """Why samples of these settings cannot go into the folder; None if they can."""
+    """Why samples with these settings cannot be saved in the folder; None if they can."""
     if not folder.exists():
         return None
     if not folder.is_dir():
-        return f"{str(folder)!r} is a file; give a folder."
+        return f"{str(folder)!r} is a file. Set --out or --keep to a folder."
     if not (folder / SETTINGS).exists():
-        others = [path.name for path in folder.iterdir() if path.suffix != UNFINISHED]
-        if not others:
+        names = [path.name for path in folder.iterdir() if path.suffix != UNFINISHED]
+        if not names:
             return None
+        count = "1 file" if len(names) == 1 else f"{len(names):,} files"
         return (
-            f"{str(folder)!r} holds {len(others)} files, such as {min(others)!r}, and no {SETTINGS} that says what of. "
-            "Give an empty folder or a new one."
+            f"{str(folder)!r} has {count}, such as {min(names)!r}, but no {SETTINGS}, so it is no folder of samples. "
+            "Use an empty folder or a new one."
         )
     try:
-        there = read_json(folder / SETTINGS)
+        stored = read_json(folder / SETTINGS)
     except InputError:
-        return f"{str(folder / SETTINGS)!r} is not what we wrote. Give a new folder."
+        return f"{str(folder / SETTINGS)!r} cannot be read as the settings of samples. Use a new folder."
     differences = [
-        f"{name} is {there.get(name)!r} there and {value!r} here"
+        f"{name} is {stored.get(name)!r} in the folder and {value!r} now"
         for name, value in settings.items()
-        if there.get(name) != value
+        if stored.get(name) != value
     ]
     if not differences:
         return None
     return (
-        f"{str(folder)!r} holds samples of other settings: {'; '.join(differences)}. Give a new folder, or delete this "
+        f"{str(folder)!r} has samples with other settings: {'; '.join(differences)}. Use a new folder, or delete this "
         "one."
     )

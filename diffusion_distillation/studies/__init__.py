@@ -1,1 +1,1 @@
-"""Studies that train and measure: a comparison of methods, and the paper's claims."""
+"""Studies, which train and measure: a comparison of methods, and the paper's claims."""

@@ -1,19 +1,20 @@
-"""Methods compared at equal cost: from one teacher, each with as many evaluations of networks as any other.
+"""A comparison of distillation methods at equal cost, from one teacher.
 
-A forward pass counts as one evaluation, a forward and backward pass as three. A ladder's students share its method's
-evaluations; where every number of steps has a student of its own, each gets an equal part.
+Every method gets the same number of network evaluations (NFE) for its training. A forward pass counts as one
+evaluation, a forward and backward pass as three. A ladder's students share the evaluations of its method; a method that
+needs one ladder per number of steps divides them equally among its ladders.
 
 index.html        the page
-comparison.json   its numbers
-distances.png     the first metric against number of steps, metrics.png the others
-cost.png          the first metric against the evaluations that a student took, with all that came before it
+comparison.json   its numbers; comparison.md has the tables
+distances.png     the first metric by sampling steps; metrics.png has the other metrics
+cost.png          the first metric by the evaluations that trained a student and the students before it
 samples.png       the same noise through the students of every method
-<method>/seed_<k> its ladders, their students, and evaluation.json
+<method>/seed_<k> the method's ladders with their students, and evaluation.json
 """
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +27,13 @@ from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError, did_you_mean
 from ..evaluation.measure import Yardstick
+from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
 from ..interop import local_path
 from ..methods import evaluations_of_update, make_method
-from ..report.html_page import Picture, Table, page
-from ..report.plots import Column, panel_of, row_labels, save_columns, save_curves
+from ..report.html_page import Picture, Table, render_page
+from ..report.plots import STEPS_LABEL, Column, Panel, metric_panel, row_labels, save_columns, save_curves
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, paths_below, write_atomic
@@ -39,18 +41,18 @@ from ..training.ladder import run_ladder, student_folder
 from ..training.loop import Load
 from ..training.runs import read_metrics
 from ..training.step import init_state
-from .seeds import by_steps, line, measure, spread
+from .seeds import SEED_OFFSET, evaluate_seed, mean_and_range, mean_curve, values_by_steps
 
-AVERAGED = 20  # an average that is sampled is over the last twentieth of the updates, about
+AVERAGING = 20  # a sampled average has a time constant of 1/20 of a student's updates
 
 
 class Recipe(NamedTuple):
-    """How a method gives students.
+    """How a method trains students.
 
     Attributes:
-      ladders: the fields of config.distillation of each ladder.
-      averaged: whether an average of the student is sampled, as these methods need.
-      sampler: of the students.
+      ladders: for each ladder of the method, fields of config.distillation.
+      averaged: sample the moving average of the student's parameters, as the method requires.
+      sampler: of the students, a name of `sampling.SAMPLERS`.
     """
 
     ladders: Sequence[Mapping[str, Any]]
@@ -58,92 +60,110 @@ class Recipe(NamedTuple):
     sampler: str = "ddim"
 
 
-def recipes(start: int, steps: Sequence[int]) -> dict[str, Recipe]:
-    """The methods that are compared, from a teacher of `start` steps to students of these numbers, the largest first.
-
-    Strides are progressive distillation by these numbers alone, the first of them a long one; two phases go by the
-    first of them to the last.
-    """
-
-    def consistency(end, **options):
-        options |= dict(first_grid=max(end, start // 4), norm="squared")
-        return dict(method="consistency", start_num_steps=start, end_num_steps=end, consistency=options)
-
-    rungs = (start, *steps)
-    found = {
-        "halvings": Recipe([dict(start_num_steps=start, end_num_steps=steps[-1])]),
-        "strides": Recipe([dict(rungs=rungs)]),
-        "strides_addim": Recipe([dict(rungs=rungs, teacher_step="addim")]),
-        "tract": Recipe([dict(method="tract", rungs=rungs)], averaged=True),
-        "tract_two_phases": Recipe([dict(method="tract", rungs=(start, steps[0], steps[-1]))], averaged=True),
-        "consistency_distillation": Recipe([consistency(end) for end in steps], averaged=True),
-        "consistency_training": Recipe([consistency(end, kind="training") for end in steps], averaged=True),
-        "consistency_tuning": Recipe(
-            [consistency(1, kind="training", times="tuning")], averaged=True, sampler="renoise"
-        ),
-    }
-    if len(steps) < 3:
-        del found["tract_two_phases"]  # it would be tract once more
-    return found
-
-
-def cost_of(config: ConfigDict) -> dict[int, int]:
-    """The evaluations of networks that each student of a ladder takes, by its number of steps; config is resolved."""
-    method, costs = make_method(config), {}
-    for rung in method.rungs:
-        train = stage(config, rung.num_steps).train
-        costs[rung.num_steps] = train.num_train_steps * train.batch_size * evaluations_of_update(method, rung)
-    return costs
-
-
-def ladder_configs(config: ConfigDict, recipe: Recipe, budget: int, seed: int) -> list[ConfigDict]:
-    """The resolved configs of a method's ladders, which take this many evaluations together.
-
-    The last two students of a ladder of several get twice as many updates as the others, as in the paper.
-    """
-    made = []
-    for fields in recipe.ladders:
-        fields = {**dict(start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}), **fields}
-        ladder = config.copy_and_resolve_references()
-        with ladder.unlocked():
-            fields["consistency"] = {**ladder.distillation.consistency.to_dict(), **fields.get("consistency", {})}
-            for name, value in {**fields, "method": fields.get("method", "progressive")}.items():
-                ladder.distillation[name] = ConfigDict(value) if isinstance(value, dict) else value
-            ladder.distillation.steps_per_iter = 1
-            ladder.seed += 10_000 * seed
-        method = make_method(resolve(ladder))
-        weights = {rung: 2 if len(method.rungs) > 1 and rung.num_steps <= 2 else 1 for rung in method.rungs}
-        of_one = sum(weight * evaluations_of_update(method, rung) for rung, weight in weights.items())
-        updates = max(1, round(budget / len(recipe.ladders) / of_one / ladder.train.batch_size))
-        ladder.distillation.steps_per_iter = updates
-        ladder.distillation.stages = {
-            str(rung.num_steps): {"updates_factor": float(weight)} for rung, weight in weights.items() if weight > 1
-        }
-        ladder.distillation.consistency.grid_updates = updates
-        ladder.train.ema_decay = max(0.0, 1 - AVERAGED / updates) if recipe.averaged else 0.0
-        made.append(resolve(ladder))
-    return made
-
-
-class Compared(NamedTuple):
-    """A method that was compared.
+class MethodResult(NamedTuple):
+    """What a method reached, and at what cost.
 
     Attributes:
-      found: the rows of each seed.
-      costs: the evaluations that a student took, with those of the students before it, by its number of steps.
-      of_update: evaluations for each example of an update, by the student's number of steps.
-      seconds: of an update, the median of all.
-      copies: of the parameters, that training holds: with the optimizer's, averages and the teacher.
+      evaluations: the measured students, one evaluation for each seed.
+      nfe: network evaluations that trained a student and the students before it, by its sampling steps.
+      nfe_per_example: network evaluations per example of an update, by the student's sampling steps.
+      seconds_per_update: the median of all updates.
+      copies: memory of training in copies of the parameters: those of student, optimizer, averages and teacher.
     """
 
-    found: list[Evaluation]
-    costs: dict[int, int]
-    of_update: dict[int, int]
-    seconds: float
+    evaluations: Sequence[Evaluation]
+    nfe: Mapping[int, int]
+    nfe_per_example: Mapping[int, int]
+    seconds_per_update: float
     copies: float
 
 
-def compare(
+def recipes(teacher_steps: int, steps: Sequence[int]) -> dict[str, Recipe]:
+    """The methods that can be compared, by name.
+
+    `halvings` halves the steps down to the last student. `strides` is progressive distillation to the given steps
+    alone, which makes the first stride a long one. `tract_two_phases` trains the first and the last student alone.
+
+    Args:
+      teacher_steps: sampling steps of the teacher.
+      steps: sampling steps of the students, from most to fewest.
+
+    >>> list(recipes(64, (8, 4)))
+    ['halvings', 'strides', 'strides_addim', 'tract', 'consistency_distillation', 'consistency_training', ...]
+    """
+
+    def consistency(end: int, **options: Any) -> dict[str, Any]:
+        options |= dict(first_grid=max(end, teacher_steps // 4), norm="squared")
+        return dict(method="consistency", start_num_steps=teacher_steps, end_num_steps=end, consistency=options)
+
+    rungs = (teacher_steps, *steps)
+    two_phases = (teacher_steps, steps[0], steps[-1])
+    tuning = consistency(1, kind="training", times="tuning")
+    methods = {
+        "halvings": Recipe([dict(start_num_steps=teacher_steps, end_num_steps=steps[-1])]),
+        "strides": Recipe([dict(rungs=rungs)]),
+        "strides_addim": Recipe([dict(rungs=rungs, teacher_step="addim")]),
+        "tract": Recipe([dict(method="tract", rungs=rungs)], averaged=True),
+        "tract_two_phases": Recipe([dict(method="tract", rungs=two_phases)], averaged=True),
+        "consistency_distillation": Recipe([consistency(end) for end in steps], averaged=True),
+        "consistency_training": Recipe([consistency(end, kind="training") for end in steps], averaged=True),
+        "consistency_tuning": Recipe([tuning], averaged=True, sampler="renoise"),
+    }
+    if len(steps) < 3:
+        del methods["tract_two_phases"]  # the same as tract
+    return methods
+
+
+def ladder_nfe(config: ConfigDict) -> dict[int, int]:
+    """Count the network evaluations that train each student of a ladder.
+
+    Args:
+      config: of the ladder, resolved.
+
+    Returns:
+      Evaluations by the student's sampling steps.
+    """
+    method = make_method(config)
+    nfe = {}
+    for rung in method.rungs:
+        train = stage(config, rung.num_steps).train
+        nfe[rung.num_steps] = train.num_train_steps * train.batch_size * evaluations_of_update(method, rung)
+    return nfe
+
+
+def ladder_configs(config: ConfigDict, recipe: Recipe, budget: int, seed: int) -> list[ConfigDict]:
+    """Make the configs of a method's ladders, which together take `budget` network evaluations.
+
+    The last two students of a ladder with several students get twice as many updates as the others, as in the paper.
+
+    Args:
+      config: of a ladder, resolved; its teacher, data, network and training are kept.
+      recipe: of the method, from `recipes`.
+      budget: network evaluations of all ladders together.
+      seed: number of the repetition, which changes the config's seed.
+
+    Returns:
+      A resolved config for each ladder.
+    """
+    configs = []
+    for fields in recipe.ladders:
+        ladder = _with_distillation(config, fields, seed)
+        method = make_method(ladder)
+        weights = {rung: 2 if len(method.rungs) > 1 and rung.num_steps <= 2 else 1 for rung in method.rungs}
+        nfe = sum(weight * evaluations_of_update(method, rung) for rung, weight in weights.items())
+        updates = max(1, round(budget / len(recipe.ladders) / nfe / ladder.train.batch_size))
+        with ladder.unlocked():
+            ladder.distillation.steps_per_iter = updates
+            ladder.distillation.stages = {
+                str(rung.num_steps): {"updates_factor": float(weight)} for rung, weight in weights.items() if weight > 1
+            }
+            ladder.distillation.consistency.grid_updates = updates
+            ladder.train.ema_decay = max(0.0, 1 - AVERAGING / updates) if recipe.averaged else 0.0
+        configs.append(resolve(ladder))
+    return configs
+
+
+def compare_methods(
     config: ConfigDict,
     workdir: epath.PathLike,
     source: Source,
@@ -155,197 +175,301 @@ def compare(
     budget: int | None = None,
     methods: Sequence[str] = (),
     load_model: Load = load,
-) -> dict[str, Compared]:
-    """Distills by every method, measures the students, and writes the page. What is done already is kept.
+) -> dict[str, MethodResult]:
+    """Distill by every method, measure the students, and write the page. Finished parts are kept.
 
     Args:
-      config: of a ladder, resolved: its teacher, data, network and training; its rungs give the teacher's steps.
+      config: of a ladder, resolved. Its rungs give the teacher's steps; its teacher, data, network and training are
+        those of every method.
       workdir: for the ladders and the page.
-      source: the images.
+      source: the training images.
       yardsticks: what samples are measured by.
-      reference: what they are judged against.
-      steps: of the students, the largest first; each divides the one before it, and the first the teacher's.
-      seeds: how many times all is done, from other seeds.
-      budget: evaluations of networks for each method; by default those of the config's own ladder.
+      reference: what samples are compared with.
+      steps: sampling steps of the students, from most to fewest; each divides the one before it, and the first divides
+        the teacher's.
+      seeds: repetitions with different seeds, at least 1.
+      budget: network evaluations for each method; by default those of the config's own ladder.
       methods: names of `recipes`; by default all.
       load_model: see `training.ladder.run_ladder`.
 
+    Returns:
+      The result of each method, by name.
+
     Raises:
-      InputError: for a method that is not known, or steps that do not divide each other.
+      InputError: for an unknown method, or steps that do not divide each other.
     """
-    workdir, budget = as_path(workdir), budget or sum(cost_of(config).values())
-    start = make_method(config).rungs[0].teacher_num_steps
-    known = recipes(start, steps)
-    for name in methods:
-        if name not in known:
-            raise InputError(f"Unknown method {name!r}; choose from {list(known)}.{did_you_mean(name, known)}")
-    plans = {
-        (name, seed): ladder_configs(config, known[name], budget, seed)
-        for name in methods or known
+    workdir = as_path(workdir)
+    budget = budget or sum(ladder_nfe(config).values())
+    teacher_steps = make_method(config).rungs[0].teacher_num_steps
+    chosen = _choose(recipes(teacher_steps, steps), methods)
+
+    # Check all configs before the first training starts.
+    configs = {
+        (name, seed): ladder_configs(config, recipe, budget, seed)
+        for name, recipe in chosen.items()
         for seed in range(seeds)
-    }  # all of them, and so checked, before the first is begun
+    }
+
+    # Measure the teacher.
     teacher = local_path(config.distillation.teacher_checkpoint_path)
-    entries = {Entry("teacher", "ddim", n): teacher for n in (start, *steps)}
+    entries = {Entry("teacher", "ddim", n): teacher for n in (teacher_steps, *steps)}
     of_teacher = [
-        measure(config, entries, yardsticks, reference, workdir / "teacher" / f"seed_{seed}", seed)
+        evaluate_seed(config, entries, yardsticks, reference, workdir / "teacher" / f"seed_{seed}", seed)
         for seed in range(seeds)
     ]
-    compared = {}
-    for name in methods or known:
-        found = []
+
+    # Train and measure the students of each method.
+    results = {}
+    for name, recipe in chosen.items():
+        evaluations = []
         for seed in range(seeds):
             folder = workdir / name / f"seed_{seed}"
             multihost.print_on_main(f"comparison  {name}, seed {seed}")
-            runs = {}
-            for of_ladder in plans[name, seed]:
-                students = [rung.num_steps for rung in make_method(of_ladder).rungs]
-                ladder = folder / f"to_{students[-1]:04d}"
-                run_ladder(of_ladder, ladder, source, load_model=load_model)
-                runs |= {n: student_folder(ladder, n) for n in students if n in steps}
-            sampler = known[name].sampler
-            shown = steps if sampler == "renoise" else [n for n in steps if n in runs]
-            entries = {Entry("student", sampler, n): runs.get(n, next(iter(runs.values()))) for n in shown}
-            found.append(measure(config, entries, yardsticks, reference, folder, seed))
-        compared[name] = _compared(found, plans[name, 0], source, workdir / name)
+            students = _train_students(configs[name, seed], folder, source, load_model)
+            entries = _student_entries(students, recipe.sampler, steps)
+            evaluations.append(evaluate_seed(config, entries, yardsticks, reference, folder, seed))
+        results[name] = _result(evaluations, configs[name, 0], source, workdir / name)
+
     if multihost.is_main():
-        _write(config, workdir, budget, of_teacher, compared, steps)
-        multihost.print_on_main(f"comparison  {workdir / 'index.html'}")
-    return compared
+        _write(config, workdir, budget, of_teacher, results, steps)
+        multihost.print_on_main(f"comparison  saved the page to {workdir / 'index.html'}")
+    return results
 
 
-def _compared(found, ladders, source, folder) -> Compared:
-    """What the ladders of a method cost; `ladders` are the configs of the first seed."""
-    costs, of_update, seconds = {}, {}, []
-    for config in ladders:
-        method, so_far = make_method(config), 0
+def _with_distillation(config: ConfigDict, fields: Mapping[str, Any], seed: int) -> ConfigDict:
+    """A ladder's config with other fields of config.distillation, one update per student, and another seed."""
+    defaults = dict(
+        method="progressive", start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}
+    )
+    ladder = config.copy_and_resolve_references()
+    options = {**ladder.distillation.consistency.to_dict(), **fields.get("consistency", {})}
+    with ladder.unlocked():
+        for name, value in {**defaults, **fields, "consistency": options}.items():
+            ladder.distillation[name] = ConfigDict(value) if isinstance(value, dict) else value
+        ladder.distillation.steps_per_iter = 1
+        ladder.seed += SEED_OFFSET * seed
+    return resolve(ladder)
+
+
+def _choose(known: Mapping[str, Recipe], names: Sequence[str]) -> dict[str, Recipe]:
+    for name in names:
+        if name not in known:
+            raise InputError(f"Unknown method {name!r}; choose from {list(known)}.{did_you_mean(name, known)}")
+    return {name: known[name] for name in names or known}
+
+
+def _train_students(
+    configs: Sequence[ConfigDict], folder: epath.Path, source: Source, load_model: Load
+) -> dict[int, epath.Path]:
+    """Run the ladders of a method. Returns the folders of their students by sampling steps."""
+    students = {}
+    for config in configs:
+        rungs = [rung.num_steps for rung in make_method(config).rungs]
+        ladder = folder / f"to_{rungs[-1]:04d}"
+        run_ladder(config, ladder, source, load_model=load_model)
+        students |= {n: student_folder(ladder, n) for n in rungs}
+    return students
+
+
+def _student_entries(students: Mapping[int, epath.Path], sampler: str, steps: Sequence[int]) -> dict[Entry, epath.Path]:
+    """The rows to measure. With 'renoise', the method's only student samples with every number of steps."""
+    if sampler == "renoise":
+        [student] = students.values()
+        return {Entry("student", sampler, n): student for n in steps}
+    return {Entry("student", sampler, n): students[n] for n in steps if n in students}
+
+
+def _result(
+    evaluations: Sequence[Evaluation], configs: Sequence[ConfigDict], source: Source, folder: epath.Path
+) -> MethodResult:
+    """What the ladders of a method reached and cost; the configs are those of the first seed."""
+    nfe = {}
+    nfe_per_example = {}
+    for config in configs:
+        method = make_method(config)
+        total = 0
         for rung in method.rungs:
-            so_far += cost_of(config)[rung.num_steps]
-            costs[rung.num_steps] = so_far
-            of_update[rung.num_steps] = evaluations_of_update(method, rung)
-    for path in paths_below(folder, "seed_", "to_", "steps_"):
-        seconds += [config.train.batch_size / line["images_per_sec"] for line in read_metrics(path)]
-    params = abstract_params(Metadata(ladders[0], source.image_shape, source.num_classes, num_steps=0))
-    of_last = stage(ladders[0], make_method(ladders[0]).rungs[-1].num_steps)
-    held = jax.eval_shape(functools.partial(init_state, of_last), params)
-    copies = 1 + _size(held) / _size(params)  # and the teacher
-    return Compared(found, costs, of_update, float(np.median(seconds)), copies)
+            total += ladder_nfe(config)[rung.num_steps]
+            nfe[rung.num_steps] = total
+            nfe_per_example[rung.num_steps] = evaluations_of_update(method, rung)
+    seconds = [
+        configs[-1].train.batch_size / line["images_per_sec"]
+        for run in paths_below(folder, "seed_", "to_", "steps_")
+        for line in read_metrics(run)
+    ]
+    return MethodResult(
+        evaluations=evaluations,
+        nfe=nfe,
+        nfe_per_example=nfe_per_example,
+        seconds_per_update=float(np.median(seconds)),
+        copies=_copies(configs[0], source),
+    )
 
 
-def _size(tree: Any) -> int:
+def _copies(config: ConfigDict, source: Source) -> float:
+    """The memory of training a ladder's last student, in copies of the parameters."""
+    params = abstract_params(Metadata(config, source.image_shape, source.num_classes, num_steps=0))
+    last = stage(config, make_method(config).rungs[-1].num_steps)
+    state = jax.eval_shape(functools.partial(init_state, last), params)
+    return 1 + _bytes(state) / _bytes(params)  # 1 for the teacher
+
+
+def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _write(config, workdir, budget, of_teacher, compared, steps) -> None:
-    start = of_teacher[0].rows[0].entry.num_steps
+def _write(
+    config: ConfigDict,
+    workdir: epath.Path,
+    budget: int,
+    of_teacher: Sequence[Evaluation],
+    results: Mapping[str, MethodResult],
+    steps: Sequence[int],
+) -> None:
+    """Write comparison.json, comparison.md, the pictures and the page."""
     criteria = of_teacher[0].criteria
-    written = {
+    content = _json_content(config, budget, of_teacher, results)
+    write_atomic(workdir / "comparison.json", json.dumps(content, indent=2) + "\n")
+    shown = [_quality_table(criterion, of_teacher, results, steps) for criterion in criteria]
+    shown.append(_cost_table(results))
+    write_atomic(workdir / "comparison.md", "\n".join(table.markdown() for table in shown))
+    pictures = [
+        *_quality_curves(workdir, of_teacher, results, criteria, config.eval.num_samples),
+        _cost_curves(workdir, results, criteria[0]),
+        _samples(workdir, of_teacher, results, steps),
+    ]
+    title = f"{config.dataset.name}: {len(results)} methods, {budget:,} network evaluations each"
+    configs = {"Configuration": config.to_json(indent=2)}
+    write_atomic(workdir / "index.html", render_page(title, describe_environment(), shown, pictures, configs))
+
+
+def _json_content(
+    config: ConfigDict, budget: int, of_teacher: Sequence[Evaluation], results: Mapping[str, MethodResult]
+) -> dict[str, Any]:
+    criteria = of_teacher[0].criteria
+    return {
         "budget": budget,
         "seeds": len(of_teacher),
         "num_samples": config.eval.num_samples,
-        "teacher": {criterion.name: by_steps(of_teacher, criterion) for criterion in criteria},
+        "teacher": {criterion.name: values_by_steps(of_teacher, criterion) for criterion in criteria},
         "methods": {
             name: {
-                "metrics": {criterion.name: by_steps(of.found, criterion) for criterion in criteria},
-                "evaluations": of.costs,
-                "evaluations_of_an_update": of.of_update,
-                "seconds_of_an_update": of.seconds,
-                "copies_of_the_parameters": of.copies,
+                "metrics": {criterion.name: values_by_steps(result.evaluations, criterion) for criterion in criteria},
+                "evaluations": result.nfe,
+                "evaluations_of_an_update": result.nfe_per_example,
+                "seconds_of_an_update": result.seconds_per_update,
+                "copies_of_the_parameters": result.copies,
             }
-            for name, of in compared.items()
+            for name, result in results.items()
         },
     }
-    write_atomic(workdir / "comparison.json", json.dumps(written, indent=2) + "\n")
 
-    def table(criterion):
-        rows = [
-            [method, *(spread(values[n]) if n in values else "" for n in steps)]
-            for method, values in {
-                "teacher, undistilled": by_steps(of_teacher, criterion),
-                **{method: by_steps(of.found, criterion) for method, of in compared.items()},
-            }.items()
-        ]
-        of_start = spread(by_steps(of_teacher, criterion)[start])
-        caption = (
-            f"{criterion.title} by sampling steps, ± half the range of the seeds; the teacher's at {start} is "
-            f"{of_start}"
-        )
-        return Table(caption, ["method", *map(str, steps)], rows)
 
-    of_costs = Table(
-        "What training costs",
-        ["method", "evaluations an example of an update", "ms an update", "copies of the parameters"],
-        [
-            [name, _range(of.of_update.values()), f"{1000 * of.seconds:.0f}", f"{of.copies:.1f}"]
-            for name, of in compared.items()
-        ],
-    )
-    shown = [table(criterion) for criterion in criteria]
-    write_atomic(workdir / "comparison.md", "\n".join(table.markdown() for table in [*shown, of_costs]))
-    pictures = [
-        *_curves(workdir, of_teacher, compared, criteria, config.eval.num_samples),
-        *_cost(workdir, compared, criteria[0]),
-        *_samples(workdir, of_teacher, compared, start, steps),
+def _quality_table(
+    criterion: Criterion,
+    of_teacher: Sequence[Evaluation],
+    results: Mapping[str, MethodResult],
+    steps: Sequence[int],
+) -> Table:
+    values = {"teacher, undistilled": values_by_steps(of_teacher, criterion)}
+    values |= {name: values_by_steps(result.evaluations, criterion) for name, result in results.items()}
+    rows = [
+        [name, *(mean_and_range(by_steps[n]) if n in by_steps else "" for n in steps)]
+        for name, by_steps in values.items()
     ]
-    title = f"{config.dataset.name}: {len(compared)} methods, {budget:,} evaluations each"
-    text = page(
-        title, describe_environment(), [*shown, of_costs], pictures, {"Configuration": config.to_json(indent=2)}
+    teacher_steps = of_teacher[0].rows[0].entry.num_steps
+    teacher = mean_and_range(values["teacher, undistilled"][teacher_steps])
+    caption = (
+        f"{criterion.title} by sampling steps: mean ± half the range over seeds. The teacher with {teacher_steps} "
+        f"steps has {teacher}."
     )
-    write_atomic(workdir / "index.html", text)
+    return Table(caption, ["method", *map(str, steps)], rows)
 
 
-def _range(values: Any) -> str:
-    low, high = min(values), max(values)
+def _cost_table(results: Mapping[str, MethodResult]) -> Table:
+    rows = [
+        [
+            name,
+            _range(result.nfe_per_example.values()),
+            f"{1000 * result.seconds_per_update:.0f}",
+            f"{result.copies:.1f}",
+        ]
+        for name, result in results.items()
+    ]
+    header = ["method", "network evaluations per example and update", "ms per update", "copies of the parameters"]
+    return Table("Training cost", header, rows)
+
+
+def _range(values: Iterable[int]) -> str:
+    values = list(values)
+    low = min(values)
+    high = max(values)
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _curves(workdir, of_teacher, compared, criteria, num_samples) -> list[Picture]:
-    def panel(criterion):
-        of_methods = {
-            "teacher, undistilled": ("teacher", of_teacher),
-            **{method: ("student", of.found) for method, of in compared.items()},
-        }
-        lines = []
-        for number, (label, (model, found)) in enumerate(of_methods.items()):
-            lines.append(line(label, model, by_steps(found, criterion), max(number - 1, 0)))
-        return panel_of(criterion, lines)
+def _quality_curves(
+    workdir: epath.Path,
+    of_teacher: Sequence[Evaluation],
+    results: Mapping[str, MethodResult],
+    criteria: Sequence[Criterion],
+    num_samples: int,
+) -> list[Picture]:
+    def panel(criterion: Criterion) -> Panel:
+        teacher = mean_curve("teacher, undistilled", "teacher", values_by_steps(of_teacher, criterion), 0)
+        students = [
+            mean_curve(name, "student", values_by_steps(result.evaluations, criterion), color)
+            for color, (name, result) in enumerate(results.items())
+        ]
+        return metric_panel(criterion, [teacher, *students])
 
-    (first, *others), seeds = criteria, len(of_teacher)
-    save_curves([panel(first)], "sampling steps", workdir / "distances.png")
-    text = f"Of {num_samples:,} samples each; means, and the range, of {seeds} seed{'s' if seeds > 1 else ''}."
-    pictures = [Picture("Quality against number of steps", text, workdir / "distances.png")]
+    first, *others = criteria
+    save_curves([panel(first)], STEPS_LABEL, workdir / "distances.png")
+    seeds = "1 seed" if len(of_teacher) == 1 else f"{len(of_teacher)} seeds: means and ranges"
+    caption = (
+        f"Each curve is a method; each point has {num_samples:,} samples with {seeds}. All methods had the same number "
+        "of network evaluations for their training."
+    )
+    pictures = [Picture("Quality by sampling steps", caption, workdir / "distances.png")]
     if others:
-        save_curves([panel(criterion) for criterion in others], "sampling steps", workdir / "metrics.png")
-        pictures.append(Picture("Other metrics", "Of the same samples.", workdir / "metrics.png"))
+        save_curves([panel(criterion) for criterion in others], STEPS_LABEL, workdir / "metrics.png")
+        pictures.append(Picture("Other metrics", "The same samples by the other metrics.", workdir / "metrics.png"))
     return pictures
 
 
-def _cost(workdir, compared, first) -> list[Picture]:
-    lines = []
-    for number, (name, of) in enumerate(compared.items()):
-        values = by_steps(of.found, first)
-        by_cost = {of.costs[n]: values[n] for n in values if n in of.costs}
-        lines.append(line(name, "student", by_cost, number))
+def _cost_curves(workdir: epath.Path, results: Mapping[str, MethodResult], criterion: Criterion) -> Picture:
+    curves = []
+    for color, (name, result) in enumerate(results.items()):
+        values = values_by_steps(result.evaluations, criterion)
+        by_nfe = {result.nfe[n]: values[n] for n in values if n in result.nfe}
+        curves.append(mean_curve(name, "student", by_nfe, color))
     path = workdir / "cost.png"
-    save_curves([panel_of(first, lines)], "evaluations of networks", path)
-    text = (
-        "A point is a student, by the evaluations that it took, with those of the students before it; in a ladder, "
-        "fewer steps are further to the right."
+    save_curves([metric_panel(criterion, curves)], "network evaluations of training", path)
+    caption = (
+        "Each point is a student, by the network evaluations that trained it and the students before it. Within a "
+        "ladder, students with fewer steps are further to the right."
     )
-    return [Picture("Quality against the cost of training", text, path)]
+    return Picture("Quality by training cost", caption, path)
 
 
-def _samples(workdir, of_teacher, compared, start, steps) -> list[Picture]:
-    fewest, path = [n for n in steps if n <= 4][-2:], workdir / "samples.png"
+def _samples(
+    workdir: epath.Path, of_teacher: Sequence[Evaluation], results: Mapping[str, MethodResult], steps: Sequence[int]
+) -> Picture:
+    fewest = [n for n in steps if n <= 4][-2:]
+    teacher = of_teacher[0].rows[0].entry
 
-    def images(folder, entry):
+    def images(folder: epath.Path, entry: Entry) -> np.ndarray:
         return load_samples(folder / "seed_0" / "samples", entry)
 
-    of_start = images(workdir / "teacher", of_teacher[0].rows[0].entry)
-    columns = [Column(f"teacher\n{start} steps", of_start, "teacher")]
-    for name, of in compared.items():
-        shown = [row.entry for row in of.found[0].rows if row.entry.num_steps in fewest]
+    of_start = images(workdir / "teacher", teacher)
+    columns = [Column(f"teacher\n{teacher.steps}", of_start, "teacher")]
+    for name, result in results.items():
         heading = name.replace("_", "\n")
-        columns += [Column(f"{heading}\n{entry.steps}", images(workdir / name, entry), "student") for entry in shown]
-    save_columns(columns, row_labels(of_start), path)
-    text = "Each row starts from one noise image. Columns: the teacher, then the students of each method."
-    return [Picture("The same noise through the students of every method", text, path)]
+        entries = [row.entry for row in result.evaluations[0].rows if row.entry.num_steps in fewest]
+        columns += [Column(f"{heading}\n{entry.steps}", images(workdir / name, entry), "student") for entry in entries]
+    path = workdir / "samples.png"
+    save_columns(columns, row_labels(len(of_start)), path)
+    caption = (
+        "Each row starts from the same noise. Columns: the teacher, then the students of each method. Good students "
+        "look like the first column."
+    )
+    return Picture("The same noise through the students of every method", caption, path)

@@ -1,6 +1,6 @@
-"""The same with several seeds: measured, as numbers in a table, and as a line of a plot."""
+"""A study's results over several seeds: measured, as numbers in a table, and as a curve of a plot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -11,11 +11,13 @@ from ..evaluation.measure import Yardstick
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation
-from ..report.plots import Line
+from ..report.plots import Curve
 from ..runtime import multihost
 
+SEED_OFFSET = 10_000  # between the config seeds of a study's repetitions
 
-def measure(
+
+def evaluate_seed(
     config: ConfigDict,
     runs: Mapping[Entry, epath.Path],
     yardsticks: Sequence[Yardstick],
@@ -23,36 +25,74 @@ def measure(
     folder: epath.Path,
     seed: int,
 ) -> Evaluation:
-    """`evaluate_runs` with a seed, whose evaluation.json and first samples are kept in the folder."""
+    """Measure runs with one seed of the noise, and keep evaluation.json and the first samples in a folder.
+
+    Args:
+      config: resolved; its `eval` section says how many samples are measured.
+      runs: the rows to measure, and the folder of each one's run.
+      yardsticks: what samples are measured by.
+      reference: what samples are compared with.
+      folder: for evaluation.json and the samples.
+      seed: of the noise.
+    """
     return evaluate_runs(
         config, runs, yardsticks, reference, folder / "evaluation.json",
         seed=seed, shown=folder / "samples", say=lambda line: multihost.print_on_main(f"  {line}"),
     )  # fmt: skip
 
 
-def by_steps(
-    found: Sequence[Evaluation], criterion: Criterion, model: str = "", sampler: str = ""
+def values_by_steps(
+    evaluations: Iterable[Evaluation], criterion: Criterion, model: str = "", sampler: str = ""
 ) -> dict[int, list[float]]:
-    """Values by number of steps, one per seed, for one model and sampler, or for all of them."""
+    """Collect the values of a criterion by sampling steps, one value per seed.
+
+    Args:
+      evaluations: one for each seed.
+      criterion: a metric and its features.
+      model: 'teacher' or 'student'; '' for all.
+      sampler: a name of `sampling.SAMPLERS`; '' for all.
+    """
     values: dict[int, list[float]] = {}
-    for evaluation in found:
-        for entry, of_row in ((row.entry, row.values) for row in evaluation.rows):
-            if (not model or entry.model == model) and (not sampler or entry.sampler == sampler):
-                values.setdefault(entry.num_steps, []).append(of_row[criterion].value)
+    for evaluation in evaluations:
+        for row in evaluation.rows:
+            if model in ("", row.entry.model) and sampler in ("", row.entry.sampler):
+                values.setdefault(row.entry.num_steps, []).append(row.values[criterion].value)
     return values
 
 
-def spread(values: Sequence[float]) -> str:
-    """Their mean, and half of their range."""
-    middle = f"{np.mean(values):.3g}"
+def mean_and_range(values: Sequence[float]) -> str:
+    """Format the mean of several seeds, and half of their range.
+
+    >>> mean_and_range([1.0, 1.5])
+    '1.25 ± 0.2'
+    >>> mean_and_range([1.234])
+    '1.23'
+    """
+    mean = f"{np.mean(values):.3g}"
     if len(values) == 1:
-        return middle
+        return mean
     half = np.format_float_positional((max(values) - min(values)) / 2, precision=1, fractional=False, trim="-")
-    return f"{middle} ± {half}"
+    return f"{mean} ± {half}"
 
 
-def line(label: str, model: str, values: Mapping[int, Sequence[float]], number: int, dotted: bool = False) -> Line:
-    """A line through the means, with the ranges; see `plots.Line`."""
+def mean_curve(
+    label: str, model: str, values: Mapping[int, Sequence[float]], color: int, dotted: bool = False
+) -> Curve:
+    """Make a curve through the means of several seeds, with their ranges.
+
+    Args:
+      label: see `plots.Curve`, as `model`, `color` and `dotted`.
+      model: 'teacher' or 'student'.
+      values: one value per seed, by x.
+      color: index into the model's palette.
+      dotted: draw a dotted line.
+    """
     points = sorted(values.items())
-    means, ends = [(x, float(np.mean(y))) for x, y in points], [(min(y), max(y)) for _, y in points]
-    return Line(label, model, number, dotted, means, ends)
+    return Curve(
+        label=label,
+        model=model,
+        color=color,
+        points=[(x, float(np.mean(of_seeds))) for x, of_seeds in points],
+        dotted=dotted,
+        ranges=[(min(of_seeds), max(of_seeds)) for _, of_seeds in points],
+    )

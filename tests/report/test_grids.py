@@ -4,7 +4,7 @@ from PIL import Image
 from diffusion_distillation.report.grids import GAP, image_grid, save_grid
 
 
-def test_every_image_is_in_its_place(tmp_path):
+def test_images_fill_the_grid_row_by_row(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 1), dtype=np.uint8)
     grid = image_grid(images, columns=3)
     scale, tile = 8, 64 + GAP  # 8 pixels enlarged to 64
@@ -18,7 +18,7 @@ def test_every_image_is_in_its_place(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), grid)
 
 
-def test_colour_images_keep_their_size():
+def test_color_images_of_64_pixels_keep_their_size():
     images = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
     grid = image_grid(images)
     np.testing.assert_array_equal(grid[64 + GAP :, :64], images[2])

@@ -13,8 +13,9 @@ from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
 from diffusion_distillation.evaluation.ladders import config_yardsticks
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report import html_page, page
-from diffusion_distillation.report.page import write_comparison, write_report
+from diffusion_distillation.report import page, pictures
+from diffusion_distillation.report.html_page import render_page
+from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import locked
@@ -47,8 +48,8 @@ CONFIG = ConfigDict(
 )
 
 
-class Images(ArraySource):
-    """Random images that count how often they are looked at."""
+class RandomImages(ArraySource):
+    """Random images that count how many are read."""
 
     def __init__(self):
         super().__init__(np.random.default_rng(0).integers(0, 256, (100, 4, 4, 1), np.uint8), np.zeros(100), 1)
@@ -59,17 +60,17 @@ class Images(ArraySource):
         return super().__getitem__(indices)
 
 
-class Drawing(Pipeline):
-    """Draws random images; `drawn` gets (path, steps, sampler) of each row."""
+class RandomPipeline(Pipeline):
+    """Samples random images; `sampled` gets (path, steps, sampler) of each row."""
 
     distilled_for, num_classes = 0, 1
 
-    def __init__(self, path, drawn):
-        self.path, self.drawn = path, drawn
+    def __init__(self, path, sampled):
+        self.path, self.sampled = path, sampled
 
     def stream(self, key, index, labels, *, sampler, batch_size, num_steps, guidance=0.0):
-        if index.max() >= CONFIG.eval.num_samples - 1:  # all are asked for
-            self.drawn.append((self.path.name, num_steps, sampler))
+        if index.max() >= CONFIG.eval.num_samples - 1:  # the call asks for all samples
+            self.sampled.append((self.path.name, num_steps, sampler))
         for start in range(0, len(index), batch_size):
             rngs = [np.random.default_rng((num_steps, number)) for number in index[start : start + batch_size]]
             yield np.stack([rng.uniform(-1, 1, (4, 4, 1)) for rng in rngs]).astype(np.float32)
@@ -79,54 +80,66 @@ class Drawing(Pipeline):
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
+def sampled(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
-    drawn = []
-    monkeypatch.setattr(results, "from_checkpoint", lambda path, config: Drawing(as_path(path), drawn))
-    return drawn
+    sampled = []
+    monkeypatch.setattr(results, "from_checkpoint", lambda path, config: RandomPipeline(as_path(path), sampled))
+    return sampled
+
+
+def skip_pictures(patch):
+    """Write empty files instead of pictures, which take seconds to draw."""
+    for name in ("save_columns", "save_curves", "save_losses"):
+        patch.setattr(pictures, name, lambda *args: args[-1].write_bytes(b""))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests of other parts of a report."""
+    skip_pictures(monkeypatch)
 
 
 def write(workdir, source, config=CONFIG):
     write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
 
 
-def test_a_report_refuses_a_folder_where_a_process_works(tmp_path, drawn):
+def test_a_report_refuses_a_folder_that_another_process_uses(tmp_path, sampled):
     with locked(tmp_path), pytest.raises(ValueError, match="Another process works in"):
-        write(tmp_path, Images())
+        write(tmp_path, RandomImages())
     assert not (tmp_path / "report").exists()
 
 
-def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
-    source, workdir = Images(), tmp_path / "ladder"
+def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, caplog, no_pictures):
+    source, workdir = RandomImages(), tmp_path / "ladder"
     file = workdir / "report" / "evaluation.json"
     write(workdir, source)
     rows = [("base", 2, "ddim"), ("base", 1, "ddim"), ("base", 2, "noisy"), ("steps_0002", 2, "ddim")]
-    assert drawn == [*rows, ("steps_0001", 1, "ddim")]
+    assert sampled == [*rows, ("steps_0001", 1, "ddim")]
     table = json.loads(file.read_text())
     assert [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]] == [
         ("teacher", "ddim", 2), ("teacher", "ddim", 1), ("teacher", "noisy", 2), ("student", "ddim", 2),
         ("student", "ddim", 1),
     ]  # fmt: skip
     of_data = statistics([pixels(source[np.arange(100)]["image"])])
-    batches = Drawing(workdir, []).stream(None, np.arange(70), None, sampler="", batch_size=70, num_steps=2)
+    batches = RandomPipeline(workdir, []).stream(None, np.arange(70), None, sampler="", batch_size=70, num_steps=2)
     expected = frechet_distance(statistics(pixels(to_uint8(x)) for x in batches), of_data)
     distance = table["rows"][0]["values"][0]
     assert (distance["metric"], distance["features"]) == ("frechet", "pixels")
     assert distance["value"] == pytest.approx(expected)
     assert table["metrics"]["teacher_ddim_2_frechet_pixels"] == distance["value"]
     assert not list(workdir.rglob("*unfinished*"))
-    drawn.clear()
+    sampled.clear()
     write(workdir, source)
-    assert drawn == []
+    assert sampled == []
 
     (workdir / "steps_0001" / "checkpoints" / "7").mkdir(parents=True)  # it is another student now
     write(workdir, source)
-    assert drawn == [("steps_0001", 1, "ddim")]
-    drawn.clear()
+    assert sampled == [("steps_0001", 1, "ddim")]
+    sampled.clear()
 
     (workdir / "report" / "samples" / "teacher_noisy_2.npz").unlink()
     write(workdir, source)
-    assert drawn == [("base", 2, "noisy")]
+    assert sampled == [("base", 2, "noisy")]
     assert json.loads(file.read_text())["floors"] == table["floors"]
 
     file.write_text(file.read_text()[:50])
@@ -135,11 +148,11 @@ def test_what_is_known_is_not_measured_again(tmp_path, drawn, caplog):
     assert [row["values"] for row in json.loads(file.read_text())["rows"]] == [row["values"] for row in table["rows"]]
 
 
-def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch):
-    """The report is stopped as the second thousand of samples is looked at."""
+def test_an_interrupted_report_keeps_the_samples_it_has_measured(tmp_path, sampled, monkeypatch, no_pictures):
+    """The report stops when it measures the second part of 1,000 samples."""
     config = CONFIG.copy_and_resolve_references()
     config.eval.num_samples = 1070
-    write(tmp_path / "whole", Images(), config)
+    write(tmp_path / "whole", RandomImages(), config)
     wrong, seen = results.measure, []
 
     def stops(draw, *args):
@@ -154,8 +167,8 @@ def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(results, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "ladder", Images(), config)
-        write(tmp_path / "ladder", Images(), config)
+            write(tmp_path / "ladder", RandomImages(), config)
+        write(tmp_path / "ladder", RandomImages(), config)
     assert seen[:4] == [1000, 70, 70, 1000]
     whole, resumed = (
         json.loads((tmp_path / name / "report" / "evaluation.json").read_text()) for name in ("whole", "ladder")
@@ -163,31 +176,31 @@ def test_a_piece_that_was_drawn_is_not_drawn_again(tmp_path, drawn, monkeypatch)
     assert whole["metrics"] == resumed["metrics"]
 
 
-def test_the_main_process_alone_looks_at_the_data(tmp_path, drawn, monkeypatch):
-    source = Images()
+def test_only_the_main_process_reads_the_data_and_writes(tmp_path, sampled, monkeypatch, no_pictures):
+    source = RandomImages()
     monkeypatch.setattr(multihost, "is_main", lambda: False)
     write(tmp_path / "ladder", source)
-    assert source.read == 0 and len(drawn) == 5
+    assert source.read == 0 and len(sampled) == 5
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_in_a_bucket(bucket, drawn):
-    write("gs://bucket/ladder", Images())
+def test_a_report_is_written_to_a_bucket(bucket, sampled):
+    write("gs://bucket/ladder", RandomImages())
     pictures = ("samples.png", "distances.png", "metrics.png", "speed.png", "samplers.png", "nearest.png")
     for name in ("index.html", "evaluation.json", "evaluation.md", *pictures):
         assert (bucket / "ladder" / "report" / name).stat().st_size > 100
 
 
-def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatch):
-    """The classes of samples take turns, 0, 1, 2, 0, ..., and each class has a column."""
-    source, saved = Images(), {}
+def test_rows_and_columns_of_pictures_are_labeled(tmp_path, sampled, monkeypatch):
+    """Samples have the classes 0, 1, 2, 0, ... in turn, and each class has a column."""
+    source, saved = RandomImages(), {}
     source.num_classes, source.class_names = 3, ("ant", "7", "cat")
 
     def save(columns, labels, path):
         saved[path.name] = columns, labels
 
-    monkeypatch.setattr(page, "save_columns", save)
-    monkeypatch.setattr(page, "_page", lambda *args: "")
+    monkeypatch.setattr(pictures, "save_columns", save)
+    monkeypatch.setattr(page, "render_page", lambda *args: "")
     write(tmp_path / "ladder", source)
     assert set(saved) == {"samples.png", "samplers.png", "trajectories.png", "classes.png", "nearest.png"}
     for name, (columns, labels) in saved.items():
@@ -201,7 +214,7 @@ def test_every_row_and_column_of_pictures_is_labeled(tmp_path, drawn, monkeypatc
     assert saved["samples.png"][1][:4] == ["ant", "class 7", "cat", "ant"]
 
 
-def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
+def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, no_pictures):
     environment = {
         "time": "2027-01-02T03:04:05+00:00",
         "command": "scripts/report.py --workdir='a <b>'",
@@ -210,20 +223,20 @@ def test_a_page_says_when_and_with_what_it_was_made(tmp_path, drawn):
         "processes": 1,
         "devices": {"kind": "NVIDIA H100", "count": 8},
     }
-    text = html_page.page("title", environment, [], [], {})
+    text = render_page("title", environment, [], [], {})
     assert (
         "Made on 2027-01-02 03:04:05 UTC with diffusion_distillation 1.2.3 (abc123), JAX 0.12.0 and Python 3.13.1, "
         "on 8 NVIDIA H100 devices, by <code>scripts/report.py --workdir=&#x27;a &lt;b&gt;&#x27;</code>"
     ) in text
-    write(tmp_path / "ladder", Images())
+    write(tmp_path / "ladder", RandomImages())
     page = (tmp_path / "ladder" / "report" / "index.html").read_text()
     assert re.search(rf"Made on \d{{4}}-.* UTC with diffusion_distillation {re.escape(__version__)}", page)
 
 
 @pytest.mark.parametrize("num_samples", [70, 20])
-def test_images_per_second_counts_all_that_are_drawn(num_samples, tmp_path, drawn, monkeypatch):
-    """On the test's clock, an image takes a second to draw."""
-    config, seconds, stream = CONFIG.copy_and_resolve_references(), [0.0], Drawing.stream
+def test_images_per_second_counts_every_sampled_image(num_samples, tmp_path, sampled, monkeypatch, no_pictures):
+    """By the test's clock, sampling takes 1 second per image."""
+    config, seconds, stream = CONFIG.copy_and_resolve_references(), [0.0], RandomPipeline.stream
 
     def timed(*args, batch_size, **options):
         for images in stream(*args, batch_size=batch_size, **options):
@@ -231,16 +244,16 @@ def test_images_per_second_counts_all_that_are_drawn(num_samples, tmp_path, draw
             yield images
 
     config.eval.num_samples = num_samples
-    monkeypatch.setattr(Drawing, "stream", timed)
+    monkeypatch.setattr(RandomPipeline, "stream", timed)
     monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
-    write(tmp_path / "ladder", Images(), config)
+    write(tmp_path / "ladder", RandomImages(), config)
     rows = json.loads((tmp_path / "ladder" / "report" / "evaluation.json").read_text())["rows"]
     assert [row["images_per_sec"] for row in rows] == [1.0] * 5
     of_prepare, of_rows = 5 * min(50, num_samples), 5 * {70: 100, 20: 20}[num_samples]
     assert seconds[0] == of_prepare + of_rows
 
 
-def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
+def test_an_evaluation_of_an_earlier_version_is_ignored(tmp_path, caplog):
     row = {"model": "teacher", "sampler": "ddim", "num_steps": 2, "metrics": {"fid": 1.0}, "spread": {}}
     row |= {"images_per_sec": 1.0, "content": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
@@ -248,18 +261,32 @@ def test_an_evaluation_of_an_earlier_version_does_not_count(tmp_path, caplog):
     assert "from an earlier version; its rows are measured again" in caplog.text
 
 
-def test_several_ladders_on_a_page(tmp_path, drawn):
-    ladders = [tmp_path / name for name in ("one", "two")]
-    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. Run scripts/report.py"):
-        write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
-    for path in ladders:
-        write(path, Images())
-    write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
+def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
+    ladders = write_two(tmp_path, monkeypatch)
+    write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count("<table>") == 2 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
+
+
+def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):
+    ladders = write_two(tmp_path, monkeypatch, num_samples=50)
+    message = r"num_samples: 70 in .*one', 50 in .*Measure both alike: scripts/report.py .*two --num_samples"
+    with pytest.raises(InputError, match=message):
+        write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
+
+
+def test_a_ladder_without_a_report_cannot_share_a_page(tmp_path):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. Run scripts/report.py"):
+        write_joint_report([(tmp_path / "one", CONFIG), (tmp_path / "two", CONFIG)], tmp_path / "both")
+
+
+def write_two(folder, monkeypatch, **options):
+    """Write the reports of two ladders, the second with other options of config.eval."""
     other = CONFIG.copy_and_resolve_references()
     with other.unlocked():
-        other.eval.num_samples = 50
-    write(ladders[1], Images(), other)
-    with pytest.raises(InputError, match=r"num_samples: 70 in .*one', 50 in .*: scripts/report.py .*two --num_samples"):
-        write_comparison([(path, CONFIG) for path in ladders], tmp_path / "both")
-    assert page.count("<table>") == 2 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
+        other.eval.update(options)
+    with monkeypatch.context() as patch:
+        skip_pictures(patch)
+        write(folder / "one", RandomImages(), CONFIG)
+        write(folder / "two", RandomImages(), other)
+    return folder / "one", folder / "two"

@@ -5,12 +5,12 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from diffusion_distillation.report.sample_folder import missing, start, write
+from diffusion_distillation.report.sample_folder import create, missing_indices, save_images
 
 SETTINGS = {"seed": 0, "eta": 0.5, "labels": [3, 7]}
 
 
-def pictures(n, channels):
+def random_images(n, channels):
     return np.random.default_rng(0).integers(0, 255, (n, 8, 8, channels), dtype=np.uint8)
 
 
@@ -20,26 +20,26 @@ def tmp_path(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_folder_is_taken_up_where_it_was_left(tmp_path, channels):
-    folder, images = tmp_path / "new" / "samples", pictures(12, channels)
-    np.testing.assert_array_equal(missing(folder, SETTINGS, 3), [0, 1, 2])
-    assert not folder.exists()  # looking makes nothing
-    start(folder, {"checkpoint": "runs/a", **SETTINGS})
-    write(folder, np.array([0, 2]), images[[0, 2]])
+def test_an_incomplete_folder_gets_its_missing_samples(tmp_path, channels):
+    folder, images = tmp_path / "new" / "samples", random_images(12, channels)
+    np.testing.assert_array_equal(missing_indices(folder, SETTINGS, 3), [0, 1, 2])
+    assert not folder.exists()  # it is only read
+    create(folder, {"checkpoint": "runs/a", **SETTINGS})
+    save_images(folder, np.array([0, 2]), images[[0, 2]])
     assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00002.png", "settings.json"]
-    index = missing(folder, SETTINGS, 12)
+    index = missing_indices(folder, SETTINGS, 12)
     np.testing.assert_array_equal(index, [1, *range(3, 12)])
-    start(folder, {"checkpoint": "runs/moved", **SETTINGS})
-    write(folder, index, images[index])
-    assert len(missing(folder, SETTINGS, 12)) == 0
+    create(folder, {"checkpoint": "runs/moved", **SETTINGS})
+    save_images(folder, index, images[index])
+    assert len(missing_indices(folder, SETTINGS, 12)) == 0
     for j, image in enumerate(images):
         read = np.asarray(Image.open(folder / f"{j:05d}.png"))
         np.testing.assert_array_equal(read, image.squeeze())
     assert json.loads((folder / "settings.json").read_text()) == {"checkpoint": "runs/a", **SETTINGS}
 
 
-def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
-    """What a process left that was killed as it wrote neither counts nor stands in the way."""
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A file that a killed process left unfinished neither counts nor prevents the next attempt."""
 
     def die(*_):
         raise KeyboardInterrupt
@@ -47,32 +47,46 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "replace", die)
         with pytest.raises(KeyboardInterrupt):
-            start(tmp_path, SETTINGS)
-    assert len(missing(tmp_path, SETTINGS, 2)) == 2
-    start(tmp_path, SETTINGS)
+            create(tmp_path, SETTINGS)
+    assert len(missing_indices(tmp_path, SETTINGS, 2)) == 2
+    create(tmp_path, SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "replace", die)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path, np.array([1]), pictures(1, 3))
-    assert len(missing(tmp_path, SETTINGS, 2)) == 2
-    assert not list(tmp_path.glob("*.png"))  # which tools look for
-    write(tmp_path, np.arange(2), pictures(2, 3))
+            save_images(tmp_path, np.array([1]), random_images(1, 3))
+    assert len(missing_indices(tmp_path, SETTINGS, 2)) == 2
+    assert not list(tmp_path.glob("*.png"))  # the files that tools read
+    save_images(tmp_path, np.arange(2), random_images(2, 3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00001.png", "settings.json"]
 
 
-def test_errors(tmp_path):
-    start(tmp_path / "samples", SETTINGS)
+def test_a_folder_with_other_settings_is_refused(tmp_path):
+    create(tmp_path, SETTINGS)
     with pytest.raises(
-        ValueError, match=r"holds samples of other settings: seed is 0 there and 1 here; eta is 0.5 there"
+        ValueError, match=r"has samples with other settings: seed is 0 in the folder and 1 now; eta is 0.5"
     ):
-        missing(tmp_path / "samples", SETTINGS | {"seed": 1, "eta": 0.0}, 2)
-    with pytest.raises(ValueError, match=r"holds samples of other settings: clip is None there and True here"):
-        missing(tmp_path / "samples", SETTINGS | {"clip": True}, 2)
-    for content in ("{", "[1]", "3"):
-        (tmp_path / "samples" / "settings.json").write_text(content)
-        with pytest.raises(ValueError, match=r"settings.json' is not what we wrote"):
-            missing(tmp_path / "samples", SETTINGS, 2)
-    with pytest.raises(ValueError, match=r"holds 1 files, such as 'samples', and no settings.json"):
-        missing(tmp_path, SETTINGS, 2)
-    with pytest.raises(ValueError, match=r"is a file; give a folder"):
-        missing(tmp_path / "samples" / "settings.json", SETTINGS, 2)
+        missing_indices(tmp_path, SETTINGS | {"seed": 1, "eta": 0.0}, 2)
+    with pytest.raises(ValueError, match=r"has samples with other settings: clip is None in the folder and True now"):
+        missing_indices(tmp_path, SETTINGS | {"clip": True}, 2)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "3"])
+def test_a_folder_with_damaged_settings_is_refused(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"settings.json' cannot be read as the settings of samples"):
+        missing_indices(tmp_path, SETTINGS, 2)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"has 1 file, such as 'a.txt', but no settings.json"):
+        missing_indices(tmp_path, SETTINGS, 2)
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(ValueError, match=r"has 2 files, such as 'a.txt', but no settings.json"):
+        missing_indices(tmp_path, SETTINGS, 2)
+
+
+def test_a_file_is_refused_as_a_folder(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"a.txt' is a file. Set --out or --keep to a folder"):
+        missing_indices(tmp_path / "a.txt", SETTINGS, 2)

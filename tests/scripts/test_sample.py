@@ -95,13 +95,13 @@ def test_folder(sample, checkpoint, tmp_path):
     assert {path.name for path in before if again[path] != before[path]} == {"00003.png"}
     assert "9 of them were there already" in sample(f"--out={out}", "--num_samples=9")
     for flag, message in {
-        "--seed=4": "seed is 3 there and 4 here",
-        "--eta=0.5": "eta is 0.0 there and 0.5 here",
-        "--noclip": "clip is True there and False here",
-        "--labels=1": r"labels is None there and \['1'\] here",
-        "--num_steps=2": "num_steps is 4 there and 2 here",
+        "--seed=4": "seed is 3 in the folder and 4 now",
+        "--eta=0.5": "eta is 0.0 in the folder and 0.5 now",
+        "--noclip": "clip is True in the folder and False now",
+        "--labels=1": r"labels is None in the folder and \['1'\] now",
+        "--num_steps=2": "num_steps is 4 in the folder and 2 now",
     }.items():
-        with pytest.raises(ValueError, match=f"holds samples of other settings: {message}. Give a new folder"):
+        with pytest.raises(ValueError, match=f"has samples with other settings: {message}. Use a new folder"):
             sample(f"--out={out}", flag)
 
 

@@ -9,7 +9,7 @@ from helpers.runs import OWN_PARTS, call, run_together
 from training.test_step import make_config
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.studies.claims import Pair, pair_configs
+from diffusion_distillation.studies.claims import Variant, variant_configs
 
 OWN = [
     "--config.dataset.name=helpers.own_parts:stripes",
@@ -31,7 +31,7 @@ def test_a_pair_changes_nothing_else(tmp_path):
     base, ladder = make_config(), make_config(distillation=dict(start_num_steps=4))
     with base.unlocked():
         base.model.args.dropout, base.eval.num_samples = 0.25, 77
-    of_base, of_ladder = pair_configs(base, ladder, Pair("eps", "v_mse"), epath.Path(tmp_path), seed=2)
+    of_base, of_ladder = variant_configs(base, ladder, Variant("eps", "v_mse"), epath.Path(tmp_path), seed=2)
     for config in (of_base, of_ladder):
         assert (config.model.mean_type, config.model.mean_loss_weight_type) == ("eps", "v_mse")
         assert config.seed == base.seed + 20_000 and config.eval.num_samples == 77 and config.dataset == base.dataset

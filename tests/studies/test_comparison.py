@@ -12,7 +12,7 @@ from training.test_step import make_config
 from diffusion_distillation import config as cfg
 from diffusion_distillation.diffusion import predict
 from diffusion_distillation.methods import Denoisers, make_method
-from diffusion_distillation.studies.comparison import cost_of, ladder_configs, recipes
+from diffusion_distillation.studies.comparison import ladder_configs, ladder_nfe, recipes
 
 STEPS = (8, 4, 2, 1)
 
@@ -39,7 +39,7 @@ def test_every_method_gets_as_many_evaluations(name):
     config, budget = make_config(distillation=dict(start_num_steps=64)), 1_000_000
     recipe = recipes(64, STEPS)[name]
     ladders = ladder_configs(config, recipe, budget, seed=1)
-    assert sum(sum(cost_of(ladder).values()) for ladder in ladders) == pytest.approx(budget, rel=0.01)
+    assert sum(sum(ladder_nfe(ladder).values()) for ladder in ladders) == pytest.approx(budget, rel=0.01)
     students = {rung.num_steps for ladder in ladders for rung in make_method(ladder).rungs}
     assert students >= {"consistency_tuning": {1}, "tract_two_phases": {8, 1}}.get(name, set(STEPS))
     for ladder in ladders:
