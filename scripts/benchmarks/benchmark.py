@@ -5,7 +5,7 @@
 
 The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
 the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another
-is timed; a turn is two seconds of calls, one after another, and what is shown are medians of turns. All have large
+is timed; a turn is --seconds of calls, one after another, and what is shown are medians of turns. All have large
 pages of memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training
 would have: JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer
 has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
@@ -46,7 +46,6 @@ from diffusion_distillation.runtime.files import as_path, write_atomic
 
 HERE = Path(__file__).parent
 WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
-TURN = 2.0  # seconds
 # The arithmetic of each, in forward passes.
 FORWARDS = {"base_step": 3, "base_step_without_dropout": 3, "distillation_step": 5, "forward": 1}
 
@@ -56,6 +55,7 @@ BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16"], "Images a step, or a call
 DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Of the activations.")
 WHAT = flags.DEFINE_list("work", list(WORK), "What is timed: 'sample 4' is a sample in four steps.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "How many turns.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 2, "How long each turn is.", lower_bound=0)
 PEER = flags.DEFINE_string("peer", None, "A Python that has torch, to compare with.")
 OUT = flags.DEFINE_string("out", None, "A JSON file for all figures.")
 
@@ -99,7 +99,7 @@ class Timed:
 
     def turn(self) -> None:
         """Does it for a turn."""
-        self._turns.append(self.worker.ask({**self._request, "seconds": TURN}))
+        self._turns.append(self.worker.ask({**self._request, "seconds": SECONDS.value}))
 
     def result(self) -> dict[str, Any]:
         """What was found; ends the process."""
