@@ -308,7 +308,8 @@ def _result(
 
 def _copies(config: ConfigDict, source: Source) -> float:
     """The memory of training a ladder's last student, in copies of the parameters."""
-    params = abstract_params(Metadata(config, source.image_shape, source.num_classes, num_steps=0))
+    metadata = Metadata(config=config, image_shape=source.image_shape, num_classes=source.num_classes, num_steps=0)
+    params = abstract_params(metadata)
     last = stage(config, make_method(config).rungs[-1].num_steps)
     state = jax.eval_shape(functools.partial(init_state, last), params)
     return 1 + _bytes(state) / _bytes(params)  # 1 for the teacher

@@ -204,7 +204,12 @@ def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Meta
       teacher: what is known of the teacher.
     """
     path = config.distillation.teacher_checkpoint_path
-    student = Metadata(config, source.image_shape, source.num_classes, int(first.num_steps))
+    student = Metadata(
+        config=config,
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        num_steps=int(first.num_steps),
+    )
     check_same_model(f"No student can start from the teacher {path!r}", "in the teacher", teacher, student)
     trained_for = teacher.num_steps or teacher.config.model.train_num_steps
     if trained_for not in (0, first.teacher_num_steps):

@@ -142,7 +142,13 @@ def prepare(
     network = make_network(config.model, source.image_shape, source.num_classes)
     num_steps = int(teacher.rung.num_steps) if teacher else 0
     names = getattr(source, "class_names", None)
-    metadata = Metadata(config, source.image_shape, source.num_classes, num_steps, class_names=names)
+    metadata = Metadata(
+        config=config,
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        num_steps=num_steps,
+        class_names=names,
+    )
     begun = multihost.on_main(lambda: newest_step(workdir) is not None)
     initial = _initial_params(metadata, network, teacher, load_model, begun=begun)
     return Prepared(metadata, network, mesh, initial)

@@ -48,7 +48,7 @@ def main() -> None:
     state = init_state(config, init_params(network, jax.random.key(0), source.image_shape, source.num_classes))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     state, _ = runner.place(state, None)
-    metadata = Metadata(config, source.image_shape, source.num_classes, 0)
+    metadata = Metadata(config=config, image_shape=source.image_shape, num_classes=source.num_classes, num_steps=0)
     batches = read_batches(source, 0, range(10**6), config.train.batch_size)
 
     def step(state):

@@ -37,7 +37,7 @@ def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, gu
     config.train.update(batch_size=16, learning_rate=1e-3, parallel=parallel, label_dropout=label_dropout)
     config = cfg.resolve(config)
     params = random_params(make_network(config.model, SHAPE, num_classes), num_classes)
-    return params, Metadata(config, SHAPE, num_classes, num_steps)
+    return params, Metadata(config=config, image_shape=SHAPE, num_classes=num_classes, num_steps=num_steps)
 
 
 @functools.cache
@@ -74,7 +74,8 @@ def make_run(**train):
     config.train.update(dict(batch_size=16, learning_rate=1e-3) | train)
     config = cfg.resolve(config)
     network = make_network(config.model, SHAPE, 1)
-    return Metadata(config, SHAPE, 1, num_steps=4), init_params(network, jax.random.key(0), SHAPE, 1)
+    metadata = Metadata(config=config, image_shape=SHAPE, num_classes=1, num_steps=4)
+    return metadata, init_params(network, jax.random.key(0), SHAPE, 1)
 
 
 def at_step(state, step):

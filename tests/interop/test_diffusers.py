@@ -216,7 +216,9 @@ def digits_model(mean_type="v", num_steps=4, num_classes=1, clip=False, **args):
     config.model.args.update(ConfigDict(small | args))
     config.model.update(mean_type=mean_type, eval_clip_denoised=clip)
     config.train.update(batch_size=8, learning_rate=1e-3)
-    metadata = Metadata(cfg.resolve(config), (8, 8, 1), num_classes, num_steps, step=7)
+    metadata = Metadata(
+        config=cfg.resolve(config), image_shape=(8, 8, 1), num_classes=num_classes, num_steps=num_steps, step=7
+    )
     leaves, tree = jax.tree.flatten(abstract_params(metadata))
     rng = np.random.default_rng(1)
     return jax.tree.unflatten(tree, [rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves]), metadata

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from diffusion_distillation import config as cfg
 from diffusion_distillation import from_checkpoint, interop, registry
 from diffusion_distillation.checkpoints import store
+from diffusion_distillation.checkpoints.integrity import seal
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.interop import archive, diffusers, download
 from diffusion_distillation.pipeline import Pipeline
@@ -413,9 +414,9 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
     elif kind in ("ladder", "config"):
         files = {"config.json": values["config"]}
     else:
-        sealed = store._sealed(values | {"fingerprints": {}, "format_version": 1})
+        sealed = seal(values | {"fingerprints": {}, "format_version": 1})
         files = {"checkpoints/3/metadata/metadata": sealed}
-        monkeypatch.setattr(store, "_steps_of_another", lambda run: [3])
+        monkeypatch.setattr(store, "finished_steps", lambda run: [3])
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     act = {"run": lambda: interop.load(url), "ladder": lambda: read_config(as_path(url))}

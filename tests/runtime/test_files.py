@@ -56,7 +56,7 @@ def test_in_a_bucket(bucket):
     path = as_path("gs://bucket/run/file")
     write_atomic(path, "there")
     assert (bucket / "run" / "file").read_text() == "there" and path.read_text() == "there"
-    with pytest.raises(InputError, match="a run's folder has 'checkpoints' in it, this one has file"):
+    with pytest.raises(InputError, match="a run's folder contains 'checkpoints'; this one contains file"):
         load("gs://bucket/run")
     with pytest.raises(InputError, match="No checkpoint in 'gs://bucket/nothing': there is no such folder"):
         load("gs://bucket/nothing")

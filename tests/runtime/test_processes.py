@@ -249,14 +249,14 @@ mesh = data_mesh()
 states = {step: at_step(init_state(metadata.config, params), step) for step in (3, 6)}
 shardings = state_shardings(states[3], mesh, shard=True)
 like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), states[3], shardings)
-read = store._read_arrays
+read = store.read_arrays
 
 def failing(error):
     def fails(checkpoint, *args):
         if index == 1 and checkpoint.name == "6":
             raise error
         return read(checkpoint, *args)
-    store._read_arrays = fails
+    store.read_arrays = fails
 
 def steps():
     multihost.barrier("look")

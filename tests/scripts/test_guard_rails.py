@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     again = start("train", *flags, env=OWN_PARTS)
     printed, error = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0 and "going on from step 5" in printed
-    assert "checkpoints/10: this checkpoint is damaged" in error and "that of step 5 is used" in error
+    assert "checkpoints/10 is damaged" in error and "Using step 5 instead" in error
     assert "Traceback" not in error and "never awaited" not in error
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk(tmp_path, small_disk):
     room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "other").write_bytes(bytes(int(room - 2.5 * size)))
     error = run("train", *flags, f"--workdir={small_disk / 'run'}", fails=True)
-    assert re.search(r"^error: .*(could not be written|No space left).*Finished checkpoints are untouched", error, re.M)
+    assert re.search(r"^error: .*(could not be written|No space left).*Finished checkpoints are intact", error, re.M)
     kept = steps_saved(small_disk / "run")
     assert kept and load(small_disk / "run")[1].step == kept[-1]
     (small_disk / "other").unlink()

@@ -303,7 +303,7 @@ def _metadata(values: dict[str, Any], scheduler: dict[str, Any], origin: str) ->
         config = resolve(config)
     except (TypeError, ValueError, OverflowError) as error:  # NumPy's, of betas that are no numbers
         raise InputError(f"{origin} and its scheduler's config: {error}") from None
-    metadata = Metadata(config, (side, side, channels), num_classes or 1, num_steps=0)
+    metadata = Metadata(config=config, image_shape=(side, side, channels), num_classes=num_classes or 1, num_steps=0)
     make_network(config.model, metadata.image_shape, metadata.num_classes)  # whether the options fit each other
     return metadata
 

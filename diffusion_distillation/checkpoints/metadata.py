@@ -1,0 +1,111 @@
+"""The metadata of a model: everything besides the parameters that sampling and teaching need, stored as JSON."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from ..config import resolve, to_share
+from ..errors import InputError
+from ..networks.model import init_params, make_network
+from ..registry import check_foreign
+from ..runtime.files import parse_json
+from ..shapes import Params
+from .integrity import unseal
+
+FORMAT_VERSION = 1
+
+
+class NewerFormatError(InputError):
+    """A checkpoint of a later version of this package."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What sampling and teaching need besides the parameters.
+
+    Attributes:
+      config: the resolved config of the run.
+      image_shape: (height, width, channels).
+      num_classes: 1 for an unconditional network.
+      num_steps: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
+      step: the updates done. Default: 0.
+      class_names: one name per class; None, the default, if the classes have no names.
+    """
+
+    config: ConfigDict
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_steps: int
+    step: int = 0
+    class_names: tuple[str, ...] | None = None
+
+    def to_share(self) -> "Metadata":
+        """A copy for other people, without the fields that `config.to_share` removes."""
+        return dataclasses.replace(self, config=to_share(self.config))
+
+    def to_json(self) -> dict[str, Any]:
+        """The metadata in JSON's types. The step is not included: checkpoints and archives store it on their own."""
+        names = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        return {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_dict(),
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "num_steps": self.num_steps,
+            **names,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], step: int, origin: epath.Path) -> "Metadata":
+        """The inverse of `to_json`.
+
+        Args:
+          values: what `to_json` returned.
+          step: the updates done.
+          origin: the file that the values are from. It decides whether the config may name code to run.
+
+        Raises:
+          InputError: if other people may have written the file and its config names code to run.
+          ValueError: if the class names are not one string per class.
+        """
+        check_foreign(values["config"], origin)
+        names = values.get("class_names")
+        if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
+            raise ValueError("class_names must be one string per class")
+        return cls(
+            config=resolve(ConfigDict(values["config"])),
+            image_shape=tuple(values["image_shape"]),
+            num_classes=values["num_classes"],
+            num_steps=values["num_steps"],
+            step=step,
+            class_names=None if names is None else tuple(names),
+        )
+
+
+def read_values(checkpoint: epath.Path) -> dict[str, Any]:
+    """Read the metadata of a checkpoint, as JSON.
+
+    Raises:
+      NewerFormatError: if a later version of this package wrote it.
+      ValueError: if the metadata are damaged.
+    """
+    values = unseal(parse_json((checkpoint / "metadata" / "metadata").read_text()))
+    if values["format_version"] > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{str(checkpoint)!r} has format {values['format_version']}. This version of diffusion_distillation reads "
+            f"formats up to {FORMAT_VERSION}. Upgrade the package."
+        )
+    return values
+
+
+def abstract_params(metadata: Metadata) -> Params:
+    """The shapes and dtypes of a model's parameters, as a tree of `jax.ShapeDtypeStruct`."""
+    network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
+
+    def init() -> Params:
+        return init_params(network, jax.random.key(0), metadata.image_shape, metadata.num_classes)
+
+    return jax.eval_shape(init)
