@@ -35,6 +35,7 @@ from .runtime.devices import enable_compilation_cache, start_jax
 from .runtime.files import absolute, as_path, read_json
 from .runtime.hashing import sha256
 from .runtime.signals import exit_on_signals
+from .sampling import SAMPLER_ALIASES, SAMPLERS
 from .shapes import Params
 from .training.dry_run import dry_run
 from .training.loop import OnEval, OnMetrics
@@ -106,6 +107,21 @@ def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
 
     flags.register_validator(name, check)
     return holder
+
+
+class _SamplerParser(flags.EnumParser):
+    """A name in `SAMPLERS`, or the published name of one."""
+
+    def parse(self, argument: str) -> str:
+        """The name in `SAMPLERS`."""
+        return super().parse(SAMPLER_ALIASES.get(argument, argument))
+
+
+def define_sampler() -> flags.FlagHolder:
+    """Define --sampler, whose value is a name in `SAMPLERS`, or None for the config's."""
+    return flags.DEFINE(
+        _SamplerParser(list(SAMPLERS)), "sampler", None, "Default: the config's; see `sampling.SAMPLERS`."
+    )
 
 
 class RunFlags(ProcessFlags):

@@ -27,7 +27,7 @@ from .networks.unet import LOGSNR_INPUT_TYPES, check_guidance_range
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json
-from .sampling import SAMPLERS, posterior_variance
+from .sampling import SAMPLER_ALIASES, SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 
 
@@ -331,6 +331,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     rename_old_fields(renamed)
     given = renamed.to_dict()
     trust(given)
+    if isinstance(sampler := given.get("sampler"), str):
+        given["sampler"] = SAMPLER_ALIASES.get(sampler, sampler)
     resolved = ConfigDict(_fill(_fields_of(given), given, ""))
     _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):

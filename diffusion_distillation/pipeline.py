@@ -18,7 +18,7 @@ from .keys import fold_in, threefry
 from .networks.model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
 from .runtime import multihost
 from .runtime.devices import data_mesh, map_rows, replicate
-from .sampling import DETERMINISTIC, SAMPLERS, check_num_steps
+from .sampling import SAMPLERS, check_key, check_num_steps, sampler_name
 from .shapes import Array, Keys, Params
 
 Guidance = Float[Array, "_"] | Float[Array, ""] | float
@@ -69,7 +69,8 @@ class Pipeline:
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
         self.class_names = getattr(metadata, "class_names", None)
-        self._sampler, self._clip, self._guidance = config.sampler, model.eval_clip_denoised, model.eval_guidance
+        self._sampler = sampler_name(config.sampler)
+        self._clip, self._guidance = model.eval_clip_denoised, model.eval_guidance
         self.can_be_guided = can_be_guided(metadata)
         self._mesh, self._parallel = data_mesh(), config.train.parallel
         self._params = replicate(params, self._mesh, self._parallel)
@@ -104,7 +105,7 @@ class Pipeline:
             weights takes those of its range, in one call a step; any other model must have been trained with
             train.label_dropout, and is called with twice the batch. By default the config's model.eval_guidance.
           num_steps: sampling steps; by default the pipeline's. A student that was distilled for another number warns.
-          sampler: 'ddim'; 'noisy', the ancestral one; 'addim', DDIM adjusted for the variance that it loses, for
+          sampler: 'ddim'; 'ancestral'; 'addim', DDIM adjusted for the variance that it loses, for
             undistilled models; 'renoise', for consistency models of one group; or 'stochastic', DDIM's steps of twice
             the length, each half undone by noise. By default the config's.
           eta: with 'ddim', the share of fresh noise at every step, from 0 (none) to 1; see `sampling.ddim_step`.
@@ -164,7 +165,8 @@ class Pipeline:
           sampler: as for `sample`.
           eta: as for `sample`.
           clip: as for `sample`.
-          key: for the fresh noise of 'noisy' and of eta > 0, which need it; that of image j depends on the key and j.
+          key: for the noise that samplers such as 'ancestral' add at every step; that of image j depends on the key
+            and j.
           batch_size: as for `sample`.
 
         Returns:
@@ -234,19 +236,19 @@ class Pipeline:
           class-conditional model, and weights as 'guidance', `[batch]`, for one that is guided; else it is empty.
 
         Raises:
-          InputError: for an unknown sampler, an eta out of its range, or eta with the 'noisy' sampler.
+          InputError: for an unknown sampler, an eta out of its range, or eta with the 'ancestral' sampler.
         """
         settings = self._draw_settings(sampler, eta, clip)
         return functools.partial(_draw_rows, trajectory=None, **settings), self._params_of_no_device()
 
     def is_deterministic(self, *, sampler: str | None = None, eta: float = 0.0) -> bool:
         """Whether the noise that a sample starts from is all that it draws."""
-        return (self._sampler if sampler is None else sampler) in DETERMINISTIC and eta == 0
+        return not SAMPLERS[self._sampler if sampler is None else sampler_name(sampler)].needs_key(eta)
 
     def _draw_settings(self, sampler: str | None, eta: float, clip: bool | None) -> dict[str, Any]:
         """The settings of `_draw_rows`, with the config's where there is None."""
-        sampler = self._sampler if sampler is None else sampler
-        _check_sampler(sampler, eta)
+        sampler = self._sampler if sampler is None else sampler_name(sampler)
+        _check_eta(sampler, eta)
         clip_x = self._clip if clip is None else clip
         return dict(sampler=sampler, eta=eta, clip_x=clip_x, **self._network, **self._process)
 
@@ -277,13 +279,12 @@ class Pipeline:
         settings = self._draw_settings(sampler, eta, clip)
         if self.is_deterministic(sampler=sampler, eta=eta):
             key = None  # so that one program serves whether there is a key or not
-        elif key is None:
-            what = f"DDIM with eta={eta}" if eta else f"The {settings['sampler']!r} sampler"
-            raise InputError(f"{what} draws fresh noise at every step: give it a key, as in key=jax.random.key(0).")
+        else:
+            check_key(SAMPLERS[settings["sampler"]], key, eta)
         labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
         guidance = self._check_guidance(guidance, index.shape)
-        own = (num_steps, num_steps // 2) if settings["sampler"] == "stochastic" else (num_steps,)
-        if self.distilled_for not in (0, *own) and settings["sampler"] != "renoise" and multihost.is_main():
+        suits = not self.distilled_for or SAMPLERS[settings["sampler"]].suits(self.distilled_for, num_steps)
+        if not suits and multihost.is_main():
             logging.warning(
                 "This student was distilled for %d sampling steps and draws in %d: its images are worse for that.",
                 self.distilled_for,
@@ -372,12 +373,10 @@ def _first(num_samples: int) -> np.ndarray:
     return np.arange(num_samples, dtype=np.int32)
 
 
-def _check_sampler(sampler: str, eta: float) -> None:
-    if sampler not in SAMPLERS:
-        raise InputError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
+def _check_eta(sampler: str, eta: float) -> None:
     if not 0 <= eta <= 1:
         raise InputError(f"eta={eta} must be from 0, deterministic, to 1.")
-    if eta != 0 and sampler != "ddim":
+    if eta != 0 and "eta" not in SAMPLERS[sampler].options:
         raise InputError(
             f"eta={eta} is for the sampler 'ddim'; the sampler here is {sampler!r}. Leave one of them out."
         )
@@ -416,16 +415,14 @@ def _draw_rows(
     (key, num_steps), (z, index, condition) = shared, rows
     denoise = network_denoiser(network, params, mean_type, condition, clip_x=clip_x)
     step_keys = None if key is None else _keys(key, index)[:, 1]
-    draw = {
-        "ddim": functools.partial(sampling.ddim, denoise, z, schedule, eta=eta, key=step_keys),
-        "noisy": functools.partial(sampling.ancestral, step_keys, denoise, z, schedule, logvar_type=logvar_type),
-        "addim": functools.partial(sampling.addim, denoise, z, schedule),
-        "renoise": functools.partial(sampling.renoise, step_keys, denoise, z, schedule),
-        "stochastic": functools.partial(sampling.stochastic, step_keys, denoise, z, schedule),
-    }[sampler]
+    options = {"eta": eta, "logvar_type": logvar_type}
+    draw = functools.partial(
+        sampling.sample, sampler, denoise, z, schedule, key=step_keys,
+        **{name: options[name] for name in SAMPLERS[sampler].options},
+    )  # fmt: skip
     if trajectory is None:
-        return draw(num_steps=num_steps)
-    return draw(num_steps=trajectory, trajectory=True)[1].swapaxes(0, 1)
+        return draw(num_steps)
+    return draw(trajectory, trajectory=True)[1].swapaxes(0, 1)
 
 
 @functools.lru_cache(maxsize=16)

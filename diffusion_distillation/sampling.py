@@ -6,8 +6,10 @@ the predicted x. `num_steps` may be a traced integer: one compiled program then 
 predicted at step k; this needs `num_steps` to be a Python integer.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +20,6 @@ from .errors import InputError
 from .keys import fold_in, normal
 from .schedules import Schedule, bounded
 from .shapes import Array, Count, Images, Keys, Times, Trajectory, at_least_float32, mixing_types
-
-SAMPLER_TITLES = {
-    "ddim": "DDIM",
-    "noisy": "ancestral",
-    "addim": "aDDIM",
-    "renoise": "re-noising",
-    "stochastic": "stochastic",
-}
-SAMPLERS = tuple(SAMPLER_TITLES)
-DETERMINISTIC = ("ddim", "addim")  # unless DDIM's eta is above 0
 
 
 @mixing_types
@@ -178,6 +170,135 @@ def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Sche
     return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A sampler: its step, and what its callers need to know of it.
+
+    Attributes:
+      title: name in tables and plots.
+      step: `step(denoise, z, memory, *, schedule, t, dt, key, **options) -> (z, x, memory)`, from t to t - dt. It calls
+        `denoise` as often as it needs to. `x` is the predicted clean image, for trajectories. `memory` is whatever a
+        step leaves to the next one, such as the previous x of a multistep method. `key` is None for a deterministic
+        sampler. `single_evaluation` makes such a step from a function of one prediction.
+      start_memory: `start_memory(z)`, the memory before the first step; default none.
+      options: names of the keyword arguments of `step` that users may set: 'eta', 'logvar_type'.
+      deterministic: whether the starting noise alone determines the sample (if `options` has eta, while it is 0);
+        default False.
+      jumps: how many grid steps one step's prediction is used for. A student of N steps can be sampled in jump * N
+        steps. None if a prediction serves from any time, as in consistency models. Default (1,).
+    """
+
+    title: str
+    step: Callable[..., tuple[Images, Images, Any]]
+    start_memory: Callable[[Images], Any] = lambda z: ()
+    options: tuple[str, ...] = ()
+    deterministic: bool = False
+    jumps: tuple[int, ...] | None = (1,)
+
+    def needs_key(self, eta: float = 0.0) -> bool:
+        """Whether the sampler adds fresh noise at every step."""
+        return not self.deterministic or eta != 0
+
+    def suits(self, student_num_steps: int, num_steps: int) -> bool:
+        """Whether a student that was distilled for one number of steps can be sampled in another."""
+        return self.jumps is None or student_num_steps in [num_steps // jump for jump in self.jumps]
+
+
+def single_evaluation(step: Callable[..., Images]) -> Callable[..., tuple[Images, Images, Any]]:
+    """The `Sampler.step` of a function `step(*, prediction, z, schedule, t, dt, key, **options) -> z`.
+
+    The denoiser is called once, at (z, t), and there is no memory. `key` is passed if there is one.
+    """
+
+    def evaluate_and_step(denoise, z, memory, *, schedule, t, dt, key, **options):
+        prediction = denoise(z, schedule(t))
+        if key is not None:
+            options["key"] = key
+        return step(prediction=prediction, z=z, schedule=schedule, t=t, dt=dt, **options), prediction.x, memory
+
+    return evaluate_and_step
+
+
+SAMPLERS = {
+    "ddim": Sampler(title="DDIM", step=single_evaluation(ddim_step), options=("eta",), deterministic=True),
+    "ancestral": Sampler(title="ancestral", step=single_evaluation(ancestral_step), options=("logvar_type",)),
+    "addim": Sampler(title="aDDIM", step=single_evaluation(addim_step), deterministic=True),
+    "renoise": Sampler(title="re-noising", step=single_evaluation(renoise_step), jumps=None),
+    "stochastic": Sampler(title="stochastic", step=single_evaluation(stochastic_step), jumps=(1, 2)),
+}
+SAMPLER_ALIASES = {"noisy": "ancestral"}  # of the published configs
+
+
+def sampler_name(name: str) -> str:
+    """The name in `SAMPLERS` of a sampler, which may have its published name, 'noisy' for 'ancestral'.
+
+    Raises:
+      InputError: for an unknown sampler.
+
+    >>> sampler_name("noisy")
+    'ancestral'
+    """
+    name = SAMPLER_ALIASES.get(name, name)
+    if name not in SAMPLERS:
+        raise InputError(f"Unknown sampler {name!r}; choose one of {list(SAMPLERS)}.")
+    return name
+
+
+def sample(
+    sampler: str | Sampler,
+    denoise: Denoiser,
+    z: Images,
+    schedule: Schedule,
+    num_steps: Count,
+    *,
+    key: Keys | None = None,
+    start: Float[Array, ""] | float = 1.0,
+    trajectory: bool = False,
+    **options: Any,
+) -> Images | tuple[Images, Trajectory]:
+    """Sample with any sampler.
+
+    Args:
+      sampler: a name in `SAMPLERS`, or a `Sampler` of your own.
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; may be traced, unless `trajectory`.
+      key: for the noise of the steps, ignored by deterministic samplers. With one key per example, a sample does not
+        depend on the rest of its batch.
+      start: time of the first step; see `ddim`.
+      trajectory: also return the predicted x of every step.
+      **options: keyword arguments of the sampler's step, one of its `options` each.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for an unknown sampler, a `num_steps` below 1, or a missing key.
+    """
+    sampler = SAMPLERS[sampler_name(sampler)] if isinstance(sampler, str) else sampler
+    check_num_steps(num_steps)
+    check_key(sampler, key, options.get("eta", 0.0))
+    if not sampler.needs_key(options.get("eta", 0.0)):
+        key = None
+    time_type = at_least_float32(z.dtype)
+    dt = 1 / jnp.asarray(num_steps, time_type)
+
+    def step(carry, i):
+        z, memory = carry
+        t = (i + 1).astype(time_type) * dt - (1 - start)
+        step_key = None if key is None else fold_in(key, i)
+        z, x, memory = sampler.step(denoise, z, memory, schedule=schedule, t=t, dt=dt, key=step_key, **options)
+        return (z, memory), x
+
+    first = (z, sampler.start_memory(z))
+    if trajectory:
+        (x, _), xs = jax.lax.scan(step, first, jnp.arange(num_steps)[::-1])
+        return x, xs
+    x, _ = jax.lax.fori_loop(0, num_steps, lambda k, carry: step(carry, jnp.asarray(num_steps - 1 - k))[0], first)
+    return x
+
+
 def ddim(
     denoise: Denoiser,
     z: Images,
@@ -209,12 +330,7 @@ def ddim(
     Raises:
       InputError: for a num_steps below 1, or eta without a key.
     """
-
-    def step(i, prediction, z, t, dt):
-        step_key = None if key is None else fold_in(key, i)
-        return ddim_step(prediction, z, schedule, t, dt, eta=eta, key=step_key)
-
-    return _sample(step, denoise, z, schedule, num_steps, trajectory, start)
+    return sample("ddim", denoise, z, schedule, num_steps, key=key, start=start, trajectory=trajectory, eta=eta)
 
 
 def ancestral(
@@ -244,11 +360,7 @@ def ancestral(
     Raises:
       InputError: for a num_steps below 1 or an unknown logvar_type.
     """
-
-    def step(i, prediction, z, t, dt):
-        return ancestral_step(fold_in(key, i), prediction, z, schedule, t, dt, logvar_type)
-
-    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+    return sample("ancestral", denoise, z, schedule, num_steps, key=key, trajectory=trajectory, logvar_type=logvar_type)
 
 
 def addim(
@@ -258,11 +370,7 @@ def addim(
 
     Arguments, result and errors are those of `ddim`.
     """
-
-    def step(i, prediction, z, t, dt):
-        return addim_step(prediction, z, schedule, t, dt)
-
-    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+    return sample("addim", denoise, z, schedule, num_steps, trajectory=trajectory)
 
 
 def renoise(
@@ -274,11 +382,7 @@ def renoise(
 
     Arguments, result and errors are those of `ancestral`.
     """
-
-    def step(i, prediction, z, t, dt):
-        return renoise_step(fold_in(key, i), prediction, z, schedule, t, dt)
-
-    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+    return sample("renoise", denoise, z, schedule, num_steps, key=key, trajectory=trajectory)
 
 
 def stochastic(
@@ -290,34 +394,14 @@ def stochastic(
 
     Arguments, result and errors are those of `ancestral`.
     """
-
-    def step(i, prediction, z, t, dt):
-        return stochastic_step(fold_in(key, i), prediction, z, schedule, t, dt)
-
-    return _sample(step, denoise, z, schedule, num_steps, trajectory)
+    return sample("stochastic", denoise, z, schedule, num_steps, key=key, trajectory=trajectory)
 
 
-def _sample(
-    step: Callable,
-    denoise: Denoiser,
-    z: Images,
-    schedule: Schedule,
-    num_steps: Count,
-    trajectory: bool,
-    start: Float[Array, ""] | float = 1.0,
-) -> Images | tuple[Images, Trajectory]:
-    check_num_steps(num_steps)
-    time_type = at_least_float32(z.dtype)
-    dt = 1 / jnp.asarray(num_steps, time_type)
-
-    def one_step(z, i):
-        t = (i + 1).astype(time_type) * dt - (1 - start)
-        prediction = denoise(z, schedule(t))
-        return step(i, prediction, z, t, dt), prediction.x
-
-    if trajectory:
-        return jax.lax.scan(one_step, z, jnp.arange(num_steps)[::-1])
-    return jax.lax.fori_loop(0, num_steps, lambda k, z: one_step(z, jnp.asarray(num_steps - 1 - k))[0], z)
+def check_key(sampler: Sampler, key: Keys | None, eta: float = 0.0) -> None:
+    """Raise an InputError if a sampler that adds noise at every step has no key."""
+    if key is None and sampler.needs_key(eta):
+        name = f"{sampler.title} with eta={eta}" if eta else f"The {sampler.title} sampler"
+        raise InputError(f"{name} adds fresh noise at every step. Pass a key, such as key=jax.random.key(0).")
 
 
 def check_num_steps(num_steps: Count) -> None:

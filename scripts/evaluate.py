@@ -37,7 +37,6 @@ from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, read_json, write_atomic
-from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.training.runs import read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, a student or a ladder, or another model's path.")
@@ -53,7 +52,7 @@ WANTED = flags.DEFINE_list("metrics", ["frechet"], f"Some of {', '.join(METRICS)
 OUT = flags.DEFINE_string("out", None, "The evaluation.json.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Of each model; by default 50,000, or all.", lower_bound=2)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
+SAMPLER = cli.define_sampler()
 SEED = flags.DEFINE_integer("seed", 0, "The seed of the noise.", lower_bound=0, upper_bound=MOST_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "How many to draw at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(

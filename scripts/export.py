@@ -19,7 +19,6 @@ from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
 from diffusion_distillation.interop import diffusers
 from diffusion_distillation.runtime.devices import start_jax
 from diffusion_distillation.runtime.files import as_path
-from diffusion_distillation.sampling import SAMPLERS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
 CONFIG = cli.define_config()
@@ -36,7 +35,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by defa
 NUM_STEPS = flags.DEFINE_string(
     "num_steps", None, "Sampling steps, by default the model's own; 'free' makes them an input."
 )
-SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; 'noisy' takes --input=seed.")
+SAMPLER = cli.define_sampler()
 PLATFORMS = flags.DEFINE_list("platforms", list(sampler_file.PLATFORMS), "What the sampler's file is for.")
 PARAMS = flags.DEFINE_enum(
     "params", "inside", sampler_file.PLACES, "Parameters in the sampler's file or in one beside it."

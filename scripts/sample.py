@@ -31,7 +31,6 @@ from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, save_atomic
-from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.shapes import Params
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
@@ -45,7 +44,7 @@ OUT = flags.DEFINE_string(
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0, upper_bound=MOST_SEED)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the config's; see `sampling`.")
+SAMPLER = cli.define_sampler()
 ETA = flags.DEFINE_float("eta", 0.0, "Share of fresh noise at every step of 'ddim'.", lower_bound=0.0, upper_bound=1.0)
 CLIP = flags.DEFINE_boolean(
     "clip", None, "Clip the x predicted at every step to [-1, 1]; by default as the config has."

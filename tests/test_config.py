@@ -235,7 +235,7 @@ def test_a_config_of_the_published_schema_runs():
             r"2.learning_rates. Did you mean 'learning_rate'",
         ),
         ("distillation.method", "progresive", r"config.distillation: Unknown config.distillation.method='progresive'"),
-        ("sampler", "noisy", "config.sampler='noisy': students are made for steps of DDIM"),
+        ("sampler", "noisy", "config.sampler='ancestral': students are made for steps of DDIM"),
         ("model.eval_logsnr_schedule", {"name": "nichol_dhariwal"}, "eval_logsnr_schedule=.* differs from train_"),
         ("distillation.stages", {"2": {"updates_factor": -1.0}}, "stages.2.updates_factor=-1.0 must not be negative"),
         ("distillation.stages", {"2": {"updates_factor": 0.0}}, "stages.2.updates_factor=0.0 must be more than 0"),

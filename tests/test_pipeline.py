@@ -76,7 +76,7 @@ def test_eta_one_is_ancestral_with_small_variance(base):
     z = noise(KEY, 4)
     small = Pipeline(*make_model(logvar_type="fixed_small"))
     np.testing.assert_allclose(
-        base.from_noise(z, eta=1.0, key=KEY), small.from_noise(z, sampler="noisy", key=KEY), atol=1e-4
+        base.from_noise(z, eta=1.0, key=KEY), small.from_noise(z, sampler="ancestral", key=KEY), atol=1e-4
     )
 
 
@@ -176,12 +176,14 @@ def test_errors(base):
         lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
         lambda: base.sample(
             KEY, 2, sampler="dim"
-        ): r"'dim'; choose one of \['ddim', 'noisy', 'addim', 'renoise', 'stoch",
+        ): r"'dim'; choose one of \['ddim', 'ancestral', 'addim', 'renoise', 'stoch",
         lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
-        lambda: base.sample(KEY, 2, sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'noisy'",
-        lambda: base.stream(KEY, np.arange(2), sampler="noisy", eta=0.5): "eta=0.5 is for the sampler 'ddim'",
-        lambda: base.from_noise(z, eta=0.5): "DDIM with eta=0.5 draws fresh noise at every step: give it a key",
-        lambda: base.from_noise(z, sampler="noisy"): "'noisy' sampler draws fresh noise at every step: give it a key",
+        lambda: base.sample(KEY, 2, sampler="ancestral", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'ancestral'",
+        lambda: base.stream(KEY, np.arange(2), sampler="ancestral", eta=0.5): "eta=0.5 is for the sampler 'ddim'",
+        lambda: base.from_noise(z, eta=0.5): "DDIM with eta=0.5 adds fresh noise at every step. Pass a key",
+        lambda: base.from_noise(
+            z, sampler="ancestral"
+        ): "The ancestral sampler adds fresh noise at every step. Pass a key",
         lambda: base.from_noise(z[:, :4]): r"z must be noisy images of shape \[n, 8, 8, 1\].* got \[3, 4, 8, 1\]",
         lambda: base.from_noise(z[:0]): r"at least one; got \[0, 8, 8, 1\]",
         lambda: base.from_noise(z, np.arange(2)): r"labels must be 3 classes, .*; got 2: \[0, 1\]. .*np.full\(3, 0\)",

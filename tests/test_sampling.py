@@ -174,7 +174,7 @@ def test_errors(cosine):
     for num_steps in (0, np.int64(0), jnp.int32(-1)):
         with pytest.raises(ValueError, match=f"num_steps={num_steps} must be an integer of at least 1"):
             ddim(denoise, Z, cosine, num_steps)
-    with pytest.raises(ValueError, match=r"eta=0.5 draws fresh noise: give it a key"):
+    with pytest.raises(ValueError, match=r"eta=0.5 adds fresh noise at every step. Pass a key"):
         ddim(denoise, Z, cosine, 2, eta=0.5)
     for logvar_type in ("large", "fixed_tiny", "fixed_medium:3"):
         with pytest.raises(ValueError, match="choose"):

@@ -39,7 +39,7 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     students = [rung.num_steps for rung in make_method(config).rungs]
     return {
         **{Entry("teacher", "ddim", num_steps): teacher for num_steps in by_ddim},
-        **{Entry("teacher", "noisy", num_steps): teacher for num_steps in ancestral},
+        **{Entry("teacher", "ancestral", num_steps): teacher for num_steps in ancestral},
         **{Entry("student", "ddim", num_steps): student_folder(workdir, num_steps) for num_steps in students},
     }
 

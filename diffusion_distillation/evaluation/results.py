@@ -18,7 +18,7 @@ from ..interop import from_checkpoint, model_version
 from ..runtime import multihost
 from ..runtime.files import parse_json, save_atomic, write_atomic
 from ..runtime.hashing import sha256
-from ..sampling import SAMPLER_TITLES
+from ..sampling import SAMPLER_ALIASES, SAMPLERS
 from .extractor import Images
 from .measure import Draw, Measured, Yardstick, measure
 from .metrics import Criterion, Value, Values, by_name
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
         """As it is printed."""
         if not self.sampler:
             return self.model
-        return f"{self.model}, {SAMPLER_TITLES[self.sampler]}, {self.steps}"
+        return f"{self.model}, {SAMPLERS[self.sampler].title}, {self.steps}"
 
     @property
     def steps(self) -> str:
@@ -81,7 +81,9 @@ class Row(NamedTuple):
     def from_json(cls, stored: dict[str, Any]) -> "Row":
         """The inverse of `to_json`."""
         values = {_part(Criterion, of_one): _part(Value, of_one) for of_one in stored["values"]}
-        return cls(_part(Entry, stored), values, stored["images_per_sec"], stored["content"])
+        entry = _part(Entry, stored)
+        entry = entry._replace(sampler=SAMPLER_ALIASES.get(entry.sampler, entry.sampler))
+        return cls(entry, values, stored["images_per_sec"], stored["content"])
 
 
 def _part(kind: type[Any], stored: dict[str, Any]) -> Any:
@@ -252,7 +254,12 @@ def load_samples(folder: epath.Path, entry: Entry) -> Images:
 
 def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
     """Where the first samples of a row are kept."""
-    return folder / f"{entry.name}.npz"
+    path = folder / f"{entry.name}.npz"
+    for alias, name in SAMPLER_ALIASES.items():
+        published = folder / f"{entry._replace(sampler=alias).name}.npz"
+        if entry.sampler == name and not path.exists() and published.exists():
+            return published
+    return path
 
 
 def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from ..sampling import SAMPLER_TITLES
+from ..sampling import SAMPLERS
 from .metrics import INCEPTION, Criterion
 from .results import Evaluation, Row
 
@@ -50,7 +50,7 @@ def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
     first, *others = found.criteria
     made: list[tuple[str, Callable[[Row], str]]] = [
         ("model", lambda row: row.entry.model),
-        ("sampler", lambda row: SAMPLER_TITLES.get(row.entry.sampler, "")),
+        ("sampler", lambda row: SAMPLERS[row.entry.sampler].title if row.entry.sampler else ""),
         ("steps", lambda row: str(row.entry.num_steps or "")),
         *of_criterion(first),
         ("images/s", lambda row: "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"),

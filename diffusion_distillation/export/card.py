@@ -12,7 +12,7 @@ import jax
 from ..checkpoints import Metadata
 from ..errors import InputError
 from ..pipeline import can_be_guided
-from ..sampling import SAMPLER_TITLES
+from ..sampling import SAMPLERS, sampler_name
 from ..version import __version__
 
 NAME = "README.md"
@@ -50,7 +50,7 @@ def text(
         "classes": _classes(metadata),
         "steps": f"{own}" if metadata.num_steps else f"{own} by default, any number works",
         "updates": f"{metadata.step:,}",
-        "sampler": SAMPLER_TITLES[options.sampler or config.sampler],
+        "sampler": SAMPLERS[sampler_name(options.sampler or config.sampler)].title,
         "stored": options.dtype,
         "metrics": _metrics(metrics),
         "jax": jax.__version__,

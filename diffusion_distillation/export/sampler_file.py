@@ -25,7 +25,7 @@ from ..networks.layers import traced_for_cpu
 from ..networks.model import condition_of
 from ..pipeline import Pipeline, can_be_guided, start_noise
 from ..runtime.files import is_remote, write_atomic
-from ..sampling import DETERMINISTIC
+from ..sampling import SAMPLERS, sampler_name
 from ..shapes import Array, Params
 from . import card
 
@@ -45,7 +45,7 @@ class ExportOptions(NamedTuple):
       output: 'uint8': pictures; or 'float': float32 images as from `Pipeline.from_noise`.
       batch_size: images at a time; None leaves it free.
       num_steps: sampling steps; None for the model's own, and 'free' makes them one more input.
-      sampler: 'ddim' or 'noisy'; None for the config's.
+      sampler: a name in `sampling.SAMPLERS`; None for the config's.
       platforms: that the file is for; some of KNOWN_PLATFORMS.
       params: 'inside': in the file; or 'beside': a safetensors file, whose arrays are one more input.
       dtype: that the parameters are stored in: 'float32', or 'float16' for half the size. It is not that of the
@@ -146,8 +146,8 @@ def check(folder: epath.Path, metadata: Metadata, format: str, options: ExportOp
         raise InputError(f"num_steps={options.num_steps!r} must be a number from 1 on, or 'free'.")
     if isinstance(options.num_steps, int) and options.num_steps < 1:
         raise InputError(f"num_steps={options.num_steps} must be at least 1, or 'free'.")
-    sampler = options.sampler or metadata.config.sampler
-    if options.input == "noise" and sampler not in DETERMINISTIC:
+    sampler = sampler_name(options.sampler or metadata.config.sampler)
+    if options.input == "noise" and SAMPLERS[sampler].needs_key():
         raise InputError(f"{sampler!r} draws noise at every step: give it a seed, input='seed', or take 'ddim'.")
     card.check_licence(about.licence)
     check_new(folder)

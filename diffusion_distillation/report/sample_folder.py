@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import InputError
 from ..runtime import multihost
 from ..runtime.files import UNFINISHED, read_json, save_atomic, write_atomic
+from ..sampling import SAMPLER_ALIASES
 
 SETTINGS = "settings.json"
 
@@ -90,6 +91,8 @@ def _problem(folder: epath.Path, settings: Mapping[str, Any]) -> str | None:
         stored = read_json(folder / SETTINGS)
     except InputError:
         return f"{str(folder / SETTINGS)!r} cannot be read as the settings of samples. Use a new folder."
+    if isinstance(stored, dict) and "sampler" in stored:
+        stored["sampler"] = SAMPLER_ALIASES.get(stored["sampler"], stored["sampler"])
     differences = [
         f"{name} is {stored.get(name)!r} in the folder and {value!r} now"
         for name, value in settings.items()

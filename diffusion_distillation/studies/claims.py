@@ -171,7 +171,7 @@ def _entries(ladder: ConfigDict, folder: epath.Path, *, all_steps: bool) -> dict
     """The rows of a variant: the undistilled base model by both samplers, and the students."""
     teacher_steps, student_steps = _steps(ladder)
     undistilled = [teacher_steps, *(student_steps if all_steps else _few(student_steps))]
-    entries = {Entry("teacher", sampler, n): folder / "base" for sampler in ("ddim", "noisy") for n in undistilled}
+    entries = {Entry("teacher", sampler, n): folder / "base" for sampler in ("ddim", "ancestral") for n in undistilled}
     return entries | {Entry("student", "ddim", n): student_folder(folder / "ladder", n) for n in student_steps}
 
 
@@ -201,7 +201,7 @@ def _kinds(teacher_steps: int, student_steps: Sequence[int]) -> dict[str, Entry]
     """The columns of the tables: the undistilled model with many steps, with few, and the students with few."""
     return {
         f"DDIM, {teacher_steps} steps": Entry("teacher", "ddim", teacher_steps),
-        f"ancestral, {teacher_steps}": Entry("teacher", "noisy", teacher_steps),
+        f"ancestral, {teacher_steps}": Entry("teacher", "ancestral", teacher_steps),
         **{f"DDIM, {n}": Entry("teacher", "ddim", n) for n in student_steps},
         **{f"student, {n}": Entry("student", "ddim", n) for n in student_steps},
     }
@@ -289,7 +289,7 @@ def _sampler_curves(
     if not evaluations:
         return []
     ddim = values_by_steps(evaluations, criterion, "teacher", "ddim")
-    ancestral = values_by_steps(evaluations, criterion, "teacher", "noisy")
+    ancestral = values_by_steps(evaluations, criterion, "teacher", "ancestral")
     students = values_by_steps(evaluations, criterion, "student")
     curves = [
         mean_curve("undistilled, DDIM", "teacher", ddim, 0),

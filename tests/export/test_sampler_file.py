@@ -29,7 +29,7 @@ from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
 from diffusion_distillation.interop import archive
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.runtime.files import as_path
-from diffusion_distillation.sampling import SAMPLER_TITLES, SAMPLERS
+from diffusion_distillation.sampling import SAMPLERS
 
 SEED, LABELS = np.uint32(3), np.array([2, 0, 1, 2], np.int32)
 INDEX = np.array([0, 1, 2, 3], np.int32)
@@ -52,7 +52,7 @@ def exported(params, metadata, **options):
     return jax.export.deserialize(bytearray(content))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "noisy"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 @pytest.mark.parametrize("num_steps", [None, 1, 3])
 def test_from_a_seed_bit_for_bit_with_a_fixed_batch(sampler, num_steps):
     model = make_model(num_steps=4, unet=num_steps == 3)
@@ -134,7 +134,7 @@ VARIANTS = [
     ExportOptions(),
     ExportOptions(batch_size=4, params="beside"),
     ExportOptions(input="noise", num_steps="free"),
-    ExportOptions(sampler="noisy", batch_size=16, num_steps=2, params="beside", dtype="float16"),
+    ExportOptions(sampler="ancestral", batch_size=16, num_steps=2, params="beside", dtype="float16"),
 ]
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
         ("both", {"batch_size": 0}, {}, "out", "batch_size=0 must be at least 1; leave it out"),
         ("both", {"num_steps": 0}, {}, "out", "num_steps=0 must be at least 1, or 'free'"),
         ("both", {"num_steps": "many"}, {}, "out", "num_steps='many' must be a number from 1 on, or 'free'"),
-        ("both", {"input": "noise", "sampler": "noisy"}, {}, "out", "draws noise at every step: give it a seed"),
+        ("both", {"input": "noise", "sampler": "ancestral"}, {}, "out", "draws noise at every step: give it a seed"),
         ("both", {}, {"licence": "MIT\nevil: 1"}, "out", "must be one of the Hugging Face Hub's identifiers"),
         ("both", {}, {}, "full", "is there already and not empty"),
     ]:
@@ -323,4 +323,4 @@ def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
 def test_the_card_names_every_sampler(sampler):
     _, metadata = make_model()
     text = card.text(metadata, ("sampler",), ExportOptions(sampler=sampler), "mit", {}, datetime.date(2026, 1, 1))
-    assert f"| sampler | {SAMPLER_TITLES[sampler]} |" in text
+    assert f"| sampler | {SAMPLERS[sampler].title} |" in text

@@ -15,7 +15,7 @@ SHAPE = (8, 8, 1)
 KEY = jax.random.key(3)
 WAYS = {
     "ddim": dict(),
-    "noisy": dict(sampler="noisy"),
+    "ancestral": dict(sampler="ancestral"),
     "eta": dict(eta=0.5),
     "addim": dict(sampler="addim"),
     "renoise": dict(sampler="renoise"),

@@ -113,11 +113,11 @@ def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, capl
     source, workdir = RandomImages(), tmp_path / "ladder"
     file = workdir / "report" / "evaluation.json"
     write(workdir, source)
-    rows = [("base", 2, "ddim"), ("base", 1, "ddim"), ("base", 2, "noisy"), ("steps_0002", 2, "ddim")]
+    rows = [("base", 2, "ddim"), ("base", 1, "ddim"), ("base", 2, "ancestral"), ("steps_0002", 2, "ddim")]
     assert sampled == [*rows, ("steps_0001", 1, "ddim")]
     table = json.loads(file.read_text())
     assert [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]] == [
-        ("teacher", "ddim", 2), ("teacher", "ddim", 1), ("teacher", "noisy", 2), ("student", "ddim", 2),
+        ("teacher", "ddim", 2), ("teacher", "ddim", 1), ("teacher", "ancestral", 2), ("student", "ddim", 2),
         ("student", "ddim", 1),
     ]  # fmt: skip
     of_data = statistics([pixels(source[np.arange(100)]["image"])])
@@ -137,9 +137,9 @@ def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, capl
     assert sampled == [("steps_0001", 1, "ddim")]
     sampled.clear()
 
-    (workdir / "report" / "samples" / "teacher_noisy_2.npz").unlink()
+    (workdir / "report" / "samples" / "teacher_ancestral_2.npz").unlink()
     write(workdir, source)
-    assert sampled == [("base", 2, "noisy")]
+    assert sampled == [("base", 2, "ancestral")]
     assert json.loads(file.read_text())["floors"] == table["floors"]
 
     file.write_text(file.read_text()[:50])

@@ -78,7 +78,7 @@ def test_files(sample, checkpoint, tmp_path):
     assert read(out).dtype == np.float32 and np.abs(read(out)).max() == 1
     np.testing.assert_array_equal(np.round((read(out) + 1) * 127.5), expected)
 
-    sample(f"--out={tmp_path / 'grid.png'}", "--sampler=noisy", "--num_steps=3")
+    sample(f"--out={tmp_path / 'grid.png'}", "--sampler=ancestral", "--num_steps=3")
     assert Image.open(tmp_path / "grid.png").size == (8 * 70 - 6, 8 * 70 - 6)
 
 
@@ -134,7 +134,7 @@ def test_errors(sample, tmp_path):
         (f"--out={tmp_path / 'new.jpg'}",): r"new.jpg must end in .png or .npz, or in / for a folder",
         (new, "--float"): "--float is for a .npz, and --out=.*new is none",
         (f"--out={tmp_path / 'new.png'}", "--float"): "--float is for a .npz",
-        (new, "--sampler=noisy", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'noisy'",
+        (new, "--sampler=ancestral", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'ancestral'",
         (array, "--labels=2,x"): "--labels=2,x must be class numbers",
         (array, "--labels="): "--labels= must be class numbers",
         (new, "--labels=3"): "labels must be classes from 0 to 2; got .3, 3",

@@ -113,7 +113,7 @@ def test_report(ladder):
     rows = [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]]
     assert rows == [
         *(("teacher", "ddim", n) for n in (4, 2, 1)),
-        ("teacher", "noisy", 2),
+        ("teacher", "ancestral", 2),
         *(("student", "ddim", n) for n in (2, 1)),
     ]
     samples = {row: np.load(report / "samples" / "{}_{}_{}.npz".format(*row))["arr_0"] for row in rows}
