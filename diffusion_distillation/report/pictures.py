@@ -137,7 +137,7 @@ def quality_curves(ladders: Sequence[LadderReport], folder: epath.Path) -> list[
 
 def ancestral_samples(ladder: LadderReport, folder: epath.Path) -> list[Picture]:
     """The same noise through the undistilled teacher by DDIM and by ancestral sampling; empty without the latter."""
-    ancestral = {entry.num_steps: entry for entry in ladder.entries("teacher", "noisy")}
+    ancestral = {entry.num_steps: entry for entry in ladder.entries("teacher", "ancestral")}
     ddim = [entry for entry in ladder.entries("teacher") if entry.num_steps in ancestral]
     if not ddim:
         return []
@@ -267,7 +267,7 @@ def _curves(ladders: Sequence[LadderReport], criterion: Criterion, x_of: Callabl
     curves = []
     for color, ladder in enumerate(ladders):
         for model, title in (("teacher", "teacher"), ("student", "students")):
-            for sampler, suffix in (("ddim", ""), ("noisy", ", ancestral")):
+            for sampler, suffix in (("ddim", ""), ("ancestral", ", ancestral")):
                 rows = [row for row in ladder.evaluation.rows if row.entry[:2] == (model, sampler)]
                 if not rows:
                     continue
@@ -277,7 +277,7 @@ def _curves(ladders: Sequence[LadderReport], criterion: Criterion, x_of: Callabl
                         model=model,
                         color=color,
                         points=sorted((x_of(row), row.values[criterion].value) for row in rows),
-                        dotted=sampler == "noisy",
+                        dotted=sampler == "ancestral",
                     )
                 )
     return curves

@@ -109,6 +109,17 @@ def test_a_report_refuses_a_folder_that_another_process_uses(tmp_path, sampled):
     assert not (tmp_path / "report").exists()
 
 
+def test_a_report_that_calls_the_ancestral_sampler_noisy_is_not_measured_again(tmp_path, sampled, no_pictures):
+    source, workdir = RandomImages(), tmp_path / "ladder"
+    file, samples = workdir / "report" / "evaluation.json", workdir / "report" / "samples"
+    write(workdir, source)
+    file.write_text(file.read_text().replace("ancestral", "noisy"))
+    (samples / "teacher_ancestral_2.npz").rename(samples / "teacher_noisy_2.npz")
+    sampled.clear()
+    write(workdir, source)
+    assert sampled == []
+
+
 def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, caplog, no_pictures):
     source, workdir = RandomImages(), tmp_path / "ladder"
     file = workdir / "report" / "evaluation.json"

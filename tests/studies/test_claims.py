@@ -54,7 +54,7 @@ def test_through_the_script(tmp_path):
     found = json.loads((out / "claims.json").read_text())
     assert set(found["pairs"]) == {"v_snr_trunc", "both_snr_trunc"}
     for pair, rows in found["pairs"].items():
-        assert {"teacher_ddim_4", "teacher_noisy_4", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
+        assert {"teacher_ddim_4", "teacher_ancestral_4", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
         for row, metrics in rows.items():
             assert set(metrics) == {"frechet_pixels", "precision_pixels"} and all(
                 len(of_seeds) == 2 for of_seeds in metrics.values()
