@@ -387,13 +387,13 @@ def _on_eval(config: ConfigDict, source: Source) -> OnEval:
     """Draws samples, and measures some where the config says so."""
     if not config.eval.metrics_every_steps:
         return draw_samples
-    from .evaluation import during, ladders  # whose libraries take a second to import
+    from .evaluation import during_training, ladders  # whose libraries take a second to import
 
-    yardsticks = ladders.config_yardsticks(config, source, config.eval.metrics_num_samples)
+    evaluators = ladders.config_evaluators(config, source, config.eval.metrics_num_samples)
 
     def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
         draw_samples(params, metadata, workdir)
-        during.measure_during_training(params, metadata, workdir, yardsticks)
+        during_training.measure_during_training(params, metadata, workdir, evaluators)
 
     return on_eval
 

@@ -55,7 +55,7 @@ def _one_of(default, values):
 FIELDS = {
     "seed": 0,  # all that is random in a run follows from it
     "dataset": {
-        "name": str,  # a source of `data.SOURCES`, or 'package.module:function'
+        "name": str,  # a source of `data.DATASETS`, or 'package.module:function'
         "args": Free(),  # its arguments, see there; and randflip, to mirror half of the training images
     },
     "sampler": _one_of("ddim", SAMPLERS),

@@ -16,8 +16,8 @@ from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.diffusion import MEAN_TYPES
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_yardsticks
-from diffusion_distillation.evaluation.reference import of_dataset
+from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.studies.claims import WEIGHTS, reproduce_claims
 
 CONFIG = cli.define_config()
@@ -43,8 +43,8 @@ def main() -> None:
         ladder,
         WORKDIR.value,
         source,
-        config_yardsticks(base, source, base.eval.num_samples),
-        of_dataset(source, base.dataset),
+        config_evaluators(base, source, base.eval.num_samples),
+        dataset_reference(source, base.dataset),
         outputs=OUTPUTS.value,
         weights=WEIGHT_TYPES.value,
         seeds=SEEDS.value,

@@ -17,8 +17,8 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_yardsticks
-from diffusion_distillation.evaluation.reference import of_dataset
+from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.studies.comparison import compare_methods, ladder_nfe
 
 CONFIG = cli.define_config()
@@ -42,13 +42,13 @@ def main() -> None:
         raise InputError("This config has no section config.distillation: give that of a ladder.")
     PROCESSES.start(config.train.batch_size, config.model.dtype)
     source = load_source(config.dataset.name, **config.dataset.args)
-    yardsticks = config_yardsticks(config, source, config.eval.num_samples)
+    evaluators = config_evaluators(config, source, config.eval.num_samples)
     compare_methods(
         config,
         WORKDIR.value,
         source,
-        yardsticks,
-        of_dataset(source, config.dataset),
+        evaluators,
+        dataset_reference(source, config.dataset),
         steps=tuple(map(int, STEPS.value)),
         seeds=SEEDS.value,
         budget=round(BUDGET.value * sum(ladder_nfe(config).values())),

@@ -9,7 +9,7 @@ data, teacher, devices and config first, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.evaluation.ladders import config_yardsticks, evaluations_of_ladder
+from diffusion_distillation.evaluation.ladders import config_evaluators, report_nfe
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder, student_folder
@@ -22,12 +22,12 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    yardsticks = config_yardsticks(config, source, config.eval.num_samples)  # first, for what it may lack
+    evaluators = config_evaluators(config, source, config.eval.num_samples)  # first, for what it may lack
     if FLAGS.dry_run(config, source):
         return
-    to_report = evaluations_of_ladder(config, FLAGS.workdir)
+    to_report = report_nfe(config, FLAGS.workdir)
     run_ladder(config, FLAGS.workdir, source, report_evaluations=to_report, **FLAGS.options(config, source))
-    write_report(config, FLAGS.workdir, source, yardsticks)
+    write_report(config, FLAGS.workdir, source, evaluators)
     rungs = make_method(config).rungs
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
     following = cli.command("sample", checkpoint=last, out=last / "samples.png")

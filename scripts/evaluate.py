@@ -27,9 +27,15 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder, ladder_runs
-from diffusion_distillation.evaluation.measure import draw_from, draw_images, make_yardsticks
-from diffusion_distillation.evaluation.metrics import METRICS, needed
-from diffusion_distillation.evaluation.reference import Reference, in_channels, of_dataset, of_path, save_statistics
+from diffusion_distillation.evaluation.measure import generated_samples, make_evaluators, stored_samples
+from diffusion_distillation.evaluation.metrics import METRICS, required_fields
+from diffusion_distillation.evaluation.reference import (
+    Reference,
+    convert_channels,
+    dataset_reference,
+    load_reference,
+    save_statistics,
+)
 from diffusion_distillation.evaluation.results import Entry, Evaluation, evaluate
 from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.keys import MOST_SEED, seed_key
@@ -105,14 +111,14 @@ def of_samples(out: epath.Path) -> tuple[Evaluation, None]:
     config = None if CONFIG.value is None else resolve(CONFIG.value)
     if REFERENCE.value is None and config is None:
         raise InputError("--samples need a --reference to be judged against, or a --config that names a dataset.")
-    given = of_path(SAMPLES.value)
+    given = load_reference(SAMPLES.value)
     if given.images is None:
         raise InputError(f"--samples={SAMPLES.value} has statistics alone, and no images.")
     num_samples = min(NUM_SAMPLES.value or len(given.images), len(given.images))
-    measured_by = yardsticks_of(config, num_samples, given.images.image_shape[2])
+    measured_by = evaluators_of(config, num_samples, given.images.image_shape[2])
     if (against := measured_by[1].images) is not None:
-        given = in_channels(given, against.image_shape[2])
-    draw, about = draw_images(given.images), {"samples": SAMPLES.value, "content": given.content}
+        given = convert_channels(given, against.image_shape[2])
+    draw, about = stored_samples(given.images), {"samples": SAMPLES.value, "content": given.content}
     return judge({Entry("samples"): None}, lambda entry, first: draw, measured_by, out, about, num_samples, 1), None
 
 
@@ -137,12 +143,12 @@ def of_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
             sample_folder.create(kept, {**about, **entry._asdict()})
 
     def draw(entry, first):
-        drawn = draw_from(pipeline, seed_key(SEED.value), first=first, **settings)
+        drawn = generated_samples(pipeline, seed_key(SEED.value), first=first, **settings)
         if KEEP.value is None:
             return drawn
         return drawn._replace(keep=lambda index, images: sample_folder.save_images(kept, first + index, images))
 
-    measured_by = yardsticks_of(config, num_samples, pipeline.image_shape[2])
+    measured_by = evaluators_of(config, num_samples, pipeline.image_shape[2])
     run = {entry: interop.local_path(CHECKPOINT.value)}
     return judge(run, draw, measured_by, out, about, num_samples, REPEATS.value), config
 
@@ -172,35 +178,38 @@ def of_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     options["guidance"] = guidance_of(config)
     options["batch_size"] = BATCH_SIZE.value
     _, metadata = interop.load(next(iter(ladder_runs(config, workdir).values())), config)
-    yardsticks, reference = yardsticks_of(config, options["num_samples"], metadata.image_shape[2])
-    return evaluate_ladder(config, workdir, yardsticks, reference, out, **options), config
+    evaluators, reference = evaluators_of(config, options["num_samples"], metadata.image_shape[2])
+    return evaluate_ladder(config, workdir, evaluators, reference, out, **options), config
 
 
 def judge(runs, draw, measured_by, out, about, num_samples, repeats) -> Evaluation:
-    """`evaluate`; `measured_by` is of `yardsticks_of`."""
-    yardsticks, reference = measured_by
+    """`evaluate`; `measured_by` is of `evaluators_of`."""
+    evaluators, reference = measured_by
     settings: dict[str, Any] = dict(about=about, num_samples=num_samples, repeats=repeats)
-    return evaluate(runs, draw, yardsticks, reference, out, **settings)
+    return evaluate(runs, draw, evaluators, reference, out, **settings)
 
 
-def yardsticks_of(config: ConfigDict | None, num_samples: int, channels: int) -> tuple[list, Reference]:
+def evaluators_of(config: ConfigDict | None, num_samples: int, channels: int) -> tuple[list, Reference]:
     """What the flags ask to measure, and the reference. `channels` is the samples' number of channels."""
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
     source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
-    reference = of_dataset(source, config.dataset) if REFERENCE.value is None else of_path(REFERENCE.value)
-    reference = in_channels(reference, channels)
+    if REFERENCE.value is None:
+        reference = dataset_reference(source, config.dataset)
+    else:
+        reference = load_reference(REFERENCE.value)
+    reference = convert_channels(reference, channels)
     in_color = reference.images is not None and reference.images.image_shape[2] > channels
     if in_color and CHECKPOINT.value is not None and set(FEATURES.value) != {"inception"}:
         raise InputError(
             f"--reference={REFERENCE.value} has color images, but the model makes gray ones. Give gray images, or "
             "--features=inception."
         )
-    every = [name for name in METRICS if "labels" not in needed([name])]
+    every = [name for name in METRICS if "labels" not in required_fields([name])]
     metrics = every if WANTED.value == ["all"] else WANTED.value
-    yardsticks = make_yardsticks(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
+    evaluators = make_evaluators(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
     if SAVE_REFERENCE.value is not None and multihost.is_main():
-        save_statistics(SAVE_REFERENCE.value, yardsticks[0].reference().statistics, yardsticks[0].extractor)
-    return yardsticks, reference
+        save_statistics(SAVE_REFERENCE.value, evaluators[0].reference().statistics, evaluators[0].extractor)
+    return evaluators, reference
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from absl import flags
 
 from diffusion_distillation import cli, interop
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.results import Evaluation, described
+from diffusion_distillation.evaluation.results import Evaluation, describe_row
 from diffusion_distillation.export import card, sampler_file
 from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
 from diffusion_distillation.interop import diffusers
@@ -89,7 +89,7 @@ def read_metrics(path: str) -> dict[str, str]:
     if not rows:
         raise InputError(f"--evaluation={path} is not of this model as it is now: measure it with scripts/evaluate.py.")
     against = f"{found.about['num_samples']:,} samples against {found.about['reference'][0]}"
-    return {f"{row.entry.title} ({against})": described(row) for row in rows}
+    return {f"{row.entry.title} ({against})": describe_row(row) for row in rows}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from absl import flags
 
 from diffusion_distillation import cli
 from diffusion_distillation.data.tfds import data_folder
-from diffusion_distillation.data.tfds_prepare import prepare
+from diffusion_distillation.data.tfds_prepare import prepare_dataset
 
 DATASET = flags.DEFINE_string("dataset", None, "The name in TFDS, such as cifar10 or lsun/bedroom.", required=True)
 DATA_DIR = flags.DEFINE_string(
@@ -22,7 +22,7 @@ DATA_DIR = flags.DEFINE_string(
 
 def main() -> None:
     """Runs the script."""
-    path = prepare(DATASET.value, data_folder(DATA_DIR.value))
+    path = prepare_dataset(DATASET.value, data_folder(DATA_DIR.value))
     print(f"{DATASET.value}: prepared in {path}")
 
 

@@ -13,7 +13,7 @@ from absl import flags
 from diffusion_distillation import cli
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_yardsticks
+from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
@@ -58,7 +58,7 @@ def main() -> None:
     [(workdir, config)] = ladders
     PROCESSES.start(config.eval.batch_size, config.model.dtype)
     source = load_source(config.dataset.name, **config.dataset.args)
-    write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
+    write_report(config, workdir, source, config_evaluators(config, source, config.eval.num_samples))
 
 
 if __name__ == "__main__":

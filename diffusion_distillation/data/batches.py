@@ -16,10 +16,10 @@ import numpy as np
 
 from .source import Source
 
-PIECE = 64  # examples that one thread reads at a time
+CHUNK = 64  # examples that one thread reads at a time
 THREADS = min(16, os.cpu_count() or 1)
 
-Batch = dict[str, np.ndarray]
+Examples = dict[str, np.ndarray]
 
 
 def stream_indices(seed: int, positions: np.ndarray, num_examples: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def stream_indices(seed: int, positions: np.ndarray, num_examples: int) -> np.nd
 
 def read_batches(
     source: Source, seed: int, steps: range, batch_size: int, *, process: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+) -> Iterator[Examples]:
     """The batches of consecutive steps: uint8 `image`, `[rows, height, width, channels]`, and int32 `label`, `[rows]`.
 
     Labels are left out where the source has no classes.
@@ -50,26 +50,26 @@ def read_batches(
     """
     index, count = process
     rows = batch_size // count
-    pieces = -(-rows // PIECE)
+    pieces = -(-rows // CHUNK)
 
-    def read(number: int) -> Batch:
+    def read(number: int) -> Examples:
         step, piece = divmod(number, pieces)
         first = step * batch_size + index * rows
-        positions = np.arange(first + piece * PIECE, first + min((piece + 1) * PIECE, rows))
+        positions = np.arange(first + piece * CHUNK, first + min((piece + 1) * CHUNK, rows))
         examples = source[stream_indices(seed, positions, len(source))]
         return examples if source.num_classes > 1 else {"image": examples["image"]}
 
     numbers = range(steps.start * pieces, steps.stop * pieces)
-    return iter(read_ahead(read, numbers, 2 * pieces).batch(pieces, batch_fn=_joined))
+    return iter(prefetch(read, numbers, 2 * pieces).batch(pieces, batch_fn=_joined))
 
 
-def read_examples(source: Source, indices: np.ndarray) -> Iterator[Batch]:
+def read_examples(source: Source, indices: np.ndarray) -> Iterator[Examples]:
     """The examples at these indices, in order, in pieces of up to 64, read ahead by threads."""
-    pieces = range(-(-len(indices) // PIECE))
-    return iter(read_ahead(lambda piece: source[indices[piece * PIECE : (piece + 1) * PIECE]], pieces))
+    pieces = range(-(-len(indices) // CHUNK))
+    return iter(prefetch(lambda piece: source[indices[piece * CHUNK : (piece + 1) * CHUNK]], pieces))
 
 
-def read_ahead(read: Callable[[int], Any], numbers: range, at_least: int = 0) -> grain.IterDataset:
+def prefetch(read: Callable[[int], Any], numbers: range, at_least: int = 0) -> grain.IterDataset:
     """What `read` returns for these numbers, in order, found by threads that are ahead by two results each.
 
     Args:
@@ -81,7 +81,7 @@ def read_ahead(read: Callable[[int], Any], numbers: range, at_least: int = 0) ->
     return grain.MapDataset.range(numbers.start, numbers.stop).map(read).to_iter_dataset(options)
 
 
-def _joined(pieces: list[Batch]) -> Batch:
+def _joined(pieces: list[Examples]) -> Examples:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

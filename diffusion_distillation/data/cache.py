@@ -13,12 +13,12 @@ import numpy as np
 
 from ..runtime.files import cache_folder, lock
 from ..runtime.hashing import sha256
-from .source import ArraySource, hash_of
+from .source import ArraySource, hash_arrays
 
 Arrays = dict[str, np.ndarray]
 
 
-def cached(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
+def cached_arrays(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
     """The arrays that `make` returns: from disk, where they were made before with the same key, mapped into memory.
 
     Of several processes that ask for them at once, of one host or of several that share the folder, one makes them and
@@ -55,17 +55,17 @@ def cached_source(
     """A source of the `images` and `labels` that `make` returns, or of their cached copies.
 
     Args:
-      name: see `cached`.
-      key: see `cached`.
-      make: see `cached`.
+      name: see `cached_arrays`.
+      key: see `cached_arrays`.
+      make: see `cached_arrays`.
       class_names: one name per class; None if the labels are not used.
     """
 
     def make_and_hash() -> Arrays:
         arrays = make()
-        return {**arrays, "content": np.array(hash_of(arrays["images"], arrays["labels"]))}
+        return {**arrays, "content": np.array(hash_arrays(arrays["images"], arrays["labels"]))}
 
-    kept = cached(name, key, make_and_hash)
+    kept = cached_arrays(name, key, make_and_hash)
     names = None if class_names is None else tuple(class_names)
     return ArraySource(kept["images"], kept["labels"], len(names or [""]), names, str(kept["content"]))
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..runtime.hashing import sha256
 from .batches import read_examples
-from .source import Source, combine, hash_of
+from .source import Source, hash_arrays, source_fingerprint
 
 MOST_EXAMPLES = 100  # hashed from a source without a fingerprint of its own
 
@@ -36,14 +36,14 @@ def fingerprint(source: Source) -> str:
     if own is not None:
         return sha256([str(own)], 16)
     first, second = _read(source), _read(source)
-    return combine(source, first if first == second else "")
+    return source_fingerprint(source, first if first == second else "")
 
 
 def _read(source: Source) -> str:
     """Hash some examples."""
     examples = read_examples(source, evenly_spaced(len(source), MOST_EXAMPLES))
     used = ("image", "label") if source.num_classes > 1 else ("image",)
-    return hash_of(*(np.asarray(batch[name]) for batch in examples for name in used))
+    return hash_arrays(*(np.asarray(batch[name]) for batch in examples for name in used))
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..runtime.files import retry
 from .cache import cached_source
-from .folder import find_files
+from .image_folder import find_files
 from .source import ArraySource
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -40,7 +40,7 @@ def letters(
       num_images: how many; as many of each letter, if 26 divides it.
       image_size: their side in pixels, 8 to 256.
       class_conditional: whether the 26 letters are classes.
-      fonts: a folder of .ttf and .otf files to draw with, in place of the 22; see `folder.find_files`.
+      fonts: a folder of .ttf and .otf files to draw with, in place of the 22; see `image_folder.find_files`.
 
     Raises:
       InputError: for a number or a size out of range, or a folder without a typeface that has these letters.

@@ -37,7 +37,7 @@ class Source(Protocol):
         """
 
 
-def what_is_wrong(source: Any) -> str | None:
+def source_problem(source: Any) -> str | None:
     """What keeps something from being a `Source`, as far as its first and its last example show it."""
     kind = type(source).__name__
     if missing := [name for name in (*Source.__annotations__, "__len__", "__getitem__") if not hasattr(source, name)]:
@@ -108,7 +108,7 @@ class ArraySource:
     def fingerprint(self) -> str:
         """See `data.fingerprint`."""
         labels = self._labels if self.num_classes > 1 else self._labels[:0]
-        return combine(self, self._content or hash_of(self._images, labels))
+        return source_fingerprint(self, self._content or hash_arrays(self._images, labels))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -117,7 +117,7 @@ class ArraySource:
         return {"image": self._images[indices], "label": self._labels[indices]}
 
 
-def hash_of(*arrays: np.ndarray) -> str:
+def hash_arrays(*arrays: np.ndarray) -> str:
     """Hash arrays, their types and their shapes. Large arrays are read piece by piece."""
 
     def parts() -> Iterator[str | np.ndarray]:
@@ -130,7 +130,7 @@ def hash_of(*arrays: np.ndarray) -> str:
     return sha256(parts())
 
 
-def combine(source: Source, content: str) -> str:
+def source_fingerprint(source: Source, content: str) -> str:
     """The fingerprint of a source, from the hash of its images and labels."""
     names = getattr(source, "class_names", None)
     about = [content, len(source), list(map(int, source.image_shape)), int(source.num_classes), names]

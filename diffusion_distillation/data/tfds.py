@@ -6,10 +6,10 @@ from typing import Any
 from etils import epath
 
 from ..errors import InputError
-from .encoded import open_encoded
-from .folder import cars_folder
-from .images import Transform
+from .decoding import open_encoded_images
+from .image_folder import cars_folder
 from .source import Source
+from .transforms import Transform
 
 LSUN_CONFIGS = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}
 
@@ -21,7 +21,7 @@ def cifar10(class_conditional: bool = False, data_dir: str | None = None) -> Sou
       class_conditional: whether labels are used.
       data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
-    return open_encoded(Records("cifar10", "train", _label(class_conditional), data_dir), Transform(32))
+    return open_encoded_images(TfdsRecords("cifar10", "train", _label(class_conditional), data_dir), Transform(32))
 
 
 def imagenet(
@@ -39,8 +39,8 @@ def imagenet(
     if pre_shrunk and image_size not in (8, 16, 32, 64):
         raise InputError(f"config.dataset.args.image_size={image_size} with pre_shrunk must be 8, 16, 32 or 64.")
     name = f"imagenet_resized/{image_size}x{image_size}" if pre_shrunk else "imagenet2012"
-    return open_encoded(
-        Records(name, "train", _label(class_conditional), data_dir), Transform(image_size, resize="area")
+    return open_encoded_images(
+        TfdsRecords(name, "train", _label(class_conditional), data_dir), Transform(image_size, resize="area")
     )
 
 
@@ -54,7 +54,7 @@ def lsun(subset: str, image_size: int, data_dir: str | None = None) -> Source:
     """
     if subset not in LSUN_CONFIGS:
         raise InputError(f"config.dataset.args.subset={subset!r} must be one of {sorted(LSUN_CONFIGS)}.")
-    return open_encoded(Records(LSUN_CONFIGS[subset], "train", None, data_dir), Transform(image_size))
+    return open_encoded_images(TfdsRecords(LSUN_CONFIGS[subset], "train", None, data_dir), Transform(image_size))
 
 
 def stanford_cars(
@@ -72,11 +72,11 @@ def stanford_cars(
       path: a folder with cars_train and cars_test in it, as Kaggle and torchvision lay it out; by default the dataset
         is read from TFDS (cars196).
       data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      on_error: for a folder, see `folder.image_folder`.
+      on_error: for a folder, see `image_folder.image_folder`.
     """
     transform = Transform(image_size, crop=False, upright=path is not None)
     if path is None:
-        return open_encoded(Records("cars196", "train+test", _label(class_conditional), data_dir), transform)
+        return open_encoded_images(TfdsRecords("cars196", "train+test", _label(class_conditional), data_dir), transform)
     if class_conditional:
         raise InputError(
             "config.dataset.args.class_conditional=True needs the labels that TFDS has: leave config.dataset.args.path "
@@ -85,7 +85,7 @@ def stanford_cars(
     return cars_folder(path, transform, on_error)
 
 
-def prepared(
+def tfds_dataset(
     name: str,
     image_size: int,
     split: str = "train",
@@ -105,8 +105,8 @@ def prepared(
       resize: 'bilinear' (antialiased) or 'area'.
       data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
-    records = Records(name, split, label_key, data_dir)
-    return open_encoded(records, Transform(image_size, crop, resize, 1 if records.channels == 1 else 3))
+    records = TfdsRecords(name, split, label_key, data_dir)
+    return open_encoded_images(records, Transform(image_size, crop, resize, 1 if records.channels == 1 else 3))
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
@@ -120,8 +120,8 @@ def data_folder(data_dir: str | None) -> epath.Path:
     return epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-class Records:
-    """The examples of a prepared split; `encoded.Encoded` of them.
+class TfdsRecords:
+    """The examples of a prepared split; `decoding.EncodedImages` of them.
 
     Args:
       name: of the dataset, with its config and version if need be.

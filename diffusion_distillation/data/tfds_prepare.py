@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import InputError
 
 
-def prepare(name: str, data_dir: Any) -> str:
+def prepare_dataset(name: str, data_dir: Any) -> str:
     """Downloads a TFDS dataset and writes it as array_record, which has random access.
 
     Args:

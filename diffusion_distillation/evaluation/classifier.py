@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..checkpoints import params_hash
 from ..data import Source, read_examples
-from ..data.cache import cached
+from ..data.cache import cached_arrays
 from ..errors import InputError
 from ..keys import seed_key
 from ..runtime.hashing import sha256
@@ -77,7 +77,7 @@ def train_classifier(source: Source) -> tuple[Classify, str]:
         return {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep=".").items()}
 
     variables = unflatten_dict(
-        {name: jnp.asarray(leaf) for name, leaf in cached("classifier", key, make).items()}, sep="."
+        {name: jnp.asarray(leaf) for name, leaf in cached_arrays("classifier", key, make).items()}, sep="."
     )
     classify = functools.partial(_in_rows, jax.jit(functools.partial(_classify, network)), variables)
     return classify, f"classifier {params_hash(variables)}"

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 Images = UInt8[np.ndarray, "n height width channels"]
 
 
-class Extracted(NamedTuple):
+class Activations(NamedTuple):
     """What is seen of some images, a row an image.
 
     Attributes:
@@ -21,8 +21,8 @@ class Extracted(NamedTuple):
 
 
 @runtime_checkable
-class Extractor(Protocol):
-    """`extractor(images) -> Extracted`. Where several processes work together, the main one alone calls it.
+class FeatureExtractor(Protocol):
+    """`extractor(images) -> Activations`. Where several processes work together, the main one alone calls it.
 
     Attributes:
       identity: a name for what it computes, weights and all, under which that may be kept; None if that is unknown.
@@ -32,5 +32,5 @@ class Extractor(Protocol):
     identity: str | None
     has_logits: bool
 
-    def __call__(self, images: Images) -> Extracted:
+    def __call__(self, images: Images) -> Activations:
         """What is seen of these images."""

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ..data import Source
-from ..data.images import area_weights
+from ..data.transforms import area_weights
 from ..errors import InputError
 from ..registry import look_up
 from .classifier import train_classifier
-from .extractor import Extracted, Extractor, Images
+from .extractor import Activations, FeatureExtractor, Images
 from .inception import load_inception
 
 MOST_PIXELS = 16  # a side: a covariance of more features than some hundreds takes long, and many images
@@ -25,11 +25,11 @@ MOST_PIXELS = 16  # a side: a covariance of more features than some hundreds tak
 class _Function(NamedTuple):
     """An extractor of a function."""
 
-    function: Callable[[np.ndarray], Extracted]
+    function: Callable[[np.ndarray], Activations]
     identity: str | None
     has_logits: bool = False
 
-    def __call__(self, images: np.ndarray) -> Extracted:
+    def __call__(self, images: np.ndarray) -> Activations:
         return self.function(images)
 
 
@@ -46,22 +46,22 @@ def pixels(images: Images) -> Float[np.ndarray, "n features"]:
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
 
 
-def _pixels(source: Source | None, weights: str | None) -> Extractor:
-    return _Function(lambda images: Extracted(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
+def _pixels(source: Source | None, weights: str | None) -> FeatureExtractor:
+    return _Function(lambda images: Activations(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
 
 
-def _inception(source: Source | None, weights: str | None) -> Extractor:
+def _inception(source: Source | None, weights: str | None) -> FeatureExtractor:
     return load_inception(weights)
 
 
-def _classifier(source: Source | None, weights: str | None) -> Extractor:
+def _classifier(source: Source | None, weights: str | None) -> FeatureExtractor:
     if source is None:
         raise InputError("The classifier is trained on a dataset: give a checkpoint or a --config that names one.")
     classify, identity = train_classifier(source)
-    return _Function(lambda images: Extracted(*classify(images)), identity, has_logits=True)
+    return _Function(lambda images: Activations(*classify(images)), identity, has_logits=True)
 
 
-EXTRACTORS: dict[str, Callable[[Source | None, str | None], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[Source | None, str | None], FeatureExtractor]] = {
     "pixels": _pixels,
     "classifier": _classifier,
     "inception": _inception,
@@ -70,7 +70,7 @@ EXTRACTORS: dict[str, Callable[[Source | None, str | None], Extractor]] = {
 
 def make_extractor(
     name: str, source: Source | None, weights: str | None = None, image_shape: tuple[int, int, int] = (32, 32, 3)
-) -> Extractor:
+) -> FeatureExtractor:
     """The extractor that a config or a flag names.
 
     Args:
@@ -87,21 +87,21 @@ def make_extractor(
     return _own(name, look_up(name, EXTRACTORS, "eval.features"), image_shape)
 
 
-def _own(name: str, function: Callable[[np.ndarray], Any], image_shape: tuple[int, int, int]) -> Extractor:
+def _own(name: str, function: Callable[[np.ndarray], Any], image_shape: tuple[int, int, int]) -> FeatureExtractor:
     def extract(images):
         try:
             found = function(images)
         except Exception as error:  # whatever the user's code does
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"{name!r}, called with images {list(images.shape)}, gave {what}") from error
-        extracted = Extracted(*found) if isinstance(found, tuple) else Extracted(found)
+        extracted = Activations(*found) if isinstance(found, tuple) else Activations(found)
         for part in extracted:
             if part is not None and (np.ndim(part) != 2 or len(part) != len(images)):
                 raise InputError(
                     f"{name!r} must return a row of features for each image, [{len(images)}, features], or a pair of "
                     f"these and logits; an array is of shape {list(np.shape(part))}."
                 )
-        return Extracted(*(None if part is None else np.asarray(part) for part in extracted))
+        return Activations(*(None if part is None else np.asarray(part) for part in extracted))
 
     probe = extract(np.zeros((2, *image_shape), np.uint8))
     return _Function(extract, None, probe.logits is not None)

@@ -26,7 +26,7 @@ from ..runtime.devices import AXIS, map_rows, replicate
 from ..runtime.files import as_path, cache_folder
 from ..runtime.hashing import sha256
 from ..shapes import Array, Params
-from .extractor import Extracted
+from .extractor import Activations
 
 SIDE = 299  # of the images that the network looks at
 NUM_FEATURES, NUM_LOGITS = 2048, 1008
@@ -222,7 +222,7 @@ def resize(images: Shaped[Array, "n height width channels"]) -> Float[Array, "n 
     return x
 
 
-class Extractor:
+class InceptionExtractor:
     """Features and logits of uint8 images, from all devices of this process.
 
     The features, `[n, 2048]`, are means over the last block's activations; the logits, `[n, 1008]`, are without bias.
@@ -252,15 +252,15 @@ class Extractor:
         self._params = replicate(params, self._mesh, "jit")
         self._apply = map_rows(_apply, self._mesh, "jit")
 
-    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Extracted:
-        """Features and logits of RGB or grey images of one size, uint8, any number of them.
+    def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Activations:
+        """Features and logits of RGB or gray images of one size, uint8, any number of them.
 
         Raises:
           InputError: if they are not uint8 images of 1 or 3 channels.
         """
         if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
             raise InputError(
-                "Inception looks at uint8 images of [height, width, 3], or 1 channel for grey ones; got those of "
+                "Inception looks at uint8 images of [height, width, 3], or 1 channel for gray ones; got those of "
                 f"{images.dtype} {list(images.shape[1:])}."
             )
         images = np.broadcast_to(images, (*images.shape[:-1], 3))
@@ -269,14 +269,14 @@ class Extractor:
             batch = images[start : start + self.batch_size]
             filled_up = batch[np.arange(self.batch_size) % len(batch)]
             rows.append(self._apply(self._params, None, filled_up)[: len(batch)])
-        return Extracted(*np.split(np.concatenate(rows), [NUM_FEATURES], axis=1))
+        return Activations(*np.split(np.concatenate(rows), [NUM_FEATURES], axis=1))
 
 
 def _apply(params: Params, _: None, images: Array) -> Array:
     return jnp.concatenate(Inception().apply({"params": params}, images), axis=1)
 
 
-def load_inception(path: epath.PathLike | None = None, batch_size: int | None = None) -> Extractor:
+def load_inception(path: epath.PathLike | None = None, batch_size: int | None = None) -> InceptionExtractor:
     """The network with the weights of a file that `scripts/convert_inception.py` wrote.
 
     Args:
@@ -304,7 +304,7 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
             f"{path}: is not a safetensors file ({error}); make it anew with scripts/convert_inception.py."
         ) from None
     check_weights(weights, path)
-    return Extractor(fold(weights), identity_of(weights), batch_size)
+    return InceptionExtractor(fold(weights), identity_of(weights), batch_size)
 
 
 def default_path() -> Path:

@@ -16,19 +16,19 @@ from ..methods import make_method
 from ..runtime import multihost
 from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
-from .measure import Yardstick, draw_from, make_yardsticks
-from .reference import Reference, of_dataset
-from .results import Entry, Evaluation, evaluate, open_once
+from .measure import Evaluator, generated_samples, make_evaluators
+from .reference import Reference, dataset_reference
+from .results import Entry, Evaluation, evaluate, pipeline_loader
 
 
-def config_yardsticks(config: ConfigDict, source: Source, num_samples: int) -> list[Yardstick]:
+def config_evaluators(config: ConfigDict, source: Source, num_samples: int) -> list[Evaluator]:
     """What a config measures by, config.eval.features and metrics, against its dataset.
 
     Raises:
       InputError: if it cannot, as where a file of weights is not there; better before the training than after.
     """
-    wanted, reference = config.eval, of_dataset(source, config.dataset)
-    return make_yardsticks(wanted.features, wanted.metrics, num_samples, source, reference, wanted.inception)
+    wanted, reference = config.eval, dataset_reference(source, config.dataset)
+    return make_evaluators(wanted.features, wanted.metrics, num_samples, source, reference, wanted.inception)
 
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
@@ -44,7 +44,7 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     }
 
 
-def evaluations_of_ladder(config: ConfigDict, workdir: epath.Path) -> int:
+def report_nfe(config: ConfigDict, workdir: epath.Path) -> int:
     """The network evaluations that `evaluate_ladder` takes; config is the ladder's, resolved."""
     return config.eval.num_samples * sum(entry.num_steps for entry in ladder_runs(config, workdir))
 
@@ -77,7 +77,7 @@ def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path) -> None:
 def evaluate_ladder(
     config: ConfigDict,
     workdir: epath.Path,
-    yardsticks: list[Yardstick],
+    evaluators: list[Evaluator],
     reference: Reference,
     path: epath.Path,
     **options: Any,
@@ -87,19 +87,19 @@ def evaluate_ladder(
     Args:
       config: of the ladder, resolved.
       workdir: the ladder's folder.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
       reference: what they are judged against.
       path: of the evaluation.json.
       **options: see `evaluate_runs`.
     """
     check_teacher_unchanged(config, workdir)
-    return evaluate_runs(config, ladder_runs(config, workdir), yardsticks, reference, path, **options)
+    return evaluate_runs(config, ladder_runs(config, workdir), evaluators, reference, path, **options)
 
 
 def evaluate_runs(
     config: ConfigDict,
     runs: Mapping[Entry, epath.Path],
-    yardsticks: Sequence[Yardstick],
+    evaluators: Sequence[Evaluator],
     reference: Reference,
     path: epath.Path,
     *,
@@ -115,7 +115,7 @@ def evaluate_runs(
     Args:
       config: resolved.
       runs: what is measured, and the run that it is of.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
       reference: what they are judged against.
       path: of the evaluation.json.
       about: what shapes the numbers besides, of JSON's types.
@@ -125,16 +125,16 @@ def evaluate_runs(
       guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
       **options: repeats, shown and say of `evaluate`.
     """
-    open_pipeline = open_once(config)
+    open_pipeline = pipeline_loader(config)
     guidance = config.model.eval_guidance if guidance is None else guidance
     num_samples = num_samples or config.eval.num_samples
     shared = dict(batch_size=min(batch_size or config.eval.batch_size, num_samples), guidance=guidance)
 
     def draw(entry, first):
         settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, first=first, **shared)
-        return draw_from(open_pipeline(runs[entry]), seed_key(seed), **settings)
+        return generated_samples(open_pipeline(runs[entry]), seed_key(seed), **settings)
 
     about = {**(about or {}), "seed": seed, "clip": config.model.eval_clip_denoised}
     if guidance:
         about["guidance"] = guidance
-    return evaluate(runs, draw, yardsticks, reference, path, about=about, num_samples=num_samples, **options)
+    return evaluate(runs, draw, evaluators, reference, path, about=about, num_samples=num_samples, **options)

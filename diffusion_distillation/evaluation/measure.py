@@ -1,4 +1,4 @@
-"""Samples are drawn, a thousand at a time, and measured by yardsticks: features and metrics against a reference.
+"""Samples are drawn, a thousand at a time, and measured by evaluators: features and metrics against a reference.
 
 What was seen of a thousand samples is kept in a folder until all are done, so that a measurement that was killed goes
 on where it was and ends in the same numbers.
@@ -19,16 +19,24 @@ from ..pipeline import Pipeline, to_uint8
 from ..runtime import multihost
 from ..runtime.files import save_atomic
 from ..shapes import Keys
-from .extractor import Extracted, Extractor, Images
+from .extractor import Activations, FeatureExtractor, Images
 from .features import make_extractor
-from .metrics import Criterion, Observed, Values, compute, needed, observe, select
-from .reference import Reference, observe_reference
+from .metrics import (
+    Criterion,
+    FeatureSet,
+    MetricValues,
+    collect_features,
+    compute_metrics,
+    required_fields,
+    select_metrics,
+)
+from .reference import Reference, reference_features
 
-PIECE = 1000  # samples that are kept together, about
+CHUNK = 1000  # samples that are kept together, about
 SHOWN = 64  # of which the images are kept
 
 
-class Draw(NamedTuple):
+class SampleSet(NamedTuple):
     """Where images come from.
 
     Attributes:
@@ -41,30 +49,30 @@ class Draw(NamedTuple):
     """
 
     images: Callable[[np.ndarray], Iterator[Images]]
-    piece: int = PIECE
+    piece: int = CHUNK
     batch_size: int = 1
     prepare: Callable[[], Any] = lambda: None
     labels: Callable[[np.ndarray], np.ndarray | None] = lambda index: None
     keep: Callable[[np.ndarray, Images], Any] = lambda index, images: None
 
 
-class Yardstick(NamedTuple):
+class Evaluator(NamedTuple):
     """Metrics of one kind of features.
 
     Attributes:
-      name: of the features, as it was given.
+      features: the name of the features, as in a flag or config.
       extractor: of the features.
       metrics: keys of `METRICS`.
       reference: gives what the metrics need of the reference, found once.
     """
 
-    name: str
-    extractor: Extractor
+    features: str
+    extractor: FeatureExtractor
     metrics: tuple[str, ...]
-    reference: Callable[[], Observed]
+    reference: Callable[[], FeatureSet]
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """What was measured of samples.
 
     Attributes:
@@ -73,20 +81,20 @@ class Measured(NamedTuple):
       images: the first 64 samples.
     """
 
-    values: Values
+    values: MetricValues
     images_per_sec: float
     images: Images
 
 
-def make_yardsticks(
+def make_evaluators(
     features: Sequence[str],
     metrics: Sequence[str],
     num_samples: int,
     source: Source | None,
     reference: Reference,
     weights: str | None = None,
-) -> list[Yardstick]:
-    """Yardsticks for each kind of features. The main process alone gets them, as it alone looks at images.
+) -> list[Evaluator]:
+    """Evaluators for each kind of features. The main process alone gets them, as it alone looks at images.
 
     Args:
       features: names, see `features.make_extractor`.
@@ -100,43 +108,45 @@ def make_yardsticks(
     Raises:
       InputError: for unknown names, too few samples, or metrics that the features or the reference cannot give.
     """
-    metrics = select(metrics, num_samples)
+    metrics = select_metrics(metrics, num_samples)
     if not features:
         raise InputError("No features are named: give one kind at least, such as 'pixels'.")
-    yardsticks: list[Yardstick] = []
+    evaluators: list[Evaluator] = []
     if not multihost.is_main():
-        return yardsticks
+        return evaluators
     for name in dict.fromkeys(features):
         shown = source if reference.images is None else reference.images
         shape = {} if shown is None else {"image_shape": tuple(shown.image_shape)}
         extractor = make_extractor(name, source, weights, **shape)
-        possible = tuple(of for of in metrics if extractor.has_logits or "logits" not in needed([of]))
-        found = functools.cache(functools.partial(observe_reference, reference, extractor, possible))
-        yardsticks.append(Yardstick(name, extractor, possible, found))
+        possible = tuple(of for of in metrics if extractor.has_logits or "logits" not in required_fields([of]))
+        found = functools.cache(functools.partial(reference_features, reference, extractor, possible))
+        evaluators.append(Evaluator(name, extractor, possible, found))
     for metric in metrics:
-        if not any(metric in yardstick.metrics for yardstick in yardsticks):
+        if not any(metric in evaluator.metrics for evaluator in evaluators):
             raise InputError(
                 f"Metric {metric!r} needs class logits, which --features={','.join(features)} does not have. Use "
                 "--features=classifier or inception (config.eval.features in a config), or drop the metric."
             )
-    return yardsticks
+    return evaluators
 
 
-def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder: epath.Path) -> Measured | None:
+def measure(
+    draw: SampleSet, num_images: int, evaluators: Sequence[Evaluator], folder: epath.Path
+) -> Measurement | None:
     """Measures images. All processes draw; the main one alone looks at them, and gets the result.
 
     Args:
       draw: gives the images of these numbers.
       num_images: how many; each is counted once.
-      yardsticks: what they are measured by.
-      folder: for what is to be kept until all are done. What it holds must be of the same images and yardsticks.
+      evaluators: what they are measured by.
+      folder: for what is to be kept until all are done. What it holds must be of the same images and evaluators.
 
     Raises:
       InputError: if the metrics need the classes of the images, and they are not known.
     """
-    fields = [needed(yardstick.metrics) for yardstick in yardsticks]
+    fields = [required_fields(evaluator.metrics) for evaluator in evaluators]
     labels = draw.labels(np.arange(num_images))
-    if labels is None and any("labels" in of_yardstick for of_yardstick in fields):
+    if labels is None and any("labels" in of_evaluator for of_evaluator in fields):
         raise InputError("The metric 'accuracy' is for samples of class-conditional models: leave it out.")
     indices = [np.arange(start, min(start + draw.piece, num_images)) for start in range(0, num_images, draw.piece)]
     pieces = [folder / f"{index[0]:07d}-{index[-1]:07d}.npz" for index in indices]
@@ -149,21 +159,21 @@ def measure(draw: Draw, num_images: int, yardsticks: Sequence[Yardstick], folder
             if done:
                 bar.update(len(index))
             else:
-                _measure_piece(draw, index, yardsticks, path, bar.update)
+                _measure_piece(draw, index, evaluators, path, bar.update)
     if not multihost.is_main():
         return None
-    values: Values = {}
-    for number, yardstick in enumerate(yardsticks):
+    values: MetricValues = {}
+    for number, evaluator in enumerate(evaluators):
         seen = (_read(path, number) for path in pieces)
-        observed = observe(seen, fields[number])._replace(labels=labels)
-        found = compute(yardstick.metrics, observed, yardstick.reference())
-        values |= {Criterion(metric, yardstick.name): value for metric, value in found.items()}
+        observed = collect_features(seen, fields[number])._replace(labels=labels)
+        found = compute_metrics(evaluator.metrics, observed, evaluator.reference())
+        values |= {Criterion(metric, evaluator.features): value for metric, value in found.items()}
     seconds = sum(float(_load(path)["seconds"]) for path in pieces)
     drawn = sum(-(-len(index) // draw.batch_size) * draw.batch_size for index in indices)
-    return Measured(values, drawn / seconds, _load(pieces[0])["images"])
+    return Measurement(values, drawn / seconds, _load(pieces[0])["images"])
 
 
-def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0, **options: Any) -> Draw:
+def generated_samples(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0, **options: Any) -> SampleSet:
     """Draws a pipeline's samples.
 
     Args:
@@ -186,17 +196,21 @@ def draw_from(pipeline: Pipeline, key: Keys, *, batch_size: int, first: int = 0,
     def compile_it():  # a program serves every number of steps; a student would warn of any but its own
         list(images(np.arange(1), **{**options, "num_steps": pipeline.distilled_for or 1}))
 
-    piece = batch_size * max(1, PIECE // batch_size)
-    return Draw(functools.partial(images, **options), piece, batch_size, compile_it, labels)
+    piece = batch_size * max(1, CHUNK // batch_size)
+    return SampleSet(functools.partial(images, **options), piece, batch_size, compile_it, labels)
 
 
-def draw_images(source: Source) -> Draw:
+def stored_samples(source: Source) -> SampleSet:
     """'Draws' images that are there already."""
-    return Draw(lambda index: iter([source[index]["image"]]))
+    return SampleSet(lambda index: iter([source[index]["image"]]))
 
 
 def _measure_piece(
-    draw: Draw, index: np.ndarray, yardsticks: Sequence[Yardstick], path: epath.Path, progress: Callable[[int], Any]
+    draw: SampleSet,
+    index: np.ndarray,
+    evaluators: Sequence[Evaluator],
+    path: epath.Path,
+    progress: Callable[[int], Any],
 ) -> None:
     """Draws samples of these numbers, and keeps what is seen of them."""
     begun = time.perf_counter()
@@ -210,8 +224,8 @@ def _measure_piece(
     images = np.concatenate(images)
     draw.keep(index, images)
     arrays: dict[str, Any] = {"seconds": seconds}
-    for number, yardstick in enumerate(yardsticks):
-        for name, part in yardstick.extractor(images)._asdict().items():
+    for number, evaluator in enumerate(evaluators):
+        for name, part in evaluator.extractor(images)._asdict().items():
             if part is not None:
                 arrays[f"{name}_{number}"] = part
     if index[0] == 0:
@@ -223,7 +237,7 @@ def _load(path: epath.Path) -> Any:
     return np.load(path.open("rb"))
 
 
-def _read(path: epath.Path, number: int) -> Extracted:
+def _read(path: epath.Path, number: int) -> Activations:
     arrays = _load(path)
     logits = f"logits_{number}"
-    return Extracted(arrays[f"features_{number}"], arrays[logits] if logits in arrays.files else None)
+    return Activations(arrays[f"features_{number}"], arrays[logits] if logits in arrays.files else None)

@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
 from ..errors import InputError, did_you_mean
-from .extractor import Extracted
+from .extractor import Activations
 from .frechet import Moments, Statistics, frechet_distance
 
 Features = Float[np.ndarray, "_ features"]
 SEED = 2020  # torch-fidelity's, whose random subsets and order these are too
 
 
-class Observed(NamedTuple):
+class FeatureSet(NamedTuple):
     """What is known of a set of images, as far as metrics need it; what none needs is None.
 
     Attributes:
@@ -35,7 +35,7 @@ class Observed(NamedTuple):
     labels: Int[np.ndarray, "n"] | None = None
 
 
-class Value(NamedTuple):
+class MetricValue(NamedTuple):
     """The result of a metric.
 
     Attributes:
@@ -55,21 +55,21 @@ class Metric(NamedTuple):
     Attributes:
       title: the printed name.
       compute: `(observed, reference) -> {name: Value}`, of this metric and those that are computed with it.
-      of_images: the fields of `Observed` that it needs of the images.
-      of_reference: the fields of `Observed` that it needs of the reference.
+      of_images: the fields of `FeatureSet` that it needs of the images.
+      of_reference: the fields of `FeatureSet` that it needs of the reference.
       least: how many images it needs.
       higher_is_better: whether the largest value is the best; else the smallest is.
-      is_distance: whether it can approach 0 over many powers of ten.
+      log_scale: whether it can approach 0 over many powers of ten.
       with_inception: its name and title with Inception's features, if they differ.
     """
 
     title: str
-    compute: Callable[[Observed, Observed], dict[str, Value]]
+    compute: Callable[[FeatureSet, FeatureSet], dict[str, MetricValue]]
     of_images: frozenset[str]
     of_reference: frozenset[str]
     least: int = 2
     higher_is_better: bool = False
-    is_distance: bool = False
+    log_scale: bool = False
     with_inception: tuple[str, str] | None = None
 
 
@@ -107,10 +107,10 @@ class Criterion(NamedTuple):
         return max(values) if METRICS[self.metric].higher_is_better else min(values)
 
 
-Values = dict[Criterion, Value]
+MetricValues = dict[Criterion, MetricValue]
 
 
-def by_name(values: Mapping[Criterion, Value]) -> dict[str, float]:
+def named_values(values: Mapping[Criterion, MetricValue]) -> dict[str, float]:
     """The numbers by their names in files. A deviation is named after its metric, with the suffix `_std`."""
     numbers = {}
     for criterion, value in values.items():
@@ -235,42 +235,42 @@ def _x_log_x(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x * np.log(np.maximum(x, np.finfo(x.dtype).tiny)), 0)
 
 
-def _width(observed: Observed) -> int | None:
+def _width(observed: FeatureSet) -> int | None:
     if observed.features is not None:
         return observed.features.shape[1]
     return None if observed.statistics is None else len(observed.statistics.mean)
 
 
-def _frechet(observed: Observed, reference: Observed) -> dict[str, Value]:
-    return {"frechet": Value(frechet_distance(observed.statistics, reference.statistics))}
+def _frechet(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
+    return {"frechet": MetricValue(frechet_distance(observed.statistics, reference.statistics))}
 
 
-def _kid(observed: Observed, reference: Observed) -> dict[str, Value]:
+def _kid(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
     distances = kernel_distances(observed.features, reference.features)
-    return {"kid": Value(float(distances.mean()), float(distances.std()))}
+    return {"kid": MetricValue(float(distances.mean()), float(distances.std()))}
 
 
-def _is(observed: Observed, _: Observed) -> dict[str, Value]:
+def _is(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
     scores = inception_scores(observed.logits, SPLITS)
-    return {"is": Value(float(scores.mean()), float(scores.std()))}
+    return {"is": MetricValue(float(scores.mean()), float(scores.std()))}
 
 
-def _is_5000(observed: Observed, _: Observed) -> dict[str, Value]:
+def _is_5000(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
     scores = inception_scores(observed.logits, splits=max(1, len(observed.logits) // 5000))
-    return {"is_5000": Value(float(scores.mean()))}
+    return {"is_5000": MetricValue(float(scores.mean()))}
 
 
-def _manifold(observed: Observed, reference: Observed) -> dict[str, Value]:
+def _manifold(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
     found = manifold_metrics(observed.features, reference.features, NEIGHBOURS)
-    return {name: Value(value) for name, value in found.items()}
+    return {name: MetricValue(value) for name, value in found.items()}
 
 
-def _swd(observed: Observed, reference: Observed) -> dict[str, Value]:
-    return {"swd": Value(sliced_wasserstein(observed.features, reference.features))}
+def _swd(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
+    return {"swd": MetricValue(sliced_wasserstein(observed.features, reference.features))}
 
 
-def _accuracy(observed: Observed, _: Observed) -> dict[str, Value]:
-    return {"accuracy": Value(float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels)))}
+def _accuracy(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
+    return {"accuracy": MetricValue(float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels)))}
 
 
 def _of_manifold(title: str) -> Metric:
@@ -282,9 +282,9 @@ STATISTICS, FEATURES, LOGITS, NOTHING = map(frozenset, (["statistics"], ["featur
 SPLITS, NEIGHBOURS = 10, 3
 METRICS = {
     "frechet": Metric(
-        "Fréchet distance", _frechet, STATISTICS, STATISTICS, is_distance=True, with_inception=("fid", "FID")
+        "Fréchet distance", _frechet, STATISTICS, STATISTICS, log_scale=True, with_inception=("fid", "FID")
     ),
-    "kid": Metric("KID", _kid, FEATURES, FEATURES, is_distance=True),
+    "kid": Metric("KID", _kid, FEATURES, FEATURES, log_scale=True),
     "is": Metric("IS", _is, LOGITS, NOTHING, least=SPLITS, higher_is_better=True),
     # over parts of 5,000 images, as in ADM
     "is_5000": Metric("IS, 5,000", _is_5000, LOGITS, NOTHING, higher_is_better=True),
@@ -292,13 +292,13 @@ METRICS = {
     "recall": _of_manifold("recall"),
     "density": _of_manifold("density"),
     "coverage": _of_manifold("coverage"),
-    "swd": Metric("sliced Wasserstein", _swd, FEATURES, FEATURES, is_distance=True),
+    "swd": Metric("sliced Wasserstein", _swd, FEATURES, FEATURES, log_scale=True),
     # the fraction of samples that show the requested class
     "accuracy": Metric("accuracy", _accuracy, LOGITS | {"labels"}, NOTHING, higher_is_better=True),
 }
 
 
-def select(names: Sequence[str], num_images: int) -> tuple[str, ...]:
+def select_metrics(names: Sequence[str], num_images: int) -> tuple[str, ...]:
     """The keys of METRICS that a config or a flag names, in the order of METRICS; 'fid' is read as 'frechet'.
 
     Raises:
@@ -317,13 +317,13 @@ def select(names: Sequence[str], num_images: int) -> tuple[str, ...]:
     return tuple(key for key in METRICS if key in keys)
 
 
-def needed(names: Sequence[str], *, of_reference: bool = False) -> frozenset[str]:
-    """The fields of `Observed` that metrics need of the images, or of the reference."""
+def required_fields(names: Sequence[str], *, of_reference: bool = False) -> frozenset[str]:
+    """The fields of `FeatureSet` that metrics need of the images, or of the reference."""
     metrics = [METRICS[name] for name in names]
     return frozenset().union(*(metric.of_reference if of_reference else metric.of_images for metric in metrics))
 
 
-def observe(batches: Iterable[Extracted], fields: frozenset[str]) -> Observed:
+def collect_features(batches: Iterable[Activations], fields: frozenset[str]) -> FeatureSet:
     """What is to be known of images whose features come in batches; it holds nothing else."""
     moments, features, logits = Moments(), [], []
     for batch in batches:
@@ -333,19 +333,19 @@ def observe(batches: Iterable[Extracted], fields: frozenset[str]) -> Observed:
             features.append(batch.features)
         if "logits" in fields:
             logits.append(batch.logits)
-    return Observed(
+    return FeatureSet(
         moments.statistics() if "statistics" in fields else None,
         np.concatenate(features) if features else None,
         np.concatenate(logits) if logits else None,
     )
 
 
-def compute(names: Sequence[str], observed: Observed, reference: Observed) -> dict[str, Value]:
+def compute_metrics(names: Sequence[str], observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
     """The values of these metrics, in the order of METRICS.
 
     Args:
       names: keys of METRICS.
-      observed: of the images that are judged, with what `needed(names)` says.
+      observed: of the images that are judged, with what `required_fields(names)` says.
       reference: of those that they are to be like.
     """
     widths = [_width(of_set) for of_set in (observed, reference)]
@@ -354,7 +354,7 @@ def compute(names: Sequence[str], observed: Observed, reference: Observed) -> di
             f"The images have {widths[0]} features and the reference {widths[1]}: give images of the same shape, and "
             "statistics of the same features."
         )
-    values: dict[str, Value] = {}
+    values: dict[str, MetricValue] = {}
     for of_several in dict.fromkeys(METRICS[name].compute for name in names):
         values |= of_several(observed, reference)
     return {name: values[name] for name in METRICS if name in names}

@@ -17,19 +17,19 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ..data import ArraySource, Source, fingerprint, read_examples
-from ..data.batches import read_ahead
-from ..data.cache import cached
-from ..data.folder import SUFFIXES, find_images
-from ..data.images import BrokenImageError, decode, has_color
+from ..data.batches import prefetch
+from ..data.cache import cached_arrays
+from ..data.image_folder import SUFFIXES, find_images
+from ..data.transforms import BrokenImageError, decode, has_color
 from ..errors import InputError
 from ..runtime.files import as_path, is_remote, retry, save_atomic, stat_hash
 from ..runtime.hashing import sha256
-from .extractor import Extracted, Extractor
+from .extractor import Activations, FeatureExtractor
 from .frechet import Statistics, frechet_distance, statistics
-from .metrics import Observed, needed, observe
+from .metrics import FeatureSet, collect_features, required_fields
 
 MOST_IMAGES = 50_000  # of a dataset that are looked at; as for published FIDs
-PIECE = 1000  # images whose features are found at a time
+CHUNK = 1000  # images whose features are found at a time
 
 
 class Reference(NamedTuple):
@@ -50,11 +50,11 @@ class Reference(NamedTuple):
     content: str
 
 
-class Pictures:
+class FolderSource:
     """A `Source` of the images in a folder and its subfolders, at their own size, in the order of their paths.
 
-    `data.folder.find_images` finds them, and `data.images.decode` reads them: 8 bits, upright, no transparency. If all
-    images are gray, they have one channel.
+    `data.image_folder.find_images` finds them, and `data.transforms.decode` reads them: 8 bits, upright, no
+    transparency. If all images are gray, they have one channel.
 
     Raises:
       InputError: for a folder without images or with a broken image; and, when an image is read, if its size is not
@@ -75,7 +75,7 @@ class Pictures:
         if others := Counter(file.suffix for file in found if file.suffix.lower() not in SUFFIXES):
             counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
             logging.warning("%s: skipped images in formats that cannot be read: %s", folder, counts)
-        of_any = read_ahead(lambda number: self._read(number, has_color), range(len(self.files)))
+        of_any = prefetch(lambda number: self._read(number, has_color), range(len(self.files)))
         self.image_shape = (*self._read(0, _pixels).shape[:2], 3 if any(of_any) else 1)
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def _pixels(encoded: bytes) -> np.ndarray:
     return np.asarray(decode(encoded))
 
 
-class InChannels:
+class GraySource:
     """A `Source` of gray images, with as many channels as the images that they are compared with.
 
     Args:
@@ -125,27 +125,27 @@ class InChannels:
         return {**examples, "image": np.repeat(examples["image"][..., :1], self.image_shape[2], axis=-1)}
 
 
-def in_channels(reference: Reference, channels: int) -> Reference:
+def convert_channels(reference: Reference, channels: int) -> Reference:
     """Convert a reference to 1 or 3 channels. A reference with color is never reduced to 1 channel."""
     images = reference.images
     if images is None or images.image_shape[2] == channels or (channels == 1 and _has_color(images)):
         return reference
-    return reference._replace(images=InChannels(images, channels))
+    return reference._replace(images=GraySource(images, channels))
 
 
 def _has_color(source: Source) -> bool:
-    if isinstance(source, Pictures):  # which have 3 channels only if one has color
+    if isinstance(source, FolderSource):  # which have 3 channels only if one has color
         return source.image_shape[2] == 3
     read = (examples["image"] for examples in read_examples(source, np.arange(len(source))))
     return any((images != images[..., :1]).any() for images in read)
 
 
-def of_dataset(source: Source, dataset: ConfigDict) -> Reference:
+def dataset_reference(source: Source, dataset: ConfigDict) -> Reference:
     """A dataset as a reference: all its images, or 50,000 of them; `dataset` is the config's section."""
     return Reference(source, None, None, dataset.name, f"{len(source)} images, {fingerprint(source)}")
 
 
-def of_path(path: epath.PathLike) -> Reference:
+def load_reference(path: epath.PathLike) -> Reference:
     """A folder of images, an .npy of uint8 images, or an .npz: `images` or `arr_0`, `mu` and `sigma`, or both.
 
     Raises:
@@ -157,7 +157,7 @@ def of_path(path: epath.PathLike) -> Reference:
             f"{str(path)!r}: a folder of images must be local. Copy the folder, or give an .npz or an .npy."
         )
     if path.is_dir():
-        pictures = Pictures(Path(path))
+        pictures = FolderSource(Path(path))
         return Reference(pictures, None, None, str(path), stat_hash(pictures.files))
     if not path.exists():
         raise InputError(f"There is no {str(path)!r}. Give a folder of images, an .npz or an .npy.")
@@ -188,76 +188,76 @@ def of_path(path: epath.PathLike) -> Reference:
     return Reference(source, published, features, str(path), stat_hash([path]))
 
 
-def observe_reference(reference: Reference, extractor: Extractor, metrics: Sequence[str]) -> Observed:
+def reference_features(reference: Reference, extractor: FeatureExtractor, metrics: Sequence[str]) -> FeatureSet:
     """What these metrics need of a reference. What was found of its images is kept for the next time.
 
     Raises:
       InputError: if the reference does not have it.
     """
-    fields = needed(metrics, of_reference=True)
+    fields = required_fields(metrics, of_reference=True)
     if not fields:
-        return Observed()
+        return FeatureSet()
     published = reference.published if _is_of(reference, extractor) else None
     to_find = fields - {"statistics"} if published is not None else fields
     if not to_find:
-        return Observed(published)
+        return FeatureSet(published)
     if reference.images is None:
-        lacking = [name for name in metrics if needed([name], of_reference=True) & to_find]
+        lacking = [name for name in metrics if required_fields([name], of_reference=True) & to_find]
         what = "statistics of other features" if "statistics" in to_find else "statistics, and no images"
         raise InputError(f"{reference.name} has {what}: {', '.join(lacking)} cannot be computed against it.")
-    found = observe(_in_pieces(extract(reference.images, extractor)), to_find)
+    found = collect_features(_in_pieces(extract_features(reference.images, extractor)), to_find)
     return found if published is None else found._replace(statistics=published)
 
 
-def indices_of(source: Source) -> np.ndarray:
+def reference_indices(source: Source) -> np.ndarray:
     """The images of a dataset to measure against: all, in their order, or 50,000 of them."""
     return np.sort(np.random.default_rng(0).permutation(len(source))[:MOST_IMAGES])
 
 
-def extract(source: Source, extractor: Extractor) -> Extracted:
-    """What is seen of the images of a dataset, in the order of `indices_of`: from the cache, where it is known."""
-    indices = indices_of(source)
+def extract_features(source: Source, extractor: FeatureExtractor) -> Activations:
+    """Features and logits of a dataset's images, in the order of `reference_indices`, cached on disk."""
+    indices = reference_indices(source)
 
     def make() -> dict[str, np.ndarray]:
         pieces = [extractor(images) for images in _pieces(source, indices)]
-        found = {name: [getattr(piece, name) for piece in pieces] for name in Extracted._fields}
+        found = {name: [getattr(piece, name) for piece in pieces] for name in Activations._fields}
         return {name: np.concatenate(parts) for name, parts in found.items() if parts[0] is not None}
 
     if extractor.identity is None:
         kept = make()
     else:
         digest = sha256(map(np.ascontiguousarray, _pieces(source, indices)))
-        kept = cached("features", {"images": digest, "features": extractor.identity, "version": 1}, make)
-    return Extracted(kept["features"], kept.get("logits"))
+        kept = cached_arrays("features", {"images": digest, "features": extractor.identity, "version": 1}, make)
+    return Activations(kept["features"], kept.get("logits"))
 
 
-def halves_distance(source: Source, extractor: Extractor) -> float:
+def halves_distance(source: Source, extractor: FeatureExtractor) -> float:
     """Frechet distance between two halves of a dataset: a level to hold the distance of samples against."""
-    features = extract(source, extractor).features
+    features = extract_features(source, extractor).features
     halves = np.array_split(features[np.random.default_rng(0).permutation(len(features))], 2)
     return frechet_distance(*(statistics([half]) for half in halves))
 
 
 def nearest(
-    images: np.ndarray, source: Source, extractor: Extractor, k: int
+    images: np.ndarray, source: Source, extractor: FeatureExtractor, k: int
 ) -> UInt8[np.ndarray, "n k height width channels"]:
     """The k images of a dataset that are nearest to each of these in the features."""
     from sklearn.neighbors import NearestNeighbors  # scikit-learn takes a second to import
 
-    there = extract(source, extractor).features
+    there = extract_features(source, extractor).features
     search = NearestNeighbors(n_neighbors=min(k, len(there)), algorithm="brute").fit(there)
     _, neighbours = search.kneighbors(extractor(images).features)
-    found = source[indices_of(source)[neighbours.ravel()]]["image"]
+    found = source[reference_indices(source)[neighbours.ravel()]]["image"]
     return found.reshape(*neighbours.shape, *found.shape[1:])
 
 
-def save_statistics(path: epath.PathLike, found: Statistics, extractor: Extractor) -> None:
+def save_statistics(path: epath.PathLike, found: Statistics, extractor: FeatureExtractor) -> None:
     """Writes `mu` and `sigma` as others read them, and the `features` that they are of."""
     arrays = dict(mu=found.mean, sigma=found.covariance, features=np.array(extractor.identity or "of one's own"))
     save_atomic(as_path(path), lambda file: np.savez_compressed(file, **arrays))
 
 
-def _is_of(reference: Reference, extractor: Extractor) -> bool:
+def _is_of(reference: Reference, extractor: FeatureExtractor) -> bool:
     """Whether the statistics of a reference are of this extractor's features."""
     if reference.published is None:
         return False
@@ -266,10 +266,10 @@ def _is_of(reference: Reference, extractor: Extractor) -> bool:
     return (extractor.identity or "").startswith("inception")
 
 
-def _in_pieces(found: Extracted) -> Iterator[Extracted]:
+def _in_pieces(found: Activations) -> Iterator[Activations]:
     """A thousand rows at a time."""
-    for start in range(0, len(found.features), PIECE):
-        yield Extracted(*(None if part is None else part[start : start + PIECE] for part in found))
+    for start in range(0, len(found.features), CHUNK):
+        yield Activations(*(None if part is None else part[start : start + CHUNK] for part in found))
 
 
 def _pieces(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
@@ -277,7 +277,7 @@ def _pieces(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
     pieces: list[np.ndarray] = []
     for examples in read_examples(source, indices):
         pieces.append(examples["image"])
-        if sum(map(len, pieces)) >= PIECE:
+        if sum(map(len, pieces)) >= CHUNK:
             yield np.concatenate(pieces)
             pieces = []
     if pieces:

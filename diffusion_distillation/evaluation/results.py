@@ -20,8 +20,8 @@ from ..runtime.files import parse_json, save_atomic, write_atomic
 from ..runtime.hashing import sha256
 from ..sampling import SAMPLER_ALIASES, SAMPLERS
 from .extractor import Images
-from .measure import Draw, Measured, Yardstick, measure
-from .metrics import Criterion, Value, Values, by_name
+from .measure import Evaluator, Measurement, SampleSet, measure
+from .metrics import Criterion, MetricValue, MetricValues, named_values
 from .reference import Reference, halves_distance
 
 
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     """
 
     entry: Entry
-    values: Values
+    values: MetricValues
     images_per_sec: float | None
     content: str | None = None
 
@@ -80,7 +80,7 @@ class Row(NamedTuple):
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Row":
         """The inverse of `to_json`."""
-        values = {_part(Criterion, of_one): _part(Value, of_one) for of_one in stored["values"]}
+        values = {_part(Criterion, of_one): _part(MetricValue, of_one) for of_one in stored["values"]}
         entry = _part(Entry, stored)
         entry = entry._replace(sampler=SAMPLER_ALIASES.get(entry.sampler, entry.sampler))
         return cls(entry, values, stored["images_per_sec"], stored["content"])
@@ -113,8 +113,10 @@ class Evaluation(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """Names and numbers; where there are several rows, names begin with the row's."""
         if len(self.rows) == 1:
-            return by_name(self.rows[0].values)
-        return {f"{row.entry.name}_{name}": value for row in self.rows for name, value in by_name(row.values).items()}
+            return named_values(self.rows[0].values)
+        return {
+            f"{row.entry.name}_{name}": value for row in self.rows for name, value in named_values(row.values).items()
+        }
 
     def to_json(self) -> str:
         """As it is stored."""
@@ -142,8 +144,8 @@ def read(path: epath.Path) -> Evaluation | None:
 
 def evaluate(
     runs: Mapping[Entry, epath.Path | None],
-    draw: Callable[[Entry, int], Draw],
-    yardsticks: Sequence[Yardstick],
+    draw: Callable[[Entry, int], SampleSet],
+    evaluators: Sequence[Evaluator],
     reference: Reference,
     path: epath.Path,
     *,
@@ -158,7 +160,7 @@ def evaluate(
     Args:
       runs: what is measured, and the run that it is of.
       draw: `draw(entry, first)` gives its images from number `first` on.
-      yardsticks: what they are measured by.
+      evaluators: what they are measured by.
       reference: what they are judged against.
       path: of the evaluation.json; unfinished work is kept beside it.
       about: what shapes the numbers besides, of JSON's types.
@@ -168,8 +170,8 @@ def evaluate(
       say: is told each row.
     """
     about = {
-        "features": {yardstick.name: yardstick.extractor.identity for yardstick in yardsticks},
-        "wanted": {yardstick.name: list(yardstick.metrics) for yardstick in yardsticks},
+        "features": {evaluator.features: evaluator.extractor.identity for evaluator in evaluators},
+        "wanted": {evaluator.features: list(evaluator.metrics) for evaluator in evaluators},
         "reference": [reference.name, reference.content],
         "num_samples": num_samples,
         "repeats": repeats,
@@ -185,15 +187,15 @@ def evaluate(
         return row.content == content[row.entry]
 
     def begin() -> str:
-        for yardstick in yardsticks:
-            yardstick.reference()  # before anything is drawn: it may not have what is needed
+        for evaluator in evaluators:
+            evaluator.reference()  # before anything is drawn: it may not have what is needed
         earlier = read(path)
-        if any(yardstick.extractor.identity is None for yardstick in yardsticks):  # it may be another one now
+        if any(evaluator.extractor.identity is None for evaluator in evaluators):  # it may be another one now
             earlier = None
             if unfinished.exists():
                 unfinished.rmtree()
         if earlier is None or earlier.about != json.loads(json.dumps(about)):
-            return Evaluation(about, {} if shown is None else _floors(yardsticks, reference), []).to_json()
+            return Evaluation(about, {} if shown is None else _floors(evaluators, reference), []).to_json()
         return earlier._replace(rows=[row for row in earlier.rows if is_known(row)]).to_json()
 
     _, floors, known = Evaluation.from_json(multihost.on_main(begin))
@@ -202,7 +204,7 @@ def evaluate(
         if entry not in rows:
             folder = unfinished / multihost.broadcast(_digest([entry, content[entry], about]))
             sets = [
-                measure(draw(entry, repeat * num_samples), num_samples, yardsticks, folder / str(repeat))
+                measure(draw(entry, repeat * num_samples), num_samples, evaluators, folder / str(repeat))
                 for repeat in range(repeats)
             ]
             if multihost.is_main():
@@ -213,12 +215,12 @@ def evaluate(
                 write_atomic(path, found.to_json())
                 unfinished.rmtree()
         if multihost.is_main():
-            say(f"{entry.title}: {described(rows[entry])}")
+            say(f"{entry.title}: {describe_row(rows[entry])}")
     multihost.barrier("what was drawn is measured")
     return Evaluation(about, floors, [rows[entry] for entry in runs if entry in rows])
 
 
-def described(row: Row) -> str:
+def describe_row(row: Row) -> str:
     """A row's values in a line."""
     values = (
         f"{criterion.title} {of.value:.4g}" + ("" if of.spread is None else f" (spread {of.spread:.2g})")
@@ -227,7 +229,7 @@ def described(row: Row) -> str:
     return ", ".join([*values, *([] if row.images_per_sec is None else [f"{row.images_per_sec:,.1f} images/s"])])
 
 
-def open_once(config: ConfigDict) -> Callable[[epath.Path], Any]:
+def pipeline_loader(config: ConfigDict) -> Callable[[epath.Path], Any]:
     """`from_checkpoint` with a config, which keeps the last pipeline: the rows of a teacher follow each other.
 
     It does not warn that a student, as the teacher of others is one, draws in fewer steps: that is what is measured.
@@ -262,7 +264,7 @@ def samples_path(folder: epath.Path, entry: Entry) -> epath.Path:
     return path
 
 
-def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:
+def _row(entry: Entry, sets: Sequence[Measurement], content: str | None) -> Row:
     values = {
         criterion: _best(criterion, [of_set.values[criterion] for of_set in sets]) for criterion in sets[0].values
     }
@@ -270,18 +272,18 @@ def _row(entry: Entry, sets: Sequence[Measured], content: str | None) -> Row:
     return Row(entry, values, speed, content)
 
 
-def _best(criterion: Criterion, of_sets: Sequence[Value]) -> Value:
+def _best(criterion: Criterion, of_sets: Sequence[MetricValue]) -> MetricValue:
     """The value of the best set, with the spread over all sets if there are several."""
     values = [of_set.value for of_set in of_sets]
     best = of_sets[values.index(criterion.best(values))]
     return best if len(of_sets) == 1 else best._replace(spread=max(values) - min(values))
 
 
-def _floors(yardsticks: Sequence[Yardstick], reference: Reference) -> dict[str, float]:
+def _floors(evaluators: Sequence[Evaluator], reference: Reference) -> dict[str, float]:
     return {
-        Criterion("frechet", yardstick.name).name: halves_distance(reference.images, yardstick.extractor)
-        for yardstick in yardsticks
-        if "frechet" in yardstick.metrics
+        Criterion("frechet", evaluator.features).name: halves_distance(reference.images, evaluator.extractor)
+        for evaluator in evaluators
+        if "frechet" in evaluator.metrics
     }
 
 

@@ -1,1 +1,1 @@
-"""Pictures: image grids, plots, sample folders, and a ladder's HTML page. Nothing here trains."""
+"""FolderSource: image grids, plots, sample folders, and a ladder's HTML page. Nothing here trains."""

@@ -25,9 +25,9 @@ from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
 from ..evaluation.ladders import evaluate_ladder, ladder_runs
-from ..evaluation.measure import Yardstick
-from ..evaluation.reference import of_dataset
-from ..evaluation.results import Entry, open_once, read
+from ..evaluation.measure import Evaluator
+from ..evaluation.reference import dataset_reference
+from ..evaluation.results import Entry, pipeline_loader, read
 from ..keys import seed_key
 from ..methods import make_method
 from ..runtime import multihost
@@ -48,7 +48,7 @@ NUM_WEIGHTS = 3  # guidance weights, equally spaced over the range of the models
 NUM_GUIDED = 10  # samples with each guidance weight
 
 
-def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, yardsticks: Sequence[Yardstick]) -> None:
+def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, evaluators: Sequence[Evaluator]) -> None:
     """Measure a finished ladder and write its report. Rows that an earlier report measured are kept.
 
     All processes generate samples; only the main process reads the data and writes files.
@@ -57,7 +57,7 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
       config: of the ladder, resolved.
       workdir: the ladder's folder.
       source: the images to compare samples with.
-      yardsticks: what samples are measured by, from `evaluation.ladders.config_yardsticks`.
+      evaluators: what samples are measured by, from `evaluation.ladders.config_evaluators`.
 
     Raises:
       InputError: if another process works in the ladder's folder.
@@ -68,16 +68,16 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ya
         multihost.print_on_main(
             f"report  {workdir}: measuring {rows} models and samplers with {config.eval.num_samples:,} samples each"
         )
-        _write_report(config, workdir, source, yardsticks)
+        _write_report(config, workdir, source, evaluators)
 
 
-def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yardsticks: Sequence[Yardstick]) -> None:
+def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evaluators: Sequence[Evaluator]) -> None:
     folder = workdir / "report"
-    reference = of_dataset(source, config.dataset)
+    reference = dataset_reference(source, config.dataset)
 
     # Sample and measure, in all processes.
     evaluation = evaluate_ladder(
-        config, workdir, yardsticks, reference, folder / EVALUATION_FILE,
+        config, workdir, evaluators, reference, folder / EVALUATION_FILE,
         shown=folder / SAMPLES_FOLDER, say=lambda line: multihost.print_on_main(f"report  {line}"),
     )  # fmt: skip
     trajectories = sample_trajectories(config, workdir)
@@ -99,7 +99,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, yards
         pictures.predicted_images(trajectories, folder),
         *pictures.samples_by_class(ladder, folder),
         *pictures.samples_by_guidance(guided, ladder.class_labels, folder),
-        pictures.nearest_images(ladder, source, yardsticks[0], folder),
+        pictures.nearest_images(ladder, source, evaluators[0], folder),
         *pictures.training_losses(_losses([ladder]), folder),
     ]
     rungs = make_method(config).rungs
@@ -146,7 +146,7 @@ def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np
     runs = ladder_runs(config, workdir)
     teacher = next(iter(runs))
     students = [entry for entry in runs if entry.model == "student" and 2 <= entry.num_steps <= 8]
-    open_pipeline = open_once(config)
+    open_pipeline = pipeline_loader(config)
     trajectories = {}
     for entry, num_steps in [(teacher, TEACHER_STEPS), *((student, student.num_steps) for student in students)]:
         pipeline = open_pipeline(runs[entry])
@@ -175,7 +175,7 @@ def sample_guidance_weights(config: ConfigDict, workdir: epath.Path) -> dict[Ent
     teacher, *_, last = runs
     samples = {}
     for entry in (teacher, last):
-        pipeline = open_once(config)(runs[entry])
+        pipeline = pipeline_loader(config)(runs[entry])
         samples[entry] = {
             weight: pipeline.sample(seed_key(0), NUM_GUIDED, guidance=weight, num_steps=entry.num_steps)
             for weight in np.linspace(*allowed, NUM_WEIGHTS).tolist()

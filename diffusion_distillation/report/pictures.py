@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ..data import Source
-from ..evaluation.measure import Yardstick
+from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import nearest
 from ..evaluation.results import Entry, Evaluation, Row, load_samples
@@ -230,17 +230,17 @@ def samples_by_guidance(
     return [Picture("Guidance weights", caption, path)]
 
 
-def nearest_images(ladder: LadderReport, source: Source, yardstick: Yardstick, folder: epath.Path) -> Picture:
+def nearest_images(ladder: LadderReport, source: Source, evaluator: Evaluator, folder: epath.Path) -> Picture:
     """Samples of the last student beside the images of the dataset that are nearest to them in the features."""
     student = ladder.entries("student")[-1]
     samples = ladder.samples(student)[:NUM_SAMPLES]
-    neighbors = nearest(samples, source, yardstick.extractor, NUM_NEIGHBORS)
+    neighbors = nearest(samples, source, evaluator.extractor, NUM_NEIGHBORS)
     columns = [Column(f"nearest\n{rank + 1}", neighbors[:, rank]) for rank in range(neighbors.shape[1])]
     path = folder / "nearest.png"
     _save_same_noise([Column("sample", samples, "student"), *columns], ladder.class_labels, path)
     caption = (
         f"Rows: samples of the {student.title}. Columns: the sample, and the dataset's images nearest to it by "
-        f"{yardstick.name}. A sample that equals its nearest image is a sign of memorized data."
+        f"{evaluator.features}. A sample that equals its nearest image is a sign of memorized data."
     )
     return Picture("Nearest images of the dataset", caption, path)
 

@@ -82,7 +82,7 @@ class Column(NamedTuple):
 
 def metric_panel(criterion: Criterion, curves: Sequence[Curve], baseline: float | None = None) -> Panel:
     """The panel of a criterion: distances get a logarithmic axis, shares and scores a linear one."""
-    return Panel(criterion.title, curves, METRICS[criterion.metric].is_distance, baseline)
+    return Panel(criterion.title, curves, METRICS[criterion.metric].log_scale, baseline)
 
 
 def row_labels(num_images: int, class_labels: Sequence[str] = ()) -> list[str]:

@@ -22,7 +22,7 @@ from ..config import resolve, stage
 from ..data import Source
 from ..diffusion import MEAN_TYPES
 from ..errors import DivergedError, RunError
-from ..evaluation.measure import Yardstick
+from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
@@ -101,7 +101,7 @@ def reproduce_claims(
     ladder: ConfigDict,
     workdir: epath.PathLike,
     source: Source,
-    yardsticks: Sequence[Yardstick],
+    evaluators: Sequence[Evaluator],
     reference: Reference,
     *,
     outputs: Sequence[str] = MEAN_TYPES,
@@ -115,7 +115,7 @@ def reproduce_claims(
       ladder: config of the students; only its `distillation` and `train` sections and its dropout are used.
       workdir: for the runs and the page.
       source: the training images.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
       reference: what samples are compared with.
       outputs: network outputs, of `diffusion.MEAN_TYPES`.
       weights: loss weights, of `WEIGHTS`.
@@ -147,7 +147,7 @@ def reproduce_claims(
             multihost.print_on_main(f"claims  {variant.title}, seed {seed}: {error}")
             continue
         entries = _entries(of_ladder, folder, all_steps=variant == base_variant)
-        results[variant][seed] = evaluate_seed(of_ladder, entries, yardsticks, reference, folder, seed)
+        results[variant][seed] = evaluate_seed(of_ladder, entries, evaluators, reference, folder, seed)
     if not any(results.values()):
         raise RunError("Every training diverged. Try a smaller --config.train.learning_rate with another --workdir.")
     if multihost.is_main():

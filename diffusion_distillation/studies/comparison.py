@@ -26,7 +26,7 @@ from ..checkpoints import Metadata, abstract_params, load
 from ..config import resolve, stage
 from ..data import Source
 from ..errors import InputError, did_you_mean
-from ..evaluation.measure import Yardstick
+from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
@@ -167,7 +167,7 @@ def compare_methods(
     config: ConfigDict,
     workdir: epath.PathLike,
     source: Source,
-    yardsticks: Sequence[Yardstick],
+    evaluators: Sequence[Evaluator],
     reference: Reference,
     *,
     steps: Sequence[int] = (8, 4, 2, 1),
@@ -183,7 +183,7 @@ def compare_methods(
         those of every method.
       workdir: for the ladders and the page.
       source: the training images.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
       reference: what samples are compared with.
       steps: sampling steps of the students, from most to fewest; each divides the one before it, and the first divides
         the teacher's.
@@ -214,7 +214,7 @@ def compare_methods(
     teacher = local_path(config.distillation.teacher_checkpoint_path)
     entries = {Entry("teacher", "ddim", n): teacher for n in (teacher_steps, *steps)}
     of_teacher = [
-        evaluate_seed(config, entries, yardsticks, reference, workdir / "teacher" / f"seed_{seed}", seed)
+        evaluate_seed(config, entries, evaluators, reference, workdir / "teacher" / f"seed_{seed}", seed)
         for seed in range(seeds)
     ]
 
@@ -227,7 +227,7 @@ def compare_methods(
             multihost.print_on_main(f"comparison  {name}, seed {seed}")
             students = _train_students(configs[name, seed], folder, source, load_model)
             entries = _student_entries(students, recipe.sampler, steps)
-            evaluations.append(evaluate_seed(config, entries, yardsticks, reference, folder, seed))
+            evaluations.append(evaluate_seed(config, entries, evaluators, reference, folder, seed))
         results[name] = _result(evaluations, configs[name, 0], source, workdir / name)
 
     if multihost.is_main():

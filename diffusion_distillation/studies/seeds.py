@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..evaluation.ladders import evaluate_runs
-from ..evaluation.measure import Yardstick
+from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation
@@ -20,7 +20,7 @@ SEED_OFFSET = 10_000  # between the config seeds of a study's repetitions
 def evaluate_seed(
     config: ConfigDict,
     runs: Mapping[Entry, epath.Path],
-    yardsticks: Sequence[Yardstick],
+    evaluators: Sequence[Evaluator],
     reference: Reference,
     folder: epath.Path,
     seed: int,
@@ -30,13 +30,13 @@ def evaluate_seed(
     Args:
       config: resolved; its `eval` section says how many samples are measured.
       runs: the rows to measure, and the folder of each one's run.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
       reference: what samples are compared with.
       folder: for evaluation.json and the samples.
       seed: of the noise.
     """
     return evaluate_runs(
-        config, runs, yardsticks, reference, folder / "evaluation.json",
+        config, runs, evaluators, reference, folder / "evaluation.json",
         seed=seed, shown=folder / "samples", say=lambda line: multihost.print_on_main(f"  {line}"),
     )  # fmt: skip
 

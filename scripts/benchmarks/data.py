@@ -28,9 +28,9 @@ from tqdm import tqdm
 from diffusion_distillation import cli
 from diffusion_distillation.data import ArraySource, Source, read_batches
 from diffusion_distillation.data.batches import THREADS
-from diffusion_distillation.data.encoded import DecodedSource, Encoded
-from diffusion_distillation.data.folder import ImageFiles
-from diffusion_distillation.data.images import Transform
+from diffusion_distillation.data.decoding import DecodingSource, EncodedImages
+from diffusion_distillation.data.image_folder import ImageFiles
+from diffusion_distillation.data.transforms import Transform
 
 FILES = flags.DEFINE_integer("files", 5000, "How many JPEG files, and how many PNG records.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", lower_bound=1)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 class PngRecords:
-    """PNG images in an array_record file; `encoded.Encoded` of them."""
+    """PNG images in an array_record file; `decoding.EncodedImages` of them."""
 
     title, num_classes, class_names, trusted = "PNG records", 1, None, True
 
@@ -78,8 +78,8 @@ class PngRecords:
         return self._records[index], 0
 
 
-def _decoded(images: Encoded, transform: Transform) -> Source:
-    return DecodedSource(images, transform, np.arange(len(images)))
+def _decoded(images: EncodedImages, transform: Transform) -> Source:
+    return DecodingSource(images, transform, np.arange(len(images)))
 
 
 def _photo(rng: np.random.Generator, size: int) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_distillation import cli
-from diffusion_distillation.evaluation.inception import Extractor, fold, weight_shapes
+from diffusion_distillation.evaluation.inception import InceptionExtractor, fold, weight_shapes
 from diffusion_distillation.runtime.cpu import use_all_cpu_cores
 from diffusion_distillation.runtime.devices import data_mesh, describe_devices
 
@@ -32,7 +32,7 @@ def main() -> None:
     use_all_cpu_cores(BATCH_SIZE.value)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
-    extract = Extractor(fold(made_up_weights(rng)), "made up", BATCH_SIZE.value)
+    extract = InceptionExtractor(fold(made_up_weights(rng)), "made up", BATCH_SIZE.value)
     extract(images)  # compiles it
     contestants = {f"ours, {describe_devices(data_mesh())}": lambda: speed(extract, images)}
     if PEER.value is not None:
@@ -58,7 +58,7 @@ def made_up_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {name: weight(name, shape) for name, shape in weight_shapes().items()}
 
 
-def speed(extract: Extractor, images: np.ndarray) -> float:
+def speed(extract: InceptionExtractor, images: np.ndarray) -> float:
     """Images a second."""
     start, batches = time.perf_counter(), 0
     while batches == 0 or time.perf_counter() - start < SECONDS.value:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_distillation.data import load_source, read_batches, read_examples, stream_indices
-from diffusion_distillation.data.batches import PIECE, THREADS
+from diffusion_distillation.data.batches import CHUNK, THREADS
 
 
 @given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 70))
@@ -80,7 +80,7 @@ def test_hosts_share_each_batch(hosts, batch_size, length, start):
         with contextlib.closing(read_batches(source, 7, steps, batch_size, process=(index, hosts))) as batches:
             parts.append(list(batches))
         assert sum(source.asked) == 3 * batch_size // hosts
-        assert max(source.asked) <= PIECE
+        assert max(source.asked) <= CHUNK
     for step, batch in zip(steps, whole, strict=True):
         expected = stream_indices(7, np.arange(step * batch_size, (step + 1) * batch_size), length)
         np.testing.assert_array_equal(batch["label"], expected)
@@ -110,7 +110,7 @@ def test_a_fresh_process_reads_the_same_batch():
 def test_memory_is_bounded():
     """However slowly batches are taken, no more than two of them or two pieces a thread are read ahead."""
     source = Counting(10_000)
-    with contextlib.closing(read_batches(source, 0, range(1000), 2 * PIECE)) as batches:
+    with contextlib.closing(read_batches(source, 0, range(1000), 2 * CHUNK)) as batches:
         for _ in range(3):
             next(batches)
         time.sleep(0.2)

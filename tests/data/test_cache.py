@@ -16,7 +16,7 @@ from diffusion_distillation.data import cache
 ASK = """
 import logging, os, pathlib, sys, time
 import numpy as np
-from diffusion_distillation.data.cache import cached
+from diffusion_distillation.data.cache import cached_arrays
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)
 go = pathlib.Path("go")
@@ -27,7 +27,7 @@ def make():
         time.sleep(0.01)
     return {"by": np.array([os.getpid()])}
 
-arrays = cached("numbers", {"of": "test"}, make)
+arrays = cached_arrays("numbers", {"of": "test"}, make)
 print("has", *arrays["by"], flush=True)
 """
 
@@ -66,6 +66,6 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     made = []
     for _ in range(2):
-        found = cache.cached("numbers", {}, lambda: made.append(1) or {"one": np.ones(1)})
+        found = cache.cached_arrays("numbers", {}, lambda: made.append(1) or {"one": np.ones(1)})
         assert found["one"] == [1]
     assert made == [1]

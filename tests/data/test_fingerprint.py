@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from diffusion_distillation.data import ArraySource, encoded, fingerprint, load_source
-from diffusion_distillation.evaluation.reference import of_dataset
+from diffusion_distillation.data import ArraySource, decoding, fingerprint, load_source
+from diffusion_distillation.evaluation.reference import dataset_reference
 
 DIGITS = load_source("digits", class_conditional=True)
 
@@ -39,7 +39,7 @@ def of_folder(path, **args):
 
 @pytest.fixture(params=[4 << 30, 0], ids=["decoded once", "decoded as it is read"])
 def in_memory(request, monkeypatch):
-    monkeypatch.setattr(encoded, "IN_MEMORY", request.param)
+    monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", request.param)
 
 
 def test_a_copy_of_a_folder_has_the_same_fingerprint(tmp_path, folder, in_memory):
@@ -84,7 +84,7 @@ def test_how_images_are_transformed_counts(folder):
 
 def test_it_is_computed_once(folder, in_memory, monkeypatch):
     first = of_folder(folder)
-    monkeypatch.setattr(encoded.Transform, "__call__", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding.Transform, "__call__", lambda *_: pytest.fail("decoded again"))
     assert of_folder(folder) == first
 
 
@@ -149,7 +149,7 @@ def test_a_source_of_ones_own():
 
 def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):
     """Some examples stand for all. File times do not matter."""
-    monkeypatch.setattr(encoded, "IN_MEMORY", 0)
+    monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", 0)
     copy = shutil.copytree(stand_ins, tmp_path / "copy", copy_function=shutil.copyfile)
     first, second = (load_source("CIFAR10", class_conditional=True, data_dir=str(place)) for place in (stand_ins, copy))
     assert len(first.class_names) == 10
@@ -162,7 +162,7 @@ def test_a_reference_is_known_by_its_images(tmp_path, folder):
 
     def content(path):
         source = load_source("ImageFolder", path=str(path), image_size=8)
-        return of_dataset(source, ConfigDict({"name": "ImageFolder", "args": {"path": str(path)}})).content
+        return dataset_reference(source, ConfigDict({"name": "ImageFolder", "args": {"path": str(path)}})).content
 
     first = content(folder)
     assert content(shutil.copytree(folder, tmp_path / "copy")) == first

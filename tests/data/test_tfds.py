@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_distillation.data import encoded, load_source, read_batches
-from diffusion_distillation.data.images import Transform
-from diffusion_distillation.data.tfds import Records
+from diffusion_distillation.data import decoding, load_source, read_batches
+from diffusion_distillation.data.tfds import TfdsRecords
+from diffusion_distillation.data.transforms import Transform
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def everything(source):
 
 @pytest.mark.parametrize("in_memory", [4 << 30, 0], ids=["decoded once", "decoded as it is read"])
 def test_read_back_as_written(stand_ins, monkeypatch, in_memory):
-    monkeypatch.setattr(encoded, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", in_memory)
     source = load_source("TFDS", name="tiny_cifar10", image_size=32, label_key="label")
     assert (len(source), source.image_shape, source.num_classes) == (64, (32, 32, 3), 10)
     written, read = np.load(stand_ins / "written.npz"), everything(source)
@@ -77,7 +77,7 @@ def test_sources(name, args, expected):
     ],
 )
 def test_preprocessing_as_published(name, args, records, transform):
-    records = Records(*records, None, None)
+    records = TfdsRecords(*records, None, None)
     images = everything(load_source(name, **args))["image"]
     for index in range(5):
         np.testing.assert_array_equal(images[index], transform(records.read(index)[0]))
@@ -85,9 +85,9 @@ def test_preprocessing_as_published(name, args, records, transform):
 
 def test_large_datasets_give_the_same_batches(monkeypatch):
     small = load_source("ImageNet", image_size=16)
-    monkeypatch.setattr(encoded, "IN_MEMORY", 0)
+    monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", 0)
     large = load_source("ImageNet", image_size=16)
-    assert isinstance(large, encoded.DecodedSource)
+    assert isinstance(large, decoding.DecodingSource)
     for of_small, of_large in zip(*(read_batches(s, 0, range(4), 16) for s in (small, large)), strict=True):
         np.testing.assert_array_equal(of_small["image"], of_large["image"])
         np.testing.assert_array_equal(of_small["label"], of_large["label"])
@@ -120,7 +120,7 @@ PREPARE = """
 import sys
 import numpy as np, tensorflow_datasets as tfds
 from diffusion_distillation.data import load_source
-from diffusion_distillation.data.tfds_prepare import _lsun_by_lmdb, prepare
+from diffusion_distillation.data.tfds_prepare import _lsun_by_lmdb, prepare_dataset
 
 tfds.dataset_builders.store_as_tfds_dataset(
     name="records", version="1.0.0", data_dir=sys.argv[1], file_format="tfrecord",
@@ -128,8 +128,8 @@ tfds.dataset_builders.store_as_tfds_dataset(
     split_datasets={"train": [(0, {"image": np.zeros((8, 8, 1), np.uint8)})]},
 )
 for build in (
-    lambda: prepare("no_such_dataset", sys.argv[1]),
-    lambda: prepare("imagenet2012", sys.argv[1]),
+    lambda: prepare_dataset("no_such_dataset", sys.argv[1]),
+    lambda: prepare_dataset("imagenet2012", sys.argv[1]),
     lambda: load_source("TFDS", name="records", image_size=8, data_dir=sys.argv[1]),
 ):
     try:

@@ -66,7 +66,7 @@ def test_any_number_of_images(extract):
 )
 def test_what_are_no_images(extract, shape, dtype):
     with pytest.raises(
-        InputError, match=rf"1 channel for grey ones; got those of {dtype} \[{shape[1]}, 8, {shape[3]}\]"
+        InputError, match=rf"1 channel for gray ones; got those of {dtype} \[{shape[1]}, 8, {shape[3]}\]"
     ):
         extract(np.zeros(shape, dtype))
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_distillation.evaluation.extractor import Extracted
-from diffusion_distillation.evaluation.measure import Yardstick, draw_from, measure
-from diffusion_distillation.evaluation.metrics import Criterion, Observed
+from diffusion_distillation.evaluation.extractor import Activations
+from diffusion_distillation.evaluation.measure import Evaluator, generated_samples, measure
+from diffusion_distillation.evaluation.metrics import Criterion, FeatureSet
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 
@@ -30,14 +30,14 @@ class Seen:
     identity, has_logits = "seen", True
 
     def __call__(self, images):
-        return Extracted(np.zeros((len(images), 1)), np.eye(3)[images[:, 0, 0, 0]])
+        return Activations(np.zeros((len(images), 1)), np.eye(3)[images[:, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("first", [0, 20])
 def test_accuracy_of_each_set_of_samples_uses_its_own_labels(first, tmp_path):
     """With 20 samples and three classes, the second set starts with another class than the first."""
-    yardstick = Yardstick("seen", Seen(), ("accuracy",), Observed)
-    draw = draw_from(OfClasses(), jax.random.key(0), batch_size=8, first=first)
+    evaluator = Evaluator("seen", Seen(), ("accuracy",), FeatureSet)
+    draw = generated_samples(OfClasses(), jax.random.key(0), batch_size=8, first=first)
     np.testing.assert_array_equal(draw.labels(np.arange(4)), (first + np.arange(4)) % 3)
-    measured = measure(draw, 20, [yardstick], as_path(tmp_path))
+    measured = measure(draw, 20, [evaluator], as_path(tmp_path))
     assert measured.values[Criterion("accuracy", "seen")].value == 1.0

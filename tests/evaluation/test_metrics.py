@@ -11,21 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import seeded
 
-from diffusion_distillation.evaluation.extractor import Extracted
+from diffusion_distillation.evaluation.extractor import Activations
 from diffusion_distillation.evaluation.frechet import Moments, Statistics, frechet_distance, statistics
 from diffusion_distillation.evaluation.metrics import (
     METRICS,
     Criterion,
-    Observed,
-    Value,
-    by_name,
-    compute,
+    FeatureSet,
+    MetricValue,
+    collect_features,
+    compute_metrics,
     inception_scores,
     kernel_distances,
     manifold_metrics,
-    needed,
-    observe,
-    select,
+    named_values,
+    required_fields,
+    select_metrics,
     sliced_wasserstein,
 )
 
@@ -157,39 +157,43 @@ def test_sliced_wasserstein_of_a_shift():
 def test_any_number_of_batches_gives_the_same(batches):
     a, b = sets(3, 640, 500, 8)
     logits = np.random.default_rng(1).normal(size=(640, 5))
-    fields = needed(list(METRICS)) | needed(list(METRICS), of_reference=True)
-    reference = observe([Extracted(b, logits)], fields)
+    fields = required_fields(list(METRICS)) | required_fields(list(METRICS), of_reference=True)
+    reference = collect_features([Activations(b, logits)], fields)
     parts = zip(np.array_split(a, batches), np.array_split(logits, batches), strict=True)
     whole, streamed = (
-        observe(given, fields) for given in ([Extracted(a, logits)], (Extracted(*part) for part in parts))
+        collect_features(given, fields) for given in ([Activations(a, logits)], (Activations(*part) for part in parts))
     )
-    expected = numbers(compute(list(METRICS), whole, reference))
-    assert numbers(compute(list(METRICS), streamed, reference)) == pytest.approx(expected, rel=1e-9)
+    expected = numbers(compute_metrics(list(METRICS), whole, reference))
+    assert numbers(compute_metrics(list(METRICS), streamed, reference)) == pytest.approx(expected, rel=1e-9)
     assert list(expected) == ["fid", "kid", "kid_std", "is", "is_std", *list(METRICS)[3:]]
 
 
 def numbers(found):
     """Values by the names that metrics have with Inception's features."""
-    return by_name({Criterion(name, "inception"): value for name, value in found.items()})
+    return named_values({Criterion(name, "inception"): value for name, value in found.items()})
 
 
 def test_only_what_is_needed_is_held():
-    observed = observe([Extracted(np.ones((3, 2)), np.ones((3, 4)))] * 2, needed(["frechet"]))
+    observed = collect_features([Activations(np.ones((3, 2)), np.ones((3, 4)))] * 2, required_fields(["frechet"]))
     assert observed.features is None and observed.logits is None and observed.statistics is not None
-    assert observe([Extracted(np.ones((3, 2)))], needed(["recall"])).statistics is None
-    nine = observe([Extracted(np.eye(9))], needed(["recall"]))
-    assert list(compute(["recall"], nine, nine)) == ["recall"]
+    assert collect_features([Activations(np.ones((3, 2)))], required_fields(["recall"])).statistics is None
+    nine = collect_features([Activations(np.eye(9))], required_fields(["recall"]))
+    assert list(compute_metrics(["recall"], nine, nine)) == ["recall"]
 
 
 def test_bad_names_and_numbers():
     with pytest.raises(ValueError, match=r"Unknown metric 'fib'.* Did you mean 'fid'"):
-        select(["fib"], 10)
+        select_metrics(["fib"], 10)
     with pytest.raises(ValueError, match="'is' needs at least 10 samples; got 9"):
-        select(["fid", "is"], 9)
+        select_metrics(["fid", "is"], 9)
 
 
 def test_only_the_frechet_distance_of_inceptions_features_is_an_fid():
-    assert select(["recall", "fid"], 10) == select(["frechet", "recall", "fid"], 10) == ("frechet", "recall")
+    assert (
+        select_metrics(["recall", "fid"], 10)
+        == select_metrics(["frechet", "recall", "fid"], 10)
+        == ("frechet", "recall")
+    )
     criteria = [Criterion("frechet", of) for of in ("inception", "pixels", "mine:f")] + [Criterion("kid", "inception")]
     assert [criterion.name for criterion in criteria] == ["fid", "frechet_pixels", "frechet_mine:f", "kid"]
     titles = ["FID", "Fréchet distance (pixels)", "Fréchet distance (mine:f)", "KID"]
@@ -197,9 +201,11 @@ def test_only_the_frechet_distance_of_inceptions_features_is_an_fid():
 
 
 def test_no_name_of_features_is_taken_for_a_deviation():
-    values = {Criterion("kid", of): Value(value, value / 10) for of, value in (("mine:f", 1.0), ("mine:f_std", 2.0))}
+    values = {
+        Criterion("kid", of): MetricValue(value, value / 10) for of, value in (("mine:f", 1.0), ("mine:f_std", 2.0))
+    }
     names = ["kid_mine:f", "kid_std_mine:f", "kid_mine:f_std", "kid_std_mine:f_std"]
-    assert by_name(values) == dict(zip(names, (1.0, 0.1, 2.0, 0.2), strict=True))
+    assert named_values(values) == dict(zip(names, (1.0, 0.1, 2.0, 0.2), strict=True))
 
 
 def test_against_torch_fidelity():
@@ -207,9 +213,9 @@ def test_against_torch_fidelity():
     expected = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())["float64"]
     given = seeded.activations()
     fields = frozenset(["statistics", "features", "logits"])
-    samples = observe([Extracted(given["features_1"], given["logits_1"])], fields)
-    reference = observe([Extracted(given["features_2"], given["logits_1"])], fields)
-    found = numbers(compute(list(METRICS), samples, reference))
+    samples = collect_features([Activations(given["features_1"], given["logits_1"])], fields)
+    reference = collect_features([Activations(given["features_2"], given["logits_1"])], fields)
+    found = numbers(compute_metrics(list(METRICS), samples, reference))
     names = {
         "fid": "frechet_inception_distance",
         "kid": "kernel_inception_distance_mean",
@@ -225,6 +231,6 @@ def test_against_torch_fidelity():
 
 def test_accuracy_is_the_share_that_shows_the_class_asked_for():
     logits, labels = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 1])
-    assert needed(["accuracy"]) == {"logits", "labels"}
-    found = compute(["accuracy"], Observed(logits=logits, labels=labels), Observed())
-    assert found == {"accuracy": Value(0.75)}
+    assert required_fields(["accuracy"]) == {"logits", "labels"}
+    found = compute_metrics(["accuracy"], FeatureSet(logits=logits, labels=labels), FeatureSet())
+    assert found == {"accuracy": MetricValue(0.75)}

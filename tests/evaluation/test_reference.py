@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError, RunError
-from diffusion_distillation.evaluation.reference import Pictures
+from diffusion_distillation.evaluation.reference import FolderSource
 from diffusion_distillation.runtime import files
 
 
@@ -42,7 +42,7 @@ def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
     (folder / "photo.heic").touch()
     trained_on = everything(load_source("ImageFolder", path=str(folder), image_size=8))
     caplog.clear()
-    np.testing.assert_array_equal(everything(Pictures(folder)), trained_on)
+    np.testing.assert_array_equal(everything(FolderSource(folder)), trained_on)
     assert len(trained_on) == 6
     assert "skipped images in formats that cannot be read: 1 .heic" in caplog.text
 
@@ -51,9 +51,9 @@ def test_one_colorless_image_does_not_make_a_folder_gray(folder):
     """It does not matter which image comes first."""
     save(folder / "0.png", colors(0)[..., :1].repeat(3, axis=-1))
     save(folder / "1.png", colors(1)[..., 0])
-    assert Pictures(folder).image_shape == (8, 8, 1)
+    assert FolderSource(folder).image_shape == (8, 8, 1)
     save(folder / "2.png", colors(2))
-    found = Pictures(folder)
+    found = FolderSource(folder)
     assert found.image_shape == (8, 8, 3)
     np.testing.assert_array_equal(everything(found)[2], colors(2))
 
@@ -69,10 +69,10 @@ def test_transient_errors_are_retried(folder, monkeypatch):
         return content
 
     monkeypatch.setattr("pathlib.Path.read_bytes", read_bytes)
-    assert len(Pictures(folder)) == 1
+    assert len(FolderSource(folder)) == 1
     left += 2 * [OSError(errno.EIO, "Input/output error")]
     with pytest.raises(RunError, match="the machine or its storage failed 2 times"):
-        Pictures(folder)
+        FolderSource(folder)
     left[:] = [PermissionError(errno.EACCES, "Permission denied")]
     with pytest.raises(InputError, match=r"0\.png' cannot be read as an image"):
-        Pictures(folder)
+        FolderSource(folder)

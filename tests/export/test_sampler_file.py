@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation import pipeline as pipeline_module
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.metrics import Criterion, Value
+from diffusion_distillation.evaluation.metrics import Criterion, MetricValue
 from diffusion_distillation.evaluation.results import Entry, Evaluation, Row
 from diffusion_distillation.export import card, sampler_file
 from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
@@ -232,7 +232,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_the_script(unchecked, checkpoint, tmp_path):
-    values = {Criterion("frechet", "pixels"): Value(0.25)}
+    values = {Criterion("frechet", "pixels"): MetricValue(0.25)}
     row = Row(Entry("student", "ddim", 4), values, 100.0, interop.model_version(as_path(checkpoint)))
     found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
     (tmp_path / "evaluation.json").write_text(found.to_json())

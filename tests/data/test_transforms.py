@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_distillation.data.images import BrokenImageError, Transform, central_square, decode, resize_area
+from diffusion_distillation.data.transforms import BrokenImageError, Transform, center_crop, decode, resize_area
 
 SIDES = st.integers(1, 70)
 
@@ -70,7 +70,7 @@ def test_bilinear_is_pillows(height, width, size, seed):
 @given(SIDES, SIDES)
 def test_central_square(height, width):
     rows, columns = np.mgrid[:height, :width]
-    square = np.asarray(central_square(Image.fromarray(np.stack([rows, columns, rows], -1).astype(np.uint8))))
+    square = np.asarray(center_crop(Image.fromarray(np.stack([rows, columns, rows], -1).astype(np.uint8))))
     side = min(height, width)
     assert square.shape == (side, side, 3)
     assert tuple(square[0, 0, :2]) == (height // 2 - side // 2, width // 2 - side // 2)
@@ -88,8 +88,8 @@ def test_crop_then_resize():
     encoded = encode(Image.fromarray(image))
     np.testing.assert_array_equal(Transform(8, resize="area")(encoded), resize_area(image[:, 12:52], 8))
     np.testing.assert_array_equal(Transform(8, crop=False, resize="area")(encoded), resize_area(image, 8))
-    grey = Transform(8, channels=1)(encoded)
-    assert grey.shape == (8, 8, 1) == Transform(8, channels=1).image_shape
+    gray = Transform(8, channels=1)(encoded)
+    assert gray.shape == (8, 8, 1) == Transform(8, channels=1).image_shape
 
 
 # Each of these is the same picture, its left half red (or dark), its right half blue (or bright).
@@ -132,12 +132,12 @@ KINDS = {
     },
 }
 GREYS = {
-    "grey png": encode(GREY),
-    "grey jpeg": encode(GREY, "JPEG", quality=100),
+    "gray png": encode(GREY),
+    "gray jpeg": encode(GREY, "JPEG", quality=100),
     "16 bit": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
-    "grey alpha": encode(GREY.convert("LA")),
-    "grey bmp": encode(GREY, "BMP"),
-    "grey gif": encode(GREY, "GIF"),
+    "gray alpha": encode(GREY.convert("LA")),
+    "gray bmp": encode(GREY, "BMP"),
+    "gray gif": encode(GREY, "GIF"),
     "16 bit tiff": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "TIFF"),
 }
 
@@ -154,7 +154,7 @@ def test_colour(kind):
 def test_grey(kind):
     image = np.asarray(decode(GREYS[kind])).astype(int)
     assert np.abs(image - np.asarray(GREY)[..., None]).max() <= 4
-    assert decode(GREYS[kind], grey=True).mode == "L"
+    assert decode(GREYS[kind], gray=True).mode == "L"
 
 
 def test_one_bit():

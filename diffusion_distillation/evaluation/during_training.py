@@ -14,8 +14,8 @@ from ..runtime import multihost
 from ..runtime.hashing import sha256
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
-from .measure import Yardstick, draw_from, measure
-from .metrics import METRICS, by_name
+from .measure import Evaluator, generated_samples, measure
+from .metrics import METRICS, named_values
 
 
 class Best(NamedTuple):
@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
 
 def measure_during_training(
-    params: Params, metadata: Metadata, workdir: epath.Path, yardsticks: list[Yardstick]
+    params: Params, metadata: Metadata, workdir: epath.Path, evaluators: list[Evaluator]
 ) -> None:
     """Measure config.eval.metrics_num_samples samples and add a line to evaluations.jsonl, if a measurement is due.
 
@@ -38,18 +38,18 @@ def measure_during_training(
       params: of the model.
       metadata: its config says how many samples are measured, and its step is that of the line.
       workdir: the run's folder.
-      yardsticks: what samples are measured by.
+      evaluators: what samples are measured by.
     """
     config = metadata.config
     if not multihost.on_main(lambda: _due(metadata.step, [line["step"] for line in read_evaluations(workdir)], config)):
         return
     pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
     settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
-    draw = draw_from(pipeline, seed_key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
+    draw = generated_samples(pipeline, seed_key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
     unfinished = workdir / f"{EVALUATIONS}.unfinished"
-    about = [metadata.step, params_hash(params), config.to_json(), [of.extractor.identity for of in yardsticks]]
+    about = [metadata.step, params_hash(params), config.to_json(), [of.extractor.identity for of in evaluators]]
     folder = unfinished / multihost.broadcast(sha256([json.dumps(about)], 16))
-    measured = measure(draw, num_samples, yardsticks, folder)
+    measured = measure(draw, num_samples, evaluators, folder)
 
     def is_best() -> bool:
         first, of_first = next(iter(measured.values.items()))
@@ -65,7 +65,7 @@ def measure_during_training(
             checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
     if multihost.is_main():
         lines = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
-        lines.append({"step": metadata.step, **by_name(measured.values)})
+        lines.append({"step": metadata.step, **named_values(measured.values)})
         write_evaluations(workdir, lines)
         values = ", ".join(f"{criterion.title} {of.value:.4g}" for criterion, of in measured.values.items())
         print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import newest_step
 from diffusion_distillation.data import load_source
-from diffusion_distillation.evaluation.during import _due, measure_during_training
+from diffusion_distillation.evaluation.during_training import _due, measure_during_training
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladders import config_yardsticks
+from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.runtime.files import as_path
 
 
@@ -25,12 +25,12 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     with config.unlocked():
         config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20, metrics_every_steps=10)
         config.train.eval_every_steps = 10
-    yardsticks = config_yardsticks(config, source, 20)
+    evaluators = config_evaluators(config, source, 20)
     data = statistics([pixels(source[np.arange(len(source))]["image"])])
     for step, scale in ((10, 1.0), (20, 0.0), (30, 1.0)):
         scaled = {**params, "conv_out": {name: scale * leaf for name, leaf in params["conv_out"].items()}}
         for _ in range(2):  # the second time, as a run does that is taken up, there is nothing to do
-            measure_during_training(scaled, dataclasses.replace(metadata, step=step), folder, yardsticks)
+            measure_during_training(scaled, dataclasses.replace(metadata, step=step), folder, evaluators)
         assert f"run  step {step}  Fréchet distance (pixels) " in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30]

@@ -28,7 +28,7 @@ class Transform:
       crop: take the central square first; or else the whole image is squeezed into a square.
       resize: 'area', the exact mean over each pixel's area; or 'bilinear', Pillow's, which is antialiased: a triangle
         as wide as the scale.
-      channels: 3, or 1 for grey.
+      channels: 3, or 1 for gray.
       upright: turn images as their EXIF orientation says.
     """
 
@@ -51,16 +51,16 @@ class Transform:
 
     def __call__(self, encoded: bytes) -> UInt8[np.ndarray, "height width channels"]:
         """Decodes an image and transforms it; raises a BrokenImageError if it cannot be decoded."""
-        image = decode(encoded, grey=self.channels == 1, upright=self.upright)
+        image = decode(encoded, gray=self.channels == 1, upright=self.upright)
         if self.crop:
-            image = central_square(image)
+            image = center_crop(image)
         if self.resize == "area":
             return resize_area(np.asarray(image).reshape(image.height, image.width, -1), self.size)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.image_shape)
 
 
-def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image.Image:
+def decode(encoded: bytes, *, gray: bool = False, upright: bool = True) -> Image.Image:
     """Decode a PNG, JPEG, WebP, BMP, GIF or TIFF file to an RGB image, or a gray one.
 
     Palettes, gray, CMYK and 16 bits are converted; transparency is laid over white. Of animations and multi-page
@@ -77,7 +77,7 @@ def decode(encoded: bytes, *, grey: bool = False, upright: bool = True) -> Image
         image = _in_8_bits(image, encoded)
         if upright:
             image = ImageOps.exif_transpose(image)
-        return _over_white(image).convert("L" if grey else "RGB")
+        return _over_white(image).convert("L" if gray else "RGB")
     except BrokenImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -107,7 +107,7 @@ def has_color(encoded: bytes) -> bool:
     return bool((image != image[..., :1]).any())
 
 
-def central_square(image: Image.Image) -> Image.Image:
+def center_crop(image: Image.Image) -> Image.Image:
     """The largest square in the middle, at the offsets of the published code."""
     side = min(image.size)
     left, top = (length // 2 - side // 2 for length in image.size)

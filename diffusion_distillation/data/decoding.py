@@ -16,19 +16,19 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..runtime.files import retry
-from .batches import read_ahead
-from .cache import Arrays, cached
+from .batches import prefetch
+from .cache import Arrays, cached_arrays
 from .fingerprint import evenly_spaced
-from .images import BrokenImageError, Transform
-from .source import ArraySource, Source, combine
+from .source import ArraySource, Source, source_fingerprint
+from .transforms import BrokenImageError, Transform
 
-IN_MEMORY = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
+MAX_CACHED_BYTES = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
 EXAMPLES = 256  # examples in the fingerprint of a dataset that is decoded as it is read
 NAMED = 50  # broken images named in a message; the rest are counted
 
 
 @runtime_checkable
-class Encoded(Protocol):
+class EncodedImages(Protocol):
     """Encoded images with their labels.
 
     Attributes:
@@ -57,7 +57,7 @@ class Encoded(Protocol):
         """An image's bytes and its label; raises an OSError if it cannot be read."""
 
 
-def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "raise") -> Source:
+def open_encoded_images(encoded: EncodedImages, transform: Transform, *, on_error: str = "raise") -> Source:
     """The source of encoded images.
 
     What takes up to 4 GiB once it is decoded is decoded now and kept as uint8 on disk, for the next time. More than
@@ -74,24 +74,24 @@ def open_encoded(encoded: Encoded, transform: Transform, *, on_error: str = "rai
     """
     if on_error not in ("skip", "raise"):
         raise InputError(f"config.dataset.args.on_error={on_error!r} must be 'skip' or 'raise'.")
-    keep = len(encoded) * int(np.prod(transform.image_shape)) <= IN_MEMORY
+    keep = len(encoded) * int(np.prod(transform.image_shape)) <= MAX_CACHED_BYTES
     if not keep and encoded.trusted:
-        return DecodedSource(encoded, transform, np.arange(len(encoded)))
+        return DecodingSource(encoded, transform, np.arange(len(encoded)))
     key = {
         "images": encoded.key,
         "transform": dataclasses.asdict(transform) if keep else None,
         "pillow": PIL.__version__,
         "version": 2,
     }
-    found = cached(re.sub(r"\W+", "-", encoded.title), key, lambda: _decode_all(encoded, transform, keep=keep))
+    found = cached_arrays(re.sub(r"\W+", "-", encoded.title), key, lambda: _decode_all(encoded, transform, keep=keep))
     _report_broken(encoded, found, on_error)
     if keep:
         content = _content(str(found["digest"]), transform)
         return ArraySource(found["images"], found["labels"], encoded.num_classes, encoded.class_names, content)
-    return DecodedSource(encoded, transform, found["sound"], str(found["digest"]))
+    return DecodingSource(encoded, transform, found["sound"], str(found["digest"]))
 
 
-class DecodedSource:
+class DecodingSource:
     """A source that decodes images as they are asked for.
 
     Args:
@@ -101,7 +101,7 @@ class DecodedSource:
       digest: the digest of all these images; None to compute one from some of them.
     """
 
-    def __init__(self, encoded: Encoded, transform: Transform, sound: np.ndarray, digest: str | None = None):
+    def __init__(self, encoded: EncodedImages, transform: Transform, sound: np.ndarray, digest: str | None = None):
         self._encoded, self._transform, self._sound, self._digest = encoded, transform, sound, digest
         self.image_shape = transform.image_shape
         self.num_classes = encoded.num_classes
@@ -111,7 +111,7 @@ class DecodedSource:
     def fingerprint(self) -> str:
         """See `data.fingerprint`."""
         digest = self._digest or _digest_of_some(self._encoded, self._sound)
-        return combine(self, _content(digest, self._transform))
+        return source_fingerprint(self, _content(digest, self._transform))
 
     def __len__(self) -> int:
         return len(self._sound)
@@ -130,7 +130,7 @@ class DecodedSource:
 Decoded = tuple[np.ndarray, int, bytes]  # an image, its label, and the bytes that it was decoded from
 
 
-def _decode(encoded: Encoded, index: int, transform: Transform) -> Decoded:
+def _decode(encoded: EncodedImages, index: int, transform: Transform) -> Decoded:
     def decode() -> Decoded:
         content, label = encoded.read(index)
         return transform(content), label, content
@@ -141,7 +141,7 @@ def _decode(encoded: Encoded, index: int, transform: Transform) -> Decoded:
         raise BrokenImageError(error.strerror or str(error)) from error
 
 
-def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays:
+def _decode_all(encoded: EncodedImages, transform: Transform, *, keep: bool) -> Arrays:
     """Decode every image.
 
     Returns:
@@ -152,7 +152,7 @@ def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays
     images = np.empty((count if keep else 0, *transform.image_shape), np.uint8)
     labels = np.empty(count if keep else 0, np.int32)
     sound, broken, digest = [], [], hashlib.sha256()
-    # At once, and where stderr is no terminal, too; `cached` sees to it that one process of many is here.
+    # At once, and where stderr is no terminal, too; `cached_arrays` sees to it that one process of many is here.
     print(f"{encoded.title}: decoding {count:,} images", file=sys.stderr, flush=True)
     for index, decoded in enumerate(tqdm(_attempts(encoded, transform), encoded.title, count, disable=None)):
         if isinstance(decoded, BrokenImageError):
@@ -168,7 +168,7 @@ def _decode_all(encoded: Encoded, transform: Transform, *, keep: bool) -> Arrays
     return found | ({"images": images[: len(sound)], "labels": labels[: len(sound)]} if keep else {})
 
 
-def _attempts(encoded: Encoded, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
+def _attempts(encoded: EncodedImages, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
     """Yield each image with its label and digest, or the error that says why it is broken."""
 
     def attempt(index: int) -> Decoded | BrokenImageError:
@@ -178,14 +178,14 @@ def _attempts(encoded: Encoded, transform: Transform) -> Iterator[Decoded | Brok
             return error
         return image, label, _digest(content, label)
 
-    return iter(read_ahead(attempt, range(len(encoded))))
+    return iter(prefetch(attempt, range(len(encoded))))
 
 
 def _digest(content: bytes, label: int) -> bytes:
     return hashlib.sha256(f"{label} ".encode() + content).digest()
 
 
-def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
+def _digest_of_some(encoded: EncodedImages, sound: np.ndarray) -> str:
     """A digest of the listing and of some of the images."""
     some = sound[evenly_spaced(len(sound), EXAMPLES)].tolist()
     digest = hashlib.sha256(json.dumps(encoded.listing).encode())
@@ -194,7 +194,7 @@ def _digest_of_some(encoded: Encoded, sound: np.ndarray) -> str:
         index = some[number]
         return _digest(*retry(lambda: encoded.read(index), encoded.name(index)))
 
-    for of_one in read_ahead(digest_of, range(len(some))):
+    for of_one in prefetch(digest_of, range(len(some))):
         digest.update(of_one)
     return digest.hexdigest()
 
@@ -205,7 +205,7 @@ def _content(digest: str, transform: Transform) -> str:
     return json.dumps([digest, {name: value for name, value in shaped_by if value != getattr(Transform, name, None)}])
 
 
-def _report_broken(encoded: Encoded, found: Arrays, on_error: str) -> None:
+def _report_broken(encoded: EncodedImages, found: Arrays, on_error: str) -> None:
     broken, sound = found["broken"].tolist(), len(found["sound"])
     if not broken:
         return

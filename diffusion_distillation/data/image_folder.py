@@ -12,9 +12,9 @@ from typing import Any
 from ..errors import InputError, is_transient
 from ..runtime.files import retry
 from ..runtime.hashing import sha256
-from .encoded import open_encoded
-from .images import Transform
+from .decoding import open_encoded_images
 from .source import Source
+from .transforms import Transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Files that were meant as images, and would be missed, if they were passed over without a word.
@@ -56,18 +56,18 @@ def image_folder(
             "config.dataset.args.path=%s.",
             *(root, names, root / files.class_names[0]),
         )
-    return open_encoded(files, Transform(image_size, crop, resize, upright=True), on_error=on_error)
+    return open_encoded_images(files, Transform(image_size, crop, resize, upright=True), on_error=on_error)
 
 
 def cars_folder(path: str, transform: Transform, on_error: str) -> Source:
     """Stanford Cars as Kaggle and torchvision lay it out: what is in cars_train and cars_test, joined."""
     root = _existing(path)
     files = [*_find_below(root, "cars_train"), *_find_below(root, "cars_test")]
-    return open_encoded(ImageFiles(root, files), transform, on_error=on_error)
+    return open_encoded_images(ImageFiles(root, files), transform, on_error=on_error)
 
 
 class ImageFiles:
-    """Image files; `encoded.Encoded` of them.
+    """Image files; `decoding.EncodedImages` of them.
 
     Args:
       root: the folder they are in, at any depth.
