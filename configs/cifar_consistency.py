@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config = distillation_of(load(Path(__file__).with_name("cifar_base.py")))
     config.distillation.method = "consistency"
     config.distillation.steps_per_iter = 400_000
-    config.distillation.consistency.kind = "training"
-    config.distillation.consistency.times = "tuning"
+    config.distillation.args.kind = "training"
+    config.distillation.args.times = "tuning"
     config.train.learning_rate = 1e-4
     config.train.learning_rate_anneal_type = "none"
     config.train.ema_decay = 0.9999

@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config.distillation.start_num_steps = 64
     config.distillation.end_num_steps = 4
     config.distillation.steps_per_iter = 960
-    config.distillation.consistency.first_grid = 16
-    config.distillation.consistency.grid_updates = 960
+    config.distillation.args.first_grid = 16
+    config.distillation.args.grid_updates = 960
     config.train.learning_rate = 1e-3
     config.train.ema_decay = 0.98  # what is sampled: a slow average, of a training that is short
     config.train.log_loss_every_steps = 40

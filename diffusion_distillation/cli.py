@@ -236,6 +236,7 @@ class _ConfigParser(ConfigFileFlagParser):
             raise ValueError(f"{type(error).__name__} in {where.filename}:{where.lineno}: {error}") from error
         if not isinstance(config, ConfigDict):
             raise ValueError(f"its get_config() must return a ConfigDict, not {config!r:.200}")
+        self._reset_args_of_another_method(config)
         cfg.add_missing(config)
         for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
             if "distillation" in config and rung not in config.distillation.stages:
@@ -244,6 +245,14 @@ class _ConfigParser(ConfigFileFlagParser):
             if argument.startswith(f"--{self.name}.") and argument.endswith("=None"):
                 _forget(config, argument.removeprefix(f"--{self.name}.").removesuffix("=None"))
         return config
+
+    def _reset_args_of_another_method(self, config: ConfigDict) -> None:
+        """Where the command line sets another method than the file, drop the options that the file sets for its own."""
+        flag = f"--{self.name}.distillation.method="
+        method = next((value.removeprefix(flag) for value in reversed(sys.argv) if value.startswith(flag)), None)
+        if method is not None and "distillation" in config and method != config.distillation.get("method"):
+            config.distillation.method = method
+            config.distillation.args = ConfigDict()
 
 
 def _spell_field(argument: str) -> str:
@@ -273,7 +282,6 @@ def run(main: Callable[[], None]) -> None:
 
     def checked(argv: list[str]) -> None:
         _quieten_libraries()
-        sys.path.append(os.getcwd())  # for functions of one's own that a config names
         try:
             with exit_on_signals():
                 main()
@@ -292,6 +300,7 @@ def run(main: Callable[[], None]) -> None:
 
     install_safe_output()
     sys.argv[1:] = map(_spell_field, sys.argv[1:])
+    sys.path.append(os.getcwd())  # where a config may name functions of the user's own
     app.run(checked, flags_parser=_parse_flags)
 
 

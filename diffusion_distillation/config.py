@@ -6,22 +6,21 @@ line.
 """
 
 import copy
-import dataclasses
-import math
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from .diffusion import MEAN_TYPES
-from .errors import InputError, did_you_mean
+from .errors import InputError
+from .fields import Free, OneOf, OrNone, defaults_of, fill, listed, one_of, options_of, tuples_for_lists
+from .fields import add_missing as add_missing_fields
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
-from .methods import make_method
+from .methods import Rung, find_method, make_method
 from .networks.model import eval_schedule, train_schedule
 from .networks.unet import LOGSNR_INPUT_TYPES, check_guidance_range
 from .pretrained import PRETRAINED
@@ -29,26 +28,6 @@ from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json
 from .sampling import SAMPLER_ALIASES, SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
-
-
-class OneOf(tuple):
-    """The values a field may take, its default first."""
-
-
-class Free(dict):
-    """A section whose fields are not listed here."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OrNone:
-    """A field that may stay None."""
-
-    kind: type
-
-
-def _one_of(default, values):
-    return OneOf(dict.fromkeys((default, *values)))
-
 
 # A line a field: its name and default; or, where every config must give a value, its type; or its allowed values. What
 # is in a Free section is not checked here but by whom it is for.
@@ -58,7 +37,7 @@ FIELDS = {
         "name": str,  # a source of `data.DATASETS`, or 'package.module:function'
         "args": Free(),  # its arguments, see there; and randflip, to mirror half of the training images
     },
-    "sampler": _one_of("ddim", SAMPLERS),
+    "sampler": one_of("ddim", SAMPLERS),
     "model": {
         "name": "unet_iddpm",  # a network of `model.NETWORKS`, or 'package.module:function' with args of its own
         "args": {  # of unet_iddpm: see `unet.UNet`; num_classes and out_ch follow from dataset and mean_type
@@ -70,7 +49,7 @@ FIELDS = {
             "num_heads": OrNone(int),
             "head_dim": OrNone(int),
             "dropout": 0.0,
-            "logsnr_input_type": _one_of("inv_cos", LOGSNR_INPUT_TYPES),
+            "logsnr_input_type": one_of("inv_cos", LOGSNR_INPUT_TYPES),
             "logsnr_scale_range": (-10.0, 10.0),
             "resblock_resample": False,
             "remat": False,  # save memory by computing activations twice
@@ -86,9 +65,9 @@ FIELDS = {
             "guidance_range": OrNone(tuple),  # of a ladder whose students take a weight of guidance: (0.0, 4.0)
         },
         "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
-        "mean_type": _one_of("x", MEAN_TYPES),
+        "mean_type": one_of("x", MEAN_TYPES),
         "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
-        "mean_loss_weight_type": _one_of("snr_trunc", WEIGHT_TYPES),
+        "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),
         "train_num_steps": 0,  # base training at the times i / N; 0 for continuous time
         "eval_sampling_num_steps": 1024,
         "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
@@ -153,24 +132,7 @@ DISTILLATION = {
     "teacher_step": OneOf(("ddim", "addim")),
     "addim_rungs": 1,
     "addim_variance": 0.1,
-    "tract": {
-        "self_teacher_decay": 0.5,  # of the average that the target reads; train.ema_decay is of the sampled one
-    },
-    "consistency": {  # see `methods.consistency`
-        "kind": OneOf(("distillation", "training")),  # who takes the first step: the teacher, or the data
-        # grid: Heek et al.'s, with weight SNR + 1; tuning: easy consistency tuning's, with weight 1 / (tau - r)
-        "times": OneOf(("grid", "tuning")),
-        "first_grid": 64,  # steps of the grid at first, which grows to the last within grid_updates
-        "last_grid": 1280,
-        "grid_updates": 100_000,
-        "tau_mean": -1.1,  # of log tan(phi) in tuning
-        "tau_std": 2.0,
-        "tuning_stages": 8,  # in which the two times come closer, by halves
-        "norm": OneOf(
-            ("huber", "norm", "squared")
-        ),  # of the error of x: sqrt(|.|^2 + huber^2) - huber, |.|, its square
-        "huber": OrNone(float),  # 1e-4; in tuning 0.00054 times the root of the number of values
-    },
+    "args": Free(),  # options of the method: the keyword arguments of its function
     # Overrides by the student's number of steps, of fields of `train`, steps_per_iter, or updates_factor, which is in
     # multiples of the ladder's steps_per_iter: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}
     "stages": Free(),
@@ -179,6 +141,10 @@ DISTILLATION = {
 # Old names of fields, which config files, stored configs and the command line may still use.
 OLD_FIELDS = {
     "train.num_steps": "train.num_train_steps",
+    "distillation.consistency.tuning_stages": "distillation.consistency.tuning_phases",
+    # Sections named after a method. A ladder of another method ignores them.
+    "distillation.tract": "distillation.args",
+    "distillation.consistency": "distillation.args",
 }
 
 # Fields that hold the path of a file or a folder. A teacher may instead be a model that comes with the package.
@@ -208,14 +174,13 @@ BELOW_1 = (
     "train.optimizer_beta",
     "train.label_dropout",
     "train.ema_decay",
-    "distillation.tract.self_teacher_decay",
 )
 ABOVE_0 = ("train.adam_eps",)
 
 
 def defaults() -> ConfigDict:
     """A config with every field at its default, or a placeholder where it has none, to start a config file from."""
-    return ConfigDict(_defaults(FIELDS))
+    return ConfigDict(defaults_of(FIELDS))
 
 
 def paper_base() -> ConfigDict:
@@ -243,7 +208,8 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     config.train.learning_rate_anneal_type = "linear"
     config.train.learning_rate_anneal_steps = 0
     config.train.init_from = None
-    config.distillation = ConfigDict(_defaults(DISTILLATION))
+    config.distillation = ConfigDict(defaults_of(DISTILLATION))
+    _add_old_sections(config)
     return config
 
 
@@ -261,11 +227,12 @@ def load(path: str | Path) -> ConfigDict:
     if str(path).endswith(".json"):
         values = read_json(as_path(path))
         check_foreign(values, as_path(path))
-        config = ConfigDict(_tuples(_without_none(values)))
+        config = ConfigDict(tuples_for_lists(_without_none(values)))
     else:
         config = runpy.run_path(str(path))["get_config"]()
     if isinstance(config, ConfigDict):
         rename_old_fields(config)
+        _add_old_sections(config)
     return config
 
 
@@ -277,24 +244,39 @@ def rename_old_fields(config: ConfigDict) -> None:
     for old, new in OLD_FIELDS.items():
         *sections, old_name = old.split(".")
         section, new_name = _get(config, ".".join(sections)), new.split(".")[-1]
-        if isinstance(section, ConfigDict) and old_name in section:
-            with section.unlocked(), section.ignore_type():
-                section[new_name] = section[old_name]
-                del section[old_name]
+        if not isinstance(section, ConfigDict) or old_name not in section:
+            continue
+        with section.unlocked(), section.ignore_type():
+            value = section[old_name]
+            del section[old_name]
+            if not isinstance(value, ConfigDict):
+                section[new_name] = value
+            elif old_name == section.get("method"):
+                section[new_name] = {**(section.get(new_name) or {}), **value}
+
+
+def _add_old_sections(config: ConfigDict) -> None:
+    """Add the old sections of a ladder's config, empty, so that older config files can set fields in them."""
+    if isinstance(config.get("distillation"), ConfigDict):
+        with config.unlocked():
+            config.distillation.update({"tract": ConfigDict(), "consistency": ConfigDict()})
 
 
 def current_field(field: str) -> str:
     """The current name of a field, by its dotted name.
 
-    >>> current_field("train.num_steps")
-    'train.num_train_steps'
+    >>> current_field("train.num_steps"), current_field("distillation.consistency.kind")
+    ('train.num_train_steps', 'distillation.args.kind')
     """
-    return OLD_FIELDS.get(field, field)
+    for old, new in OLD_FIELDS.items():
+        if field == old or field.startswith(old + "."):
+            field = new + field.removeprefix(old)
+    return field
 
 
 def add_missing(config: ConfigDict) -> None:
     """Adds the fields that a config file leaves out, so that they can be set on the command line."""
-    _add_missing(config, _fields_of(config))
+    add_missing_fields(config, _fields_of(config))
 
 
 def listing(name: str, config: ConfigDict | None = None) -> list[str]:
@@ -304,11 +286,11 @@ def listing(name: str, config: ConfigDict | None = None) -> list[str]:
       name: the flag that holds the config.
       config: a config with all its fields (`add_missing`). By default, list every known field with its default.
     """
-    fields, values = {**FIELDS, "distillation": DISTILLATION}, {}
-    if config is not None:
-        fields, values = _fields_of(config), config.to_dict()
+    if config is None:
+        config = ConfigDict({"distillation": {"method": DISTILLATION["method"]}})
+    fields, values = _fields_of(config), config.to_dict()
     lines = []
-    for field, value, allowed in _listed(fields, values):
+    for field, value, allowed in listed(fields, values):
         quoted = f'"{value}"' if re.search(r"[^\w.,:/+-]", value) else value  # quoted for the shell
         lines.append(f"{f'--{name}.{field}={quoted}':<70}  {allowed}".rstrip())
     return lines
@@ -327,13 +309,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
     """
-    renamed = ConfigDict(config.to_dict())
-    rename_old_fields(renamed)
-    given = renamed.to_dict()
-    trust(given)
-    if isinstance(sampler := given.get("sampler"), str):
-        given["sampler"] = SAMPLER_ALIASES.get(sampler, sampler)
-    resolved = ConfigDict(_fill(_fields_of(given), given, ""))
+    config = ConfigDict(config.to_dict())
+    rename_old_fields(config)
+    trust(config.to_dict())
+    if isinstance(config.get("sampler"), str):
+        config.sampler = SAMPLER_ALIASES.get(config.sampler, config.sampler)
+    resolved = ConfigDict(fill(_fields_of(config), config.to_dict()))
     _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
         _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
@@ -352,108 +333,38 @@ def to_share(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def stage(config: ConfigDict, num_steps: int) -> ConfigDict:
-    """The resolved config of one student: that of the ladder with the overrides of `distillation.stages`.
+def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
+    """The resolved config of one student: that of its ladder with the overrides of `distillation.stages`.
 
-    Its train.num_train_steps is the student's number of updates. Its seed is shifted by num_steps, modulo 2^32, so that
-    every student sees the data in a different order.
+    Its train.num_train_steps is the student's number of updates. Its seed is shifted by rung.num_steps, modulo 2^32, so
+    that every student sees the data in a different order.
+
+    Args:
+      config: of the ladder, resolved.
+      rung: one of `methods.ladder_rungs(config)`.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        overrides = dict(config.distillation.stages.get(str(num_steps), {}))
-        config.train.num_train_steps = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
-        if config.train.num_train_steps != config.distillation.steps_per_iter:
-            config.train.learning_rate_anneal_steps = 0  # over all of them, however many
+        overrides = dict(config.distillation.stages.get(str(rung.num_steps), {}))
+        updates = overrides.pop("steps_per_iter", config.distillation.steps_per_iter)
+        config.train.num_train_steps = updates
+        if updates != config.distillation.steps_per_iter:
+            config.train.learning_rate_anneal_steps = 0  # anneal over the student's own number of updates
         config.train.update(overrides)
-        config.seed = (config.seed + num_steps) % (MOST_SEED + 1)
+        config.seed = (config.seed + rung.num_steps) % (MOST_SEED + 1)
     return config
 
 
-def _fields_of(config: ConfigDict | dict) -> dict:
-    fields = {**FIELDS, "distillation": DISTILLATION} if "distillation" in config else FIELDS
-    model = config.get("model")
-    if isinstance(model, dict | ConfigDict) and ":" in (model.get("name") or ""):  # a network with args of its own
-        fields = {**fields, "model": {**FIELDS["model"], "args": Free()}}
+def _fields_of(config: ConfigDict) -> dict:
+    """The table of a config's fields, with the options of its method; a network of the user's own checks its args."""
+    fields = dict(FIELDS)
+    if ":" in str(_get(config, "model.name")):
+        fields["model"] = {**FIELDS["model"], "args": Free()}
+    if "distillation" in config:
+        fields["distillation"] = dict(DISTILLATION)
+        if isinstance(_get(config, "distillation.method"), str):
+            fields["distillation"]["args"] = options_of(find_method(config))
     return fields
-
-
-def _add_missing(config: ConfigDict, fields: dict) -> None:
-    for name, spec in fields.items():
-        if name not in config:
-            config[name] = _default(spec)
-        elif isinstance(spec, dict) and isinstance(config[name], ConfigDict):
-            _add_missing(config[name], spec)
-
-
-def _defaults(fields: dict) -> dict:
-    return {name: _default(spec) for name, spec in fields.items()}
-
-
-def _default(spec: Any) -> Any:
-    if isinstance(spec, dict):
-        return dict(spec) if isinstance(spec, Free) else _defaults(spec)
-    if isinstance(spec, OneOf):
-        return spec[0]
-    if isinstance(spec, OrNone):
-        return placeholder(spec.kind)
-    return placeholder(spec) if isinstance(spec, type) else spec
-
-
-def _listed(fields: dict, values: dict, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield each field's dotted name, its value or else its default, and what is allowed, in words."""
-    for name, spec in fields.items():
-        value = values.get(name)
-        if isinstance(spec, Free):
-            found = {f"{path}{name}.{field}": str(part) for field, part in {**spec, **(value or {})}.items()}
-            yield from ((field, part, "") for field, part in (found or {f"{path}{name}": "{}"}).items())
-        elif isinstance(spec, dict):
-            yield from _listed(spec, value or {}, f"{path}{name}.")
-        elif isinstance(spec, OneOf):
-            yield f"{path}{name}", str(spec[0] if value is None else value), f"one of {', '.join(map(str, spec))}"
-        elif isinstance(spec, OrNone):
-            yield f"{path}{name}", str(value), f"{spec.kind.__name__} or None"
-        elif isinstance(spec, type):
-            yield f"{path}{name}", "" if value is None else str(value), f"{spec.__name__}, must be set"
-        else:
-            yield f"{path}{name}", str(spec if value is None else value), type(spec).__name__
-
-
-def _fill(fields: dict, given: dict, path: str) -> dict:
-    for name in given:
-        if name not in fields:
-            raise InputError(f"Unknown field config.{path}{name}.{did_you_mean(name, fields)}")
-    return {name: _value(spec, given.get(name), f"{path}{name}") for name, spec in fields.items()}
-
-
-def _value(spec: Any, value: Any, path: str) -> Any:
-    """The value of a field, or its default, checked against its line in `FIELDS`."""
-    if isinstance(spec, dict):
-        value = {} if value is None else value
-        if not isinstance(value, dict):
-            raise InputError(f"config.{path}={value!r} must be a section with fields of its own.")
-        return _tuples({**spec, **value}) if isinstance(spec, Free) else _fill(spec, value, path + ".")
-    if isinstance(spec, OneOf):
-        value = spec[0] if value is None else value
-        if value not in spec:
-            raise InputError(f"config.{path}={value!r} is not one of {list(spec)}.{did_you_mean(value, spec)}")
-        return value
-    if value is None and isinstance(spec, type):
-        raise InputError(f"config.{path} is missing: every config must set it ({spec.__name__}).")
-    if value is None:
-        return None if isinstance(spec, OrNone) else spec
-    kind = spec.kind if isinstance(spec, OrNone) else spec if isinstance(spec, type) else type(spec)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    if type(value) is not kind:
-        raise InputError(f"config.{path}={value!r} must be of type {kind.__name__}.")
-    if kind is tuple and isinstance(spec, tuple) and spec:
-        value = tuple(_element(type(spec[0]), element, value, path) for element in value)
-    least = -math.inf if type(spec) is float and spec < 0 else 0  # where the default has a sign, any may have
-    if kind in (int, float) and not value >= least:
-        raise InputError(f"config.{path}={value!r} must not be negative.")
-    return value
 
 
 def _make_paths_absolute(config: ConfigDict) -> None:
@@ -475,22 +386,6 @@ def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
         value = fields.get(name)
         if isinstance(value, str) and "://" not in value:
             fields[name] = change(value)
-
-
-def _element(kind: type, element: Any, value: tuple, path: str) -> Any:
-    """Return an element of a tuple, checked to be of the one type that the field's default holds."""
-    if kind is float and type(element) is int:
-        element = float(element)
-    if type(element) is not kind:
-        raise InputError(f"config.{path}={value!r} must hold values of type {kind.__name__}; {element!r} is not.")
-    return element
-
-
-def _tuples(value: Any) -> Any:
-    """With tuples for the lists that JSON has."""
-    if isinstance(value, dict):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _without_none(value: Any) -> Any:
@@ -589,7 +484,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
         raise InputError(
             f"config.train.init_from={config.train.init_from!r} is for base models: students start from their teachers."
         )
-    students = [rung.num_steps for rung in _check("distillation", lambda: make_method(config)).rungs]
+    rungs = {rung.num_steps: rung for rung in _check("distillation", lambda: make_method(config)).rungs}
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
     del fields["init_from"], fields["num_train_steps"]
     stages = {}
@@ -597,14 +492,14 @@ def _resolve_distillation(config: ConfigDict) -> None:
         path = f"distillation.stages.{name}"
         if given is None:
             continue
-        if name not in map(str, students):
+        if name not in map(str, rungs):
             raise InputError(
-                f"config.{path}: no student has {name} step{'s' * (name != '1')}; the students have {students}. Drop "
-                f"this override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
+                f"config.{path}: no student has {name} step{'s' * (name != '1')}; the students have {list(rungs)}. "
+                f"Drop this override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
             )
         if not isinstance(given, dict):
             raise InputError(f"config.{path}={given!r} must be a section with fields of its own.")
-        checked = _fill(fields, {"batch_size": 1, "learning_rate": 0.0, **given}, path + ".")
+        checked = fill(fields, {"batch_size": 1, "learning_rate": 0.0, **given}, path + ".")
         stages[name] = {field: checked[field] for field in given if field != "updates_factor"}
         if checked["updates_factor"] and not checked["steps_per_iter"]:
             stages[name]["steps_per_iter"] = max(1, round(checked["updates_factor"] * distillation.steps_per_iter))
@@ -612,4 +507,5 @@ def _resolve_distillation(config: ConfigDict) -> None:
             raise InputError(f"config.{path}.updates_factor=0.0 must be more than 0.")
     distillation.stages = ConfigDict(stages)
     for name in stages:
-        _check(f"distillation.stages.{name}", lambda name=name: _check_ranges(stage(config, int(name))))
+        of_rung = rung_config(config, rungs[int(name)])
+        _check(f"distillation.stages.{name}", lambda of_rung=of_rung: _check_ranges(of_rung))

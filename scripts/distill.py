@@ -10,7 +10,7 @@ data, teacher, devices and config first, and prints what the run would do.
 
 from diffusion_distillation import cli
 from diffusion_distillation.evaluation.ladders import config_evaluators, report_nfe
-from diffusion_distillation.methods import make_method
+from diffusion_distillation.methods import ladder_rungs
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder, student_folder
 
@@ -28,7 +28,7 @@ def main() -> None:
     to_report = report_nfe(config, FLAGS.workdir)
     run_ladder(config, FLAGS.workdir, source, report_evaluations=to_report, **FLAGS.options(config, source))
     write_report(config, FLAGS.workdir, source, evaluators)
-    rungs = make_method(config).rungs
+    rungs = ladder_rungs(config)
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
     following = cli.command("sample", checkpoint=last, out=last / "samples.png")
     students = cli.counted(len(rungs), "student")

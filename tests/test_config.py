@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation.methods import make_method
+from diffusion_distillation.methods import Rung, ladder_rungs
 from diffusion_distillation.networks.model import count_params, init_params, make_network
 from diffusion_distillation.training.optimizers import learning_rate
 
@@ -55,14 +55,14 @@ def test_the_papers_configs_of_other_methods():
         base = cfg.resolve(cfg.load(CONFIGS[0].with_name(f"{name.partition('_')[0]}_base.py")))
         assert found[name].dataset == base.dataset and found[name].model.mean_type == base.model.mean_type
     tract, tuning, multistep, addim = found.values()
-    assert [(rung.teacher_num_steps, rung.num_steps) for rung in make_method(tract).rungs] == [(1024, 32), (32, 1)]
-    assert tract.distillation.tract.self_teacher_decay == 0.5 and tract.model.mean_loss_weight_type == "snr_trunc"
+    assert [(rung.teacher_num_steps, rung.num_steps) for rung in ladder_rungs(tract)] == [(1024, 32), (32, 1)]
+    assert tract.distillation.args.self_teacher_decay == 0.5 and tract.model.mean_loss_weight_type == "snr_trunc"
     assert (tract.train.batch_size, tract.train.learning_rate) == (256, 2e-4)
     assert 2 * 256 * tract.distillation.steps_per_iter == 96_000_000
-    of = tuning.distillation.consistency
+    of = tuning.distillation.args
     assert (of.kind, of.times, of.norm, of.tau_mean, of.tau_std) == ("training", "tuning", "huber", -1.1, 2.0)
-    assert tuning.train.batch_size == 128 and make_method(tuning).rungs[0].num_steps == 1
-    of, [rung] = multistep.distillation.consistency, make_method(multistep).rungs
+    assert tuning.train.batch_size == 128 and ladder_rungs(tuning)[0].num_steps == 1
+    of, [rung] = multistep.distillation.args, ladder_rungs(multistep)
     assert (of.kind, of.times, of.norm, of.first_grid, of.grid_updates) == (
         "distillation",
         "grid",
@@ -72,7 +72,7 @@ def test_the_papers_configs_of_other_methods():
     )
     assert rung == (1280, 8) and multistep.distillation.teacher_step == "addim"
     assert addim.distillation.teacher_step == "addim" and addim.distillation.addim_rungs == 1
-    assert make_method(addim).rungs[0] == (1024, 512)
+    assert ladder_rungs(addim)[0] == (1024, 512)
 
 
 # Design, section 5, and the lengths of training of the paper's section 5.
@@ -113,7 +113,10 @@ def test_the_papers_configs(name):
     assert (base.train.learning_rate_warmup_steps, ladder.train.learning_rate_warmup_steps) == (1000, 0)
     assert (base.train.learning_rate_anneal_type, ladder.train.learning_rate_anneal_type) == ("none", "linear")
     assert (base.train.num_train_steps, ladder.distillation.start_num_steps) == (steps, start)
-    lengths = [cfg.stage(ladder, num_steps).train.num_train_steps for num_steps in (start // 2, 4, 2, 1)]
+    lengths = [
+        cfg.rung_config(ladder, Rung(2 * num_steps, num_steps)).train.num_train_steps
+        for num_steps in (start // 2, 4, 2, 1)
+    ]
     assert lengths == [50_000, 50_000, 100_000, 100_000]
 
 
@@ -203,7 +206,6 @@ def test_a_config_of_the_published_schema_runs():
         ("train.substeps", 0, "config.train.substeps=0 must be at least 1"),
         ("train.retain_checkpoint_every_steps", 25, "every_steps=25 must be a multiple of config.train.substeps=10"),
         *((f"train.{name}", 1.0, "=1.0 must be below 1") for name in ("ema_decay", "adam_beta2", "optimizer_beta")),
-        ("distillation.tract.self_teacher_decay", 1.0, "tract.self_teacher_decay=1.0 must be below 1"),
         ("train.adam_eps", 0.0, "config.train.adam_eps=0.0 must be more than 0"),
         ("model.eval_sampling_num_steps", 0, "eval_sampling_num_steps=0 must be at least 1"),
         ("model.args.guidance_range", (), r"guidance_range=\(\) must be the smallest weight"),
@@ -234,7 +236,11 @@ def test_a_config_of_the_published_schema_runs():
             {"2": {"learning_rates": 1.0}},
             r"2.learning_rates. Did you mean 'learning_rate'",
         ),
-        ("distillation.method", "progresive", r"config.distillation: Unknown config.distillation.method='progresive'"),
+        (
+            "distillation.method",
+            "progresive",
+            "Unknown config.distillation.method='progresive'. Did",
+        ),
         ("sampler", "noisy", "config.sampler='ancestral': students are made for steps of DDIM"),
         ("model.eval_logsnr_schedule", {"name": "nichol_dhariwal"}, "eval_logsnr_schedule=.* differs from train_"),
         ("distillation.stages", {"2": {"updates_factor": -1.0}}, "stages.2.updates_factor=-1.0 must not be negative"),
@@ -277,13 +283,28 @@ def test_old_names_of_fields_are_accepted(tmp_path):
         cfg.resolve(ConfigDict(stored))
 
 
+def test_old_sections_of_methods_are_accepted():
+    """In a config file that starts from `distillation_of`, and in stored values, which have the other methods' too."""
+    config = ladder()
+    config.distillation.method = "consistency"
+    config.distillation.stages = {}
+    config.distillation.consistency.kind = "training"
+    config.distillation.consistency.tuning_stages = 4
+    args = cfg.resolve(config).distillation.args
+    assert (args.kind, args.tuning_phases, args.first_grid) == ("training", 4, 64)
+    stored = cfg.resolve(ladder()).to_dict()
+    del stored["distillation"]["args"]
+    stored["distillation"] |= {"tract": {"self_teacher_decay": 0.5}, "consistency": {"first_grid": 64}}
+    assert cfg.resolve(ConfigDict(stored)).to_json() == cfg.resolve(ladder()).to_json()
+
+
 def test_a_ladder_keeps_nothing_of_its_teachers_training():
     """Students do not inherit the base's anneal and start: their learning rate falls to 0 over their own length."""
     trained = base()
     trained.train.learning_rate_anneal_steps, trained.train.init_from = 2000, "runs/other"
     config = cfg.distillation_of(trained)
     config.distillation.update(dict(teacher_checkpoint_path="runs/digits/base", start_num_steps=4, steps_per_iter=120))
-    student = cfg.stage(cfg.resolve(config), 2).train
+    student = cfg.rung_config(cfg.resolve(config), Rung(4, 2)).train
     assert learning_rate(student)(119) == pytest.approx(student.learning_rate / 120)
 
 
@@ -302,7 +323,11 @@ def test_the_listing_has_every_field():
     assert "distillation" not in lines
     every = "\n".join(cfg.listing("ladder"))
     assert re.search(r"^--ladder.train.batch_size= +int, must be set$", every, re.M)
-    assert re.search(r"^--ladder.distillation.consistency.huber=None +float or None$", every, re.M)
+    assert re.search(r"^--ladder.distillation.steps_per_iter=50000 +int$", every, re.M)
+    consistency = "\n".join(cfg.listing("config", cfg.load(CONFIGS[0].with_name("digits_consistency.py"))))
+    assert re.search(r"^--config.distillation.args.huber=None +float or None$", consistency, re.M)
+    assert re.search(r"^--config.distillation.args.first_grid=16 +int$", consistency, re.M)
+    assert re.search(r"^--config.distillation.args.times=grid +one of grid, tuning$", consistency, re.M)
 
 
 def test_stage():
@@ -316,10 +341,10 @@ def test_stage():
     }
     config = cfg.resolve(config)
     assert cfg.resolve(cfg.ConfigDict(config.to_dict())).to_json() == config.to_json()
-    assert [cfg.stage(config, num_steps).train.num_train_steps for num_steps in (32, 16, 8, 4, 2, 1)] == [
+    assert [cfg.rung_config(config, rung).train.num_train_steps for rung in ladder_rungs(config)] == [
         120, 300, 120, 120, 7, 400,
     ]  # fmt: skip
-    plain, last, decayed = (cfg.stage(config, num_steps) for num_steps in (8, 1, 4))
+    plain, last, decayed = (cfg.rung_config(config, Rung(2 * num_steps, num_steps)) for num_steps in (8, 1, 4))
     fields = ("num_train_steps", "learning_rate", "learning_rate_anneal_steps")
     assert [plain.train[field] for field in fields] == [120, 1e-3, 150]
     assert [last.train[field] for field in fields] == [400, 3e-4, 0]

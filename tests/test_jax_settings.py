@@ -8,11 +8,11 @@ from helpers.models import KEY, SHAPE, WAYS, make_model
 from methods.test_targets import METHODS
 from training.test_step import AFFINE, NETWORK, SOURCE, make_config
 
-from diffusion_distillation.config import stage
+from diffusion_distillation.config import rung_config
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
-from diffusion_distillation.methods import Denoisers, make_method
+from diffusion_distillation.methods import Denoisers, Rung, make_method
 from diffusion_distillation.networks.model import init_params
 from diffusion_distillation.networks.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
 from diffusion_distillation.pipeline import Pipeline
@@ -100,7 +100,7 @@ def test_the_seed_of_a_student_is_one():
     config = make_config(distillation={}).copy_and_resolve_references()
     with config.unlocked():
         config.seed = MOST_SEED
-    assert stage(config, 4).seed == 3
+    assert rung_config(config, Rung(8, 4)).seed == 3
 
 
 @pytest.mark.usefixtures("strict")

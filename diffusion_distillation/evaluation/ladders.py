@@ -7,12 +7,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import newest_step, params_hash
-from ..config import stage
+from ..config import rung_config
 from ..data import Source
 from ..errors import InputError
 from ..interop import load, local_path
 from ..keys import seed_key
-from ..methods import make_method
+from ..methods import ladder_rungs
 from ..runtime import multihost
 from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
@@ -36,7 +36,7 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     teacher = local_path(config.distillation.teacher_checkpoint_path)
     ancestral = sorted(config.eval.ancestral_num_steps, reverse=True)
     by_ddim = sorted({*config.eval.teacher_num_steps, *ancestral}, reverse=True)
-    students = [rung.num_steps for rung in make_method(config).rungs]
+    students = [rung.num_steps for rung in ladder_rungs(config)]
     return {
         **{Entry("teacher", "ddim", num_steps): teacher for num_steps in by_ddim},
         **{Entry("teacher", "ancestral", num_steps): teacher for num_steps in ancestral},
@@ -51,11 +51,11 @@ def report_nfe(config: ConfigDict, workdir: epath.Path) -> int:
 
 def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises an InputError that names a student that is missing, or that has not had all its updates."""
-    for rung in make_method(config).rungs:
+    for rung in ladder_rungs(config):
         folder = student_folder(workdir, rung.num_steps)
         if finished_config(folder) is None:
             step = multihost.on_main(lambda folder=folder: newest_step(folder)) or 0
-            wanted = stage(config, rung.num_steps).train.num_train_steps
+            wanted = rung_config(config, rung).train.num_train_steps
             raise InputError(
                 f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {wanted:,} updates. Run "
                 "scripts/distill.py to its end first."

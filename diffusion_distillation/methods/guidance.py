@@ -12,22 +12,34 @@ from ..schedules import Schedule
 from .method import Method, Rung, Times
 
 
-def make(config: Any, schedule: Schedule) -> Method:
-    """One student of distillation.end_num_steps steps, at whose times it learns.
+def rungs(distillation: Any) -> tuple[Rung, ...]:
+    """One student, with distillation.end_num_steps sampling steps like its teacher.
 
-    The weights are uniform in model.args.guidance_range, for which the paper has 0 to 4; its weight of the loss is
-    mean_loss_weight_type='snr_trunc'.
+    Raises:
+      InputError: if the `distillation` section describes another ladder.
     """
-    distillation, num_steps = config.distillation, config.distillation.end_num_steps
-    if config.model.args.get("guidance_range") is None:
-        raise InputError(
-            "method='guidance' makes students that take weights: set model.args.guidance_range=(0.0, 4.0)."
-        )
+    num_steps = distillation.end_num_steps
     if distillation.rungs or distillation.start_num_steps not in (None, num_steps) or num_steps < 1:
         raise InputError(
-            f"method='guidance' has one student, of as many steps as its teacher: set end_num_steps={num_steps} to "
-            f"them, from 1 on, and leave start_num_steps={distillation.start_num_steps} and rungs={distillation.rungs} "
-            "out."
+            f"method='guidance' trains one student with as many steps as its teacher: set end_num_steps={num_steps} to "
+            f"that number, at least 1, and unset start_num_steps={distillation.start_num_steps} (None) and "
+            f"rungs={distillation.rungs} (None)."
+        )
+    return (Rung(num_steps, num_steps),)
+
+
+def make(config: Any, schedule: Schedule) -> Method:
+    """Distillation of guidance, at the times of the student's sampling steps.
+
+    The weights are uniform in model.args.guidance_range, 0 to 4 in the paper, whose loss weight is
+    model.mean_loss_weight_type='snr_trunc'.
+
+    Raises:
+      InputError: if model.args.guidance_range is not set.
+    """
+    if config.model.args.get("guidance_range") is None:
+        raise InputError(
+            "method='guidance' trains students that take a guidance weight: set model.args.guidance_range=(0.0, 4.0)."
         )
 
     def times(keys, update, rung):
@@ -39,4 +51,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    return Method(times, target, loss, (Rung(num_steps, num_steps),), target_calls=lambda rung: 2)
+    return Method(times, target, loss, target_calls=lambda rung: 2)

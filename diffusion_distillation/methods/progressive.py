@@ -9,7 +9,7 @@ from ..losses import discrete_steps, training_loss
 from ..schedules import Schedule
 from ..shapes import Array
 from .method import Method, Rung
-from .rungs import ladder_rungs, teacher_displacement
+from .rungs import descending_rungs, teacher_displacement
 
 
 class StepTimes(NamedTuple):
@@ -22,7 +22,7 @@ class StepTimes(NamedTuple):
 
 def make(config: Any, schedule: Schedule) -> Method:
     """Halvings from distillation.start_num_steps to end_num_steps, or the rungs of distillation.rungs."""
-    rungs = ladder_rungs(config.distillation)
+    rungs = descending_rungs(config.distillation)
     displacement = teacher_displacement(config.distillation, rungs)
     factors = {above // below for above, below in rungs}
     factor = factors.pop() if len(factors) == 1 else None  # of every rung, if they are alike: not traced
@@ -40,4 +40,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    return Method(times, target, loss, rungs, target_calls=lambda rung: rung.teacher_num_steps // rung.num_steps)
+    return Method(times, target, loss, target_calls=lambda rung: rung.teacher_num_steps // rung.num_steps)

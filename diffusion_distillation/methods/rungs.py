@@ -15,53 +15,60 @@ from ..shapes import Array, Count
 from .method import Rung
 
 
-def ladder_rungs(distillation: Any) -> tuple[Rung, ...]:
-    """The rungs of a config's `distillation` section: distillation.rungs or, without, halvings.
+def descending_rungs(distillation: Any) -> tuple[Rung, ...]:
+    """The rungs that a config's `distillation` section describes: `rungs`, or halvings from start_num_steps down.
 
     Raises:
-      InputError: if they are not what `halvings` or `given_rungs` takes, or if the section has both or neither.
+      InputError: if the section has both or neither; and as `halvings` and `listed_rungs`.
     """
-    rungs, start, end = tuple(distillation.rungs), distillation.start_num_steps, distillation.end_num_steps
+    rungs = tuple(distillation.rungs)
+    start = distillation.start_num_steps
     if rungs and start is not None:
-        raise InputError(f"rungs={rungs} says all steps of the ladder: leave start_num_steps={start} out (None).")
+        raise InputError(f"rungs={rungs} lists all steps of the ladder: unset start_num_steps={start} (None).")
     if start is None and not rungs:
-        raise InputError("start_num_steps is missing: set it, to the teacher's sampling steps, or rungs.")
-    return given_rungs(rungs) if rungs else tuple(Rung(2 * students, students) for students in halvings(start, end))
+        raise InputError("start_num_steps is missing: set it to the teacher's number of sampling steps, or set rungs.")
+    return listed_rungs(rungs) if rungs else halvings(start, distillation.end_num_steps)
 
 
-def given_rungs(rungs: tuple[Any, ...]) -> tuple[Rung, ...]:
-    """The rungs of a teacher of rungs[0] steps and students of the others.
+def listed_rungs(num_steps: tuple[Any, ...]) -> tuple[Rung, ...]:
+    """The rungs from a teacher with num_steps[0] sampling steps to students with the following ones.
 
     Raises:
-      InputError: if they are not two numbers or more, each a multiple of the next.
+      InputError: if there are not two numbers or more, each a multiple of the next.
+
+    >>> listed_rungs((1024, 32, 1))
+    (Rung(teacher_num_steps=1024, num_steps=32), Rung(teacher_num_steps=32, num_steps=1))
     """
-    whole = all(isinstance(num_steps, int) and num_steps >= 1 for num_steps in rungs)
-    pairs = [Rung(*pair) for pair in itertools.pairwise(rungs)]
-    if not whole or not pairs or any(above <= below or above % below for above, below in pairs):
+    integers = all(isinstance(number, int) and number >= 1 for number in num_steps)
+    rungs = tuple(Rung(*pair) for pair in itertools.pairwise(num_steps))
+    if not integers or not rungs or any(above <= below or above % below for above, below in rungs):
         raise InputError(
-            f"rungs={rungs} must be the teacher's number of steps and then the students', each a multiple of the next, "
-            "as (1024, 32, 1)."
+            f"rungs={num_steps} must be the teacher's number of sampling steps and then the students', each a multiple "
+            "of the next, such as (1024, 32, 1)."
         )
-    return tuple(pairs)
+    return rungs
 
 
-def halvings(start_num_steps: int, end_num_steps: int) -> list[int]:
-    """The students' numbers of steps, from start_num_steps / 2 down to end_num_steps.
+def halvings(start_num_steps: int, end_num_steps: int) -> tuple[Rung, ...]:
+    """The rungs from a teacher with start_num_steps sampling steps to a student with end_num_steps, each half the last.
 
     Raises:
       InputError: if start_num_steps is not end_num_steps times a power of two, two at least.
+
+    >>> [rung.num_steps for rung in halvings(16, 2)]
+    [8, 4, 2]
     """
-    students = []
+    rungs = []
     num_steps = start_num_steps
     while num_steps > end_num_steps >= 1 and num_steps % 2 == 0:
+        rungs.append(Rung(num_steps, num_steps // 2))
         num_steps //= 2
-        students.append(num_steps)
-    if not students or students[-1] != end_num_steps:
+    if not rungs or num_steps != end_num_steps:
         raise InputError(
-            f"start_num_steps={start_num_steps} must be end_num_steps={end_num_steps} times a power of "
-            f"two (2, 4, 8, ...), so that every student takes half the steps of its teacher."
+            f"start_num_steps={start_num_steps} must be end_num_steps={end_num_steps} times a power of two "
+            "(2, 4, 8, ...), so that every student takes half the steps of its teacher."
         )
-    return students
+    return tuple(rungs)
 
 
 class GroupTimes(NamedTuple):

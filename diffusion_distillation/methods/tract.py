@@ -7,19 +7,30 @@ few rungs lead from a thousand steps to one.
 from typing import Any
 
 from ..distillation import two_stage_target
+from ..errors import InputError
 from ..losses import training_loss
 from ..schedules import Schedule
 from .method import Method
-from .rungs import group_times, ladder_rungs, teacher_displacement
+from .rungs import descending_rungs, group_times, teacher_displacement
 
 
-def make(config: Any, schedule: Schedule) -> Method:
-    """The rungs of distillation.rungs, as (1024, 32, 1), the paper's two phases.
+def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) -> Method:
+    """TRACT, for the rungs of distillation.rungs; the paper's two phases are (1024, 32, 1).
 
-    The target reads the average of decay distillation.tract.self_teacher_decay; the one that is sampled and handed on
-    is that of train.ema_decay, which is slow. The paper's weight max(SNR, 1) is mean_loss_weight_type='snr_trunc'.
+    The paper's loss weight max(SNR, 1) is model.mean_loss_weight_type='snr_trunc'.
+
+    Args:
+      config: of the ladder or of one of its students.
+      schedule: the training schedule.
+      self_teacher_decay: decay of the student's average that the target reads, in [0, 1). The average that is sampled
+        and that teaches the next student is a slower one, of decay train.ema_decay.
+
+    Raises:
+      InputError: for a decay outside its range.
     """
-    rungs = ladder_rungs(config.distillation)
+    if not 0 <= self_teacher_decay < 1:
+        raise InputError(f"args.self_teacher_decay={self_teacher_decay} must be at least 0 and below 1.")
+    rungs = descending_rungs(config.distillation)
     displacement = teacher_displacement(config.distillation, rungs)
 
     def times(keys, update, rung):
@@ -33,5 +44,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type)
 
-    average_decay = config.distillation.tract.self_teacher_decay
-    return Method(times, target, loss, rungs, target_calls=lambda rung: 2, average_decay=average_decay)
+    return Method(times, target, loss, target_calls=lambda rung: 2, average_decay=self_teacher_decay)

@@ -29,7 +29,7 @@ from ..evaluation.measure import Evaluator
 from ..evaluation.reference import dataset_reference
 from ..evaluation.results import Entry, pipeline_loader, read
 from ..keys import seed_key
-from ..methods import make_method
+from ..methods import ladder_rungs
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, write_atomic
@@ -102,7 +102,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evalu
         pictures.nearest_images(ladder, source, evaluators[0], folder),
         *pictures.training_losses(_losses([ladder]), folder),
     ]
-    rungs = make_method(config).rungs
+    rungs = ladder_rungs(config)
     title = f"{config.dataset.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
     _write_page(title, [ladder], sections, folder)
 

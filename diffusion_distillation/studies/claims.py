@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..config import resolve, stage
+from ..config import resolve, rung_config
 from ..data import Source
 from ..diffusion import MEAN_TYPES
 from ..errors import DivergedError, RunError
@@ -26,7 +26,7 @@ from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
-from ..methods import make_method
+from ..methods import ladder_rungs
 from ..report.html_page import Picture, Table, render_page
 from ..report.plots import STEPS_LABEL, Column, metric_panel, row_labels, save_columns, save_curves
 from ..runtime import multihost
@@ -158,7 +158,7 @@ def reproduce_claims(
 
 def _steps(ladder: ConfigDict) -> tuple[int, list[int]]:
     """Sampling steps of a ladder's teacher and of its students."""
-    rungs = make_method(ladder).rungs
+    rungs = ladder_rungs(ladder)
     return rungs[0].teacher_num_steps, [rung.num_steps for rung in rungs]
 
 
@@ -212,7 +212,7 @@ def _values(by_seed: Mapping[int, Evaluation], criterion: Criterion, entry: Entr
 
 
 def _ladder_updates(ladder: ConfigDict) -> int:
-    return sum(stage(ladder, n).train.num_train_steps for n in _steps(ladder)[1])
+    return sum(rung_config(ladder, rung).train.num_train_steps for rung in ladder_rungs(ladder))
 
 
 def _json_content(

@@ -23,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, abstract_params, load
-from ..config import resolve, stage
+from ..config import resolve, rung_config
 from ..data import Source
 from ..errors import InputError, did_you_mean
 from ..evaluation.measure import Evaluator
@@ -31,7 +31,7 @@ from ..evaluation.metrics import Criterion
 from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, Evaluation, load_samples
 from ..interop import local_path
-from ..methods import evaluations_of_update, make_method
+from ..methods import evaluations_of_update, ladder_rungs, make_method
 from ..report.html_page import Picture, Table, render_page
 from ..report.plots import STEPS_LABEL, Column, Panel, metric_panel, row_labels, save_columns, save_curves
 from ..runtime import multihost
@@ -94,7 +94,7 @@ def recipes(teacher_steps: int, steps: Sequence[int]) -> dict[str, Recipe]:
 
     def consistency(end: int, **options: Any) -> dict[str, Any]:
         options |= dict(first_grid=max(end, teacher_steps // 4), norm="squared")
-        return dict(method="consistency", start_num_steps=teacher_steps, end_num_steps=end, consistency=options)
+        return dict(method="consistency", start_num_steps=teacher_steps, end_num_steps=end, args=options)
 
     rungs = (teacher_steps, *steps)
     two_phases = (teacher_steps, steps[0], steps[-1])
@@ -126,7 +126,7 @@ def ladder_nfe(config: ConfigDict) -> dict[int, int]:
     method = make_method(config)
     nfe = {}
     for rung in method.rungs:
-        train = stage(config, rung.num_steps).train
+        train = rung_config(config, rung).train
         nfe[rung.num_steps] = train.num_train_steps * train.batch_size * evaluations_of_update(method, rung)
     return nfe
 
@@ -157,7 +157,8 @@ def ladder_configs(config: ConfigDict, recipe: Recipe, budget: int, seed: int) -
             ladder.distillation.stages = {
                 str(rung.num_steps): {"updates_factor": float(weight)} for rung, weight in weights.items() if weight > 1
             }
-            ladder.distillation.consistency.grid_updates = updates
+            if ladder.distillation.method == "consistency":
+                ladder.distillation.args.grid_updates = updates
             ladder.train.ema_decay = max(0.0, 1 - AVERAGING / updates) if recipe.averaged else 0.0
         configs.append(resolve(ladder))
     return configs
@@ -200,7 +201,7 @@ def compare_methods(
     """
     workdir = as_path(workdir)
     budget = budget or sum(ladder_nfe(config).values())
-    teacher_steps = make_method(config).rungs[0].teacher_num_steps
+    teacher_steps = ladder_rungs(config)[0].teacher_num_steps
     chosen = _choose(recipes(teacher_steps, steps), methods)
 
     # Check all configs before the first training starts.
@@ -239,12 +240,14 @@ def compare_methods(
 def _with_distillation(config: ConfigDict, fields: Mapping[str, Any], seed: int) -> ConfigDict:
     """A ladder's config with other fields of config.distillation, one update per student, and another seed."""
     defaults = dict(
-        method="progressive", start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}
+        method="progressive", args={}, start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}
     )
+    fields = defaults | fields
     ladder = config.copy_and_resolve_references()
-    options = {**ladder.distillation.consistency.to_dict(), **fields.get("consistency", {})}
+    if fields["method"] == ladder.distillation.method:
+        fields["args"] = {**ladder.distillation.args, **fields["args"]}
     with ladder.unlocked():
-        for name, value in {**defaults, **fields, "consistency": options}.items():
+        for name, value in fields.items():
             ladder.distillation[name] = ConfigDict(value) if isinstance(value, dict) else value
         ladder.distillation.steps_per_iter = 1
         ladder.seed += SEED_OFFSET * seed
@@ -264,7 +267,7 @@ def _train_students(
     """Run the ladders of a method. Returns the folders of their students by sampling steps."""
     students = {}
     for config in configs:
-        rungs = [rung.num_steps for rung in make_method(config).rungs]
+        rungs = [rung.num_steps for rung in ladder_rungs(config)]
         ladder = folder / f"to_{rungs[-1]:04d}"
         run_ladder(config, ladder, source, load_model=load_model)
         students |= {n: student_folder(ladder, n) for n in rungs}
@@ -310,7 +313,7 @@ def _copies(config: ConfigDict, source: Source) -> float:
     """The memory of training a ladder's last student, in copies of the parameters."""
     metadata = Metadata(config=config, image_shape=source.image_shape, num_classes=source.num_classes, num_steps=0)
     params = abstract_params(metadata)
-    last = stage(config, make_method(config).rungs[-1].num_steps)
+    last = rung_config(config, ladder_rungs(config)[-1])
     state = jax.eval_shape(functools.partial(init_state, last), params)
     return 1 + _bytes(state) / _bytes(params)  # 1 for the teacher
 

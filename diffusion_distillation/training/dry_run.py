@@ -8,9 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import abstract_params, load
-from ..config import stage
+from ..config import rung_config
 from ..data import Source, read_batches
-from ..methods import make_method
+from ..methods import ladder_rungs
 from ..networks.model import count_params
 from ..runtime import multihost
 from ..runtime.devices import AnyMesh, describe_devices, replicated
@@ -45,8 +45,8 @@ def dry_run(
     if "distillation" in config:
         params, network = load_teacher(config, source, load_model)
         runs = [
-            (stage(config, rung.num_steps), student_folder(workdir, rung.num_steps), Teacher(params, rung, network))
-            for rung in make_method(config).rungs
+            (rung_config(config, rung), student_folder(workdir, rung.num_steps), Teacher(params, rung, network))
+            for rung in ladder_rungs(config)
         ]
         Plan(workdir, {int(teacher.rung.num_steps): of_run for of_run, _, teacher in runs}, on_metrics=None)
     else:

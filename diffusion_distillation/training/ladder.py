@@ -10,10 +10,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, check_path, load, newest_step, params_hash
-from ..config import resolve, stage
+from ..config import resolve, rung_config
 from ..data import Source
 from ..errors import InputError, RunError
-from ..methods import Rung, evaluations_of_update, make_method
+from ..methods import Rung, evaluations_of_update, ladder_rungs, make_method
 from ..networks.model import Network, make_network
 from ..runtime import multihost
 from ..runtime.console import safe_output
@@ -62,13 +62,13 @@ def run_ladder(
       InputError: if there is no checkpoint at teacher_checkpoint_path, or its model is not one that students of this
         config can start from; and as `loop.train`.
     """
-    rungs, workdir = make_method(config).rungs, as_path(workdir)
+    rungs, workdir = ladder_rungs(config), as_path(workdir)
     check_path(workdir)
     params, network = load_teacher(config, source, load_model)
     with safe_output(), locked(workdir):
         open_run(workdir, config, change, inputs_of(source, params))
         record_environment(workdir)
-        stages = {rung.num_steps: stage(config, rung.num_steps) for rung in rungs}
+        stages = {rung.num_steps: rung_config(config, rung) for rung in rungs}
         plan = Plan(workdir, stages, on_metrics, report_evaluations)
         for rung in rungs:
             folder = student_folder(workdir, rung.num_steps)
@@ -97,7 +97,7 @@ def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) ->
     """
     check_processes(config, source)
     params, metadata = load_model(config.distillation.teacher_checkpoint_path)
-    check_teacher(config, make_method(config).rungs[0], source, metadata)
+    check_teacher(config, ladder_rungs(config)[0], source, metadata)
     if multihost.is_main() and 0 < metadata.step < metadata.config.train.num_train_steps:
         logging.warning(
             "The teacher %s is not finished: it has done %s of %s training steps.",

@@ -72,7 +72,7 @@ def train(
     """Trains for config.train.num_train_steps updates, from the newest checkpoint in the workdir if there is one.
 
     Args:
-      config: resolved; for a student, that of its rung (`config.stage`).
+      config: resolved; for a student, that of its rung (`config.rung_config`).
       workdir: the run's folder.
       source: the images.
       teacher: for a student, which starts from the teacher's parameters.

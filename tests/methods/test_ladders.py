@@ -30,8 +30,8 @@ def base(tmp_path_factory):
 def ladder(base, name):
     """The resolved config of a method's ladder, with an average to be sampled."""
     config, folder = base
-    fields = {f"distillation.{field}": value for field, value in METHODS[name].items() if field != "consistency"}
-    fields |= {f"distillation.consistency.{field}": of for field, of in METHODS[name].get("consistency", {}).items()}
+    fields = {f"distillation.{field}": value for field, value in METHODS[name].items() if field != "args"}
+    fields |= {f"distillation.args.{field}": value for field, value in METHODS[name].get("args", {}).items()}
     return ladder_of(config, folder, **{"train.ema_decay": 0.9, "distillation.steps_per_iter": 10, **fields})
 
 

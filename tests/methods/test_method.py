@@ -28,7 +28,7 @@ class Dropping(nn.Module):
 
 def use(monkeypatch, method):
     """The config of a ladder that learns by this method."""
-    monkeypatch.setitem(methods.METHODS, "progressive", lambda config, schedule: method)
+    monkeypatch.setitem(methods.METHODS, "progressive", methods.Entry(lambda config, schedule: method))
     return make_config(distillation={})
 
 
@@ -100,7 +100,7 @@ def test_one_is_chosen_by_its_name():
         "progresive": r"Unknown config.distillation.method='progresive'. Did you mean 'progressive'\?",
         "no_such_module:make": "'no_such_module' cannot be imported .ModuleNotFoundError.*PYTHONPATH",
         "helpers.own_parts:trakt": r"'helpers.own_parts' has no function 'trakt'. Did you mean 'tract'\?",
-        "helpers.own_parts:nothing": "must be a function that returns a .*methods.Method .* returned None",
+        "helpers.own_parts:nothing": "must be a function that returns a .*methods.Method; it returned None",
     }.items():
         with pytest.raises(ValueError, match=message):
             make_config(distillation=dict(method=name))

@@ -16,7 +16,7 @@ from diffusion_distillation.diffusion import Prediction, make_denoiser, q_sample
 from diffusion_distillation.distillation import several_step_target, two_step_target
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Denoisers, Rung, consistency, make_method
-from diffusion_distillation.methods.rungs import GroupTimes, given_rungs, group_times
+from diffusion_distillation.methods.rungs import GroupTimes, group_times, listed_rungs
 from diffusion_distillation.sampling import addim_displacement
 from diffusion_distillation.schedules import get_logsnr_schedule, time_of
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
@@ -32,10 +32,8 @@ METHODS = {
     "tract, adjusted": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1), addim_rungs=2, **ADDIM),
     "distillation": dict(method="consistency", start_num_steps=64, end_num_steps=4),
     "distillation, adjusted": dict(method="consistency", start_num_steps=64, **ADDIM),
-    "training": dict(method="consistency", start_num_steps=64, end_num_steps=4, consistency=dict(kind="training")),
-    "tuning": dict(
-        method="consistency", start_num_steps=64, consistency=dict(kind="training", times="tuning", norm="norm")
-    ),
+    "training": dict(method="consistency", start_num_steps=64, end_num_steps=4, args=dict(kind="training")),
+    "tuning": dict(method="consistency", start_num_steps=64, args=dict(kind="training", times="tuning", norm="norm")),
 }
 
 
@@ -198,25 +196,48 @@ def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, versi
 
 
 def test_rungs():
-    assert given_rungs((1024, 32, 1)) == (Rung(1024, 32), Rung(32, 1))
+    assert listed_rungs((1024, 32, 1)) == (Rung(1024, 32), Rung(32, 1))
     for rungs in ((8,), (8, 3), (8, 8), (1, 8), (8, 0), (8, 4.0)):
-        with pytest.raises(ValueError, match=r"rungs=.* must be the teacher's number of steps and then the students'"):
-            given_rungs(rungs)
-    for changes, message in {
-        (("rungs", (8, 1)),): r"rungs=\(8, 1\) says all steps of the ladder: leave start_num_steps=8 out",
-        (("start_num_steps", None),): "start_num_steps is missing: set it, to the teacher's sampling steps, or rungs",
-        (("method", "consistency"), ("rungs", (8, 1))): "does not go with method='consistency'",
-        (("method", "consistency"), ("end_num_steps", 128)): r"end_num_steps=128 .the groups.*must not fall",
-        (("method", "consistency"), ("start_num_steps", 66), ("end_num_steps", 4)): "must be a multiple of the first",
-    }.items():
+        with pytest.raises(ValueError, match=r"rungs=.* must be the teacher's number of sampling steps and then"):
+            listed_rungs(rungs)
+    of_consistency = dict(method="consistency", start_num_steps=None)
+    for changes, message in [
+        (dict(rungs=(8, 1)), r"rungs=\(8, 1\) lists all steps of the ladder: unset start_num_steps=8"),
+        (dict(start_num_steps=None), "is missing: set it to the teacher's number of sampling steps, or set rungs"),
+        (of_consistency | dict(rungs=(8, 1)), r"rungs=\(8, 1\): method='consistency' trains one student"),
+        (of_consistency | dict(end_num_steps=6), "must be a multiple of end_num_steps=6 .the groups"),
+        (of_consistency | dict(start_num_steps=66, end_num_steps=4), "start_num_steps=66 .the last grid"),
+    ]:
         with pytest.raises(ValueError, match=message):
-            make_config(distillation=dict(changes))
+            make_config(distillation=changes)
     paper = make_method(make_config(distillation=dict(method="consistency", start_num_steps=None, end_num_steps=8)))
     assert paper.rungs == (Rung(1280, 8),)
-    several = dict(METHODS["tuning"], start_num_steps=None, end_num_steps=2)
-    with pytest.raises(ValueError, match=r"consistency.times='tuning' is for one group: end_num_steps=2 must be 1"):
-        make_config(distillation=several)
-    with pytest.raises(ValueError, match="kind='training' asks no teacher: set teacher_step='ddim'"):
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "message"),
+    [
+        ("tract", dict(self_teacher_decay=1.0), "decay=1.0 must be at least 0 and below 1"),
+        ("consistency", dict(first_grid=2000), "args.first_grid=2000 must be between end_num_steps=1 .* and 1280"),
+        ("consistency", dict(huber=-1.0), "huber=-1.0 must not be negative"),
+        ("consistency", dict(tuning_phases=0), "tuning_phases=0 must be at least 1"),
+        ("consistency", dict(kind="trainin"), "args.kind='trainin' is not one of .* Did you mean 'training'"),
+        ("consistency", dict(first_grid=1.5), "config.distillation.args.first_grid=1.5 must be of type int"),
+        ("consistency", dict(frist_grid=16), "Unknown field config.distillation.args.frist_grid.*'first_grid'"),
+        ("progressive", dict(kind="training"), "Unknown field config.distillation.args.kind"),
+    ],
+)
+def test_a_bad_option_of_a_method_is_named(method, args, message):
+    start = 8 if method in ("progressive", "tract") else None
+    with pytest.raises(ValueError, match=message):
+        make_config(distillation=dict(method=method, start_num_steps=start, args=args))
+
+
+def test_options_that_do_not_go_together_are_refused():
+    two_groups = dict(METHODS["tuning"], start_num_steps=None, end_num_steps=2)
+    with pytest.raises(ValueError, match=r"args.times='tuning' is for one group: end_num_steps=2 must be 1"):
+        make_config(distillation=two_groups)
+    with pytest.raises(ValueError, match="kind='training' evaluates no teacher: set teacher_step='ddim'"):
         make_config(distillation=METHODS["training"] | ADDIM)
 
 
@@ -284,12 +305,12 @@ def test_the_time_of_a_logsnr(schedule):
 @pytest.mark.parametrize("norm", ["huber", "norm", "squared"])
 def test_losses_of_consistency(norm, t):
     """The paper's norms of x - x*, times SNR + 1, in float64; no gradient is infinite where the two are equal."""
-    config = make_config(distillation=METHODS["distillation"] | dict(consistency=dict(norm=norm)))
+    config = make_config(distillation=METHODS["distillation"] | dict(args=dict(norm=norm)))
     method, rng = make_method(config), np.random.default_rng(0)
     z, v, wanted = rng.standard_normal((3, *SHAPE)).astype(np.float32)
     rung, angle = Rung(1280, 1), oracle.cosine_angle(t)
     drawn = method.times(keys(8), 0, rung)
-    times = consistency.WeightedTimes(drawn.stages._replace(t=jnp.full(8, t)), jnp.full(8, 1 / np.sin(angle) ** 2))
+    times = consistency.WeightedTimes(drawn.group._replace(t=jnp.full(8, t)), jnp.full(8, 1 / np.sin(angle) ** 2))
 
     def loss(v):
         return method.loss(Prediction(z, z, v), Prediction(z, z, wanted), times)
@@ -337,7 +358,7 @@ def test_degenerate_identities(cosine):
         z, target = exact.target("training", steps, 64, exact.other)  # a group a step: the ordinary diffusion loss
         data = data_target(exact.x, exact.eps, cosine((steps + 1) / 64))
         assert_same(target, data)
-        squared = make_method(make_config(distillation=METHODS["training"] | dict(consistency=dict(norm="squared"))))
+        squared = make_method(make_config(distillation=METHODS["training"] | dict(args=dict(norm="squared"))))
         t = (jnp.asarray(steps) + 1) / 64
         times = consistency.WeightedTimes(GroupTimes(t, t, t, Rung(64, 64)), 1 / jnp.sin(cosine.angle(t)) ** 2)
         losses = squared.loss(exact.other(z, 0.0), target, times), training_loss(exact.other(z, 0.0), data, "v_mse")

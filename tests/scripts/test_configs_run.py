@@ -111,7 +111,7 @@ OF_DIGITS = {  # the other ladders of the embedded example, of one student each
     "consistency": [
         "--config.distillation.start_num_steps=8",
         "--config.distillation.end_num_steps=2",
-        "--config.distillation.consistency.first_grid=4",
+        "--config.distillation.args.first_grid=4",
     ],
 }
 

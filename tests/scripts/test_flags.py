@@ -81,6 +81,15 @@ def test_an_old_name_of_a_field_overrides_the_file():
     assert config["train"]["num_train_steps"] == 5 and "num_steps" not in config["train"]
 
 
+def test_another_method_on_the_command_line_has_its_own_options():
+    consistency = ["--config=configs/digits_consistency.py", LADDER[1]]
+    flags = ["--config.distillation.method=tract", "--config.distillation.tract.self_teacher_decay=0"]
+    config = json.loads(printed_config("distill", *consistency, *flags, "--config.distillation.end_num_steps=1"))
+    assert config["distillation"]["args"] == {"self_teacher_decay": 0.0}
+    config = json.loads(printed_config("distill", *consistency, "--config.distillation.args.huber=1"))
+    assert config["distillation"]["args"]["huber"] == 1.0 and config["distillation"]["args"]["first_grid"] == 16
+
+
 @pytest.mark.parametrize(("script", "flags"), [("train", BASE), ("distill", LADDER)])
 def test_a_printed_config_is_one_to_run(script, flags, tmp_path):
     printed = printed_config(script, *flags)

@@ -362,9 +362,9 @@ def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
             return jnp.where(times.update < 2, jnp.nan, prediction.x.mean((1, 2, 3)))
 
         method = diffusion.make(config, schedule)
-        return method._replace(times=times, loss=loss, rungs=(Rung(2, 1),), average_decay=0.9)
+        return method._replace(times=times, loss=loss, average_decay=0.9)
 
-    monkeypatch.setitem(methods.METHODS, "progressive", make)
+    monkeypatch.setitem(methods.METHODS, "progressive", methods.Entry(make))
     config = make_config(distillation={}, learning_rate_warmup_steps=8, learning_rate=8e-3, grad_clip=0.0)
     states, _ = run(config, 4, teacher=Teacher(AFFINE, Rung(2, 1)))
     assert [int(state.skipped) for state in states] == [1, 2, 2, 2]
