@@ -1,7 +1,6 @@
 """What the scripts share."""
 
 import errno
-import functools
 import os
 import re
 import shlex
@@ -9,7 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from logging import StreamHandler
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,26 +20,18 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from . import config as cfg
-from . import interop
-from .checkpoints import Metadata
 from .data import Source, load_source
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
-from .keys import seed_key
-from .pipeline import Pipeline
-from .report.grids import save_grid
+from .hooks import training_hooks
 from .runtime import multihost
 from .runtime.console import install_safe_output
 from .runtime.cpu import large_pages, set_cpu_flags, use_all_cpu_cores
 from .runtime.devices import enable_compilation_cache, start_jax
-from .runtime.files import absolute, as_path, read_json
-from .runtime.hashing import sha256
+from .runtime.files import as_path, read_json
 from .runtime.signals import exit_on_signals
 from .sampling import SAMPLER_ALIASES, SAMPLERS
-from .shapes import Params
 from .training.dry_run import dry_run
-from .training.loop import OnEval, OnMetrics
 
-NUM_SAMPLES_SHOWN = 64
 STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
 NOT_OUR_FAULT = TRANSIENT | {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
@@ -172,17 +163,13 @@ class RunFlags(ProcessFlags):
     def dry_run(self, config: ConfigDict, source: Source) -> bool:
         """Return whether --dry_run is set. If so, check the run and print what it would do. JAX must have started."""
         if self._dry_run.value:
-            _on_eval(config, source)
-            load_model = functools.partial(interop.load, config=config)
-            dry_run(config, self.workdir, source, change=self._change.value, load_model=load_model)
+            hooks = training_hooks(config, source, self.workdir)
+            dry_run(config, self.workdir, source, change=self._change.value, load_model=hooks["load_model"])
         return self._dry_run.value
 
     def options(self, config: ConfigDict, source: Source) -> dict[str, Any]:
-        """What `train` and `run_ladder` are told besides; call it once JAX has started."""
-        to_wandb = self._wandb.value is not None and multihost.is_main()
-        on_metrics = _to_wandb(self._wandb.value, self.workdir, config) if to_wandb else None
-        load_model = functools.partial(interop.load, config=config)
-        hooks = dict(on_eval=_on_eval(config, source), on_metrics=on_metrics, load_model=load_model)
+        """The keyword arguments of `train` and `run_ladder` that the flags set. JAX must have started."""
+        hooks = training_hooks(config, source, self.workdir, self._wandb.value)
         return {**hooks, "change": self._change.value}
 
 
@@ -195,26 +182,6 @@ def _start_anew(variables: dict[str, str]) -> None:
     if variables and ours and STARTED_ANEW not in os.environ:
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables | {STARTED_ANEW: "1"})
-
-
-def _to_wandb(project: str, workdir: epath.Path, config: ConfigDict) -> OnMetrics:
-    """Sends metrics to Weights & Biases. A run that is taken up goes on there; a ladder's students are side by side."""
-    try:
-        import wandb
-    except ImportError:
-        raise InputError('--wandb_project needs wandb: pip install -e ".[wandb]"') from None
-    identity = sha256([str(absolute(workdir))], 16)
-    run = wandb.init(project=project, name=str(workdir), id=identity, resume="allow", config=config.to_dict())
-    students = set()
-
-    def log(step: int, values: Mapping[str, float]) -> None:
-        student = f"steps_{values['num_steps']:04d}/" if "num_steps" in values else ""
-        if student not in students:  # each has steps of its own
-            students.add(student)
-            run.define_metric(f"{student}*", step_metric=f"{student}step")
-        run.log({f"{student}{name}": value for name, value in {**values, "step": step}.items()})
-
-    return log
 
 
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
@@ -390,28 +357,3 @@ def _help() -> str:
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
             parts.append(f"Fields of --{name}, explained in docs/configs.md (None leaves a field unset):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)
-
-
-def _on_eval(config: ConfigDict, source: Source) -> OnEval:
-    """Draws samples, and measures some where the config says so."""
-    if not config.eval.metrics_every_steps:
-        return draw_samples
-    from .evaluation import during_training, ladders  # whose libraries take a second to import
-
-    evaluators = ladders.config_evaluators(config, source, config.eval.metrics_num_samples)
-
-    def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
-        draw_samples(params, metadata, workdir)
-        during_training.measure_during_training(params, metadata, workdir, evaluators)
-
-    return on_eval
-
-
-def draw_samples(params: Params, metadata: Metadata, workdir: epath.PathLike) -> None:
-    """Writes a grid of samples, from the same noise every time, to `samples/step_<step>.png`, unless it is there."""
-    path = as_path(workdir) / "samples" / f"step_{metadata.step:07d}.png"
-    if multihost.on_main(path.exists):
-        return
-    images = Pipeline(params, metadata).sample(seed_key(0), NUM_SAMPLES_SHOWN)
-    if multihost.is_main():
-        save_grid(images, path)

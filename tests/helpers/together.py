@@ -7,13 +7,13 @@ import functools
 import json
 import sys
 
-from diffusion_distillation import cli
+from diffusion_distillation import hooks
 from diffusion_distillation.runtime import multihost
 from helpers.runs import main
 
 if __name__ == "__main__":
     multihost.start = functools.cache(multihost.start)
-    cli.NUM_SAMPLES_SHOWN = 4
+    hooks.GRID_SIZE = 4
     for script, *flags in json.loads(sys.argv[1]):
         print(f"== {script}", flush=True)
         if status := main(script, *flags):
