@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.files import cache_folder, lock
+from ..runtime.files import cache_folder, file_lock
 from ..runtime.hashing import sha256
 from .source import ArraySource, hash_arrays
 
@@ -86,8 +86,10 @@ def _alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # no locks here, or nothing can be written: each on its own
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("a+"))
-            lock(file, lambda maker: logging.warning("Waiting for %s, which makes %s.", maker, path.name))
+            lock = path.with_name(f".{path.name}.lock")
+            stack.enter_context(
+                file_lock(lock, lambda maker: logging.warning("Waiting for %s, which makes %s.", maker, path.name))
+            )
         yield
 
 

@@ -1,6 +1,14 @@
-"""Models from elsewhere, and ours for elsewhere: by a path, whatever is there.
+"""Models from elsewhere, and ours for elsewhere.
 
-`load` knows what is at a path and calls the reader for it; adding a kind is a file with a reader and a line there.
+`load` detects the kind of model at a path and calls its reader:
+
+- a run of ours: `checkpoints`
+- an archive of ours: `archive`
+- a checkpoint of the paper's code: `published`
+- a diffusers folder: `diffusers`
+
+To add a kind, write a reader that returns `(params, metadata)` and call it from `load`. `arrays` has what readers
+share, `torch_file` reads the tensors of PyTorch's files, and `download` copies what is at a URL.
 """
 
 from .load import from_checkpoint as from_checkpoint

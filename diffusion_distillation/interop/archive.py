@@ -1,4 +1,4 @@
-"""The archive of a model: a folder with its parameters as safetensors and all else as JSON."""
+"""Our archive of a model: a folder with the parameters in `model.safetensors` and the metadata in `config.json`."""
 
 import json
 
@@ -6,74 +6,72 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError
 
 from ..checkpoints import Metadata, abstract_params
 from ..errors import InputError
 from ..runtime.files import read_json, write_atomic
 from ..shapes import Params
-from .published import fit
+from .arrays import fit_params, read_safetensors
 
 FORMAT = "diffusion_distillation"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 def write(folder: epath.Path, params: Params, metadata: Metadata, dtype: str = "float32") -> None:
-    """Writes a model to a folder.
+    """Write a model to a folder.
 
     Args:
-      folder: made if it is missing.
-      params: of the model.
-      metadata: of the model.
-      dtype: that the parameters are stored in: 'float32', or 'float16' for half the size.
+      folder: created if it is missing.
+      params: the model's parameters.
+      metadata: the model's metadata.
+      dtype: the dtype of the stored parameters: 'float32', or 'float16' for half the size.
     """
-    values = {"format": FORMAT, "step": metadata.step, **metadata.to_share().to_json()}
     write_weights(folder, params, dtype)
+    values = {"format": FORMAT, "step": metadata.step, **metadata.to_share().to_json()}
     write_atomic(folder / CONFIG, json.dumps(values, indent=2) + "\n")
 
 
 def write_weights(folder: epath.Path, params: Params, dtype: str = "float32") -> None:
-    """Writes the parameters alone."""
+    """Write only the parameters of a model; see `write`."""
     write_atomic(folder / WEIGHTS, safetensors.numpy.save(flat_arrays(params, dtype), {"format": FORMAT}))
 
 
 def flat_arrays(params: Params, dtype: str) -> dict[str, np.ndarray]:
-    """The parameters by their names in a file, 'down_0.block_0/conv1/kernel'."""
+    """The parameters by their names in a file.
+
+    >>> flat_arrays({"down_0.block_0": {"conv1": {"bias": [0.5]}}}, "float16")
+    {'down_0.block_0/conv1/bias': array([0.5], dtype=float16)}
+    """
     return {"/".join(path): np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
 
 
 def is_archive(folder: epath.Path) -> bool:
-    """Whether a folder is an archive of ours, as its config.json says."""
+    """Whether a folder is one of our archives, according to its config.json."""
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("format") == FORMAT
 
 
 def read(folder: epath.Path) -> tuple[Params, Metadata]:
-    """The parameters, in float32, and the metadata of an archive.
+    """Read the parameters, in float32, and the metadata of an archive.
 
     Raises:
-      InputError: if it is damaged, or its parameters are not those of its config's network.
+      InputError: if the archive is damaged, or its parameters do not fit the network of its config.
     """
     metadata = read_metadata(folder / CONFIG)
-    given = {tuple(name.split("/")): array for name, array in read_safetensors(folder / WEIGHTS).items()}
-    return fit(given, abstract_params(metadata), str(folder / WEIGHTS)), metadata
+    arrays = {tuple(name.split("/")): array for name, array in read_safetensors(folder / WEIGHTS).items()}
+    return fit_params(arrays, abstract_params(metadata), str(folder / WEIGHTS)), metadata
 
 
 def read_metadata(path: epath.Path) -> Metadata:
-    """Read the metadata in an archive's JSON file. Raises an InputError if the file is not as we wrote it."""
+    """Read the metadata in a JSON file that `write` or `diffusers.write` made.
+
+    Raises:
+      InputError: if the file was not written by this package.
+    """
     values = read_json(path)
     try:
         return Metadata.from_json(values, int(values["step"]), path)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not what we wrote ({error!r}).") from None
-
-
-def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; raises an InputError if it is missing or none, before its arrays are read."""
-    try:
-        return safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"There is no {str(path)!r}.") from None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{str(path)!r} is no safetensors file that can be read ({error}).") from None
+        raise InputError(f"{str(path)!r} is damaged, or was not written by this package ({error!r}).") from None

@@ -1,127 +1,103 @@
-"""Checkpoints in the format of the paper's code: a file of flax's msgpack, with `ema_params`, `num_sample_steps`."""
+"""Read checkpoints of the paper's code: a msgpack file of flax with `ema_params` and `num_sample_steps`."""
 
 from typing import Any
 
 import flax.serialization
-import jax.numpy as jnp
 import msgpack
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, abstract_params
 from ..config import resolve
 from ..errors import InputError
 from ..shapes import Params
+from .arrays import fit_params
 
-SIDES = {"CIFAR10": 32, "digits": 8}  # of the images of datasets that have no image_size among their arguments
-SHOWN = 5  # names that a message has
-MOST_OBJECTS, MOST_ENTRIES = 2**19, 2**11  # in a file, and in each of its dicts and lists
+IMAGE_SIZES = {"CIFAR10": 32, "digits": 8}  # of datasets without an argument image_size
+MAX_NAMES = 5  # in an error message
+MAX_OBJECTS = 2**19  # in a file
+MAX_ENTRIES = 2**11  # in each dict and list of a file
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    OverflowError,
+    msgpack.UnpackException,
+)
 
 
 def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]:
-    """The averaged parameters of a file, for the network of a config.
+    """Read the averaged parameters of a file, for the network of a config.
 
-    The file does not say whether it is of a base model or of a student: it counts as a base model whose own number of
-    sampling steps is the one that it has.
+    The file does not say whether it holds a base model or a student. It is read as a base model whose default number of
+    sampling steps is the file's `num_sample_steps`.
 
     Args:
       path: the file.
-      config: of the model, resolved or not.
+      config: the config of the model, resolved or not.
 
     Raises:
-      InputError: if it is no such file, there is no config, or the parameters are not those of its network.
+      InputError: if the file is not such a checkpoint, there is no config, or the parameters do not fit its network.
     """
     tree = _restore(path)
     if config is None:
         raise InputError(
-            f"{str(path)!r} has the parameters of a published checkpoint, which does not say of which network: give "
-            "its config too, as in --config=configs/cifar_base.py or from_checkpoint(path, config=...)."
+            f"{str(path)!r} is a published checkpoint, which does not describe its network. Pass its config too: "
+            "--config=configs/cifar_base.py, or from_checkpoint(path, config=...)."
         )
-    given, num_steps = flatten_dict(tree["ema_params"]), int(tree["num_sample_steps"])
+    arrays = flatten_dict(tree["ema_params"])
     resolved = resolve(config).copy_and_resolve_references()
     with resolved.unlocked():
-        resolved.model.eval_sampling_num_steps = num_steps
-    classes = given.get(("class_emb", "kernel"))
+        resolved.model.eval_sampling_num_steps = int(tree["num_sample_steps"])
+    side = _image_size(resolved)
     metadata = Metadata(
         config=resolved.lock(),
-        image_shape=(*2 * (_side(resolved),), _channels(given, path)),
-        num_classes=len(classes) if isinstance(classes, np.ndarray) and classes.ndim else 1,
+        image_shape=(side, side, _num_channels(arrays, path)),
+        num_classes=_num_classes(arrays),
         num_steps=0,
-        step=_step(tree.get("step")),
+        step=_step(tree),
     )
-    return fit(given, abstract_params(metadata), str(path)), metadata
-
-
-def fit(given: dict[tuple[str, ...], Any], like: Params, origin: str) -> Params:
-    """The parameters, in the tree and the shapes of `like`; attention of an older kind, without heads, is reshaped.
-
-    Raises:
-      InputError: naming parameters that are missing, unexpected or of another shape.
-    """
-    expected = flatten_dict(like)
-    missing = [_name(path) for path in expected if path not in given]
-    unexpected = [_name(path) for path in given if path not in expected]
-    fitted, other = {}, []
-    for path in expected.keys() & given.keys():
-        array, shape = given[path], expected[path].shape
-        if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating):
-            other.append(f"{_name(path)} is no array of floats")
-        elif array.shape != shape and not (_is_of_attention(path) and array.size == np.prod(shape)):
-            other.append(f"{_name(path)} is {list(array.shape)} there and {list(shape)} here")
-        else:
-            fitted[path] = np.asarray(array, np.float32).reshape(shape)
-    problems = [
-        f"{what}: {', '.join(sorted(names)[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
-        if names
-    ]
-    if problems:
-        raise InputError(f"{origin} does not hold the network of the config: {'; '.join(problems)}.")
-    return unflatten_dict(fitted)
+    return fit_params(arrays, abstract_params(metadata), str(path)), metadata
 
 
 def _restore(path: epath.Path) -> dict[str, Any]:
     try:
         _check_objects(path)
         tree = flax.serialization.msgpack_restore(path.read_bytes())
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        MemoryError,
-        RecursionError,
-        OverflowError,
-        msgpack.UnpackException,
-    ) as error:
-        raise InputError(f"{str(path)!r} is no file of flax's msgpack that can be read ({_line(error)}).") from None
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{str(path)!r} cannot be read as a msgpack file of flax ({reason}).") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("ema_params"), dict):
-        found = sorted(map(str, tree))[:SHOWN] if isinstance(tree, dict) else type(tree).__name__
-        raise InputError(f"{str(path)!r} has no 'ema_params', as published checkpoints have; it has {found}.")
+        content = sorted(map(str, tree))[:MAX_NAMES] if isinstance(tree, dict) else type(tree).__name__
+        raise InputError(f"{str(path)!r} has no 'ema_params', as published checkpoints have; it has {content}.")
     steps = tree.get("num_sample_steps")
     if not (isinstance(steps, int | np.integer) or (isinstance(steps, np.ndarray) and steps.shape == ())) or steps < 1:
-        raise InputError(f"{str(path)!r} has num_sample_steps={steps!r}, which is no number of sampling steps.")
+        raise InputError(f"{str(path)!r} has num_sample_steps={steps!r}; it must be a positive integer.")
     return tree
 
 
 def _check_objects(path: epath.Path) -> None:
-    """Raises a ValueError for more objects than models have: one can take a hundred times the memory of its bytes.
+    """Raise a ValueError if a file has more objects than models have.
 
-    The file is read piece by piece, and what is done with is not kept.
+    Objects can take a hundred times as much memory as their bytes in the file. This function reads the file piece by
+    piece and keeps nothing.
     """
-    found = 0
+    num_objects = 0
 
     def count(entries: Any) -> None:
-        nonlocal found
-        found += 1 + len(entries)
-        if found > MOST_OBJECTS:
-            raise ValueError(f"more than {MOST_OBJECTS:,} objects")
+        nonlocal num_objects
+        num_objects += 1 + len(entries)
+        if num_objects > MAX_OBJECTS:
+            raise ValueError(f"more than {MAX_OBJECTS:,} objects")
 
     def count_inside(_: int, content: bytes) -> None:
         msgpack.unpackb(content, **options)
 
-    limits = dict(max_array_len=MOST_ENTRIES, max_map_len=MOST_ENTRIES)
+    limits = dict(max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
     options = dict(object_hook=count, list_hook=count, strict_map_key=False, raw=True, **limits)
     size = path.stat().length
     with path.open("rb") as file:
@@ -131,35 +107,29 @@ def _check_objects(path: epath.Path) -> None:
             raise ValueError("there is more after its first object")
 
 
-def _step(step: Any) -> int:
-    """The updates done, where the file says so: it is told to nobody but people."""
+def _step(tree: dict[str, Any]) -> int:
+    """The updates done, if the file says so. They are only printed."""
+    step = tree.get("step")
     return int(step) if isinstance(step, int | np.integer) and step >= 0 else 0
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _num_classes(arrays: dict[tuple[str, ...], Any]) -> int:
+    kernel = arrays.get(("class_emb", "kernel"))
+    return len(kernel) if isinstance(kernel, np.ndarray) and kernel.ndim else 1
 
 
-def _side(config: ConfigDict) -> int:
-    side = config.dataset.args.get("image_size") or SIDES.get(config.dataset.name)
-    if side is None:
+def _image_size(config: ConfigDict) -> int:
+    size = config.dataset.args.get("image_size") or IMAGE_SIZES.get(config.dataset.name)
+    if size is None:
         raise InputError(
-            f"config.dataset.name={config.dataset.name!r} does not say how large the images are: give "
+            f"config.dataset.name={config.dataset.name!r} does not determine the size of the images. Set "
             "config.dataset.args.image_size."
         )
-    return int(side)
+    return int(size)
 
 
-def _channels(given: dict[tuple[str, ...], Any], path: epath.Path) -> int:
-    kernel = given.get(("conv_in", "kernel"))
+def _num_channels(arrays: dict[tuple[str, ...], Any], path: epath.Path) -> int:
+    kernel = arrays.get(("conv_in", "kernel"))
     if not isinstance(kernel, np.ndarray) or kernel.ndim != 4:
-        raise InputError(f"{str(path)!r} has no conv_in/kernel of four dimensions: it is of another network.")
+        raise InputError(f"{str(path)!r} holds another network: it has no conv_in/kernel with 4 dimensions.")
     return kernel.shape[2]
-
-
-def _is_of_attention(path: tuple[str, ...]) -> bool:
-    return len(path) > 1 and path[-2] in ("q", "k", "v", "proj_out")
-
-
-def _name(path: tuple[str, ...]) -> str:
-    return "/".join(map(str, path))

@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..registry import check_foreign
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
-from ..runtime.files import as_path, is_remote, lock, parse_json, read_json, read_json_lines, write_atomic
+from ..runtime.files import as_path, file_lock, is_remote, parse_json, read_json, read_json_lines, write_atomic
 from .step import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
@@ -247,7 +247,7 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
         ) from None
 
     try:
-        lock(stack.enter_context(open(workdir / ".lock", "a+")), refuse)  # noqa: SIM115
+        stack.enter_context(file_lock(workdir / ".lock", on_wait=refuse))
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -186,7 +186,7 @@ def test_there_and_back(stand_in, exported, tmp_path):
     assert list(stand_in.large.values()) == [files[archive.WEIGHTS]]
 
     said = run_together([sample(f"hf://user/digits@{commit}"), sample("hf://user/faces")], env=env, fails=True)
-    assert "hf://user/faces: there is nothing there" in said
+    assert "hf://user/faces: there is nothing at this URL" in said
     assert_drawn()
     assert not any(card.NAME in path for path in stand_in.gets)
     said = run(*push, env={**env, "HF_TOKEN": "hf_other"}, fails=True)

@@ -55,7 +55,7 @@ CHECKPOINTS = {
     "deep and wide": (lists(2048, b"\xa2no" * 2047) * 2000, 0, "StackError"),
 }
 CONFIGS = {
-    "of 1 GiB": (b"{}", GIB, "has 1,073,741,824 bytes; JSON files have at most 1,048,576"),
+    "of 1 GiB": (b"{}", GIB, "has 1,073,741,824 bytes; a JSON file may have at most 1,048,576"),
     "lists, deep": (b"[" * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
     "objects, deep": (b'{"a":' * 100_000, 0, "cannot be read as JSON (it is nested too deeply"),
     "as many lists as fit": (b"[" + b"[]," * 349_000 + b"[]]", 0, "it is of type list, not an object"),

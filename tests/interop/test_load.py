@@ -100,7 +100,7 @@ def test_attention_without_heads_is_reshaped(tmp_path):
 
 def test_what_does_not_fit_is_named(tmp_path):
     path, config, params = small(tmp_path)
-    with pytest.raises(InputError, match=r"which does not say of which network: give its config"):
+    with pytest.raises(InputError, match=r"which does not describe its network\. Pass its config"):
         interop.load(path)
     flat = flatten_dict(params)
     del flat["conv_in", "bias"], flat["norm_out", "scale"]
@@ -108,27 +108,34 @@ def test_what_does_not_fit_is_named(tmp_path):
     other = small(tmp_path, unflatten_dict(flat))[0]
     with pytest.raises(InputError) as error:
         interop.load(other, config)
-    for part in ("missing: conv_in/bias, norm_out/scale;", "unexpected: conv_in/offset;", "dense0/bias is [5] there"):
+    for part in (
+        "missing: conv_in/bias, norm_out/scale;",
+        "unexpected: conv_in/offset;",
+        "dense0/bias is [5] in the file",
+    ):
         assert part in str(error.value)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.dataset.name = "TFDS"
-    with pytest.raises(InputError, match="does not say how large the images are"):
+    with pytest.raises(InputError, match="does not determine the size of the images"):
         interop.load(path, config)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no file of flax's msgpack"),
-        (b"\x93NUMPY", "no file of flax's msgpack"),
+        (b"", "cannot be read as a msgpack file of flax"),
+        (b"\x93NUMPY", "cannot be read as a msgpack file of flax"),
         (msgpack.packb([1, 2]), "has no 'ema_params', as published checkpoints have; it has list"),
         (msgpack.packb({"a": 1}), r"it has \['a'\]"),
-        (msgpack.packb({"ema_params": {}, "num_sample_steps": "x"}), "num_sample_steps='x', which is no number"),
-        (msgpack.packb({"ema_params": {}, "num_sample_steps": 4}), "no conv_in/kernel of four dimensions"),
-        (b"\xdd\xff\xff\xff\xff" * 5, "no file of flax's msgpack"),  # lists of four billion lists
-        (b"\x91" * 100_000, "no file of flax's msgpack"),
-        (b"\xc7\x05\x01\x93\x93\xa1O\xc0", "no file of flax's msgpack"),
+        (
+            msgpack.packb({"ema_params": {}, "num_sample_steps": "x"}),
+            "num_sample_steps='x'; it must be a positive integer",
+        ),
+        (msgpack.packb({"ema_params": {}, "num_sample_steps": 4}), "no conv_in/kernel with 4 dimensions"),
+        (b"\xdd\xff\xff\xff\xff" * 5, "cannot be read as a msgpack file of flax"),  # lists of four billion lists
+        (b"\x91" * 100_000, "cannot be read as a msgpack file of flax"),
+        (b"\xc7\x05\x01\x93\x93\xa1O\xc0", "cannot be read as a msgpack file of flax"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):
@@ -155,28 +162,37 @@ def archived(tmp_path_factory):
     return folder
 
 
-def test_damaged_archives(archived, tmp_path):
-    def damaged(name, content):
-        for file in (archive.WEIGHTS, archive.CONFIG):
-            (tmp_path / file).write_bytes((archived / file).read_bytes() if file != name else content)
-        with pytest.raises(InputError) as error:
-            interop.load(tmp_path)
-        return str(error.value)
+OVERLAPPING = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}).encode()
+NOT_SAFETENSORS = "cannot be read as a safetensors file"
 
-    weights = (archived / archive.WEIGHTS).read_bytes()
-    assert "no safetensors file" in damaged(archive.WEIGHTS, weights[:-100])
-    assert "no safetensors file" in damaged(archive.WEIGHTS, (2**60).to_bytes(8, "little") + weights[8:])
-    overlap = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}).encode()
-    assert "no safetensors file" in damaged(archive.WEIGHTS, len(overlap).to_bytes(8, "little") + overlap + bytes(16))
-    assert "no safetensors file" in damaged(archive.WEIGHTS, b"\x80\x04cos\nsystem\n(S'touch x'\ntR.")
-    assert "missing: class" not in damaged(archive.WEIGHTS, safetensors.numpy.save({"a": np.zeros(2, np.float32)}))
-    assert "is not what we wrote" in damaged(archive.CONFIG, json.dumps({"format": archive.FORMAT}).encode())
-    assert "JSON files have at most 1,048,576" in damaged(archive.CONFIG, b" " * 2**21)
-    assert "cannot be read as JSON" in damaged(archive.CONFIG, b'{"a":' * 100_000)
-    assert "cannot be read as JSON" in damaged(archive.CONFIG, b"{")
-    (tmp_path / archive.WEIGHTS).unlink()
-    (tmp_path / archive.CONFIG).write_bytes((archived / archive.CONFIG).read_bytes())
-    with pytest.raises(InputError, match=r"There is no .*model\.safetensors"):
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        (archive.WEIGHTS, lambda content: content[:-100], NOT_SAFETENSORS),
+        (archive.WEIGHTS, lambda content: (2**60).to_bytes(8, "little") + content[8:], NOT_SAFETENSORS),
+        (
+            archive.WEIGHTS,
+            lambda _: len(OVERLAPPING).to_bytes(8, "little") + OVERLAPPING + bytes(16),
+            NOT_SAFETENSORS,
+        ),
+        (archive.WEIGHTS, lambda _: b"\x80\x04cos\nsystem\n(S'touch x'\ntR.", NOT_SAFETENSORS),
+        (archive.WEIGHTS, lambda _: safetensors.numpy.save({"a": np.zeros(2, np.float32)}), "unexpected: a"),
+        (archive.WEIGHTS, None, r"There is no .*model\.safetensors"),
+        (archive.CONFIG, lambda _: json.dumps({"format": archive.FORMAT}).encode(), "was not written by this package"),
+        (archive.CONFIG, lambda _: b" " * 2**21, "a JSON file may have at most 1,048,576"),
+        (archive.CONFIG, lambda _: b'{"a":' * 100_000, "cannot be read as JSON"),
+        (archive.CONFIG, lambda _: b"{", "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_archive_is_refused(file, damage, message, archived, tmp_path):
+    for name in (archive.WEIGHTS, archive.CONFIG):
+        content = (archived / name).read_bytes()
+        if name != file:
+            (tmp_path / name).write_bytes(content)
+        elif damage is not None:
+            (tmp_path / name).write_bytes(damage(content))
+    with pytest.raises(InputError, match=message):
         interop.load(tmp_path)
 
 
@@ -279,13 +295,13 @@ def test_a_url_is_copied_once(server):
     for _ in range(2):
         jax.tree.map(np.testing.assert_array_equal, interop.load(url, config)[0], expected)
     assert len(Server.requests) == 1
-    with pytest.raises(InputError, match="there is nothing there"):
+    with pytest.raises(InputError, match="there is nothing at this URL"):
         interop.load(url + "s", config)
 
 
 def test_a_download_that_was_cut_off_goes_on(server, monkeypatch, cache):
     url, config, path = server
-    monkeypatch.setattr(download, "PIECE", 100_000)
+    monkeypatch.setattr(download, "CHUNK", 100_000)
     Server.broken_after = 2
     with pytest.raises(InputError, match=r"cannot be downloaded: .* Try again\."):
         interop.load(url, config)
@@ -319,14 +335,14 @@ def test_a_name_that_is_not_there():
 
 
 def test_a_scheme_without_its_library(monkeypatch):
-    with pytest.raises(InputError, match=r"s3:// is read with s3fs: pip install s3fs"):
+    with pytest.raises(InputError, match=r"s3:// URLs need s3fs\. Run: pip install s3fs"):
         interop.load("s3://bucket/model")
 
 
 @pytest.mark.parametrize(("tells_versions", "changes"), [(True, True), (False, True), (False, False)])
 def test_a_download_does_not_mix_two_versions(server, monkeypatch, cache, tells_versions, changes):
     url, config, path = server
-    monkeypatch.setattr(download, "PIECE", 100_000)
+    monkeypatch.setattr(download, "CHUNK", 100_000)
     monkeypatch.setattr(Server, "tells_versions", tells_versions)
     Server.broken_after = 2
     with pytest.raises(InputError, match="cannot be downloaded"):
@@ -343,13 +359,13 @@ def test_a_download_does_not_mix_two_versions(server, monkeypatch, cache, tells_
 
 def test_a_download_that_changes_meanwhile_is_refused(server, monkeypatch, cache):
     url, config, _ = server
-    copy = download._copy
+    copy = download._copy_file
 
     def copy_and_change(*args):
         copy(*args)
         Server.files["/checkpoint"] += b"more"
 
-    monkeypatch.setattr(download, "_copy", copy_and_change)
+    monkeypatch.setattr(download, "_copy_file", copy_and_change)
     with pytest.raises(InputError, match=r"it changed during the download\. Try again"):
         interop.load(url, config)
     assert not list(cache.rglob("checkpoint"))
@@ -408,7 +424,7 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
     if kind == "archive":
         files = {archive.CONFIG: values, archive.WEIGHTS: {}}
     elif kind == "diffusers":
-        files = {diffusers.PIPELINE: {}, f"unet/{diffusers.UNET}": {}, diffusers.OURS: values}
+        files = {diffusers.PIPELINE: {}, f"unet/{diffusers.UNET}": {}, diffusers.METADATA: values}
         (folder / "unet").mkdir()
         (folder / "unet" / diffusers.WEIGHTS).write_bytes((archived / archive.WEIGHTS).read_bytes())
     elif kind in ("ladder", "config"):

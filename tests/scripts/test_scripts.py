@@ -207,7 +207,7 @@ def test_errors_of_distillation(base, ladder, tmp_path):
     for arguments, message in {
         (tmp_path / "nowhere", workdir): "No checkpoint in .*nowhere': there is no such folder",
         (tmp_path / "empty", workdir): "a run's folder contains 'checkpoints'; this one contains nothing",
-        (tmp_path / "file", workdir): "is no file of flax's msgpack",
+        (tmp_path / "file", workdir): "cannot be read as a msgpack file of flax",
         (ladder[0], workdir): "it holds the students of a ladder. Choose one of its folders: steps_0001, steps_0002",
         (teacher, workdir, "--config.model.args.num_res_blocks=1"): "num_res_blocks is 0 in the teacher and 1 here",
         (teacher, workdir, "--config.model.mean_type=x"): "config.model.mean_type is 'v' in the teacher and 'x' here",

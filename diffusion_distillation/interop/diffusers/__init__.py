@@ -1,11 +1,19 @@
-"""Folders of Hugging Face diffusers, read and written without it."""
+"""Read and write folders of Hugging Face diffusers, without diffusers. Their format is that of diffusers 0.42.
 
-from .unet2d import OLDER as OLDER
-from .unet2d import OURS as OURS
-from .unet2d import PIPELINE as PIPELINE
-from .unet2d import SCHEDULER as SCHEDULER
+- `folder`: a pipeline or a model as a whole.
+- `unet2d`: the config of the network, both ways.
+- `scheduler`: the noise schedule, both ways.
+- `weights`: the files, names and layout of the weights, both ways.
+
+To add another network, such as a transformer, write a file like `unet2d` and choose it in `folder` by the class name.
+"""
+
+from .folder import METADATA as METADATA
+from .folder import PIPELINE as PIPELINE
+from .folder import is_diffusers as is_diffusers
+from .folder import read as read
+from .folder import write as write
+from .scheduler import SCHEDULER as SCHEDULER
 from .unet2d import UNET as UNET
-from .unet2d import WEIGHTS as WEIGHTS
-from .unet2d import is_diffusers as is_diffusers
-from .unet2d import read as read
-from .unet2d import write as write
+from .weights import OLD_NAMES as OLD_NAMES
+from .weights import WEIGHTS as WEIGHTS

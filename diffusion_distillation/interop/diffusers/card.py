@@ -1,0 +1,64 @@
+"""The README.md of a model in diffusers' format: what it is, and how to sample from it."""
+
+from ...checkpoints import Metadata
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# {size} images in {steps}
+
+{what}
+
+{call}
+**Pass num_inference_steps={num_steps}.** The network has a table of times with one row per step, {num_steps} in all.
+Any other number of steps gives wrong images.
+"""
+SAMPLE = """```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("this/folder")
+images = pipeline(batch_size=16, num_inference_steps={num_steps}{clip}).images
+```
+"""
+SAMPLE_CLASSES = """The model has {num_classes} classes, which `DDIMPipeline` does not pass on. Sample in your own loop:
+
+```python
+import torch
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("this/folder")
+pipeline.scheduler.set_timesteps({num_steps})
+z = torch.randn(16, {channels}, {height}, {width})
+labels = torch.arange(16) % {num_classes}
+for t in pipeline.scheduler.timesteps:
+    output = pipeline.unet(z, t, labels).sample
+    z = pipeline.scheduler.step(output, t, z{clip}).prev_sample
+```
+"""
+
+
+def text(metadata: Metadata, num_steps: int) -> str:
+    """The text of README.md for a model that samples in num_steps steps."""
+    height, width, channels = metadata.image_shape
+    student = f"a student distilled for {_steps(metadata.num_steps)}" if metadata.num_steps else "a base model"
+    call = SAMPLE if metadata.num_classes == 1 else SAMPLE_CLASSES
+    return CARD.format(
+        size=f"{height}x{width}x{channels}",
+        steps=_steps(num_steps),
+        what=f"This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation.",
+        call=call.format(
+            height=height,
+            width=width,
+            channels=channels,
+            num_classes=metadata.num_classes,
+            num_steps=num_steps,
+            clip=", use_clipped_model_output=True" if metadata.config.model.eval_clip_denoised else "",
+        ),
+        num_steps=num_steps,
+    )
+
+
+def _steps(number: int) -> str:
+    return "1 sampling step" if number == 1 else f"{number} sampling steps"

@@ -1,0 +1,162 @@
+"""Read and write folders of diffusers: pipelines and models of the DDPM family, as networks of ours."""
+
+import json
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from ml_collections import ConfigDict
+
+from ...checkpoints import Metadata
+from ...config import resolve
+from ...errors import InputError
+from ...networks.model import make_network
+from ...networks.unet import UNet
+from ...runtime.files import absolute, read_json, write_atomic
+from ...shapes import Params
+from .. import archive
+from . import card, scheduler, unet2d, weights
+from .fields import header, with_defaults
+from .scheduler import SCHEDULER
+from .unet2d import UNET
+from .weights import WEIGHTS
+
+PIPELINE = "model_index.json"
+METADATA = "diffusion_distillation.json"  # the metadata of a model of ours
+TIMES = "time_proj.weight"  # the table of times in a model of ours
+
+
+def is_diffusers(folder: epath.Path) -> bool:
+    """Whether a folder holds a model or a pipeline of diffusers, of any kind, according to its JSON files."""
+    if (folder / PIPELINE).is_file():
+        return True
+    return (folder / UNET).is_file() and "_class_name" in read_json(folder / UNET)
+
+
+def read(folder: epath.Path) -> tuple[Params, Metadata]:
+    """Read the model in a folder of a pipeline, with unet/ and scheduler/, or of a `UNet2DModel`.
+
+    The folder may also be the unet/ of a pipeline, which is read together with the pipeline's scheduler. Weights may be
+    float32, float16 or bfloat16, in one file or in several with an index. Without a scheduler_config.json the scheduler
+    is `DDPMScheduler` with its defaults: 1000 linear betas, epsilon, clipping, fixed_small.
+
+    The model keeps the noise schedule, what the network predicts, and whether x is clipped. It does not keep which
+    times a sampler visits (timestep_spacing, steps_offset), nor set_alpha_to_one: our samplers end at t = 0 with the
+    predicted x. Samples equal those of diffusers with `use_clipped_model_output=True`.
+
+    Raises:
+      InputError: if the network, the scheduler or a file is not supported. The message names it.
+    """
+    folder = _pipeline_of(folder)
+    unet = folder / "unet" if (folder / "unet" / UNET).is_file() else folder
+    if not (unet / UNET).is_file():
+        raise InputError(f"{str(folder)!r} is a diffusers pipeline without unet/{UNET}. Only UNet2DModel is supported.")
+    files = weights.find_weights(unet)
+    arrays = weights.read_arrays(files)
+    if (folder / METADATA).is_file():
+        return _read_ours(folder, arrays)
+    origin = str(unet / UNET)
+    config = with_defaults(read_json(unet / UNET), unet2d.DEFAULTS, unet2d.ALLOWED, origin)
+    metadata = _metadata(config, scheduler.read_scheduler(folder), origin)
+    if config["flip_sin_to_cos"]:
+        weights.swap_sin_and_cos(arrays)
+    return weights.to_params(arrays, metadata, str(files[0])), metadata
+
+
+def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int | None = None) -> None:
+    """Write a model as a pipeline that `diffusers.DDIMPipeline.from_pretrained` loads.
+
+    From the same noise, with num_steps steps, it generates the same images as our DDIM sampler. The network has a table
+    of times whose rows are our sinusoids at the times of these steps. If the model clips x, diffusers must be called
+    with `use_clipped_model_output=True`. README.md explains both. `read` returns the same parameters, except that the
+    bias of class_emb is added to its kernel.
+
+    Args:
+      folder: created if it is missing.
+      params: the model's parameters.
+      metadata: the model's metadata.
+      num_steps: sampling steps, 1 or more. Default: the number that a student was distilled for, or a base model's
+        `config.model.eval_sampling_num_steps`.
+
+    Raises:
+      InputError: if diffusers cannot express the model: mean_type 'both', another network than our U-Net, several heads
+        at levels of different widths, a first level wider than ch, levels of different widths with num_res_blocks=0, or
+        a schedule that float32 betas cannot follow.
+    """
+    model = metadata.config.model
+    if num_steps is None:
+        num_steps = metadata.num_steps or model.eval_sampling_num_steps
+    if num_steps < 1:
+        raise InputError(f"num_steps={num_steps} must be at least 1.")
+    network = _check_writable(metadata)
+    logsnr = scheduler.grid_logsnr(metadata, num_steps)
+    json_files = {
+        folder / "unet" / UNET: unet2d.unet_config(network, metadata.image_shape, num_steps),
+        folder / "scheduler" / SCHEDULER: scheduler.scheduler_config(model, logsnr),
+        folder / METADATA: {"step": metadata.step, **metadata.to_share().to_json()},
+        folder / PIPELINE: {
+            **header("DDIMPipeline"),
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        },
+    }
+    arrays = weights.from_params(params, metadata) | {TIMES: np.asarray(network.time_embedding(logsnr))}
+    write_atomic(folder / "unet" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
+    for path, values in json_files.items():
+        write_atomic(path, json.dumps(values, indent=2) + "\n")
+    write_atomic(folder / "README.md", card.text(metadata, num_steps))
+
+
+def _pipeline_of(folder: epath.Path) -> epath.Path:
+    """The pipeline's folder for the unet/ of a pipeline, else the folder itself."""
+    full = absolute(folder)
+    return full.parent if full.name == "unet" and (full.parent / PIPELINE).is_file() else folder
+
+
+def _metadata(unet: dict, scheduler_values: dict, origin: str) -> Metadata:
+    """The metadata of a model, from the configs of its network and its scheduler, with defaults."""
+    model = dict(args=unet2d.unet_args(unet, origin), **scheduler.model_fields(scheduler_values))
+    config = ConfigDict(
+        dict(dataset=dict(name="unknown"), model=model, train=dict(batch_size=1, learning_rate=0.0)),
+        convert_dict=True,
+    )
+    try:
+        config = resolve(config)
+    except (TypeError, ValueError, OverflowError) as error:  # also from NumPy, for betas that are not numbers
+        raise InputError(f"{origin} and its scheduler's config: {error}") from None
+    metadata = Metadata(
+        config=config,
+        image_shape=unet2d.image_shape(unet, origin),
+        num_classes=unet2d.num_classes(unet, origin),
+        num_steps=0,
+    )
+    make_network(config.model, metadata.image_shape, metadata.num_classes)  # checks that the options fit each other
+    return metadata
+
+
+def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Params, Metadata]:
+    """Read a model that `write` wrote. Its table of times must be the one that its metadata gives."""
+    metadata = archive.read_metadata(folder / METADATA)
+    network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
+    table = arrays.pop(TIMES, np.zeros((0, 0)))
+    if table.ndim != 2 or table.shape != (len(table), network.ch) or not len(table):
+        raise InputError(f"{str(folder)!r}: {TIMES} is not a table of times that this package wrote.")
+    expected = network.time_embedding(scheduler.grid_logsnr(metadata, len(table)))
+    if not np.allclose(table, expected, atol=1e-3):
+        raise InputError(f"{str(folder)!r}: {TIMES} was changed after this package wrote it. Export the model again.")
+    return weights.to_params(arrays, metadata, str(folder / "unet" / WEIGHTS)), metadata
+
+
+def _check_writable(metadata: Metadata) -> UNet:
+    """Return the network of a model. Raises an InputError if diffusers has no such model."""
+    model = metadata.config.model
+    if model.mean_type == "both":
+        raise InputError("diffusers has no prediction_type for mean_type 'both'. Distill a model of mean_type 'v'.")
+    network = make_network(model, metadata.image_shape, metadata.num_classes)
+    if not isinstance(network, UNet):
+        raise InputError(
+            f"diffusers has no network for config.model.name={model.name!r}. Only unet_iddpm can be exported."
+        )
+    if network.guidance_range is not None:
+        raise InputError("UNet2DModel takes no guidance weight, which this model needs. Use --format=sampler instead.")
+    return network
