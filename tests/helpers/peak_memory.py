@@ -1,6 +1,8 @@
-"""How much memory it takes to find that files are no models, in a process of its own; see interop/test_bad_files.py.
+"""Measure the memory that refusing bad model files takes, in a process of its own; see interop/test_bad_files.py.
 
-python tests/helpers/peak_memory.py path ...   prints for each, in JSON, the message and the most MiB above the start's
+python tests/helpers/peak_memory.py GOOD BAD...
+  Loads the good model once, and then every bad one. Prints, as JSON, the message for each bad one and the MiB by which
+  its loading exceeded the memory before.
 """
 
 import json
@@ -10,20 +12,22 @@ from pathlib import Path
 from diffusion_distillation import config as cfg
 from diffusion_distillation import interop
 from diffusion_distillation.errors import InputError
-from helpers.runs import ROOT
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_base.py"
+
+
+def reset_peak():
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak():
-    """MiB that this process held at most since `forget`; getrusage's also counts what its parent held."""
+    """The most MiB that this process held since `reset_peak`. That of getrusage includes its parent's memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def forget():
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def said(path, config):
+def load_message(path, config):
+    """The error message of loading a model, or 'loaded'."""
     try:
         interop.load(path, config)
     except InputError as error:
@@ -32,12 +36,14 @@ def said(path, config):
 
 
 if __name__ == "__main__":
-    config = cfg.load(ROOT / "configs" / "digits_base.py")
+    config = cfg.load(CONFIG)
     good, *bad = sys.argv[1:]
-    assert said(good, config) == "loaded"  # which imports and compiles what it needs
-    forget()
-    start, found = peak(), []
+    assert load_message(good, config) == "loaded"  # imports and compiles what loading needs
+    reset_peak()
+    before = peak()
+    results = []
     for path in bad:
-        forget()
-        found.append((said(path, config), peak() - start))
-    print(json.dumps(found))
+        reset_peak()
+        message = load_message(path, config)
+        results.append((message, peak() - before))
+    print(json.dumps(results))
