@@ -85,6 +85,16 @@ def define_config(name: str = "config") -> flags.FlagHolder:
     return holder
 
 
+def config_arguments(name: str = "config") -> dict[str, Any]:
+    """The flags that gave a config on the command line, for `command`; empty if there were none."""
+    flag = flags.FLAGS[name]
+    if flag.value is None:
+        return {}
+    overrides = config_flags.get_override_values(flag)
+    fields = {f"{name}.{field}": value for field, value in overrides.items()}
+    return {name: config_flags.get_config_filename(flag), **fields}
+
+
 def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
     """Define a flag that takes some of the known names, separated by commas. The default is all of them."""
     known = list(known)

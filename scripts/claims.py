@@ -1,12 +1,12 @@
-"""Shows the claims of Salimans & Ho (2022) again: every output and weight of their table 1, trained and distilled.
+"""Reproduce the claims of Salimans & Ho (2022): train and distill every output and loss weight of their table 1.
 
     python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
         --workdir=runs/digits/claims
 
-Base models are trained by --config but for what they predict and how their loss is weighted, and distilled by --ladder,
---seeds times; index.html in the workdir shows which are good in few steps, what the ladder costs beside the base model,
-and how undistilled samplers, deterministic and stochastic, compare. Run again, the command goes on where it stopped.
-`make claims` does this on the embedded digits.
+--config trains the base models, each with an output and a weight of its own; --ladder distills them. Everything is
+repeated with --seeds seeds. index.html in the workdir shows which outputs are good in few steps, what the ladder costs
+in addition to the base model, and how undistilled DDIM and ancestral sampling compare. An interrupted command resumes.
+`make claims` reproduces the claims on the embedded digits.
 """
 
 from absl import flags
@@ -18,23 +18,28 @@ from diffusion_distillation.diffusion import MEAN_TYPES
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.evaluation.reference import dataset_reference
+from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.studies.claims import WEIGHTS, reproduce_claims
 
 CONFIG = cli.define_config()
 LADDER = cli.define_config("ladder")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of all that is made; made if it is missing.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 3, "How many times all is done.", lower_bound=1)
-OUTPUTS = cli.define_some("outputs", MEAN_TYPES, "Some outputs, such as v,x; by default all.")
-WEIGHT_TYPES = cli.define_some("weights", WEIGHTS, "Some weights, such as snr,v_mse; by default all.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder for all runs and the page; created if it is missing.", required=True
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Repetitions with different seeds.", lower_bound=1)
+OUTPUTS = cli.define_some("outputs", MEAN_TYPES, "Network outputs, such as v,x; by default all.")
+WEIGHT_TYPES = cli.define_some("weights", WEIGHTS, "Loss weights, such as snr,v_mse; by default all.")
 PROCESSES = cli.ProcessFlags()
 flags.mark_flags_as_required(["config", "ladder"])
 
 
 def main() -> None:
-    """Runs the script."""
-    base, ladder = CONFIG.value, LADDER.value
+    base = CONFIG.value
+    ladder = LADDER.value
     if "distillation" in base or "distillation" not in ladder:
-        raise InputError("--config is a base model's, without a section distillation, and --ladder has one.")
+        raise InputError(
+            "--config must be a base model's config, without a section distillation, and --ladder a ladder's, with one."
+        )
     base = resolve(base)
     PROCESSES.start(base.train.batch_size, base.model.dtype)
     source = load_source(base.dataset.name, **base.dataset.args)
@@ -49,6 +54,7 @@ def main() -> None:
         weights=WEIGHT_TYPES.value,
         seeds=SEEDS.value,
     )
+    cli.saved(f"the reproduced claims to {as_path(WORKDIR.value) / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Draws images from a checkpoint.
+"""Sample images from a checkpoint.
 
     python scripts/sample.py --checkpoint=runs/digits/ladder/steps_0004 --num_samples=64 --seed=0 --out=samples.png
 
-`--out=samples.npz` writes an array instead of a picture, and `--out=samples/` a PNG file for each image, as tools that
-compute FIDs read them; the same command again draws those that are not there yet. `--trajectory=steps.png` also draws
-the image that the model predicts at every step, from noise on the left to the sample on the right. Several processes
-draw together when each is started with --coordinator, --num_processes and --process_id, as for training; the first
-writes the files.
+--out ends in .png for one picture with all images in a grid, in .npz for an array, or in / for a folder with one PNG
+file per image, as tools that compute FIDs read them. The same command run again adds the images that a folder lacks.
+--trajectory=steps.png also saves the image that the model predicts at each step, from noise on the left to the sample
+on the right.
 
---checkpoint may also be an archive that scripts/export.py wrote; a checkpoint in the format of the paper's code, with
-the --config of its model; or a URL of one of these.
+--checkpoint is a run, a model that scripts/export.py wrote, a checkpoint of the paper's code (give the --config of its
+model), or the URL of one of these. To sample with several processes, start each with --coordinator, --num_processes and
+--process_id, as for training; the first one writes the files.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,79 +33,92 @@ from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, save_atomic
 from diffusion_distillation.shapes import Params
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, or another model's path.", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, or the path of another model.", required=True)
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "Where the images go: a .png grid, a .npz with 'images', or a folder, which ends in / or has no suffix.",
+    "Where to save the images: a .png (a grid), a .npz (the array 'images'), or a folder (ends in / or has no suffix).",
     required=True,
 )
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0, upper_bound=MOST_SEED)
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of images.", lower_bound=1)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the noise; the same seed gives the same images.", lower_bound=0, upper_bound=MOST_SEED
+)
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = cli.define_sampler()
-ETA = flags.DEFINE_float("eta", 0.0, "Share of fresh noise at every step of 'ddim'.", lower_bound=0.0, upper_bound=1.0)
-CLIP = flags.DEFINE_boolean(
-    "clip", None, "Clip the x predicted at every step to [-1, 1]; by default as the config has."
+ETA = flags.DEFINE_float(
+    "eta", 0.0, "Fresh noise at each step of 'ddim': 0 is deterministic, 1 is ancestral.", lower_bound=0, upper_bound=1
 )
-FLOAT = flags.DEFINE_boolean("float", False, "In a .npz: float32 images in [-1, 1], not uint8.")
+CLIP = flags.DEFINE_boolean("clip", None, "Clip the predicted x to [-1, 1] at each step; by default as in the config.")
+FLOAT = flags.DEFINE_boolean("float", False, "Save float32 images in [-1, 1] to a .npz instead of uint8 images.")
 GUIDANCE = flags.DEFINE_float(
-    "guidance", None, "Weight of guidance, 0 for the label alone; by default as the config has. See `Pipeline.sample`."
+    "guidance", None, "Guidance weight; 0 uses the label without guidance. By default the config's."
 )
 LABELS = flags.DEFINE_list(
-    "labels", None, "Classes of a class-conditional model, by name or number, repeated in turn: --labels=3,7,cats."
+    "labels", None, "Classes to sample, by name or number, in turn: --labels=3,7,cats. By default all classes."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "How many to draw at a time.", lower_bound=1)
-TRAJECTORY = flags.DEFINE_string("trajectory", None, "Where a picture of every step of the first 8 samples goes.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images to sample at a time.", lower_bound=1)
+TRAJECTORY = flags.DEFINE_string("trajectory", None, "A .png for the predicted images at each step of 8 samples.")
 PROCESSES = cli.ProcessFlags()
 
 
 def main() -> None:
-    """Runs the script."""
     out = as_path(OUT.value)
     to_folder = out.is_dir() or not out.suffix or OUT.value.endswith("/")
-    if not to_folder and out.suffix not in (".png", ".npz"):
-        raise InputError(f"--out={OUT.value} must end in .png or .npz, or in / for a folder.")
-    if FLOAT.value and (to_folder or out.suffix != ".npz"):
-        raise InputError(f"--float is for a .npz, and --out={OUT.value} is none: PNG files hold uint8. Leave one out.")
+    check_out(out, to_folder)
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
-    key, num_samples = seed_key(SEED.value), NUM_SAMPLES.value
-    classes = None if LABELS.value is None else parse_labels(LABELS.value, metadata.class_names or ())
+    key = seed_key(SEED.value)
+    classes = None if LABELS.value is None else class_numbers(LABELS.value, metadata.class_names or ())
     options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value, guidance=GUIDANCE.value)
 
-    def labels(index):
-        return None if classes is None else classes[index % len(classes)]
+    def labels(indices: np.ndarray) -> np.ndarray | None:
+        return None if classes is None else classes[indices % len(classes)]
 
+    # Sample and save the images.
+    indices = np.arange(NUM_SAMPLES.value)
     if to_folder:
-        settings = settings_of(params, metadata.config, pipeline.num_steps, classes)
-        index = sample_folder.missing_indices(out, settings, num_samples)
-    else:
-        index = np.arange(num_samples)
-    batches = pipeline.stream(key, index, labels(index), batch_size=BATCH_SIZE.value, **options)
+        settings = sample_settings(params, metadata.config, pipeline.num_steps, classes)
+        indices = sample_folder.missing_indices(out, settings, NUM_SAMPLES.value)
+    batches = pipeline.stream(key, indices, labels(indices), batch_size=BATCH_SIZE.value, **options)
     if to_folder:
-        about = {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}
-        write_folder(out, about, index, batches)
+        save_folder(out, {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}, indices, batches)
     else:
-        write_file(out, batches)
+        save_file(out, batches)
+
+    # Save the trajectories.
     if TRAJECTORY.value is not None:
-        shown = min(8, num_samples)
-        steps = pipeline.trajectory(key, shown, labels(np.arange(shown)), **options)
+        shown = np.arange(min(8, NUM_SAMPLES.value))
+        steps = pipeline.trajectory(key, len(shown), labels(shown), **options)
         if multihost.is_main():
-            pictures = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
-            save_grid(pictures, as_path(TRAJECTORY.value), columns=len(steps))
-        cli.saved(f"the sampling trajectories of {cli.counted(shown, 'image')} to {TRAJECTORY.value}")
-    there = f"; {num_samples - len(index):,} of them were there already" if len(index) < num_samples else ""
-    cli.saved(
-        f"{cli.counted(num_samples, 'image')}, {cli.counted(pipeline.num_steps, 'step')} each, to {OUT.value}{there}",
-        cli.command("evaluate", checkpoint=CHECKPOINT.value, out="evaluation.json"),
+            images = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
+            save_grid(images, as_path(TRAJECTORY.value), columns=len(steps))
+        cli.saved(f"the sampling trajectories of {cli.counted(len(shown), 'image')} to {TRAJECTORY.value}")
+
+    num_kept = NUM_SAMPLES.value - len(indices)
+    kept = f"; {num_kept:,} of them existed already" if num_kept else ""
+    images = cli.counted(NUM_SAMPLES.value, "image")
+    steps = cli.counted(pipeline.num_steps, "step")
+    following = cli.command(
+        "evaluate", checkpoint=CHECKPOINT.value, **cli.config_arguments(), out="runs/evaluation.json"
     )
+    cli.saved(f"{images}, {steps} each, to {OUT.value}{kept}", following)
 
 
-def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
-    """Writes a grid or an array of all images."""
+def check_out(out: epath.Path, to_folder: bool) -> None:
+    """Raise an InputError if --out has another suffix, or if it cannot hold what --float asks for."""
+    if not to_folder and out.suffix not in (".png", ".npz"):
+        raise InputError(f"--out={OUT.value} must end in .png or .npz, or in / for a folder.")
+    if FLOAT.value and (to_folder or out.suffix != ".npz"):
+        raise InputError(
+            f"--float needs an --out that ends in .npz: --out={OUT.value} holds PNG images, which are uint8."
+        )
+
+
+def save_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
+    """Save all images as a grid or as an array."""
     images = np.concatenate([np.clip(x, -1, 1) if FLOAT.value else to_uint8(x) for x in batches])
     if not multihost.is_main():
         return
@@ -115,22 +128,26 @@ def write_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
         save_atomic(out, lambda file: np.savez_compressed(file, images=images))
 
 
-def write_folder(out: epath.Path, about: dict[str, Any], index: np.ndarray, batches: Iterable[np.ndarray]) -> None:
-    """Writes the images of these numbers to a folder, batch after batch."""
+def save_folder(
+    out: epath.Path, settings: Mapping[str, Any], indices: np.ndarray, batches: Iterable[np.ndarray]
+) -> None:
+    """Save the images with these indices to a folder, batch by batch, with a progress bar on a terminal."""
     if multihost.is_main():
-        sample_folder.create(out, about)
-    total, done, quiet = NUM_SAMPLES.value, 0, None if multihost.is_main() else True  # None: unless on a terminal
-    with tqdm(total=total, initial=total - len(index), unit=" images", disable=quiet) as bar:
+        sample_folder.create(out, settings)
+    total = NUM_SAMPLES.value
+    done = 0
+    hidden = None if multihost.is_main() else True  # None shows it on terminals
+    with tqdm(total=total, initial=total - len(indices), unit=" images", disable=hidden) as bar:
         for x in batches:
             if multihost.is_main():
-                sample_folder.save_images(out, index[done : done + len(x)], to_uint8(x))
+                sample_folder.save_images(out, indices[done : done + len(x)], to_uint8(x))
             done += len(x)
             bar.update(len(x))
 
 
-def settings_of(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
-    """What shapes a sample: the parameters, the seed and the options, whether given or left to the config."""
-    return {
+def sample_settings(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
+    """What a sample depends on: parameters, seed and options, set by flags or else by the config."""
+    settings = {
         "parameters": params_hash(params),
         "seed": SEED.value,
         "num_steps": num_steps,
@@ -138,31 +155,32 @@ def settings_of(params: Params, config: ConfigDict, num_steps: int, classes: np.
         "eta": ETA.value,
         "clip": config.model.eval_clip_denoised if CLIP.value is None else CLIP.value,
         "labels": None if classes is None else [str(number) for number in classes],
-        **guidance_of(config),
     }
-
-
-def guidance_of(config: ConfigDict) -> dict[str, float]:
-    """The weight of guidance; nothing where there is none, as in folders from before there could be."""
     weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
-    return {"guidance": weight} if weight else {}
+    if weight:  # folders of unguided samples have no such field
+        settings["guidance"] = weight
+    return settings
 
 
-def parse_labels(labels: list[str], class_names: Sequence[str]) -> np.ndarray:
-    """The class numbers of labels that are names or numbers. Raises an InputError for any other label.
+def class_numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """Convert labels, which are names or numbers of classes, to numbers.
 
-    Names go first, since reports show classes by their names: folders named 1, 2 and 10 are the classes "1", "10", "2".
+    A name takes precedence, since reports show classes by name: folders named 1, 2 and 10 are the classes "1", "10" and
+    "2", with the numbers 0, 1 and 2.
+
+    Raises:
+      InputError: for any other label.
     """
 
-    def number_of(label: str) -> int:
+    def number(label: str) -> int:
         if label in class_names:
             return class_names.index(label)
         with contextlib.suppress(ValueError, OverflowError):
             return int(np.int32(label))
-        of_names = f", or class names.{did_you_mean(label, class_names)}" if class_names else "."
-        raise InputError(f"--labels={','.join(labels)} must be class numbers, such as --labels=3,7{of_names}")
+        names = f", or class names.{did_you_mean(label, class_names)}" if class_names else "."
+        raise InputError(f"--labels={','.join(labels)} must be class numbers, such as --labels=3,7{names}")
 
-    return np.array([number_of(label) for label in labels or [""]], np.int32)
+    return np.array([number(label) for label in labels or [""]], np.int32)
 
 
 if __name__ == "__main__":

@@ -240,4 +240,3 @@ def _write_page(title: str, ladders: Sequence[LadderReport], sections: Sequence[
         configs[name] = ladder.config.to_json(indent=2)
     text = render_page(title, describe_environment(), shown, sections, configs)
     write_atomic(folder / "index.html", text)
-    multihost.print_on_main(f"report  saved the page to {folder / 'index.html'}")

@@ -152,7 +152,6 @@ def reproduce_claims(
         raise RunError("Every training diverged. Try a smaller --config.train.learning_rate with another --workdir.")
     if multihost.is_main():
         _write(*configs[variants[0], 0], workdir, results, seeds, base_variant)
-        multihost.print_on_main(f"claims  saved the page to {workdir / 'index.html'}")
     return results
 
 

@@ -233,7 +233,6 @@ def compare_methods(
 
     if multihost.is_main():
         _write(config, workdir, budget, of_teacher, results, steps)
-        multihost.print_on_main(f"comparison  saved the page to {workdir / 'index.html'}")
     return results
 
 

@@ -1,4 +1,4 @@
-"""scripts/sample.py, in this process but for one run."""
+"""scripts/sample.py, mostly in this process."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ from diffusion_distillation.runtime.files import as_path
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The folder of a class-conditional student of 4 steps."""
+    """The folder of a class-conditional 4-step student."""
     folder = tmp_path_factory.mktemp("student")
     save_model(folder, num_steps=4)
     return folder
@@ -53,47 +53,58 @@ def read(path):
         return arrays["images"]
 
 
-def test_on_one_device_as_on_eight(checkpoint, tmp_path):
+def test_one_device_gives_the_samples_of_eight(checkpoint, tmp_path):
     out = tmp_path / "samples.npz"
-    drawn = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
-    printed = run("sample", *drawn, env=OWN_PARTS)
+    options = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
+    printed = run("sample", *options, env=OWN_PARTS)
     assert f"Saved 10 images, 4 steps each, to {out}.\nNext: python scripts/evaluate.py --checkpoint=" in printed
     np.testing.assert_array_equal(read(out), from_checkpoint(checkpoint).sample(KEY, 10))
 
 
-def test_files(sample, checkpoint, tmp_path):
-    pipeline = from_checkpoint(checkpoint)
-    out, steps = tmp_path / "new" / "samples.npz", tmp_path / "steps.png"
-    printed = sample(
-        "--num_samples=3", f"--out={out}", f"--trajectory={steps}", "--labels=2,0", "--eta=0.5", "--noclip"
-    )
+def test_arrays_and_trajectories_are_saved(sample, checkpoint, tmp_path):
+    out = tmp_path / "new" / "samples.npz"
+    steps = tmp_path / "steps.png"
+    options = ("--num_samples=3", f"--out={out}", "--labels=2,0", "--eta=0.5", "--noclip")
+    printed = sample(*options, f"--trajectory={steps}")
     assert f"Saved the sampling trajectories of 3 images to {steps}.\n" in printed
     assert f"Saved 3 images, 4 steps each, to {out}.\n" in printed
-    labels, how = np.array([2, 0, 2]), dict(eta=0.5, clip=False)
-    expected = pipeline.sample(KEY, 3, labels, **how)
+    expected = from_checkpoint(checkpoint).sample(KEY, 3, np.array([2, 0, 2]), eta=0.5, clip=False)
     np.testing.assert_array_equal(read(out), expected)
     assert Image.open(steps).size == (4 * 70 - 6, 3 * 70 - 6)
 
-    sample("--num_samples=3", f"--out={out}", "--labels=2,0", "--eta=0.5", "--noclip", "--float")
+    sample(*options, "--float")
     assert read(out).dtype == np.float32 and np.abs(read(out)).max() == 1
     np.testing.assert_array_equal(np.round((read(out) + 1) * 127.5), expected)
 
+
+def test_a_png_is_a_grid_of_all_images(sample, tmp_path):
     sample(f"--out={tmp_path / 'grid.png'}", "--sampler=ancestral", "--num_steps=3")
     assert Image.open(tmp_path / "grid.png").size == (8 * 70 - 6, 8 * 70 - 6)
 
 
-def test_folder(sample, checkpoint, tmp_path):
+def test_the_next_command_has_the_config_that_was_given(sample, checkpoint, tmp_path):
+    config = ("--config=configs/digits_base.py", "--config.model.args.ch=32")
+    printed = sample(f"--out={tmp_path / 'samples.npz'}", "--num_samples=1", *config)
+    assert f"Next: python scripts/evaluate.py --checkpoint={checkpoint} {' '.join(config)} --out=" in printed
+
+
+def test_a_folder_gets_only_its_missing_images(sample, checkpoint, tmp_path):
     out = tmp_path / "samples"
     assert f"5 images, 4 steps each, to {out}/.\n" in sample(f"--out={out}/", "--num_samples=5", "--batch_size=2")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "00003.png").unlink()
-    printed = sample(f"--out={out}", "--num_samples=9", "--clip", "--sampler=ddim")  # which is what the config has
-    assert f"9 images, 4 steps each, to {out}; 4 of them were there already." in printed
-    drawn = np.stack([np.asarray(Image.open(out / f"{j:05d}.png")) for j in range(9)])[..., None]
-    np.testing.assert_array_equal(drawn, from_checkpoint(checkpoint).sample(KEY, 9))
-    again = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert {path.name for path in before if again[path] != before[path]} == {"00003.png"}
-    assert "9 of them were there already" in sample(f"--out={out}", "--num_samples=9")
+    printed = sample(f"--out={out}", "--num_samples=9", "--clip", "--sampler=ddim")  # the config's clip and sampler
+    assert f"9 images, 4 steps each, to {out}; 4 of them existed already." in printed
+    images = np.stack([np.asarray(Image.open(out / f"{j:05d}.png")) for j in range(9)])[..., None]
+    np.testing.assert_array_equal(images, from_checkpoint(checkpoint).sample(KEY, 9))
+    after = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert {path.name for path in before if after[path] != before[path]} == {"00003.png"}
+    assert "9 of them existed already" in sample(f"--out={out}", "--num_samples=9")
+
+
+def test_a_folder_of_other_settings_is_refused(sample, tmp_path):
+    out = tmp_path / "samples"
+    sample(f"--out={out}", "--num_samples=1")
     for flag, message in {
         "--seed=4": "seed is 3 in the folder and 4 now",
         "--eta=0.5": "eta is 0.0 in the folder and 0.5 now",
@@ -105,35 +116,32 @@ def test_folder(sample, checkpoint, tmp_path):
             sample(f"--out={out}", flag)
 
 
-def test_classes_by_name(tmp_path):
-    """A name goes before a number. The error for an unknown name suggests the nearest."""
+def test_labels_are_names_before_they_are_numbers(tmp_path):
     params, metadata = make_model()
     metadata = dataclasses.replace(metadata, class_names=("cats", "dogs", "0"))
     archive.write(as_path(tmp_path / "model"), params, metadata)
     assert archive.read(as_path(tmp_path / "model"))[1].class_names == ("cats", "dogs", "0")
 
-    def sample(labels, name):
-        flags = [f"--checkpoint={tmp_path / 'model'}", "--num_samples=4", f"--labels={labels}"]
-        return call("sample", *flags, f"--out={tmp_path / name}", fails=name == "wrong.npz")
+    def sample(labels, name, **kwargs):
+        options = [f"--checkpoint={tmp_path / 'model'}", "--num_samples=4", f"--labels={labels}"]
+        return call("sample", *options, f"--out={tmp_path / name}", **kwargs)
 
     sample("dogs,2,cats,0", "names.npz")
     sample("1,2,cats,2", "numbers.npz")
-    names, numbers = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("names", "numbers"))
-    np.testing.assert_array_equal(names, numbers)
-    error = sample("cats,dog", "wrong.npz")
-    assert (
-        "--labels=cats,dog must be class numbers, such as --labels=3,7, or class names. Did you mean 'dogs'?" in error
-    )
+    np.testing.assert_array_equal(read(tmp_path / "names.npz"), read(tmp_path / "numbers.npz"))
     sample("dogs", "folder/")
-    assert "4 of them were there already" in sample("1", "folder/")
+    assert "4 of them existed already" in sample("1", "folder/")
+    error = sample("cats,dog", "wrong.npz", fails=True)
+    message = "--labels=cats,dog must be class numbers, such as --labels=3,7, or class names. Did you mean 'dogs'?"
+    assert message in error
 
 
-def test_errors(sample, tmp_path):
+def test_bad_flags_are_refused_before_anything_is_written(sample, tmp_path):
     new, array = f"--out={tmp_path / 'new'}", f"--out={tmp_path / 'new.npz'}"
     for arguments, message in {
         (f"--out={tmp_path / 'new.jpg'}",): r"new.jpg must end in .png or .npz, or in / for a folder",
-        (new, "--float"): "--float is for a .npz, and --out=.*new is none",
-        (f"--out={tmp_path / 'new.png'}", "--float"): "--float is for a .npz",
+        (new, "--float"): "--float needs an --out that ends in .npz: --out=.*new holds PNG images",
+        (f"--out={tmp_path / 'new.png'}", "--float"): "--float needs an --out that ends in .npz",
         (new, "--sampler=ancestral", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'ancestral'",
         (array, "--labels=2,x"): "--labels=2,x must be class numbers",
         (array, "--labels="): "--labels= must be class numbers",

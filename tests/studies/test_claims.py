@@ -81,4 +81,8 @@ def test_what_diverges_is_said(tmp_path):
 def test_configs_that_do_not_fit(tmp_path):
     given = ["claims", "--config=configs/digits_distill.py", *LADDER, f"--workdir={tmp_path / 'out'}"]
     error = call(*given, fails=True)
-    assert "--config is a base model's" in error and "Traceback" not in error and not (tmp_path / "out").exists()
+    assert (
+        "--config must be a base model's config" in error
+        and "Traceback" not in error
+        and not (tmp_path / "out").exists()
+    )
