@@ -14,8 +14,9 @@ from absl import flags
 from diffusion_distillation import cli, interop
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.results import Evaluation, describe_row
-from diffusion_distillation.export import card, sampler_file
-from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
+from diffusion_distillation.export import card, options, sampler_file
+from diffusion_distillation.export.card import CardInfo
+from diffusion_distillation.export.options import ExportOptions
 from diffusion_distillation.interop import diffusers
 from diffusion_distillation.runtime.devices import start_jax
 from diffusion_distillation.runtime.files import as_path
@@ -29,41 +30,46 @@ FORMAT = flags.DEFINE_enum(
     [*sampler_file.FORMATS, "diffusers"],
     "What to write; diffusers is a pipeline of its UNet2DModel.",
 )
-INPUT = flags.DEFINE_enum("input", "seed", sampler_file.INPUTS, "What the sampler starts from.")
-OUTPUT = flags.DEFINE_enum("output", "uint8", sampler_file.OUTPUTS, "What the sampler returns.")
+INPUT = flags.DEFINE_enum("input", "seed", options.INPUTS, "What the sampler starts from.")
+OUTPUT = flags.DEFINE_enum("output", "uint8", options.OUTPUTS, "What the sampler returns.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; by default it is free.", lower_bound=1)
 NUM_STEPS = flags.DEFINE_string(
     "num_steps", None, "Sampling steps, by default the model's own; 'free' makes them an input."
 )
 SAMPLER = cli.define_sampler()
-PLATFORMS = flags.DEFINE_list("platforms", list(sampler_file.PLATFORMS), "What the sampler's file is for.")
-PARAMS = flags.DEFINE_enum(
-    "params", "inside", sampler_file.PLACES, "Parameters in the sampler's file or in one beside it."
-)
-DTYPE = flags.DEFINE_enum("dtype", "float32", sampler_file.DTYPES, "What parameters are stored in.")
+PLATFORMS = flags.DEFINE_list("platforms", list(options.PLATFORMS), "What the sampler's file is for.")
+PARAMS = flags.DEFINE_enum("params", "inside", options.PARAMS, "Parameters in the sampler's file or in one beside it.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", options.DTYPES, "What parameters are stored in.")
 LICENSE = flags.DEFINE_string("license", "unknown", "For the card: such as apache-2.0, as the Hugging Face Hub has it.")
 EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the model, for the card.")
 
 
 def main() -> None:
     """Runs the script."""
-    options = ExportOptions(
-        INPUT.value, OUTPUT.value, BATCH_SIZE.value, parse_steps(NUM_STEPS.value), SAMPLER.value,
-        tuple(PLATFORMS.value), PARAMS.value, DTYPE.value,
-    )  # fmt: skip
-    card.check_licence(LICENSE.value)
+    chosen = ExportOptions(
+        input=INPUT.value,
+        output=OUTPUT.value,
+        batch_size=BATCH_SIZE.value,
+        num_steps=parse_steps(NUM_STEPS.value),
+        sampler=SAMPLER.value,
+        platforms=tuple(PLATFORMS.value),
+        params=PARAMS.value,
+        dtype=DTYPE.value,
+    )
+    card.check_license(LICENSE.value)
     out = as_path(OUT.value)
     start_jax()
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     if FORMAT.value == "diffusers":
-        if options.num_steps == sampler_file.FREE:
+        if chosen.num_steps == options.FREE:
             raise InputError("--format=diffusers is for one number of --num_steps: its table of times is for these.")
-        sampler_file.check_new(out)
-        diffusers.write(out, params, metadata, options.num_steps and int(options.num_steps))
+        sampler_file.check_new_folder(out)
+        diffusers.write(out, params, metadata, chosen.num_steps and int(chosen.num_steps))
         cli.saved(f"the model to {out}", f"see {out / 'README.md'}")
         return
-    about = CardInfo(LICENSE.value, {} if EVALUATION.value is None else read_metrics(EVALUATION.value))
-    for path in sampler_file.write(out, params, metadata, FORMAT.value, options, about):
+    metrics = {} if EVALUATION.value is None else read_metrics(EVALUATION.value)
+    info = CardInfo(license=LICENSE.value, metrics=metrics)
+    for path in sampler_file.write(out, params, metadata, FORMAT.value, chosen, info):
         print(f"{path}: {path.stat().length:,} bytes")
     following = f"see {out / 'README.md'}"
     if FORMAT.value == "archive":

@@ -1,11 +1,11 @@
-"""The card of an exported model: README.md, with the header in YAML that the Hugging Face Hub reads."""
+"""The model card of an exported model: README.md, with the YAML header that the Hugging Face Hub reads."""
 
 import calendar
 import datetime
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
@@ -14,69 +14,84 @@ from ..errors import InputError
 from ..pipeline import can_be_guided
 from ..sampling import SAMPLERS, sampler_name
 from ..version import __version__
+from .options import FREE, ExportOptions
 
 NAME = "README.md"
-NAMED_CLASSES = 20  # the most class names in a card
-MONTHS_READ = 6  # that JAX promises to read a file of jax.export for
+MAX_CLASS_NAMES = 20
+MONTHS_READABLE = 6  # for which JAX promises to read a file of jax.export
 
 
-def text(
-    metadata: Metadata,
-    parts: Sequence[str],
-    options: Any,
-    licence: str,
-    metrics: Mapping[str, str],
-    date: datetime.date,
-) -> str:
+class CardInfo(NamedTuple):
+    """What a card says that the model does not determine.
+
+    Attributes:
+      license: an identifier of the Hugging Face Hub, such as 'apache-2.0'. Default: 'unknown'.
+      metrics: measurements by their title, such as `{'student, DDIM, 4 steps': 'FID 3.1'}`. Default: none.
+      date: the date of the export. Default: None, today in UTC.
+    """
+
+    license: str = "unknown"
+    metrics: Mapping[str, str] = {}
+    date: datetime.date | None = None
+
+
+def text(metadata: Metadata, contents: Sequence[str], options: ExportOptions, info: CardInfo) -> str:
     """The text of a card.
 
     Args:
-      metadata: of the model.
-      parts: what is in the folder: 'sampler', 'archive'.
-      options: the `sampler_file.ExportOptions` of the sampler.
-      licence: an identifier of the Hub.
-      metrics: values by what was measured.
-      date: of the export.
+      metadata: the model's metadata.
+      contents: what the folder holds: 'sampler', 'archive'.
+      options: the options of the sampler's file.
+      info: license, metrics and date.
     """
     height, width, channels = metadata.image_shape
     config = metadata.config
-    own = metadata.num_steps or config.model.eval_sampling_num_steps
-    kind = f"a student distilled for {_steps(metadata.num_steps)}" if metadata.num_steps else "a base model"
+    date = info.date or datetime.datetime.now(datetime.UTC).date()
+    default_steps = metadata.num_steps or config.model.eval_sampling_num_steps
     values = {
-        "licence": licence,
+        "license": info.license,
         "dataset": config.dataset.name,
-        "kind": kind,
+        "kind": f"a student distilled for {_steps(metadata.num_steps)}" if metadata.num_steps else "a base model",
         "shape": f"{height} x {width} pixels, {channels} {'channel' if channels == 1 else 'channels'}",
         "classes": _classes(metadata),
-        "steps": f"{own}" if metadata.num_steps else f"{own} by default, any number works",
+        "steps": f"{default_steps}" if metadata.num_steps else f"{default_steps} by default; any number works",
         "updates": f"{metadata.step:,}",
         "sampler": SAMPLERS[sampler_name(options.sampler or config.sampler)].title,
-        "stored": options.dtype,
-        "metrics": _metrics(metrics),
+        "dtype": options.dtype,
+        "metrics": _metrics(info.metrics),
         "jax": jax.__version__,
         "package": __version__,
         "date": date.isoformat(),
-        "until": months_after(date, MONTHS_READ).isoformat(),
+        "until": months_after(date, MONTHS_READABLE).isoformat(),
+        "inputs": "\n".join(f"- {line}" for line in _inputs(metadata, options)),
+        "output": "uint8 images, 0 to 255" if options.output == "uint8" else "float32 images, -1 to 1",
+        "platforms": ", ".join(options.platforms),
     }
-    sections = [HEAD, *(SECTIONS[part] for part in parts)]
-    values |= {"inputs": "\n".join(f"- {line}" for line in _inputs(metadata, options)), "output": _output(options)}
-    values["platforms"] = ", ".join(options.platforms)
+    sections = [HEAD, *(SECTIONS[content] for content in contents)]
     return "\n".join(string.Template(section).substitute(values) for section in sections)
 
 
-def check_licence(licence: str) -> None:
-    """Raises an InputError for what cannot be an identifier of a licence on the Hub."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+def check_license(license: str) -> None:
+    """Raise an InputError if a license cannot be an identifier on the Hub.
+
+    >>> check_license("apache-2.0")
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise InputError(
-            f"license={licence!r} must be one of the Hugging Face Hub's identifiers, such as apache-2.0, mit, "
-            "cc-by-4.0, other or unknown: small letters, digits, dots and dashes."
+            f"license={license!r} must be an identifier of the Hugging Face Hub: lowercase letters, digits, dots and "
+            "dashes, such as apache-2.0, mit, cc-by-4.0, other or unknown."
         )
 
 
 def months_after(date: datetime.date, months: int) -> datetime.date:
-    """The same day some months later; the month's last where it has no such day."""
+    """The same day some months later, or the last day of a month that has no such day.
+
+    >>> months_after(datetime.date(2027, 8, 31), 6)
+    datetime.date(2028, 2, 29)
+    """
     years, month = divmod(date.month - 1 + months, 12)
-    year, month = date.year + years, month + 1
+    year = date.year + years
+    month += 1
     return datetime.date(year, month, min(date.day, calendar.monthrange(year, month)[1]))
 
 
@@ -85,41 +100,49 @@ def _steps(number: int) -> str:
 
 
 def _metrics(metrics: Mapping[str, str]) -> str:
-    if not metrics:
-        return "Nothing was measured for this card."
-    return "\n".join(f"- {what}: {values}" for what, values in metrics.items())
+    return "\n".join(f"- {title}: {values}" for title, values in metrics.items()) or "None measured."
 
 
-def _inputs(metadata: Metadata, options: Any) -> list[str]:
+def _classes(metadata: Metadata) -> str:
+    """The number of classes, their labels, and their first names."""
+    count = metadata.num_classes
+    if count == 1:
+        return "none"
+    names = metadata.class_names or ()
+    listed = [f"{label} {name}" for label, name in enumerate(names[:MAX_CLASS_NAMES])]
+    if count > MAX_CLASS_NAMES and listed:
+        listed.append("...")
+    return f"{count}, 0 to {count - 1}" + (f" ({', '.join(listed)})" if listed else "")
+
+
+def _inputs(metadata: Metadata, options: ExportOptions) -> list[str]:
+    """One line for each input of the sampler's file."""
     batch = "batch" if options.batch_size is None else options.batch_size
-    shape = ", ".join(map(str, (batch, *metadata.image_shape)))
-    lines = {
-        "seed": [
+    if options.input == "seed":
+        lines = [
             "`seed`: uint32, a number.",
-            f"`index`: int32 [{batch}], which of the seed's samples: each depends on the two alone.",
-        ],
-        "noise": [f"`z`: float32 [{shape}], standard normal noise."],
-    }[options.input]
+            f"`index`: int32 [{batch}], which of the seed's samples to generate.",
+        ]
+    else:
+        shape = ", ".join(map(str, (batch, *metadata.image_shape)))
+        lines = [f"`z`: float32 [{shape}], standard normal noise."]
     if metadata.num_classes > 1:
-        lines = [*lines, f"`labels`: int32 [{batch}], classes from 0 to {metadata.num_classes - 1}."]
+        lines.append(f"`labels`: int32 [{batch}], classes from 0 to {metadata.num_classes - 1}.")
     if can_be_guided(metadata):
-        lines = [*lines, f"`guidance`: float32 [{batch}], the weight w of guidance, 0 for the label alone."]
-    if options.num_steps == "free":
-        lines = [*lines, "`num_steps`: int32, a number from 1 on."]
+        lines.append(f"`guidance`: float32 [{batch}], the guidance weight w; 0 for no guidance.")
+    if options.num_steps == FREE:
+        lines.append("`num_steps`: int32, sampling steps, 1 or more.")
     elif options.num_steps is not None:
-        lines = [*lines, f"The number of sampling steps is fixed: {options.num_steps}."]
+        lines.append(f"The number of sampling steps is fixed: {options.num_steps}.")
     if options.params == "beside":
-        lines = [*lines, "`params`: a dict, the arrays of model.safetensors by their names."]
-    return [*lines, "The batch size is free." if options.batch_size is None else f"Batches are of {batch} images."]
-
-
-def _output(options: Any) -> str:
-    return "uint8 images, 0 to 255" if options.output == "uint8" else "float32 images, -1 to 1"
+        lines.append("`params`: a dict with the arrays of model.safetensors by name.")
+    lines.append("Batches may have any size." if options.batch_size is None else f"Batches have {batch} images.")
+    return lines
 
 
 HEAD = """\
 ---
-license: $licence
+license: $license
 library_name: diffusion_distillation
 tags:
 - diffusion
@@ -130,8 +153,8 @@ tags:
 
 # Diffusion model of $dataset
 
-This is $kind, exported by diffusion_distillation, an implementation in JAX of progressive
-distillation ([Salimans & Ho, ICLR 2022](https://arxiv.org/abs/2202.00512)).
+This is $kind, exported by diffusion_distillation, a JAX implementation of progressive distillation
+([Salimans & Ho, ICLR 2022](https://arxiv.org/abs/2202.00512)).
 
 | | |
 |---|---|
@@ -141,7 +164,7 @@ distillation ([Salimans & Ho, ICLR 2022](https://arxiv.org/abs/2202.00512)).
 | sampling steps | $steps |
 | sampler | $sampler |
 | updates | $updates |
-| parameters stored in | $stored |
+| dtype of stored parameters | $dtype |
 | exported | $date, with JAX $jax and diffusion_distillation $package |
 
 ## Metrics
@@ -151,31 +174,29 @@ $metrics
 
 SECTIONS = {
     "sampler": """\
-## The sampler
+## Sample with JAX only
 
-`sampler.jax` is the whole sampler as one program, for $platforms. It needs jax and flatbuffers (a small package of
-pure Python that jax.export reads files with) and none of the code that made it:
+`sampler.jax` is the whole sampler as one program, for $platforms. It needs only jax and flatbuffers (a small package
+that jax.export reads files with). Generate 64 images with seed 0:
 
 ```
 pip install jax flatbuffers
 python run.py 64 0 images.npy
 ```
 
-draws 64 images with seed 0. In a program: `jax.export.deserialize(bytearray(content)).call(...)`, with the inputs, by
-name,
+In your own code, call `jax.export.deserialize(bytearray(content)).call(...)` with these inputs, by name:
 
 $inputs
 
-gives $output.
+It returns $output.
 
-JAX promises to read the file for six months: until $until with the releases of that time. Later ones may, too; or
-export it again from the checkpoint.
+JAX promises to read the file for six months, until $until. Later releases may still read it. If not, export the
+checkpoint again.
 """,
     "archive": """\
-## The archive
+## Sample with diffusion_distillation
 
-`model.safetensors` and `config.json` are the parameters and all that is needed besides them; with
-diffusion_distillation,
+`model.safetensors` holds the parameters, `config.json` everything else:
 
 ```python
 import jax
@@ -185,12 +206,3 @@ images = from_checkpoint("this/folder").sample(jax.random.key(0), 64)
 ```
 """,
 }
-
-
-def _classes(metadata: Metadata) -> str:
-    """Describe the classes: how many there are, their numbers, and the first names."""
-    count, names = metadata.num_classes, metadata.class_names or ()
-    if count == 1:
-        return "none"
-    named = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NAMED_CLASSES]))
-    return f"{count}, 0 to {count - 1}" + (f" ({named}{', ...' if count > NAMED_CLASSES else ''})" if named else "")

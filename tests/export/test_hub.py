@@ -198,16 +198,16 @@ def test_there_and_back(stand_in, exported, tmp_path):
 
 def test_nothing_is_sent_of_what_cannot_be(exported, tmp_path, monkeypatch):
     folder, _ = exported
-    assert "is no folder: give the folder that" in call(
+    assert "is not a folder. Pass a folder that" in call(
         "push_to_hub", f"--folder={tmp_path}/none", "--repo=user/name", fails=True
     )
     with pytest.raises(InputError, match=r"has no README\.md"):
         hub.push(as_path(tmp_path), "user/name")
     for repo in ("name", "user/name/more", "user/", "us er/name"):
-        with pytest.raises(InputError, match="must be the name of a user or an organization and one of the model"):
+        with pytest.raises(InputError, match="must be user/name or organization/name"):
             hub.push(as_path(folder), repo)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(InputError, match=r"There is no token .* run `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(InputError, match=r"There is no token .* Run `hf auth login`, or set HF_TOKEN"):
         hub.push(as_path(folder), "user/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):

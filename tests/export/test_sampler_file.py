@@ -24,8 +24,9 @@ from diffusion_distillation import pipeline as pipeline_module
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.metrics import Criterion, MetricValue
 from diffusion_distillation.evaluation.results import Entry, Evaluation, Row
-from diffusion_distillation.export import card, sampler_file
-from diffusion_distillation.export.sampler_file import CardInfo, ExportOptions
+from diffusion_distillation.export import card, runner, sampler_file
+from diffusion_distillation.export.card import CardInfo
+from diffusion_distillation.export.options import ExportOptions
 from diffusion_distillation.interop import archive
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.runtime.files import as_path
@@ -110,7 +111,7 @@ def test_parameters_beside(tmp_path, dtype, atol):
     model = make_model()
     options = ExportOptions(output="float", batch_size=4, params="beside", dtype=dtype)
     sampler_file.write(as_path(tmp_path / "out"), *model, options=options)
-    content = (tmp_path / "out" / sampler_file.SAMPLER).read_bytes()
+    content = (tmp_path / "out" / runner.SAMPLER).read_bytes()
     stored = safetensors.numpy.load_file(tmp_path / "out" / archive.WEIGHTS)
     sampling = jax.export.deserialize(bytearray(content))
     drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, params=stored)
@@ -145,7 +146,7 @@ def test_the_runner_draws_what_the_pipeline_draws(unchecked, tmp_path, monkeypat
     folder, images = tmp_path / "out", tmp_path / "images.npy"
     sampler_file.write(as_path(folder), params, metadata, "both", options._replace(platforms=("cpu",)))
     monkeypatch.setattr(sys, "argv", ["run.py", "10", "3", str(images)])
-    runpy.run_path(str(folder / sampler_file.RUNNER))
+    runpy.run_path(str(folder / runner.NAME))
     number = options.num_steps if isinstance(options.num_steps, int) else None
     expected = from_checkpoint(folder).sample(KEY, 10, num_steps=number, sampler=options.sampler)
     drawn = np.load(images)
@@ -158,22 +159,22 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
     monkeypatch.setattr(jax.export, "export", lambda *_, **__: pytest.fail("compiled"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    for format, options, about, name, message in [
+    for format, options, info, name, message in [
         ("onnx", {}, {}, "out", r"format='onnx' must be one of \['sampler', 'archive', 'both'\]"),
         ("both", {"input": "text"}, {}, "out", "input='text' must be one of"),
         ("both", {"dtype": "int8"}, {}, "out", "dtype='int8' must be one of"),
         ("both", {"platforms": ("cpu", "gpu")}, {}, "out", "platforms=cpu,gpu must be some of cpu, cuda, tpu, rocm"),
         ("both", {"platforms": ()}, {}, "out", "must be some of"),
-        ("both", {"batch_size": 0}, {}, "out", "batch_size=0 must be at least 1; leave it out"),
-        ("both", {"num_steps": 0}, {}, "out", "num_steps=0 must be at least 1, or 'free'"),
-        ("both", {"num_steps": "many"}, {}, "out", "num_steps='many' must be a number from 1 on, or 'free'"),
-        ("both", {"input": "noise", "sampler": "ancestral"}, {}, "out", "draws noise at every step: give it a seed"),
-        ("both", {}, {"licence": "MIT\nevil: 1"}, "out", "must be one of the Hugging Face Hub's identifiers"),
-        ("both", {}, {}, "full", "is there already and not empty"),
+        ("both", {"batch_size": 0}, {}, "out", "batch_size=0 must be at least 1. Omit it"),
+        ("both", {"num_steps": 0}, {}, "out", "num_steps=0 must be a positive integer, or 'free'"),
+        ("both", {"num_steps": "many"}, {}, "out", "num_steps='many' must be a positive integer, or 'free'"),
+        ("both", {"input": "noise", "sampler": "ancestral"}, {}, "out", "adds noise in every step. Use input='seed'"),
+        ("both", {}, {"license": "MIT\nevil: 1"}, "out", "must be an identifier of the Hugging Face Hub"),
+        ("both", {}, {}, "full", "exists and is not empty"),
     ]:
         with pytest.raises(InputError, match=message) as error:
             sampler_file.write(
-                as_path(tmp_path / name), params, metadata, format, ExportOptions(**options), CardInfo(**about)
+                as_path(tmp_path / name), params, metadata, format, ExportOptions(**options), CardInfo(**info)
             )
         assert "\n" not in str(error.value).replace("\\n", "")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
@@ -181,7 +182,7 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
 
 def test_a_network_that_needs_to_know_the_batch_size(monkeypatch):
     monkeypatch.setattr(sampler_file, "sampler_function", lambda *_: lambda **inputs: np.zeros(len(inputs["index"])))
-    with pytest.raises(InputError, match=r"does not work with a batch size that is free \(.*\): give batch_size"):
+    with pytest.raises(InputError, match=r"does not support batches of any size \(.*\)\. Pass batch_size"):
         exported(*make_model())
     assert exported(*make_model(), batch_size=4).call(seed=SEED, index=INDEX, labels=LABELS).shape == (4,)
 
@@ -200,9 +201,9 @@ def test_all_or_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_the_card(unchecked, tmp_path):
-    about = CardInfo("mit", {"student, DDIM, 4 steps": "fid 0.4"}, datetime.date(2027, 8, 31))
+    info = CardInfo(license="mit", metrics={"student, DDIM, 4 steps": "fid 0.4"}, date=datetime.date(2027, 8, 31))
     sampler_file.write(
-        as_path(tmp_path / "out"), *make_model(num_steps=4), "both", ExportOptions(platforms=("cpu",)), about
+        as_path(tmp_path / "out"), *make_model(num_steps=4), "both", ExportOptions(platforms=("cpu",)), info
     )
     text = (tmp_path / "out" / card.NAME).read_text()
     _, header, body = text.split("---\n", 2)
@@ -218,7 +219,7 @@ def test_the_card(unchecked, tmp_path):
 def test_the_code_of_the_card_runs(unchecked, checkpoint):
     """All its Python code runs as it stands in the card."""
     [_, metadata], names = interop.load(checkpoint), {}
-    parts = card.text(metadata, ("sampler", "archive"), ExportOptions(), "mit", {}, datetime.date(2027, 8, 31))
+    parts = card.text(metadata, ("sampler", "archive"), ExportOptions(), CardInfo())
     [block] = re.findall(r"```python\n(.*?)```", parts, re.DOTALL)
     exec(block.replace("this/folder", str(checkpoint)), names)
     assert names["images"].shape == (64, 8, 8, 1)
@@ -286,7 +287,7 @@ def test_in_a_process_with_jax_alone_as_sample_py(checkpoint, tmp_path, optimize
     run("sample", *flags, f"--out={tmp_path}/ours.npz", "--num_samples=16", "--seed=5")
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     alone = [sys.executable, "-c", ALONE.replace("{found}", repr(JAX_ALONE))]
-    subprocess.run([*alone, out / sampler_file.RUNNER, "16", "5", images], cwd=tmp_path, env=kept, check=True)
+    subprocess.run([*alone, out / runner.NAME, "16", "5", images], cwd=tmp_path, env=kept, check=True)
     with np.load(tmp_path / "ours.npz") as ours:
         np.testing.assert_array_equal(np.load(images), ours["images"])
 
@@ -313,14 +314,12 @@ def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
     drawn = sampling.call(seed=SEED, index=INDEX, labels=LABELS, guidance=weights)
     expected = Pipeline(*model).sample(KEY, 4, LABELS, guidance=weights)
     np.testing.assert_allclose(drawn.astype(int), expected, atol=1)
-    assert "guidance=np.full(len(index), 2.0, np.float32)" in sampler_file.runner(model[1], ExportOptions())
-    assert "`guidance`: float32 [batch]" in card.text(
-        model[1], ("sampler",), ExportOptions(), "mit", {}, datetime.date.today()
-    )
+    assert "guidance=np.full(len(index), 2.0, np.float32)" in runner.text(model[1], ExportOptions())
+    assert "`guidance`: float32 [batch]" in card.text(model[1], ("sampler",), ExportOptions(), CardInfo())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_card_names_every_sampler(sampler):
     _, metadata = make_model()
-    text = card.text(metadata, ("sampler",), ExportOptions(sampler=sampler), "mit", {}, datetime.date(2026, 1, 1))
+    text = card.text(metadata, ("sampler",), ExportOptions(sampler=sampler), CardInfo())
     assert f"| sampler | {SAMPLERS[sampler].title} |" in text
