@@ -58,7 +58,7 @@ def test_a_published_checkpoint_is_sampled(tmp_path):
     config = cfg.load(tmp_path / "config.py")
     expected = from_checkpoint(golden, config=config).sample(jax.random.key(0), 3, num_steps=2)
     np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["images"], expected)
-    assert "give its config too" in call("sample", flags[0], f"--out={tmp_path / 's.npz'}", fails=True)
+    assert "Pass its config too" in call("sample", flags[0], f"--out={tmp_path / 's.npz'}", fails=True)
     reference = f"--reference={tmp_path / 's.npz'}"
     call("evaluate", *flags, "--num_samples=3", reference, f"--out={tmp_path / 'e.json'}")
     assert json.loads((tmp_path / "e.json").read_text())["metrics"]["frechet_pixels"] == pytest.approx(0, abs=1e-6)
