@@ -1,4 +1,4 @@
-"""Says what there is: `python -m diffusion_distillation`."""
+"""Print the version, devices and pretrained models: `python -m diffusion_distillation`."""
 
 import inspect
 import sys
@@ -20,21 +20,21 @@ TOUR = """\
 
 
 def main() -> None:
-    """Prints it."""
+    """Print the overview."""
     try:
         start_jax()
     except InputError as error:
         sys.exit(f"error: {error}")
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"diffusion_distillation {package.__version__}, JAX {jax.__version__}, {devices}\n")
-    print("Pure functions, of diffusion_distillation:")
+    print("Pure functions, in diffusion_distillation:")
     for name in FUNCTIONS:
         print(f"  {name:13}{_first_line(getattr(package, name))}")
-    print("\nModels that come with it, for from_checkpoint and wherever a checkpoint is asked for:")
-    for name, what in PRETRAINED.items():
-        print(f"  {name:13}{what}.")
+    print("\nPretrained models, for from_checkpoint and every --checkpoint:")
+    for name, description in PRETRAINED.items():
+        print(f"  {name:13}{description}.")
     print(f"\nFirst images:\n\n{TOUR.format(name=next(iter(PRETRAINED)))}\n")
-    print("To train, distill, measure and export, take the repository: its scripts/, configs/ and README.md.")
+    print("To train, distill, evaluate and export models, use the repository: scripts/, configs/ and README.md.")
 
 
 def _first_line(module: object) -> str:

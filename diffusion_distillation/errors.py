@@ -1,11 +1,11 @@
-"""The errors that scripts print without a traceback: for what a user gave, and for what befell a run."""
+"""Errors that scripts print without a traceback: wrong inputs, and failures of a run."""
 
 import difflib
 import errno
 from collections.abc import Iterable
 from typing import Any
 
-# Errors for sound files, from a file system that fails for a moment or a machine short of memory or file handles.
+# Errors that say nothing about a file: the file system fails for a moment, or the machine lacks memory or handles.
 TRANSIENT = {
     getattr(errno, name)
     for name in (
@@ -18,30 +18,40 @@ TRANSIENT = {
 
 
 class InputError(ValueError):
-    """Something given to us cannot work; the message says what was given, what is allowed and what to do.
+    """An input cannot work. The message says what is wrong, what is allowed and what to do.
 
-    Scripts print the message alone and exit with status 2.
+    Scripts print only the message and exit with status 2.
     """
 
 
 class RunError(RuntimeError):
-    """A run cannot go on; the message says why, and what is left of it.
+    """A run cannot continue. The message says why, and what is left of the run.
 
-    Scripts print the message alone and exit with status 1. Any other error is a bug, and keeps its traceback.
+    Scripts print only the message and exit with status 1. Any other error is a bug, and keeps its traceback.
     """
 
 
 class DivergedError(RunError):
-    """A training whose updates are not finite any more."""
+    """The updates of a training run are no longer finite."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error comes from the machine or its storage, not from the file: a later read may succeed."""
+    """Whether an error comes from the machine or its storage, not from the file. A later attempt may succeed.
+
+    >>> is_transient(MemoryError()), is_transient(FileNotFoundError())
+    (True, False)
+    """
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
 
 
 def did_you_mean(name: Any, names: Iterable[Any]) -> str:
-    """A sentence for the end of a message: the nearest of the names that would do, or all of them."""
+    """A sentence for the end of a message: the nearest known name, or all known names if none is near.
+
+    >>> did_you_mean("digts", ["digits", "MNIST"])
+    " Did you mean 'digits'?"
+    >>> did_you_mean("cars", ["digits", "MNIST"])
+    ' Known: digits, MNIST.'
+    """
     names = [str(known) for known in names]
     close = difflib.get_close_matches(str(name), names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(names)}."
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

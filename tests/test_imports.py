@@ -13,7 +13,7 @@ def test_the_pure_floors_load_no_heavy_library():
     assert done.stdout.splitlines() == [f"{name} []" for name in names]
 
 
-def test_what_windows_lacks_is_not_needed():
+def test_importing_and_sampling_need_nothing_that_windows_lacks():
     missing = ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIGQUIT", "setitimer")
     of_os = ("register_at_fork", "sched_getaffinity", "sched_setaffinity", "killpg", "geteuid", "mkfifo")
     code = f"""

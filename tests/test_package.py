@@ -1,4 +1,4 @@
-"""What is installed: a wheel that draws, from a folder of its own."""
+"""The installed package: its wheel, its sdist and its pretrained models."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ assert images.shape == (20, 8, 8, 1) and images.std() > 50
 
 
 @pytest.mark.slow
-def test_the_wheel_and_the_sdist(tmp_path):
-    """Made of a copy, unpacked where nothing else is, they draw and say what there is."""
+def test_the_wheel_samples_and_prints_its_overview(tmp_path):
+    """Both are built from a copy of the source; the wheel is unpacked into an empty folder."""
     source = tmp_path / "source"
     source.mkdir()
     subprocess.run(["cp", "-r", *(ROOT / name for name in FILES), source], check=True)
@@ -49,7 +49,7 @@ def test_the_wheel_and_the_sdist(tmp_path):
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_models_that_come_with_it(name, tmp_path, monkeypatch):
+def test_a_pretrained_model_samples_its_classes(name, tmp_path, monkeypatch):
     pipeline = from_checkpoint(name)
     assert sum(path.stat().st_size for path in pretrained_folder(name).iterdir()) < 2**20
     assert (pipeline.num_steps, pipeline.distilled_for) == (4, 4)

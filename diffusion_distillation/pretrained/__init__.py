@@ -1,13 +1,17 @@
-"""Models that come with the package, by their names; each is an archive, see `interop.archive`."""
+"""The pretrained models in this package. Each is an archive; see `interop.archive`."""
 
 from pathlib import Path
 
-# What each is, in a line.
+# A line about each model, by name.
 PRETRAINED = {
-    "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a weight of guidance from 0 to 4",
+    "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a guidance weight from 0 to 4",
 }
 
 
 def pretrained_folder(name: str) -> Path:
-    """The folder of one of them."""
+    """The folder of a pretrained model.
+
+    >>> pretrained_folder("digits").name
+    'digits'
+    """
     return Path(__file__).parent / name

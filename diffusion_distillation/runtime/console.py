@@ -1,4 +1,4 @@
-"""What a run prints. A run does not depend on its output: text that nobody can read is dropped."""
+"""Print messages and progress. A run does not depend on its output: text that cannot be written is dropped."""
 
 import contextlib
 import shutil
@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_in_place = 0  # length of the progress line before the terminal's cursor; 0 if there is none
-
-
 # The reader is gone or the disk is full; a signal handler prints during a write; the stream is closed.
 UNWRITABLE = (OSError, RuntimeError, ValueError)
+
+_progress_length = 0  # of the progress line before the terminal's cursor; 0 if there is none
 
 
 class SafeStream:
@@ -26,7 +25,7 @@ class SafeStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, or drop it if nobody can read it."""
+        """Write the text, or drop it if it cannot be written."""
         if self._stream is not None:
             _clear(self)
             with contextlib.suppress(*UNWRITABLE):
@@ -38,7 +37,7 @@ class SafeStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if anybody reads it."""
+        """Flush the stream, if possible."""
         if self._stream is not None:
             with contextlib.suppress(*UNWRITABLE):
                 self._stream.flush()
@@ -52,7 +51,7 @@ class SafeStream:
 
 
 def install_safe_output() -> None:
-    """Make stdout and stderr `SafeStream` until the process ends, including Python's flush at exit."""
+    """Make stdout and stderr a `SafeStream` until the process ends, including Python's flush at exit."""
     sys.stdout, sys.stderr = (
         stream if isinstance(stream, SafeStream) else SafeStream(stream) for stream in (sys.stdout, sys.stderr)
     )
@@ -60,32 +59,33 @@ def install_safe_output() -> None:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Make stdout and stderr `SafeStream` within the context."""
+    """Make stdout and stderr a `SafeStream` within the context."""
     before = sys.stdout, sys.stderr
     install_safe_output()
     try:
         yield
     finally:
-        if _in_place:
+        if _progress_length:
             _clear(sys.stdout)
         sys.stdout, sys.stderr = before
 
 
 def show_progress(line: str, *, last: bool) -> None:
     """Print a progress line. On a terminal, each one replaces the previous one, and only the last one stays."""
-    global _in_place
+    global _progress_length
     if not sys.stdout.isatty():
         print(line, flush=True)
         return
     line = line[: shutil.get_terminal_size().columns - 1]  # if a line wraps, only its end can be cleared
     print(line, end="\n" if last else "", flush=True)
-    _in_place = 0 if last else len(line)
+    _progress_length = 0 if last else len(line)
 
 
 def _clear(stream: Any) -> None:
     """Clear the progress line, if there is one and the stream is on the same terminal."""
-    global _in_place
-    if _in_place and stream.isatty():
-        blank, _in_place = " " * _in_place, 0
+    global _progress_length
+    if _progress_length and stream.isatty():
+        blank = " " * _progress_length
+        _progress_length = 0
         sys.stdout.write(f"\r{blank}\r")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, command, devices and date."""
+"""Describe how a run was made: versions, commit, command, devices and date."""
 
 import datetime
 import platform
@@ -17,7 +17,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describe this process, in JSON's types. JAX must have started.
+    """Describe this process in JSON's types. Call this function after JAX has started.
 
     Returns:
       `time` (ISO 8601, UTC), `command`, `versions` (name to version, of this package, Python and the libraries

@@ -1,9 +1,8 @@
-"""Stopping when the user or the scheduler asks: SIGINT (Ctrl-C) and SIGTERM.
+"""Stop on SIGINT (Ctrl-C) and SIGTERM, which the user or the scheduler sends.
 
 A run records the first signal, saves and stops. Its signal handlers are removed when the run ends, so a notebook keeps
 its own. Python runs signal handlers between two of its instructions, which may be minutes apart while a program
-compiles or samples are drawn. So in scripts, which a signal may end, a separate thread reads the signals and acts at
-once.
+compiles or samples. Scripts may end on a signal, so there a separate thread reads the signals and acts at once.
 """
 
 import contextlib
@@ -17,21 +16,21 @@ from types import FrameType
 from . import multihost
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-RESUME_HINT = "run the same command again to go on."
+RESUME_HINT = "run the same command again to resume."
 
-_at_work: list["Interrupt"] = []  # the innermost last
-_a_thread_reads = False
+_active: list["Interrupt"] = []  # the innermost last
+_thread_reads_signals = False
 
 
 class Interrupt:
-    """Within the context, the first SIGINT or SIGTERM is recorded in `received`; a second one stops the run at once.
+    """Record the first SIGINT or SIGTERM within the context in `received`; stop the run at once on a second one.
 
-    The first one stops the run at once too if nothing would be lost. Stopping at once raises what `stopped` returns; in
-    a script, it ends the process. Outside the main thread, signals are not recorded.
+    The first signal stops the run at once too if nothing would be lost. Stopping at once raises what `stopped` returns;
+    in a script, it ends the process. Outside the main thread, signals are not recorded.
 
     Attributes:
-      received: the number of the signal; 0 before there was one.
-      nothing_to_save: whether all that was done is saved.
+      received: the number of the signal; 0 before the first one.
+      nothing_to_save: whether all progress is saved. The run keeps this up to date.
     """
 
     received: int = 0
@@ -39,20 +38,20 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_handlers(_left_to_the_thread if _a_thread_reads else self._handle))
-        _at_work.append(self)
-        self._stack.callback(_at_work.remove, self)
+        self._stack.enter_context(_handlers(_do_nothing if _thread_reads_signals else self._handle))
+        _active.append(self)
+        self._stack.callback(_active.remove, self)
         return self
 
     def __exit__(self, *_) -> None:
         self._stack.close()
 
     def note(self, number: int) -> bool:
-        """Record a signal. Returns whether to stop at once instead."""
+        """Record a signal. Return whether to stop at once instead."""
         if self.received or self.nothing_to_save:
             return True
         self.received = number
-        print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
+        print("Stopping after this update. Signal again to stop at once.", file=sys.stderr, flush=True)
         return False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -61,34 +60,38 @@ class Interrupt:
 
 
 def stopped(number: int) -> BaseException:
-    """What a signal raises: KeyboardInterrupt for SIGINT, SystemExit with 128 + number for others."""
+    """The exception for a signal: KeyboardInterrupt for SIGINT, SystemExit with status 128 + number for other signals.
+
+    >>> stopped(signal.SIGTERM).code
+    143
+    """
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """End the process at once on a SIGINT or SIGTERM that no run records, with the exit status that shells use.
+    """End the process at once on a SIGINT or SIGTERM that no run records. For scripts only.
 
-    This is for scripts only.
+    The exit status is 128 + number, as in shells.
     """
-    global _a_thread_reads
+    global _thread_reads_signals
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def read() -> None:
         while number := os.read(reader, 1)[0]:
-            if number in SIGNALS and (not _at_work or _at_work[-1].note(number)):  # other signals are not ours
+            if number in SIGNALS and (not _active or _active[-1].note(number)):  # a signal of another library
                 _exit_at_once(number)
 
     thread = threading.Thread(target=read, name="signals", daemon=True)
     thread.start()
     fd_before = signal.set_wakeup_fd(writer)
-    _a_thread_reads = True
+    _thread_reads_signals = True
     try:
-        with _handlers(_left_to_the_thread):
+        with _handlers(_do_nothing):
             yield
     finally:
-        _a_thread_reads = False
+        _thread_reads_signals = False
         signal.set_wakeup_fd(fd_before)
         os.write(writer, b"\0")
         thread.join()
@@ -102,14 +105,14 @@ def _exit_at_once(number: int) -> None:
     multihost.exit_now(128 + number)
 
 
-def _left_to_the_thread(number: int, frame: FrameType | None) -> None:
-    """A Python handler that does nothing, as a thread reads the signals."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """A Python handler for signals that the thread handles."""
 
 
 @contextlib.contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install a signal handler within the context. Scripts need it too, as jax.distributed takes SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # where signals are not ours to handle
+    """Install a signal handler within the context. Scripts need one too, as jax.distributed handles SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
     before = {number: signal.signal(number, handler) for number in SIGNALS}

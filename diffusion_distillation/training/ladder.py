@@ -80,7 +80,7 @@ def run_ladder(
             network = None  # from here on teachers have the network of their students
             params, student = load(folder)  # not what the devices hold: their memory is free again
             if student.step < of_rung.train.num_train_steps:
-                raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to go on.")
+                raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to resume.")
 
 
 def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:

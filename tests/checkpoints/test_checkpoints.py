@@ -34,7 +34,7 @@ ORIGIN = epath.Path("metadata")  # a local file
 
 
 @pytest.mark.parametrize(("train", "averages"), [(dict(ema_decay=0.9), True), (dict(ema_decay=0.0), False)])
-def test_what_is_saved_is_restored(tmp_path, train, averages):
+def test_a_saved_state_is_restored(tmp_path, train, averages):
     metadata, params = make_run(**train)
     state = init_state(metadata.config, params)._replace(step=jnp.asarray(7, jnp.int32))
     if averages:
@@ -63,7 +63,7 @@ def test_the_last_two_and_every_so_many_are_kept(tmp_path):
 
 
 def abstract(state):
-    """What the loop asks for: shapes and types, and where the arrays are to be."""
+    """The shapes, dtypes and shardings of a state, as the training loop passes them."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
 
@@ -91,7 +91,7 @@ def two_checkpoints(tmp_path_factory):
 
 
 def is_needed(folder, file):
-    """Metadata, orbax's tables, and the files that hold arrays; not marks, nor what was merged into the tables."""
+    """Whether a file is metadata, a table of orbax, or holds arrays, and not a marker or merged into a table."""
     state = Path("checkpoints", "6", "state")
     tables = (state / "_METADATA", state / "manifest.ocdbt", state.with_name("metadata") / "metadata")
     return file in tables or file.parent == state / "d" or (folder / file).stat().st_size > 10_000
@@ -99,8 +99,8 @@ def is_needed(folder, file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink])
-def test_damaged_checkpoints(tmp_path, two_checkpoints, damage, caplog):
-    """Each file of the newest checkpoint in turn: the state is as it was saved, or that of the checkpoint before."""
+def test_a_damaged_checkpoint_is_restored_or_replaced_by_the_one_before(tmp_path, two_checkpoints, damage, caplog):
+    """Damage each file of the newest checkpoint in turn."""
     folder, (older, newer) = two_checkpoints
     files = [path.relative_to(folder) for path in (folder / "checkpoints" / "6").rglob("*") if path.is_file()]
     fell_back = set()
@@ -164,7 +164,7 @@ def test_a_checkpoint_without_metadata_is_damaged(tmp_path, two_checkpoints):
 
 
 def test_a_run_of_format_1_loads_and_resumes(tmp_path, capsys):
-    """`golden/README.md` says how it was made."""
+    """`golden/README.md` says how the run was made."""
     with tarfile.open(Path(__file__).parents[1] / "golden" / "run_of_format_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = tmp_path / "run"
@@ -180,8 +180,8 @@ def test_a_run_of_format_1_loads_and_resumes(tmp_path, capsys):
         np.testing.assert_allclose(ended[name]["kernel"], kernel, rtol=0, atol=1e-5)
 
 
-def test_fingerprints_of_every_type():
-    """The sum of words times odd numbers, modulo 2^32, counted by NumPy; an element of 64 bits is two words."""
+def test_fingerprints_of_every_dtype_match_numpy():
+    """The sum of words times odd numbers, modulo 2^32. An element of 64 bits is two words."""
     rng = np.random.default_rng(0)
     with jax.enable_x64():
         types = (bool, np.int8, jnp.float8_e4m3fn, jnp.bfloat16, np.float16, np.float32, np.int32, np.float64, np.int64)
@@ -257,11 +257,11 @@ def test_a_checkpoint_of_a_later_version_is_not_moved(tmp_path, two_checkpoints)
 
 
 def tree_of(folder):
-    """The files below a folder, and when they were written."""
+    """The files below a folder, with their modification times."""
     return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
-def test_the_state_of_another_run(tmp_path, two_checkpoints):
+def test_the_state_of_another_run_is_restored_and_its_folder_unchanged(tmp_path, two_checkpoints):
     shutil.copytree(two_checkpoints[0], tmp_path / "run")
     older, newer = two_checkpoints[1]
     unfinished = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp-12"
@@ -286,7 +286,7 @@ def test_the_state_of_another_run(tmp_path, two_checkpoints):
     assert tree_of(tmp_path) == before
 
 
-def test_class_names_are_kept_and_need_not_be_there(tmp_path):
+def test_class_names_are_optional_and_saved(tmp_path):
     metadata, _ = make_run()
     named = dataclasses.replace(metadata, num_classes=2, class_names=("cats", "dogs"))
     values = json.loads(json.dumps(named.to_json()))
@@ -298,7 +298,7 @@ def test_class_names_are_kept_and_need_not_be_there(tmp_path):
             Metadata.from_json(values | {"class_names": wrong}, 0, ORIGIN)
 
 
-def test_a_run_keeps_the_names_of_its_classes(tmp_path):
+def test_a_run_saves_its_class_names(tmp_path):
     config = cfg.defaults()
     config.dataset.name = "digits"
     config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=4096)
@@ -320,7 +320,7 @@ def test_paths_that_lose_checkpoints_are_refused(tmp_path, name, message):
 
 
 @pytest.mark.parametrize("name", ["a]b", "sp ace", "{a,b}", "#%41"])
-def test_paths_that_keep_checkpoints(tmp_path, name):
+def test_checkpoints_are_saved_below_unusual_paths(tmp_path, name):
     metadata, params = make_run()
     with Checkpoints(tmp_path / name) as checkpoints:
         checkpoints.save(at_step(init_state(metadata.config, params), 3), metadata)
@@ -337,7 +337,7 @@ def test_a_run_that_was_moved_to_such_a_path_is_read(tmp_path, two_checkpoints):
 
 
 @pytest.mark.parametrize("lost", ["checkpoints/6", "checkpoints/6/metadata", "checkpoints/6/state/manifest.ocdbt"])
-def test_a_checkpoint_that_cannot_be_opened_is_not_called_saved(tmp_path, lost):
+def test_a_checkpoint_that_cannot_be_opened_is_a_run_error(tmp_path, lost):
     metadata, params = make_run()
     with pytest.raises(RunError, match="could not be written"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at_step(init_state(metadata.config, params), 6), metadata)

@@ -48,7 +48,7 @@ def test_digits():
 def test_digits_errors():
     with pytest.raises(ValueError, match=r"Unknown config.dataset.name='digit'. Did you mean 'digits'\?"):
         load_source("digit")
-    with pytest.raises(ValueError, match=r"no config.dataset.args.size. Known here: class_conditional\."):
+    with pytest.raises(ValueError, match=r"no config.dataset.args.size. Known: class_conditional\."):
         load_source("digits", size=8)
 
 

@@ -1,7 +1,7 @@
-"""To the Hugging Face Hub and back, with a stand-in for it: a server here that speaks as much of its protocol.
+"""Upload to the Hugging Face Hub and load from there, with a local server that implements this part of its protocol.
 
-It takes weights by git's LFS, and other files within the commit, as the Hub does. Xet, which huggingface_hub prefers
-where hf_xet is installed, has no stand-in here.
+As on the Hub, weights are uploaded by Git LFS and other files within the commit. Xet, which huggingface_hub prefers if
+hf_xet is installed, is not implemented.
 """
 
 import base64
@@ -33,7 +33,7 @@ def is_large(name):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Repositories of models, each a dict of files under the name of a commit."""
+    """Model repositories: a dict of files for each commit."""
 
     protocol_version = "HTTP/1.1"
 
@@ -156,7 +156,7 @@ def exported(tmp_path_factory):
     return folder, Pipeline(params, metadata).sample(jax.random.key(5), 8)
 
 
-def test_there_and_back(stand_in, exported, tmp_path):
+def test_an_exported_model_is_uploaded_and_loaded(stand_in, exported, tmp_path):
     folder, images = exported
     env = {
         "HF_ENDPOINT": stand_in.address,
@@ -196,7 +196,7 @@ def test_there_and_back(stand_in, exported, tmp_path):
     assert said.splitlines()[-1].startswith("error: The Hub cannot be reached: Connect")
 
 
-def test_nothing_is_sent_of_what_cannot_be(exported, tmp_path, monkeypatch):
+def test_a_wrong_upload_is_an_error_before_anything_is_sent(exported, tmp_path, monkeypatch):
     folder, _ = exported
     assert "is not a folder. Pass a folder that" in call(
         "push_to_hub", f"--folder={tmp_path}/none", "--repo=user/name", fails=True

@@ -1,4 +1,4 @@
-"""Samplers as files: they draw what a Pipeline draws, and need JAX alone."""
+"""Exported samplers generate the images of a Pipeline, and need only JAX."""
 
 import datetime
 import json
@@ -38,13 +38,13 @@ INDEX = np.array([0, 1, 2, 3], np.int32)
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """An exported program runs on one; so does the pipeline here, whose last digits depend on how many."""
+    """Run the pipeline on one device, as an exported program does: the number of devices changes the rounding."""
     monkeypatch.setattr(pipeline_module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Without the checks of signatures: jaxtyping cannot tell whether symbolic shapes broadcast."""
+    """Disable jaxtyping, which cannot compare symbolic shapes."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -55,7 +55,7 @@ def exported(params, metadata, **options):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 @pytest.mark.parametrize("num_steps", [None, 1, 3])
-def test_from_a_seed_bit_for_bit_with_a_fixed_batch(sampler, num_steps):
+def test_samples_from_a_seed_match_the_pipeline_bit_for_bit(sampler, num_steps):
     model = make_model(num_steps=4, unet=num_steps == 3)
     sampling = exported(*model, batch_size=4, num_steps=num_steps, sampler=sampler, platforms=("cpu",))
     drawn = sampling.call(seed=SEED, index=INDEX[::-1], labels=LABELS)
@@ -64,7 +64,7 @@ def test_from_a_seed_bit_for_bit_with_a_fixed_batch(sampler, num_steps):
     np.testing.assert_array_equal(drawn[::-1], expected)
 
 
-def test_from_noise_bit_for_bit_in_any_number_of_steps():
+def test_samples_from_noise_match_the_pipeline_in_any_number_of_steps():
     model, z = make_model(eval_clip_denoised=False, mean_type="eps"), noise(KEY, 4)
     options = dict(input="noise", output="float", num_steps="free", batch_size=4, platforms=("cpu",))
     sampling = exported(*model, **options)
@@ -76,7 +76,7 @@ def test_from_noise_bit_for_bit_in_any_number_of_steps():
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_a_free_batch_bit_for_bit_on_all_platforms(unchecked, num_classes):
+def test_batches_of_any_size_match_the_pipeline_bit_for_bit(unchecked, num_classes):
     model = make_model(num_classes=num_classes)
     labels = {} if num_classes == 1 else {"labels": LABELS}
     sampling = exported(*model, input="noise", output="float")
@@ -91,8 +91,8 @@ def test_a_free_batch_bit_for_bit_on_all_platforms(unchecked, num_classes):
 
 
 @pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cpu", "cuda")])
-def test_the_program_is_that_of_the_platform_it_is_for(monkeypatch, platforms):
-    """Wherever it is written; CPUs have programs of their own, which would be slow, or round more, elsewhere."""
+def test_the_program_is_the_one_of_its_platform(monkeypatch, platforms):
+    """Wherever it is exported. The program for CPUs would be slow, or round more, elsewhere."""
     model = make_model(num_steps=4, unet=True)
 
     def program(platforms):
@@ -107,7 +107,7 @@ def test_the_program_is_that_of_the_platform_it_is_for(monkeypatch, platforms):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 0), ("float16", 0.1)])
-def test_parameters_beside(tmp_path, dtype, atol):
+def test_parameters_in_a_separate_file_are_an_input(tmp_path, dtype, atol):
     model = make_model()
     options = ExportOptions(output="float", batch_size=4, params="beside", dtype=dtype)
     sampler_file.write(as_path(tmp_path / "out"), *model, options=options)
@@ -120,8 +120,8 @@ def test_parameters_beside(tmp_path, dtype, atol):
     assert not interop.archive.is_archive(as_path(tmp_path / "out"))
 
 
-def test_a_sampler_of_jax_0_10():
-    """Read by the JAX that is here, to a grey level."""
+def test_a_file_of_jax_0_10_still_samples():
+    """Up to one gray level."""
     content = (ROOT / "tests" / "golden" / "sampler_of_jax_0_10.jax").read_bytes()
     params, metadata = make_model(num_steps=4, unet=True)
     sampling = jax.export.deserialize(bytearray(content))
@@ -141,7 +141,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_the_runner_draws_what_the_pipeline_draws(unchecked, tmp_path, monkeypatch, options, num_classes):
+def test_the_runner_generates_the_images_of_the_pipeline(unchecked, tmp_path, monkeypatch, options, num_classes):
     params, metadata = make_model(num_classes=num_classes)
     folder, images = tmp_path / "out", tmp_path / "images.npy"
     sampler_file.write(as_path(folder), params, metadata, "both", options._replace(platforms=("cpu",)))
@@ -154,7 +154,7 @@ def test_the_runner_draws_what_the_pipeline_draws(unchecked, tmp_path, monkeypat
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path, monkeypatch):
+def test_a_wrong_option_is_an_error_of_one_line_before_anything_is_compiled(tmp_path, monkeypatch):
     params, metadata = make_model()
     monkeypatch.setattr(jax.export, "export", lambda *_, **__: pytest.fail("compiled"))
     (tmp_path / "full").mkdir()
@@ -180,7 +180,7 @@ def test_what_cannot_be_exported_is_a_line_before_anything_is_compiled(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_a_network_that_needs_to_know_the_batch_size(monkeypatch):
+def test_a_network_that_needs_the_batch_size_needs_a_fixed_one(monkeypatch):
     monkeypatch.setattr(sampler_file, "sampler_function", lambda *_: lambda **inputs: np.zeros(len(inputs["index"])))
     with pytest.raises(InputError, match=r"does not support batches of any size \(.*\)\. Pass batch_size"):
         exported(*make_model())
@@ -200,7 +200,7 @@ def test_all_or_nothing_is_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_card(unchecked, tmp_path):
+def test_the_card_describes_the_model(unchecked, tmp_path):
     info = CardInfo(license="mit", metrics={"student, DDIM, 4 steps": "fid 0.4"}, date=datetime.date(2027, 8, 31))
     sampler_file.write(
         as_path(tmp_path / "out"), *make_model(num_steps=4), "both", ExportOptions(platforms=("cpu",)), info
@@ -217,7 +217,7 @@ def test_the_card(unchecked, tmp_path):
 
 
 def test_the_code_of_the_card_runs(unchecked, checkpoint):
-    """All its Python code runs as it stands in the card."""
+    """The Python code in a card runs as it is."""
     [_, metadata], names = interop.load(checkpoint), {}
     parts = card.text(metadata, ("sampler", "archive"), ExportOptions(), CardInfo())
     [block] = re.findall(r"```python\n(.*?)```", parts, re.DOTALL)
@@ -232,7 +232,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_the_script(unchecked, checkpoint, tmp_path):
+def test_the_script_exports_with_metrics_of_this_model_only(unchecked, checkpoint, tmp_path):
     values = {Criterion("frechet", "pixels"): MetricValue(0.25)}
     row = Row(Entry("student", "ddim", 4), values, 100.0, interop.model_version(as_path(checkpoint)))
     found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
@@ -279,7 +279,7 @@ JAX_ALONE = {"jax", "jaxlib", "jax_plugins", "numpy", "scipy", "ml_dtypes", "opt
 
 
 @pytest.mark.slow
-def test_in_a_process_with_jax_alone_as_sample_py(checkpoint, tmp_path, optimized):
+def test_a_process_with_only_jax_generates_the_images_of_sample_py(checkpoint, tmp_path, optimized):
     """Bit for bit."""
     out, images = tmp_path / "out", tmp_path / "images.npy"
     flags = [f"--checkpoint={checkpoint}"]
@@ -292,7 +292,7 @@ def test_in_a_process_with_jax_alone_as_sample_py(checkpoint, tmp_path, optimize
         np.testing.assert_array_equal(np.load(images), ours["images"])
 
 
-def test_as_function_is_what_the_pipeline_draws():
+def test_as_function_generates_the_images_of_the_pipeline():
     params, metadata = make_model()
     pipeline = Pipeline(params, metadata)
     draw, held = pipeline.as_function(clip=False)
@@ -306,8 +306,8 @@ def test_as_function_is_what_the_pipeline_draws():
 
 
 @pytest.mark.parametrize("model", [dict(label_dropout=0.1), dict(guidance_range=(0.0, 4.0), num_steps=4)])
-def test_the_weight_of_guidance_is_an_input(model, unchecked, tmp_path):
-    """Of a model that is guided, and of a student that takes it; the runner gives the config's."""
+def test_the_guidance_weight_is_an_input(model, unchecked, tmp_path):
+    """For a model with label dropout, and for a guided student. run.py uses the config's weight."""
     model = make_model(eval_guidance=2.0, **model)
     weights = np.array([0.0, 1.0, 3.0, 3.0], np.float32)
     sampling = exported(*model, platforms=("cpu",))

@@ -1,4 +1,4 @@
-"""Our models beside diffusers: running it, where it is (make peer), and how far ours are from what it made."""
+"""Run diffusers, if it is installed (make peer), and compare our models with its results."""
 
 import functools
 import subprocess
@@ -17,14 +17,14 @@ needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and dif
 
 
 def peer(*flags):
-    """Runs tests/peers/diffusers_peer.py."""
+    """Run tests/peers/diffusers_peer.py."""
     command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
 
 
-def drawn_there(folder, noise):
-    """The uint8 images that diffusers' pipeline of a folder draws from noise, `[n, height, width, channels]`."""
+def diffusers_images(folder, noise):
+    """The uint8 images that diffusers generates from noise, `[n, height, width, channels]`, with a folder's pipeline."""
     given, out = (folder.with_name(f"{folder.name}_{name}.npz") for name in ("noise", "images"))
     np.savez(given, noise=noise)
     peer("pipeline", f"--folder={folder}", f"--noise={given}", f"--out={out}")
@@ -33,7 +33,7 @@ def drawn_there(folder, noise):
 
 
 def network_error(params, metadata, expected):
-    """Of the network's outputs, relative, at the times that it was called with there."""
+    """The relative error of the network's outputs, at the times of the expected ones."""
     config = metadata.config.model
     network = make_network(config, metadata.image_shape, metadata.num_classes)
     num_steps = config.eval_sampling_num_steps
@@ -45,7 +45,7 @@ def network_error(params, metadata, expected):
 
 
 def sample_errors(params, metadata, expected):
-    """Of DDIM's samples, relative, by what was asked for there: <spacing>_<steps>_<clip or noclip>."""
+    """The relative errors of DDIM's samples, by their settings: <spacing>_<steps>_<clip or noclip>."""
     names = [name for name in expected if name.startswith(("trailing", "leading"))]
     return {name: relative(_sample(params, metadata, expected["noise"], name), expected[name]) for name in names}
 

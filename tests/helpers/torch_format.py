@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, made without torch, sound or not; PyTorch's own are read where there is PyTorch."""
+"""Make files like those of torch.save, valid or damaged, without torch."""
 
 import collections
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Storage:
-    """What a pickle of torch refers to: `data` is in the file under its key."""
+    """An array that a pickle of torch refers to by its key."""
 
     def __init__(self, key, data, kind=None, size=None):
         kind = kind or {"float32": "FloatStorage", "int64": "LongStorage"}[data.dtype.name]
@@ -21,7 +21,7 @@ class Storage:
 
 
 class Call:
-    """Pickled as a call of a function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -31,20 +31,20 @@ class Call:
 
 
 def of_torch(module, name):
-    """Pickled by this name; such modules need not exist."""
+    """An object that is pickled by this name. The module need not exist."""
     return type(name, (), {"__module__": module, "__qualname__": name})
 
 
 def tensor(storage, offset, shape, strides):
-    """As torch pickles it."""
+    """A tensor, as torch pickles it."""
     rebuild = of_torch("torch._utils", "_rebuild_tensor_v2")
     return Call(rebuild, storage, offset, shape, strides, False, collections.OrderedDict())
 
 
 def dumped(value, storages, legacy):
-    """A pickle; the arrays that it refers to are added to `storages`, by key."""
+    """Pickle a value, and add the arrays that it refers to to `storages` by key."""
 
-    class Pickler(pickle._Pickler):  # the one in Python, which lets itself be told to take names as they are
+    class Pickler(pickle._Pickler):  # the one in Python, in which names need not exist
         def persistent_id(self, obj):
             if not isinstance(obj, Storage):
                 return None
@@ -62,7 +62,7 @@ def dumped(value, storages, legacy):
 
 
 def saved_by_torch(weights, legacy=False, **more):
-    """A file of torch.save, of arrays or of what is pickled as it is."""
+    """The content of a file with arrays or other values, in the present or in the legacy format."""
     state = collections.OrderedDict()
     for key, (name, value) in enumerate({**weights, **more}.items()):
         if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Files that were made to take all memory: each is a line, and what it takes is measured."""
+"""Files made to exhaust memory: each is an error of one line, and the memory that it takes is measured."""
 
 import json
 import subprocess
@@ -20,18 +20,18 @@ OF_A_MIB = {"dtype": "U8", "shape": [2**20], "data_offsets": [0, 2**20]}
 
 
 def header(described, length=None):
-    """The start of a safetensors file, with the length that it says to have."""
+    """The header of a safetensors file, with the length that it claims."""
     content = json.dumps(described).encode()
     return (len(content) if length is None else length).to_bytes(8, "little") + content
 
 
 def lists(count, content=b""):
-    """The start of a list of so many, in msgpack."""
+    """The start of a msgpack list with `count` elements."""
     return b"\xdd" + count.to_bytes(4, "big") + content
 
 
 def inside(content):
-    """An array of flax's that is this, in msgpack."""
+    """An array of flax in msgpack, with this content."""
     return b"\x81\xa1a\xc9" + len(content).to_bytes(4, "big") + b"\x01" + content
 
 
@@ -79,7 +79,7 @@ def written(path, content, size=0):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which tells the most it held")
-def test_what_files_made_to_take_all_memory_take(tmp_path):
+def test_files_made_to_exhaust_memory_are_refused_with_little(tmp_path):
     cases = {}  # what is said, by the path
     archive.write(as_path(tmp_path / "good"), *make_model(num_classes=1, unet=True))
     config = (tmp_path / "good" / archive.CONFIG).read_bytes()

@@ -1,4 +1,4 @@
-"""Models of diffusers, in and out: against numbers of its own, and beside it where it is (make peer)."""
+"""Models of diffusers, read and written: compared with its golden numbers, and with diffusers itself (make peer)."""
 
 import json
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers.diffusers_peer import drawn_there, needs_peer, network_error, peer, sample_errors
+from helpers.diffusers_peer import diffusers_images, needs_peer, network_error, peer, sample_errors
 from helpers.runs import ROOT, call
 from ml_collections import ConfigDict
 from peers import seeded
@@ -34,7 +34,7 @@ NAMES = (
 
 
 def written(folder, name="classes", unet=(), scheduler=(), pipeline=False):
-    """The folder of a model whose numbers are golden, with changes of its configs."""
+    """Write a model with golden numbers, with changes to its configs. Returns the folder."""
     described = DESCRIBED[name]
     unets, schedulers = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
     for path in (unets, schedulers):
@@ -50,8 +50,8 @@ def written(folder, name="classes", unet=(), scheduler=(), pipeline=False):
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_golden(name, tmp_path, optimized):
-    """Networks and DDIM's samples of three models, to float32's rounding."""
+def test_networks_and_samples_match_golden_numbers(name, tmp_path, optimized):
+    """Up to the rounding of float32."""
     arrays = np.load(GOLDEN / "diffusers.npz")
     expected = {key.removeprefix(f"{name}_"): arrays[key] for key in arrays.files if key.startswith(f"{name}_")}
     params, metadata = interop.load(written(tmp_path, name, pipeline=name == "heads"))
@@ -60,7 +60,7 @@ def test_golden(name, tmp_path, optimized):
     assert len(errors) == 8 and max(errors.values()) < 1e-4
 
 
-def test_what_is_carried_over(tmp_path):
+def test_schedule_prediction_type_and_clipping_are_kept(tmp_path):
     scheduler = dict(variance_type="fixed_small_log", clip_sample=False, num_train_timesteps=50)
     pipeline = interop.from_checkpoint(written(tmp_path, scheduler=scheduler))
     assert (pipeline.image_shape, pipeline.num_classes, pipeline.num_steps) == ((8, 8, 3), 5, 50)
@@ -68,7 +68,7 @@ def test_what_is_carried_over(tmp_path):
     assert (model.mean_type, model.logvar_type, model.eval_clip_denoised) == ("x", "fixed_small", False)
 
 
-def test_without_a_scheduler(tmp_path, caplog):
+def test_a_model_without_a_scheduler_gets_the_defaults_of_ddpm(tmp_path, caplog):
     (written(tmp_path) / diffusers.SCHEDULER).unlink()
     model = interop.load(tmp_path)[1].config.model
     assert (model.mean_type, model.eval_sampling_num_steps, model.eval_clip_denoised) == ("eps", 1000, True)
@@ -76,7 +76,7 @@ def test_without_a_scheduler(tmp_path, caplog):
     assert "Using DDPMScheduler's defaults" in caplog.text
 
 
-def test_a_pipelines_unet_has_the_scheduler_beside_it(tmp_path, monkeypatch):
+def test_the_unet_folder_of_a_pipeline_is_read_with_its_scheduler(tmp_path, monkeypatch):
     params, metadata = interop.load(written(tmp_path / "theirs", pipeline=True))
     again, known = interop.load(tmp_path / "theirs" / "unet")
     assert known == metadata
@@ -88,7 +88,7 @@ def test_a_pipelines_unet_has_the_scheduler_beside_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("bfloat16", diffusers.WEIGHTS), ("float16", "fp16"), ("float32", "ema")])
-def test_weights_of_other_types_and_variants(tmp_path, dtype, name):
+def test_weights_of_other_dtypes_and_variants_are_read(tmp_path, dtype, name):
     arrays = safetensors.numpy.load_file(written(tmp_path) / diffusers.WEIGHTS)
     (tmp_path / diffusers.WEIGHTS).unlink()
     arrays = {key: array.astype(jnp.dtype(dtype)) for key, array in arrays.items()}
@@ -100,7 +100,7 @@ def test_weights_of_other_types_and_variants(tmp_path, dtype, name):
     jax.tree.map(np.testing.assert_array_equal, params, interop.load(tmp_path)[0])
 
 
-def test_weights_in_several_files(tmp_path):
+def test_weights_in_several_files_are_read(tmp_path):
     params, _ = interop.load(written(tmp_path))
     arrays = list(safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS).items())
     (tmp_path / diffusers.WEIGHTS).unlink()
@@ -121,7 +121,7 @@ def test_weights_in_several_files(tmp_path):
         interop.load(tmp_path)
 
 
-def test_it_is_evaluated(tmp_path):
+def test_a_diffusers_model_is_evaluated(tmp_path):
     np.savez(tmp_path / "reference.npz", arr_0=np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8))
     flags = [f"--checkpoint={written(tmp_path / 'theirs')}", f"--reference={tmp_path}/reference.npz", "--num_steps=2"]
     call("evaluate", *flags, "--num_samples=8", "--metrics=fid", f"--out={tmp_path}/evaluation.json")
@@ -129,7 +129,7 @@ def test_it_is_evaluated(tmp_path):
     assert row["num_steps"] == 2
 
 
-def test_older_names_of_attention(tmp_path):
+def test_old_names_of_attention_are_read(tmp_path):
     params, _ = interop.load(written(tmp_path))
     arrays = safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS)
     for older, newer in diffusers.OLD_NAMES.items():
@@ -176,7 +176,7 @@ def test_older_names_of_attention(tmp_path):
         (dict(add_attention=False), "unexpected: mid_block.attentions.0.group_norm.bias"),
     ],
 )
-def test_networks_that_are_refused(unet, message, tmp_path):
+def test_an_unsupported_network_is_refused(unet, message, tmp_path):
     with pytest.raises(InputError, match=message):
         interop.load(written(tmp_path, unet=unet))
 
@@ -196,12 +196,12 @@ def test_networks_that_are_refused(unet, message, tmp_path):
         (dict(trained_betas=[0.1, 1.0]), "must be above 0 and below 1"),
     ],
 )
-def test_schedulers_that_are_refused(scheduler, message, tmp_path):
+def test_an_unsupported_scheduler_is_refused(scheduler, message, tmp_path):
     with pytest.raises(InputError, match=message):
         interop.load(written(tmp_path, scheduler=scheduler))
 
 
-def test_files_that_are_missing(tmp_path):
+def test_missing_files_are_named(tmp_path):
     (tmp_path / diffusers.PIPELINE).write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(InputError, match="is a diffusers pipeline without unet"):
         interop.load(tmp_path)
@@ -213,7 +213,7 @@ def test_files_that_are_missing(tmp_path):
 
 
 def digits_model(mean_type="v", num_steps=4, num_classes=1, clip=False, **args):
-    """Parameters of a network for digits, all random, and metadata."""
+    """Random parameters of a network for digits, and its metadata."""
     config = cfg.defaults()
     config.dataset.name = "digits"
     small = dict(ch=32, emb_ch=64, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=2)
@@ -240,7 +240,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("change", WRITTEN.values(), ids=WRITTEN)
-def test_out_and_in_again(change, tmp_path):
+def test_a_written_model_is_read_back(change, tmp_path):
     params, metadata = digits_model(**change)
     diffusers.write(as_path(tmp_path), params, metadata)
     again, known = interop.load(tmp_path)
@@ -249,8 +249,8 @@ def test_out_and_in_again(change, tmp_path):
     assert f"num_inference_steps={metadata.num_steps}" in (tmp_path / "README.md").read_text()
 
 
-def test_through_the_script(tmp_path):
-    """Written and read back; for one number of steps alone, into a new folder."""
+def test_the_script_writes_a_model_for_one_number_of_steps(tmp_path):
+    """It refuses --num_steps=free, and a folder that is not empty."""
     params, metadata = digits_model()
     archive.write(as_path(tmp_path / "a"), params, metadata)
     flags = [f"--checkpoint={tmp_path / 'a'}", "--format=diffusers"]
@@ -262,7 +262,7 @@ def test_through_the_script(tmp_path):
     assert "is for one number of --num_steps" in free and not (tmp_path / "e").exists()
 
 
-def test_in_and_out_and_in_again(tmp_path):
+def test_a_model_of_diffusers_is_written_and_read_back(tmp_path):
     params, metadata = interop.load(written(tmp_path / "theirs"))
     diffusers.write(as_path(tmp_path / "ours"), params, metadata, 20)
     again, known = interop.load(tmp_path / "ours")
@@ -286,13 +286,13 @@ def test_in_and_out_and_in_again(tmp_path):
         ),
     ],
 )
-def test_models_that_cannot_be_written(change, message, tmp_path):
+def test_a_model_that_diffusers_cannot_express_is_refused(change, message, tmp_path):
     with pytest.raises(InputError, match=message):
         diffusers.write(as_path(tmp_path), *digits_model(**change))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_that_was_changed(tmp_path):
+def test_a_changed_table_of_times_is_refused(tmp_path):
     diffusers.write(as_path(tmp_path), *digits_model())
     path = tmp_path / "unet" / diffusers.WEIGHTS
     arrays = safetensors.numpy.load_file(path)
@@ -304,7 +304,7 @@ def test_a_table_that_was_changed(tmp_path):
 @needs_peer
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_networks_and_samples_beside_diffusers(name, tmp_path, optimized):
+def test_networks_and_samples_match_diffusers(name, tmp_path, optimized):
     peer("model", f"--name={name}", f"--folder={tmp_path / name}", f"--out={tmp_path / 'out.npz'}")
     expected = dict(np.load(tmp_path / "out.npz"))
     params, metadata = interop.load(tmp_path / name)
@@ -315,11 +315,11 @@ def test_networks_and_samples_beside_diffusers(name, tmp_path, optimized):
 @needs_peer
 @pytest.mark.slow
 @pytest.mark.parametrize("change", WRITTEN.values(), ids=WRITTEN)
-def test_images_of_a_model_that_was_written(change, tmp_path, optimized):
-    """64 of them, to a grey level."""
+def test_diffusers_generates_the_images_of_a_written_model(change, tmp_path, optimized):
+    """64 images, up to one gray level."""
     params, metadata = digits_model(**change)
     diffusers.write(as_path(tmp_path / "model"), params, metadata)
     noise = seeded.noise(64, 8, 1)
     ours = to_uint8(Pipeline(params, metadata).from_noise(noise))
     assert ours.std() > 5
-    assert np.abs(drawn_there(tmp_path / "model", noise).astype(int) - ours).max() <= 1
+    assert np.abs(diffusers_images(tmp_path / "model", noise).astype(int) - ours).max() <= 1

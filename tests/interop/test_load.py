@@ -1,4 +1,4 @@
-"""Models by their paths: published checkpoints, archives of ours, URLs; and what is none of these."""
+"""Models by their paths: published checkpoints, archives, URLs, and files that are none of these."""
 
 import hashlib
 import http.server
@@ -51,7 +51,7 @@ def golden_config(mean_type="x"):
 
 
 @pytest.mark.parametrize(("mean_type", "clip"), [("x", True), ("v", False), ("eps", True)])
-def test_a_published_checkpoint_draws_the_golden_samples(golden, mean_type, clip, optimized):
+def test_a_published_checkpoint_generates_the_golden_samples(golden, mean_type, clip, optimized):
     expected = golden("sampling_uncond")
     pipeline = from_checkpoint(GOLDEN / "unet_uncond.msgpack", config=golden_config(mean_type))
     assert (pipeline.image_shape, pipeline.num_classes, pipeline.num_steps) == ((16, 16, 3), 1, 1024)
@@ -69,13 +69,13 @@ def written(path, tree):
 
 
 def small(tmp_path, params=None, num_steps=4):
-    """A published checkpoint of a small network, its config and its parameters."""
+    """Write a published checkpoint of a small network. Returns its path, its config and its parameters."""
     params, metadata = (params, None) if params is not None else make_model(num_classes=1, unet=True)
     tree = {"ema_params": params, "num_sample_steps": np.int32(num_steps), "step": np.int32(7), "optimizer": {}}
     return written(tmp_path / "checkpoint", tree), metadata and metadata.config, params
 
 
-def test_a_published_checkpoint_of_a_small_network(tmp_path):
+def test_a_published_checkpoint_is_read_with_its_number_of_steps(tmp_path):
     path, config, params = small(tmp_path)
     loaded, metadata = interop.load(path, config)
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.asarray, params))
@@ -83,7 +83,7 @@ def test_a_published_checkpoint_of_a_small_network(tmp_path):
 
 
 def test_attention_without_heads_is_reshaped(tmp_path):
-    """Of older files: kernels of q, k and v are [channels, channels], and so is that of proj_out."""
+    """In older files, the kernels of q, k, v and proj_out are [channels, channels]."""
     params = flax.serialization.msgpack_restore((GOLDEN / "unet_uncond.msgpack").read_bytes())["ema_params"]
     flat = flatten_dict(params)
     older = {
@@ -98,7 +98,7 @@ def test_attention_without_heads_is_reshaped(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_parameters_that_do_not_fit_are_named(tmp_path):
     path, config, params = small(tmp_path)
     with pytest.raises(InputError, match=r"which does not describe its network\. Pass its config"):
         interop.load(path)
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         (b"\xc7\x05\x01\x93\x93\xa1O\xc0", "cannot be read as a msgpack file of flax"),
     ],
 )
-def test_files_that_are_none(tmp_path, content, message):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InputError, match=message):
         interop.load(tmp_path / "file", golden_config())
@@ -211,8 +211,8 @@ def originals(archived, tmp_path_factory):
 
 @settings(max_examples=1000)
 @given(data=st.data(), kind=st.sampled_from(["msgpack", "safetensors", "json"]))
-def test_mutated_files_are_a_line(originals, archived, tmp_path_factory, data, kind):
-    """Whatever bytes are changed, cut out or put in, there is a model or an InputError."""
+def test_a_mutated_file_loads_or_is_an_input_error_of_one_line(originals, archived, tmp_path_factory, data, kind):
+    """Change, remove and insert bytes."""
     content = bytearray(originals[kind])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(len(content) - 1, 0)))
@@ -235,7 +235,7 @@ def test_mutated_files_are_a_line(originals, archived, tmp_path_factory, data, k
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Files of a dict, whole or in parts; `broken_after` requests it gives no more."""
+    """Serve the files of a dict, whole or in parts, and fail after `broken_after` requests for parts."""
 
     files: ClassVar[dict[str, bytes]] = {}
     requests: ClassVar[list[str]] = []
@@ -289,7 +289,7 @@ def server(tmp_path):
         server.shutdown()
 
 
-def test_a_url_is_copied_once(server):
+def test_a_url_is_downloaded_once(server):
     url, config, path = server
     expected = interop.load(path, config)[0]
     for _ in range(2):
@@ -299,7 +299,7 @@ def test_a_url_is_copied_once(server):
         interop.load(url + "s", config)
 
 
-def test_a_download_that_was_cut_off_goes_on(server, monkeypatch, cache):
+def test_an_interrupted_download_resumes(server, monkeypatch, cache):
     url, config, path = server
     monkeypatch.setattr(download, "CHUNK", 100_000)
     Server.broken_after = 2
@@ -314,7 +314,7 @@ def test_a_download_that_was_cut_off_goes_on(server, monkeypatch, cache):
     assert copy.read_bytes() == path.read_bytes()
 
 
-def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
+def test_only_files_inside_a_folder_are_downloaded(archived, monkeypatch, cache):
     monkeypatch.setitem(download.SCHEMES, "memory", "fsspec")
     files = fsspec.filesystem("memory")
     for name in (archive.WEIGHTS, archive.CONFIG):
@@ -329,12 +329,12 @@ def test_a_folder_is_copied_and_nothing_beside_it(archived, monkeypatch, cache):
         interop.load("memory://elsewhere")
 
 
-def test_a_name_that_is_not_there():
+def test_an_unknown_name_is_an_error_with_the_nearest_one():
     with pytest.raises(InputError, match=r"There is no model 'digts' here\. Did you mean 'digits'\?"):
         from_checkpoint("digts")
 
 
-def test_a_scheme_without_its_library(monkeypatch):
+def test_a_scheme_without_its_library_names_the_library(monkeypatch):
     with pytest.raises(InputError, match=r"s3:// URLs need s3fs\. Run: pip install s3fs"):
         interop.load("s3://bucket/model")
 
@@ -357,7 +357,7 @@ def test_a_download_does_not_mix_two_versions(server, monkeypatch, cache, tells_
     assert [copy.read_bytes() for copy in cache.rglob("checkpoint")] == [Server.files["/checkpoint"]]
 
 
-def test_a_download_that_changes_meanwhile_is_refused(server, monkeypatch, cache):
+def test_a_file_that_changes_during_its_download_is_refused(server, monkeypatch, cache):
     url, config, _ = server
     copy = download._copy_file
 
@@ -401,7 +401,7 @@ FIELDS_THAT_NAME_CODE = {
 
 
 def with_code(values, field, name):
-    """A config as JSON has it, that names this code in a field."""
+    """A config as JSON, with code named in a field."""
     *sections, last = field.split(".")
     section = values
     for part in sections:
@@ -443,7 +443,7 @@ def test_code_in_what_others_may_have_written_is_refused(field, kind, archived, 
 
 
 def test_code_that_the_user_names_too_is_not_refused(archived, cache):
-    """For example, a user's own network in the user's own bucket."""
+    """For example, a user's network in the user's bucket."""
     values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
     with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
         registry.check_foreign(values, as_path("gs://bucket/config.json"))

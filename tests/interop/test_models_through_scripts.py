@@ -1,4 +1,4 @@
-"""Models from elsewhere, and ours for elsewhere, through the scripts."""
+"""Scripts read models from elsewhere, and write ours for other libraries."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import flax.serialization
 import jax
 import numpy as np
 import pytest
-from helpers.diffusers_peer import drawn_there, needs_peer, peer
+from helpers.diffusers_peer import diffusers_images, needs_peer, peer
 from helpers.runs import ROOT, TINY, call, run
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -49,8 +49,8 @@ REPORT = [  # as little as can be
 ]
 
 
-def test_a_published_checkpoint_is_sampled(tmp_path):
-    """And evaluated."""
+def test_a_published_checkpoint_is_sampled_and_evaluated(tmp_path):
+    """The samples equal those of `from_checkpoint`."""
     golden = ROOT / "tests" / "golden" / "unet_uncond.msgpack"
     (tmp_path / "config.py").write_text(CONFIG.format(path=str(golden.with_suffix(".json"))))
     flags = [f"--checkpoint={golden}", f"--config={tmp_path / 'config.py'}", "--num_steps=2"]
@@ -66,7 +66,7 @@ def test_a_published_checkpoint_is_sampled(tmp_path):
 
 @pytest.mark.slow
 def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
-    """And a run begins with it."""
+    """A run also starts from it, with train.init_from."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     config = cfg.load(ROOT / "configs" / "digits_base.py")
     config.model.args.update(ch_mult=(1,), attn_resolutions=(), emb_ch=32)
@@ -86,7 +86,7 @@ def test_a_published_checkpoint_is_distilled(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_golden_checkpoint_is_distilled(tmp_path, monkeypatch):
-    """Two updates of Adam take no parameter further from the teacher's than twice the learning rate."""
+    """Two updates of Adam move no parameter by more than twice the learning rate."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     golden, rate = ROOT / "tests" / "golden" / "unet_uncond.msgpack", 1e-5
     (tmp_path / "base.py").write_text(CONFIG.format(path=str(golden.with_suffix(".json"))))
@@ -109,7 +109,7 @@ def test_the_golden_checkpoint_is_distilled(tmp_path, monkeypatch):
 @needs_peer
 @pytest.mark.slow
 def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
-    """64 of scripts/sample.py's, to a grey level; it runs outside, where programs are as users compile them."""
+    """64 samples, up to one gray level. The scripts run in processes of their own, optimized as for users."""
     env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False"}
     base, student, there = (tmp_path / name for name in ("base", "ladder/steps_0004", "there"))
     flags = [
@@ -129,13 +129,13 @@ def test_a_digits_student_draws_the_same_images_in_diffusers(tmp_path):
         ours = drawn["images"]
     noise = np.asarray(start_noise(jax.random.key(3), np.arange(64), (8, 8, 1)))
     assert ours.std() > 5
-    assert np.abs(drawn_there(there, noise).astype(int) - ours).max() <= 1
+    assert np.abs(diffusers_images(there, noise).astype(int) - ours).max() <= 1
 
 
 @needs_peer
 @pytest.mark.slow
 def test_a_teacher_of_diffusers_is_distilled(tmp_path):
-    """One trained there, by the page's config. The loss that it started from is that of the first update, before it."""
+    """Train a teacher in diffusers, and distill it with the config of the documentation."""
     np.savez(tmp_path / "images.npz", images=(load_digits().images[..., None] / 8 - 1).astype(np.float32))
     teacher, student = tmp_path / "teacher", tmp_path / "ladder" / "steps_0004"
     peer("train", f"--folder={teacher}", f"--images={tmp_path / 'images.npz'}", "--updates=200")

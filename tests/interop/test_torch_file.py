@@ -14,7 +14,7 @@ SMALL = {"a.weight": SIX.reshape(2, 3), "a.bias": SIX[:2], "count": np.array(7),
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_arrays(legacy):
+def test_float32_and_int64_arrays_are_read(legacy):
     found = read_tensors(saved_by_torch(SMALL, legacy), "w.pth")
     assert found.keys() == SMALL.keys()
     for name, array in SMALL.items():
@@ -23,8 +23,8 @@ def test_arrays(legacy):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_damaged_files(legacy):
-    """Whatever is wrong is an InputError; there may be changes, as in a number, that no reader can notice."""
+def test_a_damaged_file_is_an_input_error(legacy):
+    """Some changes, such as in a number, go unnoticed by any reader."""
     rng, content = np.random.default_rng(0), saved_by_torch(SMALL, legacy)
     errors = 0
     for _ in range(1000):
@@ -39,7 +39,7 @@ def test_damaged_files(legacy):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_files_cut_short(legacy):
+def test_a_truncated_file_is_refused(legacy):
     content = saved_by_torch(SMALL, legacy)
     for size in range(0, len(content), 7):
         with pytest.raises(InputError, match=r"w\.pth: .*(cannot be read|ends within|does not start|asks for)"):
@@ -53,22 +53,22 @@ def test_files_cut_short(legacy):
         (lambda: tensor(Storage("9", SIX), 1, (2, 3), (3, 1)), r"\[2, 3\] beyond the end"),
         (lambda: tensor(Storage("9", SIX), 0, (2, 3), (4, 1)), r"\[2, 3\] beyond the end"),
         (lambda: tensor(Storage("9", SIX), 0, (1 << 40,), (0,)), "beyond the end"),
-        (lambda: tensor(Storage("9", SIX), -1, (2,), (1,)), "by what are not sizes"),
-        (lambda: tensor(Storage("9", SIX), 5, (2,), (-1,)), "by what are not sizes"),
-        (lambda: tensor(Storage("9", SIX), 0, (2.0,), (1,)), "by what are not sizes"),
-        (lambda: tensor(Storage("9", SIX), 0, (2, 3), (3,)), "by what are not sizes"),
+        (lambda: tensor(Storage("9", SIX), -1, (2,), (1,)), "with invalid sizes"),
+        (lambda: tensor(Storage("9", SIX), 5, (2,), (-1,)), "with invalid sizes"),
+        (lambda: tensor(Storage("9", SIX), 0, (2.0,), (1,)), "with invalid sizes"),
+        (lambda: tensor(Storage("9", SIX), 0, (2, 3), (3,)), "with invalid sizes"),
         (lambda: tensor(Storage("9", SIX, size=1 << 40), 0, (6,), (1,)), "ends within the array '9'"),
         (lambda: tensor(Storage("9", SIX, kind="HalfStorage"), 0, (6,), (1,)), r"asks for torch\.HalfStorage"),
-        (lambda: tensor("no storage", 0, (6,), (1,)), "in the place of a tensor|cannot be read"),
-        (lambda: "text", "holds a str in the place of a tensor"),
+        (lambda: tensor("no storage", 0, (6,), (1,)), "instead of a tensor|cannot be read"),
+        (lambda: "text", "holds a str instead of a tensor"),
     ],
 )
-def test_tensors_that_are_not_there(value, message, legacy):
+def test_a_wrong_description_of_a_tensor_is_refused(value, message, legacy):
     with pytest.raises(InputError, match=message):
         read_tensors(saved_by_torch(SMALL, legacy, value=value()), "w.pth")
 
 
-def test_views_of_an_array():
+def test_views_of_one_array_are_read():
     shared = Storage("9", SIX)
     content = saved_by_torch({}, turned=tensor(shared, 0, (3, 2), (1, 3)), part=tensor(shared, 2, (2,), (2,)))
     found = read_tensors(content, "w.pth")
@@ -76,9 +76,9 @@ def test_views_of_an_array():
     np.testing.assert_array_equal(found["part"], [2, 4])
 
 
-def test_what_is_no_dictionary():
+def test_a_file_without_a_dictionary_is_refused():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps([1]))
-    with pytest.raises(InputError, match="holds a list in the place of a dictionary"):
+    with pytest.raises(InputError, match="holds a list instead of a dictionary"):
         read_tensors(file.getvalue(), "w.pth")

@@ -1,4 +1,4 @@
-"""Output that nobody reads, and output on a terminal."""
+"""Output that cannot be written, and output on a terminal."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def on_a_terminal():
-    """stdout and stderr of a run on one terminal."""
+    """Connect stdout and stderr to one terminal."""
     shown = Terminal()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         yield shown
@@ -56,7 +56,7 @@ def test_a_progress_line_fits_the_terminal(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO")])
-def test_what_nobody_reads_is_dropped(error):
+def test_output_that_cannot_be_written_is_dropped(error):
     class Gone(io.StringIO):
         def write(self, text=""):
             raise error

@@ -14,7 +14,7 @@ from diffusion_distillation.runtime.files import absolute, as_path, is_remote, w
 @pytest.mark.parametrize(
     "given", ["gs://bucket/run", "gs:/bucket/run", Path("gs://bucket/run"), epath.Path("gs://bucket/run")]
 )
-def test_a_bucket_is_not_a_folder_here(given):
+def test_the_path_of_a_bucket_keeps_its_two_slashes(given):
     path = as_path(given)
     assert os.fspath(path / "new") == "gs://bucket/run/new" and os.fspath(absolute(path)) == "gs://bucket/run"
     assert is_remote(path) and not is_remote(as_path("runs/base"))
@@ -52,7 +52,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [child.name for child in path.parent.iterdir()] == ["file"]
 
 
-def test_in_a_bucket(bucket):
+def test_files_in_a_bucket_are_written_and_missing_runs_are_named(bucket):
     path = as_path("gs://bucket/run/file")
     write_atomic(path, "there")
     assert (bucket / "run" / "file").read_text() == "there" and path.read_text() == "there"
@@ -74,7 +74,7 @@ def test_in_a_bucket(bucket):
         ("{} " * 400_000, "has 1,200,000 bytes; a JSON file may have at most 1,048,576"),
     ],
 )
-def test_json_that_is_refused(tmp_path, text, message):
+def test_unusual_json_is_refused(tmp_path, text, message):
     path = as_path(tmp_path / "config.json")
     path.write_text(text)
     with pytest.raises(InputError, match=message):
@@ -96,14 +96,14 @@ def test_the_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
     assert as_path("~/x") == epath.Path(tmp_path / "x")
 
 
-def test_names_that_are_not_utf8_have_a_name_for_their_content(tmp_path):
+def test_files_whose_names_are_not_utf8_are_hashed(tmp_path):
     path = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
     Path(path).touch()
     assert len(files.stat_hash([path])) == 16
 
 
-def test_without_locks_of_files(tmp_path, monkeypatch):
-    """Windows has none."""
+def test_locking_without_fcntl_is_an_os_error(tmp_path, monkeypatch):
+    """As on Windows."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(OSError, match="no file locks"), files.file_lock(tmp_path / ".lock", lambda holder: None):
         pass

@@ -1,4 +1,4 @@
-"""Two processes of which one has what the other has not: a failure, other data, another config."""
+"""Two processes, of which one fails, or has another config or other data."""
 
 import fcntl
 import subprocess
@@ -20,7 +20,7 @@ FLAGS = [
 
 
 def run_two(*flags, second=()):
-    """The exit status and what is on stderr of two processes; the second one has flags of its own."""
+    """The exit statuses and the stderr of two processes. `second` are additional flags of the second one."""
     together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     commands = [
         command("train", *FLAGS, *flags, *own, *together, f"--process_id={index}")
@@ -32,8 +32,8 @@ def run_two(*flags, second=()):
     return [process.returncode for process in started], errors
 
 
-def test_a_failure_of_the_first_process_alone(tmp_path):
-    """The lock of the folder is its business: the other hears of it, and does not wait until it is missed."""
+def test_a_failure_of_the_first_process_ends_the_second(tmp_path):
+    """Only the first process takes the lock of the folder. The second one stops without waiting for a timeout."""
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, errors = run_two(f"--workdir={tmp_path}")
@@ -41,22 +41,22 @@ def test_a_failure_of_the_first_process_alone(tmp_path):
     assert all("error: Another process works in" in error and "Traceback" not in error for error in errors)
 
 
-def test_a_failure_of_the_first_process_while_it_trains(tmp_path):
-    """What only it writes cannot be written: the other is told, or it would wait for minutes."""
+def test_a_failure_of_the_first_process_in_training_ends_the_second(tmp_path):
+    """The first process cannot write a file. Without a message, the second one would wait for minutes."""
     (tmp_path / "metrics.jsonl").mkdir()
     status, errors = run_two(f"--workdir={tmp_path}")
     assert status == [1, 1]
     assert "error: process 0 stopped: IsADirectoryError" in errors[1]
 
 
-def test_another_config(tmp_path):
+def test_processes_with_different_configs_stop_and_name_the_difference(tmp_path):
     status, errors = run_two(f"--workdir={tmp_path}", second=["--config.train.learning_rate=0.5"])
     assert status == [2, 2]
     assert any("config.train.learning_rate is 0.002 in process 0 and 0.5 in process 1" in error for error in errors)
     assert not list(tmp_path.iterdir())
 
 
-def test_other_data(tmp_path):
+def test_processes_with_different_data_stop_and_name_the_difference(tmp_path):
     data = ["--config.dataset.name=helpers.own_parts:stripes", "--config.dataset.args.length=64"]
     status, errors = run_two(*data, f"--workdir={tmp_path}", second=["--config.dataset.args.length=63"])
     assert status == [2, 2]
@@ -71,8 +71,8 @@ assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 """
 
 
-def test_the_end():
-    """Of processes whose listeners are in JAX's client all the time: they must have left it before Python ends."""
+def test_processes_that_listen_all_the_time_end_cleanly():
+    """Their listeners must leave JAX's client before Python ends."""
     port = str(free_port())
     started = start_together([[sys.executable, "-c", END, port, str(index)] for index in range(2)])
     assert [process.wait(timeout=120) for process in started] == [0, 0]
@@ -81,18 +81,19 @@ def test_the_end():
 ALONE = """
 import sys
 from diffusion_distillation.runtime import multihost
-multihost.PATIENCE = 1, 3
+multihost.WARN_AFTER = 1
+multihost.GIVE_UP_AFTER = 3
 multihost.start(f"localhost:{sys.argv[1]}", 2, 0)
 """
 
 
 def test_a_process_stops_waiting_for_others_that_do_not_start():
-    """It says that it waits, and exits with a message. JAX would print a C++ stack trace."""
+    """It prints that it waits, and then an error. JAX would print a C++ stack trace."""
     done = subprocess.run([sys.executable, "-c", ALONE, str(free_port())], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "Waiting up to 3 s for the other processes to start.",
-        "error: The other processes did not start within 3 s: start all of them.",
+        "error: The other processes did not start within 3 s. Start all of them.",
     ]
 
 
@@ -109,12 +110,12 @@ def test_a_process_stops_waiting_for_others_that_do_not_start():
         (dict(SLURM_NTASKS="4", SLURM_STEP_NODELIST="a", SLURM_PTY_PORT="1"), False, True, False),  # srun within it
     ],
 )
-def test_shells_of_slurm(monkeypatch, caplog, variables, terminal, together, warned):
-    """A shell does not wait for other tasks, though its job has several."""
+def test_a_slurm_shell_does_not_wait_for_other_tasks(monkeypatch, caplog, variables, terminal, together, warned):
+    """Even if its job has several tasks."""
     for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(multihost.sys, "stdin", types.SimpleNamespace(isatty=lambda: terminal))
-    assert multihost._in_a_slurm_step() == together
+    assert multihost.in_slurm_step() == together
     assert ("Start all with srun" in caplog.text) == warned

@@ -294,7 +294,7 @@ def break_down():
     raise OSError("disk")
 assert multihost.on_main(lambda: [jax.process_index(), "é"]) == [0, "é"]
 assert_raises(InputError, "no, nein", lambda: multihost.on_main(refuse))
-assert_raises(*((RunError, "main process could not go on: disk") if index else (OSError, "disk")),
+assert_raises(*((RunError, "main process failed: disk") if index else (OSError, "disk")),
               lambda: multihost.on_main(break_down))
 """
 

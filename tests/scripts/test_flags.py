@@ -143,4 +143,4 @@ def test_lists_have_commas(capsys):
         )
         == 2
     )
-    assert "'z' is unknown. Known here: eps, x, v, both." in capsys.readouterr().err
+    assert "'z' is unknown. Known: eps, x, v, both." in capsys.readouterr().err

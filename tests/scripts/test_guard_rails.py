@@ -76,7 +76,7 @@ def test_signals_save_and_stop(tmp_path, number, network, moments):
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
         assert process.returncode == 128 + number, (moment, error)
-        assert "run the same command again to go on" in error and "Traceback" not in error
+        assert "run the same command again to resume" in error and "Traceback" not in error
         if moment in ("step", "save"):
             before, step = step, load(workdir)[1].step
             assert step > before
@@ -89,11 +89,11 @@ def test_a_second_signal_stops_at_once(tmp_path):
     process = start("train", *HEAVY, *LONG, f"--workdir={tmp_path / 'run'}", env=OWN_PARTS)
     read_until(process.stdout, "images/s")
     process.send_signal(signal.SIGTERM)
-    read_until(process.stderr, "once more to stop at once")
+    read_until(process.stderr, "Signal again to stop at once")
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=30)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert "Stopped; run the same command again to go on" in error and "saved at" not in error
+    assert "Stopped; run the same command again to resume" in error and "saved at" not in error
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_a_signal_while_sampling(tmp_path):
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
     wait_until(lambda: steps_saved(tmp_path / "run") == [20], process)
     process.send_signal(signal.SIGTERM)
-    if "once more to stop at once" in process.stderr.readline():  # or else there was nothing to lose any more
+    if "Signal again to stop at once" in process.stderr.readline():  # or else there was nothing to lose any more
         process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM

@@ -160,7 +160,7 @@ def test_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
         error = process.communicate(timeout=60)[1]
         if number == signal.SIGTERM:
             assert process.returncode == 128 + number
-            assert "run the same command again to go on" in error
+            assert "run the same command again to resume" in error
         assert 0 < load(workdir / student)[1].step < 40
     assert "going on from step" in run(*distilling(base, workdir, *often), env=OWN_PARTS)
     for student in ("steps_0002", "steps_0001"):

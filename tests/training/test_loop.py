@@ -129,7 +129,7 @@ def test_a_signal_stops_and_nothing_is_lost(tmp_path, step, capsys):
         train(make_config(), tmp_path / "run", SOURCE, on_eval=evaluated, on_metrics=stop_at(step))
     assert stopped.value.code == 128 + signal.SIGTERM and evaluated == []
     assert step <= load(tmp_path / "run")[1].step <= step + 2
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     train(make_config(), tmp_path / "run", SOURCE, on_eval=evaluated)
     assert evaluated == [20]
     one, other = load(tmp_path / "undisturbed")[0], load(tmp_path / "run")[0]
