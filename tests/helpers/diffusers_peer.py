@@ -24,8 +24,9 @@ def peer(*flags):
 
 
 def diffusers_images(folder, noise):
-    """The uint8 images that diffusers generates from noise, `[n, height, width, channels]`, with a folder's pipeline."""
-    given, out = (folder.with_name(f"{folder.name}_{name}.npz") for name in ("noise", "images"))
+    """The uint8 images that the pipeline in a folder generates from noise, `[n, height, width, channels]`."""
+    given = folder.with_name(f"{folder.name}_noise.npz")
+    out = folder.with_name(f"{folder.name}_images.npz")
     np.savez(given, noise=noise)
     peer("pipeline", f"--folder={folder}", f"--noise={given}", f"--out={out}")
     with np.load(out) as drawn:
