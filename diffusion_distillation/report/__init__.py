@@ -1,1 +1,1 @@
-"""FolderSource: image grids, plots, sample folders, and a ladder's HTML page. Nothing here trains."""
+"""Pictures: image grids, plots, sample folders, and a ladder's HTML page. Nothing here trains."""

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, in this process but where it is killed."""
+"""scripts/evaluate.py, in this process except where it is killed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from diffusion_distillation.evaluation.frechet import Statistics, frechet_distan
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The folder of a class-conditional student of 4 steps, of which every sample takes no time."""
+    """The folder of a class-conditional 4-step student, which samples in no time."""
     folder = tmp_path_factory.mktemp("student")
     save_model(folder, num_steps=4)
     return folder
@@ -44,7 +44,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_a_run(checkpoint, reference, images, tmp_path):
+def test_a_run_is_measured_kept_and_tabled(checkpoint, reference, images, tmp_path):
     out, kept = tmp_path / "new" / "evaluation.json", tmp_path / "kept"
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=30", "--batch_size=16"]
     printed = call("evaluate", *flags, "--seed=3", "--metrics=fid,recall,kid", f"--out={out}", f"--keep={kept}")
@@ -67,7 +67,7 @@ def test_a_run(checkpoint, reference, images, tmp_path):
     assert not list(tmp_path.rglob("*unfinished*"))
 
 
-def test_repeats(checkpoint, reference, images, tmp_path):
+def test_repeats_give_the_best_value_and_the_spread(checkpoint, reference, images, tmp_path):
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=20", "--seed=3"]
     call("evaluate", *flags, "--metrics=fid,precision", "--repeats=3", f"--out={tmp_path / 'e.json'}")
     drawn, data = from_checkpoint(checkpoint).sample(KEY, 60), statistics([pixels(images)])
@@ -79,7 +79,7 @@ def test_repeats(checkpoint, reference, images, tmp_path):
     assert 0 <= precision["value"] - precision["spread"] <= 1  # the best is the largest of these
 
 
-def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypatch):
+def test_stored_samples_are_compared_with_images_or_statistics(images, reference, tmp_path):
     folder, published = tmp_path / "samples", tmp_path / "published.npz"
     folder.mkdir()
     samples = np.random.default_rng(1).integers(0, 256, (30, *SHAPE), np.uint8)
@@ -107,16 +107,19 @@ def test_samples_of_others_and_statistics(images, reference, tmp_path, monkeypat
         saved = Statistics(file["mu"], file["sigma"])
     np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)
 
+
+def test_features_may_be_a_function_of_the_user(images, reference, tmp_path, monkeypatch):
+    np.save(tmp_path / "samples.npy", images[:30])
     monkeypatch.syspath_prepend(OWN_PARTS["PYTHONPATH"].split(":")[0])
-    own = ["--features=pixels,helpers.own_parts:brightness_std", "--metrics=frechet,is", f"--samples={folder}"]
-    call("evaluate", *own, f"--reference={reference}", f"--out={tmp_path / 'c.json'}")
-    found = read(tmp_path / "c.json")
-    expected = ["frechet_pixels", "frechet_own_parts:brightness_std", "is_own_parts:brightness_std"]
-    assert list(found["metrics"]) == [*expected, "is_std_own_parts:brightness_std"]
+    own = "helpers.own_parts:brightness_std"
+    flags = [f"--features=pixels,{own}", "--metrics=frechet,is", f"--samples={tmp_path / 'samples.npy'}"]
+    call("evaluate", *flags, f"--reference={reference}", f"--out={tmp_path / 'e.json'}")
+    found = read(tmp_path / "e.json")
+    assert list(found["metrics"]) == ["frechet_pixels", f"frechet_{own}", f"is_{own}", f"is_std_{own}"]
     assert found["rows"][0]["values"][2]["value"] >= 1
 
 
-def test_bad_input(checkpoint, images, reference, tmp_path):
+def test_bad_input_is_refused_in_one_line(checkpoint, images, reference, tmp_path):
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.savez(tmp_path / "floats.npz", images=images.astype(np.float32))
     np.savez(tmp_path / "nothing.npz", x=images)
@@ -139,7 +142,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
     for flags, message in {
         (): "Give either --checkpoint or --samples",
         (of_run, of_samples): "Give either --checkpoint or --samples",
-        (of_samples,): "--samples need a --reference",
+        (of_samples,): "--samples needs a --reference",
         (of_run, "--out=e.txt"): "--out=e.txt must end in .json",
         (of_samples, against, "--metrics=fib"): "Unknown metric 'fib'",
         (
@@ -158,7 +161,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
         (of_samples, at("empty")): "has no images: files that end in .png",
         (of_samples, at("mixed")): "give images of one size",
         (of_samples, at("broken")): "a.png' cannot be read as an image",
-        (of_samples, against, "--keep=x"): "--keep is for a --checkpoint",
+        (of_samples, against, "--keep=x"): "--keep needs a --checkpoint",
         (of_run, at("color.npy")): "has color images, but the model makes gray ones",
         (f"--checkpoint={tmp_path}", against): "No checkpoint in",
     }.items():
@@ -167,8 +170,7 @@ def test_bad_input(checkpoint, images, reference, tmp_path):
     assert not (tmp_path / "e.json").exists()
 
 
-def test_arrays_in_an_npy(checkpoint, images, reference, tmp_path):
-    """Samples and references may be .npy files as the exported runner writes them."""
+def test_samples_and_references_may_be_npy_files(checkpoint, images, reference, tmp_path):
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "samples.npy", images[:20])
     of_run = [f"--checkpoint={checkpoint}", "--num_samples=20"]
@@ -181,7 +183,7 @@ def test_arrays_in_an_npy(checkpoint, images, reference, tmp_path):
     assert read(tmp_path / "e.json")["about"]["num_samples"] == 20
 
 
-def test_gray_images_are_compared_in_as_many_channels_as_the_others_have(checkpoint, images, reference, tmp_path):
+def test_gray_images_are_compared_with_color_images(checkpoint, images, reference, tmp_path):
     """A gray RGB file may be the reference of a gray model, or samples that are compared with color."""
     np.save(tmp_path / "rgb.npy", images.repeat(3, axis=-1))
     for name, against in {"gray": reference, "rgb": tmp_path / "rgb.npy"}.items():
@@ -200,8 +202,8 @@ def test_gray_images_are_compared_in_as_many_channels_as_the_others_have(checkpo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 1)])
-def test_on_any_number_of_devices_and_processes(checkpoint, reference, images, tmp_path, processes, devices):
-    """Samples are the same but for a float's last digit, and the same images give the same numbers."""
+def test_devices_and_processes_do_not_change_the_values(checkpoint, reference, images, tmp_path, processes, devices):
+    """Samples differ by at most one level, and the same images give the same values."""
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--metrics=fid,kid,recall,swd"]
     flags += ["--num_samples=24", "--batch_size=16"]
     call("evaluate", *flags, f"--out={tmp_path / 'here.json'}", f"--keep={tmp_path / 'here'}")
@@ -222,8 +224,8 @@ def test_on_any_number_of_devices_and_processes(checkpoint, reference, images, t
 
 
 @pytest.mark.slow
-def test_killed(checkpoint, reference, tmp_path):
-    """It goes on with what it has, and ends in the same numbers."""
+def test_a_killed_evaluation_resumes(checkpoint, reference, tmp_path):
+    """It keeps the samples that were measured, and gives the same values."""
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=2000", "--batch_size=100"]
     flags += ["--metrics=fid,swd", "--num_steps=8"]
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
@@ -239,7 +241,7 @@ def test_killed(checkpoint, reference, tmp_path):
     assert read(killed)["metrics"] == read(whole)["metrics"]
 
 
-def test_a_path_that_is_not_utf8(reference, images, tmp_path):
+def test_paths_need_not_be_utf8(reference, images, tmp_path):
     samples = tmp_path / "b\udcff"
     samples.mkdir()
     for number, image in enumerate(images):
