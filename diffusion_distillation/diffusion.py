@@ -1,9 +1,14 @@
 """The diffusion process, and the one place where a network's raw output becomes a prediction.
 
-Everything above this module speaks of a `denoise(z, logsnr) -> Prediction(x, eps, v)` and never asks what the network
-was trained to output. Notation follows Salimans & Ho (2022): z = alpha x + sigma eps, alpha^2 + sigma^2 = 1,
-logsnr = log(alpha^2 / sigma^2), v = alpha eps - sigma x. With alpha = cos(phi) and sigma = sin(phi), (x, eps) and
-(z, v) are one vector in two frames turned by phi against each other.
+Notation follows Salimans & Ho (2022): z = alpha x + sigma eps with alpha^2 + sigma^2 = 1,
+logsnr = log(alpha^2 / sigma^2), v = alpha eps - sigma x. With alpha = cos(phi) and sigma = sin(phi), the pairs (x, eps)
+and (z, v) are one vector in two frames that are turned against each other by phi.
+
+`make_denoiser` turns a network into a function `denoise(z, logsnr) -> Prediction(x, eps, v)`. Samplers, losses and
+distillation call that function and never ask what the network was trained to output.
+
+Shapes: x, z, eps and v are `[batch, height, width, channels]`; logsnr is a scalar, for all examples alike, or
+`[batch]`. The functions work under `jax.jit`, `vmap`, `grad` and `pmap`, and on any float dtype.
 """
 
 from collections.abc import Callable
@@ -14,13 +19,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .errors import InputError
-from .shapes import Array, Images, Times, mixing_types
+from .shapes import Array, DataArray, ScalarOrBatch, mixed_precision
 
 MEAN_TYPES = ("eps", "x", "v", "both")
 
 
 class Prediction(NamedTuple):
-    """One belief about a noisy image z, in the three forms the field uses; each `[batch, height, width, channels]`.
+    """What a denoiser predicts for a noisy z, in all three parameterizations.
+
+    Given z, any one of the three determines the other two. Each is shaped as z.
 
     Attributes:
       x: the clean image.
@@ -28,116 +35,185 @@ class Prediction(NamedTuple):
       v: alpha eps - sigma x, the direction in which z turns as noise is added.
     """
 
-    x: Images
-    eps: Images
-    v: Images
+    x: DataArray
+    eps: DataArray
+    v: DataArray
 
 
-Denoiser = Callable[[Images, Times], Prediction]
+Denoiser = Callable[[DataArray, ScalarOrBatch], Prediction]
 
 
-def alpha_sigma(logsnr: Times) -> tuple[Array, Array]:
-    """Signal and noise scales: alpha = sqrt(sigmoid(logsnr)), sigma = sqrt(sigmoid(-logsnr)), shaped as logsnr."""
+def alpha_sigma(logsnr: ScalarOrBatch) -> tuple[Array, Array]:
+    """Return the signal scale alpha = sqrt(sigmoid(logsnr)) and the noise scale sigma = sqrt(sigmoid(-logsnr)).
+
+    Both are shaped as logsnr.
+
+    >>> alpha, sigma = alpha_sigma(jnp.array([0.0, 2.0]))
+    >>> alpha.round(4), sigma.round(4)
+    (Array([0.7071, 0.9385], dtype=float32), Array([0.7071, 0.3453], dtype=float32))
+    """
     return jnp.sqrt(sigmoid(logsnr)), jnp.sqrt(sigmoid(-logsnr))
 
 
 @jax.custom_jvp
-def sigmoid(x: Times) -> Array:
-    """JAX's logistic function, with a derivative that is exact even where the function rounds to 1."""
+def sigmoid(x: ScalarOrBatch) -> Array:
+    """Compute JAX's logistic function, with a derivative that is exact even where the function rounds to 1.
+
+    >>> f"{jax.grad(sigmoid)(20.0):.4g}"
+    '2.061e-09'
+    """
     return jax.nn.sigmoid(x)
 
 
 @sigmoid.defjvp
-def _derivative(primals, tangents):
-    [x], [dx] = primals, tangents
+def _sigmoid_jvp(primals, tangents):
+    [x] = primals
+    [dx] = tangents
     return sigmoid(x), sigmoid(x) * sigmoid(-x) * dx
 
 
-@mixing_types
-def q_sample(x: Images, eps: Images, logsnr: Times) -> Images:
-    """A noisy image z = alpha x + sigma eps, drawn from q(z_t | x) when eps is standard normal (equation 1)."""
+@mixed_precision
+def q_sample(x: DataArray, eps: DataArray, logsnr: ScalarOrBatch) -> DataArray:
+    """Add noise to clean images: z = alpha x + sigma eps (Salimans & Ho 2022, equation 1).
+
+    z is a sample of q(z_t | x) if eps is standard normal.
+
+    Args:
+      x: clean images, `[batch, height, width, channels]`.
+      eps: noise, shaped as x.
+      logsnr: log-SNR of z, a scalar or `[batch]`.
+
+    Returns:
+      z, in the shape and dtype of x.
+
+    Raises:
+      InputError: if the shapes do not fit each other.
+
+    >>> x, eps = jnp.zeros((2, 8, 8, 1)), jnp.ones((2, 8, 8, 1))
+    >>> q_sample(x, eps, jnp.array([-2.0, 2.0]))[:, 0, 0, 0].round(4)  # sigma of each
+    Array([0.9385, 0.3453], dtype=float32)
+    """
+    if x.shape != eps.shape:
+        raise InputError(f"x of shape {x.shape} and eps of shape {eps.shape} must have the same shape.")
     alpha, sigma = alpha_sigma(per_example(logsnr, x))
     return (alpha * x + sigma * eps).astype(x.dtype)
 
 
-@mixing_types
-def posterior(z_t: Images, x: Images, logsnr_t: Times, logsnr_s: Times, variance: str) -> tuple[Images, Array]:
-    """Mean and log-variance of q(z_s | z_t, x) for s < t (Salimans & Ho 2022, equation 3).
+@mixed_precision
+def posterior(
+    z_t: DataArray, x: DataArray, logsnr_t: ScalarOrBatch, logsnr_s: ScalarOrBatch, variance: str
+) -> tuple[DataArray, Array]:
+    """Return mean and log-variance of q(z_s | z_t, x) for s < t (Salimans & Ho 2022, equation 3).
 
-    With r = SNR(t) / SNR(s): mean = r (alpha_s / alpha_t) z_t + (1 - r) alpha_s x.
+    With r = SNR(t) / SNR(s), the mean is r (alpha_s / alpha_t) z_t + (1 - r) alpha_s x.
 
     Args:
-      z_t: noisy images at time t.
-      x: clean images, known or predicted.
-      logsnr_t: log-SNR of z_t.
-      logsnr_s: log-SNR at the earlier time s, so logsnr_s > logsnr_t.
-      variance: 'small' for (1 - r) sigma_s^2, the posterior's own when x is certain; 'large' for (1 - r) sigma_t^2, its
-        upper bound; 'medium:f' for their geometric mix with a fraction f, 0 <= f <= 1, of the large one.
+      z_t: noisy images at time t, `[batch, height, width, channels]`.
+      x: clean images, known or predicted, shaped as z_t.
+      logsnr_t: log-SNR of z_t, a scalar or `[batch]`.
+      logsnr_s: log-SNR at the earlier time s, above logsnr_t; a scalar or `[batch]`.
+      variance: 'small' for (1 - r) sigma_s^2, the variance if x is certain; 'large' for (1 - r) sigma_t^2, its upper
+        bound; 'medium:f' for their geometric mean with weight f of 'large', 0 <= f <= 1.
 
     Returns:
-      The mean, shaped as z_t, and the log-variance, which broadcasts against it.
+      The mean, shaped as z_t, and the log-variance, which broadcasts against the mean.
 
     Raises:
-      InputError: for another `variance`.
+      InputError: for another `variance`, or a logsnr that is neither a scalar nor `[batch]`.
+
+    >>> z_t, x = jnp.ones((1, 8, 8, 1)), jnp.zeros((1, 8, 8, 1))
+    >>> mean, logvar = posterior(z_t, x, logsnr_t=-1.0, logsnr_s=1.0, variance="small")
+    >>> mean.shape, round(float(jnp.exp(logvar)), 4)  # (1 - exp(-2)) sigmoid(-1)
+    ((1, 8, 8, 1), 0.2325)
     """
-    large = {"small": 0.0, "large": 1.0}.get(variance)
-    if large is None:
-        large = medium_fraction(variance)
-    dtype = z_t.dtype
-    logsnr_t, logsnr_s = per_example(logsnr_t, z_t), per_example(logsnr_s, z_t)
+    weight_large = {"small": 0.0, "large": 1.0}.get(variance)
+    if weight_large is None:
+        weight_large = medium_fraction(variance)
+    logsnr_t = per_example(logsnr_t, z_t)
+    logsnr_s = per_example(logsnr_s, z_t)
     alpha_t, _ = alpha_sigma(logsnr_t)
     alpha_s, _ = alpha_sigma(logsnr_s)
     r = jnp.exp(logsnr_t - logsnr_s)
+    # 1 - r by expm1, and its logarithm by log1mexp, keep their digits at neighboring times.
     mean = r * (alpha_s / alpha_t) * z_t - jnp.expm1(logsnr_t - logsnr_s) * alpha_s * x
-    log_sigma2 = large * jax.nn.log_sigmoid(-logsnr_t) + (1 - large) * jax.nn.log_sigmoid(-logsnr_s)
-    return mean.astype(dtype), log1mexp(logsnr_s - logsnr_t) + log_sigma2
+    log_sigma2 = weight_large * jax.nn.log_sigmoid(-logsnr_t) + (1 - weight_large) * jax.nn.log_sigmoid(-logsnr_s)
+    return mean.astype(z_t.dtype), log1mexp(logsnr_s - logsnr_t) + log_sigma2
 
 
-def make_denoiser(model_fn: Callable[[Images, Times], Images], mean_type: str, *, clip_x: bool = False) -> Denoiser:
-    """Turns a network into a denoiser.
+def make_denoiser(
+    model_fn: Callable[[DataArray, Array], DataArray], mean_type: str, *, clip_x: bool = False
+) -> Denoiser:
+    """Turn a network into a denoiser.
 
     Args:
-      model_fn: `model_fn(z, logsnr)` gives the network's raw output, `[batch, height, width, channels]`, with twice the
-        channels of z where `mean_type` is 'both'.
-      mean_type: what that output is: 'eps', 'x', 'v', or 'both', an x and an eps along the channels, in that order,
-        mixed as x = sigma^2 x_head + alpha^2 x_from_eps (section 4).
-      clip_x: clip the predicted x to [-1, 1], and read eps and v off the clipped one.
+      model_fn: `model_fn(z, logsnr)` returns the network's raw output for z, `[batch, height, width, channels]`, and
+        logsnr, always `[batch]`. The output is shaped as z; if `mean_type` is 'both', with twice the channels.
+      mean_type: what the network outputs: 'eps', 'x', 'v', or 'both', an x and an eps stacked along the channels in
+        this order, which are combined to x = sigma^2 x_head + alpha^2 x_from_eps (section 4).
+      clip_x: whether to clip the predicted x to [-1, 1], and to compute eps and v from the clipped x; default False.
 
     Returns:
-      `denoise(z, logsnr) -> Prediction`, in the dtype of z.
+      `denoise(z, logsnr) -> Prediction`, in the shape and dtype of z. logsnr may be a scalar or `[batch]`.
 
     Raises:
-      InputError: for another `mean_type`; from `denoise`, if the network's output does not have the shape it calls for.
+      InputError: for another `mean_type`; from `denoise`, if logsnr is neither a scalar nor `[batch]`, or the network's
+        output does not have the expected shape.
+
+    >>> denoise = make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    >>> prediction = denoise(jnp.ones((2, 8, 8, 1)), 0.0)
+    >>> prediction.x.shape, round(float(prediction.x[0, 0, 0, 0]), 4)  # alpha z - sigma v
+    ((2, 8, 8, 1), 0.3536)
     """
     if mean_type not in MEAN_TYPES:
         raise InputError(f"Unknown mean_type {mean_type!r}; choose one of {list(MEAN_TYPES)}.")
 
-    def denoise(z: Images, logsnr: Times) -> Prediction:
-        output = model_fn(z, logsnr)
+    def denoise(z: DataArray, logsnr: ScalarOrBatch) -> Prediction:
+        logsnr_per_example = per_example(logsnr, z)
+        output = model_fn(z, jnp.broadcast_to(jnp.asarray(logsnr), z.shape[:-3]))
         channels = z.shape[-1] * (2 if mean_type == "both" else 1)
         if output.shape != (*z.shape[:-1], channels):
             raise InputError(
                 f"mean_type {mean_type!r} on images of shape {z.shape} needs a network output of {channels} channels; "
                 f"the network gave shape {output.shape}. Set its out_ch to {channels}."
             )
-        prediction = predict(z, per_example(logsnr, z), **{mean_type: output})
+        prediction = predict(z, logsnr_per_example, **{mean_type: output})
         if clip_x:
-            prediction = predict(z, per_example(logsnr, z), x=jnp.clip(prediction.x, -1, 1))
+            prediction = predict(z, logsnr_per_example, x=jnp.clip(prediction.x, -1, 1))
         return Prediction(*(part.astype(z.dtype) for part in prediction))
 
     return denoise
 
 
-@mixing_types
-def predict(z, logsnr, *, x=None, eps=None, v=None, both=None) -> Prediction:
-    """Completes whichever one of x, eps, v (or `both`, x and eps stacked in the channels) is given."""
+@mixed_precision
+def predict(
+    z: DataArray,
+    logsnr: Array,
+    *,
+    x: DataArray | None = None,
+    eps: DataArray | None = None,
+    v: DataArray | None = None,
+    both: DataArray | None = None,
+) -> Prediction:
+    """Complete a prediction from one of its parts.
+
+    Args:
+      z: noisy images, `[batch, height, width, channels]`.
+      logsnr: log-SNR of z, which must broadcast against z; see `per_example`.
+      x: the predicted clean images.
+      eps: the predicted noise.
+      v: the predicted v.
+      both: predictions of x and of eps, stacked along the channels. Exactly one of the four must be set.
+
+    >>> predict(jnp.ones((1, 1, 1, 1)), jnp.float32(0.0), x=jnp.zeros((1, 1, 1, 1))).eps.round(4)  # z / sigma
+    Array([[[[1.4142]]]], dtype=float32)
+    """
     alpha, sigma = alpha_sigma(logsnr)
     if v is not None:
         return Prediction(x=alpha * z - sigma * v, eps=sigma * z + alpha * v, v=v)
     if both is not None:
         x_head, eps_head = jnp.split(both, 2, axis=-1)
         x = sigma**2 * x_head + alpha * (z - sigma * eps_head)  # alpha^2 x_from_eps, without dividing by alpha
-    # Of `a / b` with b a number XLA makes `a * (1 / b)` in one program and not in another that does the same.
+    # XLA rewrites `a / b` as `a * (1 / b)` in some programs. Written so, all programs round alike.
     if eps is not None:
         x = (z - sigma * eps) * (1 / alpha)
     else:
@@ -145,29 +221,58 @@ def predict(z, logsnr, *, x=None, eps=None, v=None, both=None) -> Prediction:
     return Prediction(x=x, eps=eps, v=alpha * eps - sigma * x)
 
 
-def log1mexp(x: Times) -> Array:
-    """log(1 - exp(-x)) for x > 0, exact at both ends, with a finite gradient (Maechler 2012)."""
+def log1mexp(x: ScalarOrBatch) -> Array:
+    """Compute log(1 - exp(-x)) for x > 0, exact at both ends and with a finite gradient (Maechler 2012).
+
+    >>> log1mexp(jnp.array([1e-6, 1.0])).round(3)
+    Array([-13.816,  -0.459], dtype=float32)
+    """
     x = jnp.asarray(x)
-    small = x < 0.693
-    # Each branch sees only arguments that suit it: `where` alone would still pass on the other's infinite gradient.
+    is_small = x < 0.693
+    # Each branch gets arguments in its own range: `where` alone would pass on the other branch's infinite gradient.
     return jnp.where(
-        small,
-        jnp.log(-jnp.expm1(-jnp.where(small, x, 0.5))),
-        jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x))),
+        is_small,
+        jnp.log(-jnp.expm1(-jnp.where(is_small, x, 0.5))),
+        jnp.log1p(-jnp.exp(-jnp.where(is_small, 1.0, x))),
     )
 
 
 def per_example(value: ArrayLike, like: Array) -> Array:
-    """Appends axes to a scalar or `[batch]` value so that it broadcasts against `like`, `[batch, ...]`."""
+    """Append axes to a scalar or `[batch]` value, so that it broadcasts against `[batch, height, width, channels]`.
+
+    Args:
+      value: t, logsnr, an angle or a weight.
+      like: x, z, eps or v.
+
+    Raises:
+      InputError: if `value` is neither a scalar nor `[batch]`.
+
+    >>> per_example(jnp.array([1.0, 2.0]), jnp.zeros((2, 8, 8, 1))).shape
+    (2, 1, 1, 1)
+    """
     value = jnp.asarray(value)
-    return value if value.ndim == 0 else value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+    if value.ndim == 0:
+        return value
+    if value.shape != like.shape[:-3]:
+        raise InputError(
+            f"A value of shape {value.shape} does not fit an array of shape {like.shape}, [*batch, height, width, "
+            f"channels]: pass a scalar, or an array of shape {like.shape[:-3]}."
+        )
+    return value.reshape(*value.shape, 1, 1, 1)
 
 
 def medium_fraction(variance: str) -> float:
-    """The f of the variance 'medium:f'. Raises an InputError for any other variance."""
-    kind, _, fraction = variance.partition(":")
+    """Return the f of the variance 'medium:f', from 0 to 1.
+
+    Raises:
+      InputError: for any other `variance`.
+
+    >>> medium_fraction("medium:0.25")
+    0.25
+    """
+    kind, _, text = variance.partition(":")
     try:
-        fraction = float(fraction)
+        fraction = float(text)
     except ValueError:
         fraction = -1.0
     if kind != "medium" or not 0 <= fraction <= 1:

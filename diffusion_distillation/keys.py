@@ -1,7 +1,7 @@
-"""Random keys from seeds, and random draws that do not depend on JAX's settings.
+"""Random keys and noise that do not depend on JAX's settings.
 
-JAX's default generator and default types are settings: `jax_default_prng_impl`, `jax_enable_x64`. What a seed draws
-here depends on neither.
+`jax_default_prng_impl` changes what `jax.random.key(seed)` generates, and `jax_enable_x64` changes its dtypes. With the
+functions here, a seed always gives the same numbers.
 """
 
 import jax
@@ -15,13 +15,16 @@ THREEFRY = "threefry2x32"
 
 
 def seed_key(seed: int | Array) -> Keys:
-    """The Threefry key of a seed, whatever JAX's default generator is.
+    """Return the Threefry key of a seed, whatever JAX's default generator is.
 
     Args:
-      seed: from 0 to 2^32 - 1; it may be traced.
+      seed: from 0 to 2^32 - 1; may be traced.
 
     Raises:
       InputError: for a seed out of this range.
+
+    >>> jax.random.key_data(seed_key(3))
+    Array([0, 3], dtype=uint32)
     """
     if not isinstance(seed, jax.core.Tracer) and not 0 <= seed <= MOST_SEED:
         raise InputError(f"The seed {seed} must be from 0 to {MOST_SEED}.")
@@ -29,10 +32,13 @@ def seed_key(seed: int | Array) -> Keys:
 
 
 def threefry(key: Keys) -> Keys:
-    """Convert a key, or an array of keys, to Threefry.
+    """Convert a key, or an array of keys, to Threefry, by its first 64 bits.
 
-    Of another generator's key, the first 64 bits count: `jax.random.key(seed, impl='rbg')` becomes `seed_key(seed)`. An
-    'rbg' key would not do: under `jax.vmap`, its draws depend on the other keys of the batch.
+    `jax.random.key(seed, impl='rbg')` becomes `seed_key(seed)`. An 'rbg' key itself does not serve here: under
+    `jax.vmap`, what it generates depends on the other keys of the batch.
+
+    >>> jax.random.key_data(threefry(jax.random.key(3, impl="rbg")))
+    Array([0, 3], dtype=uint32)
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         data = jnp.asarray(key)
@@ -44,16 +50,26 @@ def threefry(key: Keys) -> Keys:
 
 
 def fold_in(key: Keys, data: int | Array) -> Keys:
-    """`jax.random.fold_in` for one key or one key per example."""
+    """Apply `jax.random.fold_in` to one key, or to each of one key per example.
+
+    >>> fold_in(jax.random.split(seed_key(0), 3), 7).shape
+    (3,)
+    """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = threefry(key)
     return jnp.vectorize(jax.random.fold_in)(key, data) if key.ndim else jax.random.fold_in(key, data)
 
 
 def normal(key: Keys, like: Array) -> Array:
-    """Standard normal noise shaped as `like`, from one key or from one key per example.
+    """Generate standard normal noise with the shape and dtype of `like`.
 
-    With one key per example, an example's noise depends on its own key only, whatever the generator.
+    Args:
+      key: one key, or one per example. With one per example, the noise of an example depends on its key alone.
+      like: `[batch, ...]`.
+
+    >>> keys = jax.random.split(seed_key(0), 2)
+    >>> bool((normal(keys, jnp.zeros((2, 4)))[1] == normal(keys[1:], jnp.zeros((1, 4)))[0]).all())
+    True
     """
     if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(threefry(key))

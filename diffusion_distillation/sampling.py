@@ -1,9 +1,22 @@
-"""Samplers: from noise to images in `num_steps` calls of a denoiser.
+"""Samplers: from noise to images by calling a denoiser a few times.
 
-A sampler starts from standard normal z at t = 1 and steps by dt = 1 / num_steps; the step that ends at t = 0 returns
-the predicted x. `num_steps` may be a traced integer: one compiled program then serves every number of steps. With
-`trajectory=True` the samplers return `(x, xs)`, where `xs[k]`, `[num_steps, batch, height, width, channels]`, is the x
-predicted at step k; this needs `num_steps` to be a Python integer.
+A sampler starts from standard normal z at t = 1, takes `num_steps` steps of length 1 / num_steps, and returns the x
+that is predicted in the last one. The public functions are
+
+* `ddim`, deterministic unless `eta` is above 0, and the sampler that students are made for;
+* `ancestral`, the DDPM sampler;
+* `addim`, DDIM adjusted for the variance that it loses;
+* `renoise`, for consistency models: predict x, add noise, predict x again;
+* `stochastic`, steps of twice the length, half undone by noise.
+
+Each is `sample`, the one loop, with a `Sampler` of the registry `SAMPLERS`. To add a sampler, write its step and add
+one line to `SAMPLERS`; configs, flags, pipelines, reports and exports then know it.
+
+z may have any float dtype. `num_steps` may be traced: one compiled program then serves every number of steps. With
+`trajectory=True` (and a Python integer `num_steps`) samplers return `(x, xs)`, where `xs[k]` is the x predicted in step
+k, `[num_steps, batch, height, width, channels]`. A denoiser is called with a scalar logsnr.
+
+Step functions are pure: z at time t and a prediction there give z at time t - dt. t and dt are scalars or `[batch]`.
 """
 
 import dataclasses
@@ -19,195 +32,244 @@ from .diffusion import Denoiser, Prediction, medium_fraction, per_example, poste
 from .errors import InputError
 from .keys import fold_in, normal
 from .schedules import Schedule, bounded
-from .shapes import Array, Count, Images, Keys, Times, Trajectory, at_least_float32, mixing_types
+from .shapes import Array, Count, DataArray, Keys, ScalarOrBatch, Trajectory, at_least_float32, mixed_precision
 
 
-@mixing_types
+@mixed_precision
 def ddim_step(
     prediction: Prediction,
-    z: Images,
+    z: DataArray,
     schedule: Schedule,
-    t: Times,
-    dt: Times,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
     *,
     eta: float = 0.0,
     key: Keys | None = None,
-) -> Images:
-    """One DDIM step from t to t - dt: a rotation of z (Salimans & Ho 2022, appendix D).
+) -> DataArray:
+    """Take one DDIM step from t to t - dt: a rotation of z (Salimans & Ho 2022, appendix D).
 
-    cos(d) z - sin(d) v = alpha_s x + sigma_s eps, with d the angle between the two times. With eta > 0 a part of
-    sigma_s eps is drawn anew (Song et al. 2021, equation 12): eta = 1 is `ancestral_step` with 'fixed_small'.
+    With d the angle between the two times, z_s = cos(d) z - sin(d) v = alpha_s x + sigma_s eps. With eta > 0, part of
+    sigma_s eps is replaced by fresh noise (Song et al. 2021, equation 12); eta = 1 is `ancestral_step` with
+    'fixed_small'.
 
     Args:
-      prediction: what the denoiser says of z.
-      z: noisy images at time t.
+      prediction: the denoiser's prediction for z.
+      z: noisy images at time t, `[batch, height, width, channels]`.
       schedule: the noise schedule.
-      t: time, in (0, 1].
-      dt: length of the step, at most t.
-      eta: share of fresh noise, from 0 to 1.
-      key: needed when eta is not 0.
+      t: time, in (0, 1]; a scalar or `[batch]`.
+      dt: length of the step, at most t; a scalar or `[batch]`.
+      eta: share of fresh noise, from 0 to 1; default 0.
+      key: random key, one for all examples or one each; needed if eta is not 0.
 
     Returns:
-      z at time t - dt; the predicted x where that is 0.
+      z at time t - dt; where that is 0, the predicted x.
 
     Raises:
       InputError: if eta is not 0 and there is no key.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> prediction = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")(z, schedule(0.25))
+    >>> ddim_step(prediction, z, schedule, t=0.25, dt=0.25)[0, 0, 0]  # ends at t = 0, on x
+    Array([0.5...], dtype=float32)
     """
     angle = schedule.angle_step(t, dt)
-    turn = per_example(angle, z)
-    z_s = jnp.cos(turn) * z - jnp.sin(turn) * prediction.v
+    d = per_example(angle, z)
+    z_s = jnp.cos(d) * z - jnp.sin(d) * prediction.v
     if eta != 0:
         if key is None:
-            raise InputError(f"DDIM with eta={eta} draws fresh noise: give it a key, or set eta=0.")
+            raise InputError(f"A DDIM step with eta={eta} adds fresh noise: pass a key, or set eta=0.")
         log_r = per_example(schedule(t) - schedule(bounded(t - dt, 0.0, math.inf)), z)  # r = SNR(t) / SNR(s)
-        kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
-        fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
+        share_kept = jnp.sqrt((1 - eta**2) + eta**2 * jnp.exp(log_r))
+        share_fresh = eta * jnp.sqrt(-jnp.expm1(log_r))
         sigma_s = per_example(jnp.sin(schedule.angle(t) - angle), z)
-        z_s += sigma_s * ((kept - 1) * prediction.eps + fresh * normal(key, z))
+        z_s += sigma_s * ((share_kept - 1) * prediction.eps + share_fresh * normal(key, z))
     return z_s.astype(z.dtype)
 
 
-@mixing_types
+@mixed_precision
 def ancestral_step(
     key: Keys,
     prediction: Prediction,
-    z: Images,
+    z: DataArray,
     schedule: Schedule,
-    t: Times,
-    dt: Times,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
     logvar_type: str = "fixed_large",
-) -> Images:
-    """One ancestral (DDPM) step from t to t - dt: a draw from q(z_s | z_t, x) at the predicted x.
+) -> DataArray:
+    """Take one ancestral (DDPM) step from t to t - dt: a sample of q(z_s | z_t, x) at the predicted x.
 
     Args:
-      key: for the noise.
-      prediction: what the denoiser says of z.
-      z: noisy images at time t.
+      key: random key, one for all examples or one each.
+      prediction: the denoiser's prediction for z.
+      z: noisy images at time t, `[batch, height, width, channels]`.
       schedule: the noise schedule.
-      t: time, in (0, 1].
-      dt: length of the step, at most t.
-      logvar_type: 'fixed_small', 'fixed_large' or 'fixed_medium:f'; see `diffusion.posterior`.
+      t: time, in (0, 1]; a scalar or `[batch]`.
+      dt: length of the step, at most t; a scalar or `[batch]`.
+      logvar_type: 'fixed_small', 'fixed_large' (default) or 'fixed_medium:f', the variances of `diffusion.posterior`.
 
     Returns:
-      z at time t - dt; the predicted x where that is 0.
+      z at time t - dt; where that is 0, the predicted x.
 
     Raises:
       InputError: for another `logvar_type`.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> prediction = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")(z, schedule(0.5))
+    >>> ancestral_step(jax.random.key(0), prediction, z, schedule, t=0.5, dt=0.25).shape
+    (1, 8, 8, 1)
     """
     mean, logvar = posterior(z, prediction.x, schedule(t), schedule(t - dt), posterior_variance(logvar_type))
     z_s = mean + jnp.exp(0.5 * logvar) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
-@mixing_types
-def addim_displacement(prediction: Prediction, phi: Times, d: Times, variance: float = 0.1) -> Float[Array, "*batch"]:
-    """How far beside a DDIM step the adjusted one ends, along the predicted eps (Heek et al. 2024, algorithm 3).
+@mixed_precision
+def addim_displacement(
+    prediction: Prediction, phi: ScalarOrBatch, d: ScalarOrBatch, variance: float = 0.1
+) -> Float[Array, "*batch"]:
+    """Return the aDDIM correction: how much eps to add to a DDIM step (Heek et al. 2024, algorithm 3).
 
-    A step to the mean of x loses the variance that x has around it. The adjusted step has a longer eps instead of it,
+    A step towards the mean of x loses the variance of x around its mean. The adjusted step has a longer eps instead. It
+    ends at alpha_s x + (sigma_s + k) eps with
 
         k = sqrt( sin(phi - d)^2 + (D / |eps|^2) (sin(d) / sin(phi))^2 x_var ) - sin(phi - d),
 
-    with D the number of pixels and channels, |eps| the norm of an example and x_var = variance / (2 + SNR). It is for a
-    denoiser that predicts means; students that were distilled do not.
+    where D is the number of pixels times channels, |eps| the norm of an example, and x_var = variance / (2 + SNR). The
+    correction is for denoisers that predict means; distilled students do not.
 
     Args:
-      prediction: what the denoiser says at angle phi.
-      phi: the angle that the step begins at, above 0.
-      d: its angle, from 0 to phi.
-      variance: the paper's 0.1.
+      prediction: the denoiser's prediction at angle phi.
+      phi: the angle at the start of the step, above 0; a scalar or `[batch]`.
+      d: the angle of the step, from 0 to phi; a scalar or `[batch]`.
+      variance: default 0.1, as in the paper.
 
     Returns:
-      k of each example; 0 where the step ends at angle 0, which is the predicted x, and where eps is 0.
+      k of each example, `[batch]`; 0 where the step ends at angle 0, on the predicted x, and where eps is 0.
+
+    >>> x, eps = jnp.zeros((2, 8, 8, 1)), jnp.ones((2, 8, 8, 1))
+    >>> addim_displacement(Prediction(x, eps, v=eps), phi=1.2, d=jnp.array([0.4, 1.2])).round(4)
+    Array([0.0052, 0.    ], dtype=float32)
     """
-    phi, d = jnp.asarray(phi), jnp.asarray(d)
+    phi = jnp.asarray(phi)
+    d = jnp.asarray(d)
     eps2 = jnp.mean(jnp.square(prediction.eps), axis=(-3, -2, -1))  # |eps|^2 / D
     lost = variance / (2 + 1 / jnp.square(jnp.tan(phi))) * jnp.square(jnp.sin(d) / jnp.sin(phi))
     has_direction = eps2 > jnp.finfo(eps2.dtype).tiny  # an eps of length 0 cannot be scaled
     lost = jnp.where(has_direction, lost / jnp.where(has_direction, eps2, 1), 0)
     sigma_s = jnp.sin(phi - d)
-    ends = phi - d < 1e-6 * phi  # rounded; a step that ends elsewhere leaves more
-    # sqrt(sigma_s^2 + lost) - sigma_s without its cancellation
-    return jnp.where(ends, 0.0, lost / (jnp.sqrt(jnp.square(sigma_s) + lost) + sigma_s))
+    ends_at_0 = phi - d < 1e-6 * phi  # up to rounding; any other step leaves more
+    # sqrt(sigma_s^2 + lost) - sigma_s, without its cancellation.
+    return jnp.where(ends_at_0, 0.0, lost / (jnp.sqrt(jnp.square(sigma_s) + lost) + sigma_s))
 
 
-@mixing_types
-def addim_step(prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
-    """One step of the adjusted DDIM sampler from t to t - dt (Heek et al. 2024, algorithm 3), see `addim_displacement`.
+@mixed_precision
+def addim_step(
+    prediction: Prediction, z: DataArray, schedule: Schedule, t: ScalarOrBatch, dt: ScalarOrBatch
+) -> DataArray:
+    """Take one adjusted DDIM step from t to t - dt: DDIM plus `addim_displacement` (Heek et al. 2024, algorithm 3).
 
-    Arguments and result are those of `ddim_step`.
+    Args:
+      prediction: the denoiser's prediction for z.
+      z: noisy images at time t, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      t: time, in (0, 1]; a scalar or `[batch]`.
+      dt: length of the step, at most t; a scalar or `[batch]`.
+
+    Returns:
+      z at time t - dt; where that is 0, the predicted x.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> prediction = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")(z, schedule(0.5))
+    >>> z_s = addim_step(prediction, z, schedule, t=0.5, dt=0.25)
+    >>> bool((z_s > ddim_step(prediction, z, schedule, t=0.5, dt=0.25)).all())  # the predicted eps is positive
+    True
     """
     k = addim_displacement(prediction, schedule.angle(t), schedule.angle_step(t, dt))
     return (ddim_step(prediction, z, schedule, t, dt) + per_example(k, z) * prediction.eps).astype(z.dtype)
 
 
-@mixing_types
-def renoise_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
-    """One step of a consistency model: its x, with fresh noise for t - dt (Song et al. 2023, algorithm 1).
+@mixed_precision
+def renoise_step(
+    key: Keys, prediction: Prediction, z: DataArray, schedule: Schedule, t: ScalarOrBatch, dt: ScalarOrBatch
+) -> DataArray:
+    """Take one step of a consistency model: its x, with fresh noise for t - dt (Song et al. 2023, algorithm 1).
 
-    Arguments and result are those of `ancestral_step`.
+    Args:
+      key: random key, one for all examples or one each.
+      prediction: the denoiser's prediction for z.
+      z: noisy images at time t, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      t: time, in (0, 1]; a scalar or `[batch]`.
+      dt: length of the step, at most t; a scalar or `[batch]`.
+
+    Returns:
+      z at time t - dt; where that is 0, the predicted x.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> prediction = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")(z, schedule(0.25))
+    >>> renoise_step(jax.random.key(0), prediction, z, schedule, t=0.25, dt=0.25)[0, 0, 0]
+    Array([0.5], dtype=float32)
     """
     phi_s = per_example(schedule.angle(t) - schedule.angle_step(t, dt), z)
     z_s = jnp.cos(phi_s) * prediction.x + jnp.sin(phi_s) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
-@mixing_types
-def stochastic_step(key: Keys, prediction: Prediction, z: Images, schedule: Schedule, t: Times, dt: Times) -> Images:
-    """A DDIM step of twice the length, from t to t - 2 dt, and from there by noise back up to t - dt.
+@mixed_precision
+def stochastic_step(
+    key: Keys, prediction: Prediction, z: DataArray, schedule: Schedule, t: ScalarOrBatch, dt: ScalarOrBatch
+) -> DataArray:
+    """Take a DDIM step of twice the length, from t to t - 2 dt, then add noise back up to t - dt.
 
-    Meng et al. (2023, section 3.3): z_m = (alpha_m / alpha_s) z_s + sqrt(sigma_m^2 - (alpha_m / alpha_s)^2 sigma_s^2)
-    eps'. A step that would end below t = 0 ends there, which is the predicted x.
+    With m = t - dt and s = t - 2 dt, z_m = (alpha_m / alpha_s) z_s + sqrt(sigma_m^2 - (alpha_m / alpha_s)^2 sigma_s^2)
+    eps' (Meng et al. 2023, section 3.3). A DDIM step that would end below t = 0 ends at 0, on the predicted x.
 
-    Arguments and result are those of `ancestral_step`.
+    Args:
+      key: random key, one for all examples or one each.
+      prediction: the denoiser's prediction for z.
+      z: noisy images at time t, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      t: time, in (0, 1]; a scalar or `[batch]`.
+      dt: length of the step, at most t; a scalar or `[batch]`.
+
+    Returns:
+      z at time t - dt; where that is 0, the predicted x.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> prediction = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")(z, schedule(0.25))
+    >>> stochastic_step(jax.random.key(0), prediction, z, schedule, t=0.25, dt=0.25)[0, 0, 0]
+    Array([0.5], dtype=float32)
     """
-    m, s = (bounded(t - length, 0.0, math.inf) for length in (dt, 2 * dt))
+    m = bounded(t - dt, 0.0, math.inf)
+    s = bounded(t - 2 * dt, 0.0, math.inf)
+    phi_m = schedule.angle(t) - schedule.angle_step(t, t - m)
+    phi_s = schedule.angle(t) - schedule.angle_step(t, t - s)
     z_s = ddim_step(prediction, z, schedule, t, t - s)
-    phi_m, phi_s = (schedule.angle(t) - schedule.angle_step(t, t - end) for end in (m, s))
+    # The variance to add is (sin^2 phi_m - sin^2 phi_s) / cos^2 phi_s, and the squares differ by this product.
     square = jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)
-    # Use `where` twice: the gradient of the root is infinite at 0.
-    added = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
-    z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(added, z) * normal(key, z)
+    # `where` twice, because the gradient of the root is infinite at 0.
+    sigma_added = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
+    z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(sigma_added, z) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """A sampler: its step, and what its callers need to know of it.
-
-    Attributes:
-      title: name in tables and plots.
-      step: `step(denoise, z, memory, *, schedule, t, dt, key, **options) -> (z, x, memory)`, from t to t - dt. It calls
-        `denoise` as often as it needs to. `x` is the predicted clean image, for trajectories. `memory` is whatever a
-        step leaves to the next one, such as the previous x of a multistep method. `key` is None for a deterministic
-        sampler. `single_evaluation` makes such a step from a function of one prediction.
-      start_memory: `start_memory(z)`, the memory before the first step; default none.
-      options: names of the keyword arguments of `step` that users may set: 'eta', 'logvar_type'.
-      deterministic: whether the starting noise alone determines the sample (if `options` has eta, while it is 0);
-        default False.
-      jumps: how many grid steps one step's prediction is used for. A student of N steps can be sampled in jump * N
-        steps. None if a prediction serves from any time, as in consistency models. Default (1,).
-    """
-
-    title: str
-    step: Callable[..., tuple[Images, Images, Any]]
-    start_memory: Callable[[Images], Any] = lambda z: ()
-    options: tuple[str, ...] = ()
-    deterministic: bool = False
-    jumps: tuple[int, ...] | None = (1,)
-
-    def needs_key(self, eta: float = 0.0) -> bool:
-        """Whether the sampler adds fresh noise at every step."""
-        return not self.deterministic or eta != 0
-
-    def suits(self, student_num_steps: int, num_steps: int) -> bool:
-        """Whether a student that was distilled for one number of steps can be sampled in another."""
-        return self.jumps is None or student_num_steps in [num_steps // jump for jump in self.jumps]
+Memory = Any  # a tree of arrays that one step leaves to the next
+Step = Callable[..., tuple[DataArray, DataArray, Memory]]
 
 
-def single_evaluation(step: Callable[..., Images]) -> Callable[..., tuple[Images, Images, Any]]:
-    """The `Sampler.step` of a function `step(*, prediction, z, schedule, t, dt, key, **options) -> z`.
+def single_evaluation(step: Callable[..., DataArray]) -> Step:
+    """Make a `Sampler.step` from a function of one prediction, such as `ddim_step`.
 
-    The denoiser is called once, at (z, t), and there is no memory. `key` is passed if there is one.
+    Args:
+      step: `step(*, prediction, z, schedule, t, dt, key, **options) -> z`; `key` is omitted if there is none.
+
+    Returns:
+      A step that calls the denoiser once, at (z, t), and leaves no memory.
     """
 
     def evaluate_and_step(denoise, z, memory, *, schedule, t, dt, key, **options):
@@ -219,6 +281,47 @@ def single_evaluation(step: Callable[..., Images]) -> Callable[..., tuple[Images
     return evaluate_and_step
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A sampler: its step, and what pipelines, reports and exports need to know of it.
+
+    Attributes:
+      title: name in tables and plots.
+      step: `step(denoise, z, memory, *, schedule, t, dt, key, **options) -> (z, x, memory)`, from t to t - dt, both
+        scalars. It may call `denoise` more than once, as Heun's method does. `x` is the predicted clean image, for
+        trajectories. `memory` is what a step leaves to the next one, such as the previous x in a multistep method.
+        `key` is None if `needs_key` is False.
+      start_memory: `start_memory(z)` returns the memory before the first step; default an empty tuple.
+      options: keyword arguments of `step` that callers may set, among 'eta' and 'logvar_type'; default none.
+      deterministic: whether the starting noise alone determines the sample, if eta is 0; default False.
+      jumps: how many steps of the grid one prediction may cover. A student of N steps is sampled in N times one of
+        these. None if a prediction holds for any distance, as in consistency models; default (1,).
+    """
+
+    title: str
+    step: Step
+    start_memory: Callable[[DataArray], Memory] = lambda z: ()
+    options: tuple[str, ...] = ()
+    deterministic: bool = False
+    jumps: tuple[int, ...] | None = (1,)
+
+    def needs_key(self, eta: float = 0.0) -> bool:
+        """Return whether fresh noise is added at every step.
+
+        >>> SAMPLERS["ddim"].needs_key(), SAMPLERS["ddim"].needs_key(eta=0.5)
+        (False, True)
+        """
+        return not self.deterministic or eta != 0
+
+    def suits(self, student_num_steps: int, num_steps: int) -> bool:
+        """Return whether `num_steps` steps have a length that a `student_num_steps`-step student was distilled for.
+
+        >>> SAMPLERS["ddim"].suits(4, num_steps=8), SAMPLERS["stochastic"].suits(4, num_steps=8)
+        (False, True)
+        """
+        return self.jumps is None or student_num_steps in [num_steps // jump for jump in self.jumps]
+
+
 SAMPLERS = {
     "ddim": Sampler(title="DDIM", step=single_evaluation(ddim_step), options=("eta",), deterministic=True),
     "ancestral": Sampler(title="ancestral", step=single_evaluation(ancestral_step), options=("logvar_type",)),
@@ -226,11 +329,11 @@ SAMPLERS = {
     "renoise": Sampler(title="re-noising", step=single_evaluation(renoise_step), jumps=None),
     "stochastic": Sampler(title="stochastic", step=single_evaluation(stochastic_step), jumps=(1, 2)),
 }
-SAMPLER_ALIASES = {"noisy": "ancestral"}  # of the published configs
+SAMPLER_ALIASES = {"noisy": "ancestral"}  # names in the published configs
 
 
 def sampler_name(name: str) -> str:
-    """The name in `SAMPLERS` of a sampler, which may have its published name, 'noisy' for 'ancestral'.
+    """Return the name in `SAMPLERS` of a sampler that may have its published name, 'noisy' for 'ancestral'.
 
     Raises:
       InputError: for an unknown sampler.
@@ -247,7 +350,7 @@ def sampler_name(name: str) -> str:
 def sample(
     sampler: str | Sampler,
     denoise: Denoiser,
-    z: Images,
+    z: DataArray,
     schedule: Schedule,
     num_steps: Count,
     *,
@@ -255,53 +358,64 @@ def sample(
     start: Float[Array, ""] | float = 1.0,
     trajectory: bool = False,
     **options: Any,
-) -> Images | tuple[Images, Trajectory]:
+) -> DataArray | tuple[DataArray, Trajectory]:
     """Sample with any sampler.
 
     Args:
       sampler: a name in `SAMPLERS`, or a `Sampler` of your own.
       denoise: from `diffusion.make_denoiser`.
-      z: standard normal noise.
+      z: standard normal noise, `[batch, height, width, channels]`.
       schedule: the noise schedule.
-      num_steps: sampling steps, at least 1; may be traced, unless `trajectory`.
-      key: for the noise of the steps, ignored by deterministic samplers. With one key per example, a sample does not
-        depend on the rest of its batch.
-      start: time of the first step; see `ddim`.
-      trajectory: also return the predicted x of every step.
-      **options: keyword arguments of the sampler's step, one of its `options` each.
+      num_steps: sampling steps, at least 1; may be traced, unless `trajectory` is set.
+      key: random key for the noise of the steps; deterministic samplers ignore it. With one key per example, a sample
+        does not depend on the rest of its batch.
+      start: time of the first step, in (0, 1]; default 1. See `ddim`.
+      trajectory: also return the predicted x of every step; default False.
+      **options: keyword arguments of the sampler's step; see `Sampler.options`.
 
     Returns:
       Images x, unclipped; with `trajectory`, `(x, xs)`.
 
     Raises:
       InputError: for an unknown sampler, a `num_steps` below 1, or a missing key.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule = schedules.get_logsnr_schedule("cosine")
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * jnp.tanh(z), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> x, xs = sample("stochastic", denoise, z, schedule, 4, key=jax.random.key(1), trajectory=True)
+    >>> x.shape, xs.shape
+    ((2, 8, 8, 1), (4, 2, 8, 8, 1))
     """
-    sampler = SAMPLERS[sampler_name(sampler)] if isinstance(sampler, str) else sampler
+    if isinstance(sampler, str):
+        sampler = SAMPLERS[sampler_name(sampler)]
+    eta = options.get("eta", 0.0)
     check_num_steps(num_steps)
-    check_key(sampler, key, options.get("eta", 0.0))
-    if not sampler.needs_key(options.get("eta", 0.0)):
+    check_key(sampler, key, eta)
+    if not sampler.needs_key(eta):
         key = None
     time_type = at_least_float32(z.dtype)
     dt = 1 / jnp.asarray(num_steps, time_type)
 
     def step(carry, i):
         z, memory = carry
-        t = (i + 1).astype(time_type) * dt - (1 - start)
+        t = schedule.grid_time(i, num_steps, time_type) - (1 - start)
         step_key = None if key is None else fold_in(key, i)
         z, x, memory = sampler.step(denoise, z, memory, schedule=schedule, t=t, dt=dt, key=step_key, **options)
         return (z, memory), x
 
-    first = (z, sampler.start_memory(z))
+    # Step num_steps - 1 comes first, step 0 last.
+    carry = (z, sampler.start_memory(z))
     if trajectory:
-        (x, _), xs = jax.lax.scan(step, first, jnp.arange(num_steps)[::-1])
+        (x, _), xs = jax.lax.scan(step, carry, jnp.arange(num_steps)[::-1])
         return x, xs
-    x, _ = jax.lax.fori_loop(0, num_steps, lambda k, carry: step(carry, jnp.asarray(num_steps - 1 - k))[0], first)
+    x, _ = jax.lax.fori_loop(0, num_steps, lambda k, carry: step(carry, jnp.asarray(num_steps - 1 - k))[0], carry)
     return x
 
 
 def ddim(
     denoise: Denoiser,
-    z: Images,
+    z: DataArray,
     schedule: Schedule,
     num_steps: Count,
     *,
@@ -309,26 +423,33 @@ def ddim(
     key: Keys | None = None,
     start: Float[Array, ""] | float = 1.0,
     trajectory: bool = False,
-) -> Images | tuple[Images, Trajectory]:
-    """Samples with DDIM, deterministically unless eta > 0.
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with DDIM, deterministically unless eta > 0 (Song et al. 2021).
 
     Args:
       denoise: from `diffusion.make_denoiser`.
-      z: standard normal noise.
+      z: standard normal noise, `[batch, height, width, channels]`.
       schedule: the noise schedule.
-      num_steps: calls of the denoiser.
-      eta: share of fresh noise at every step, see `ddim_step`.
-      key: needed when eta is not 0. With one key an example, its sample does not depend on the rest of the batch.
-      start: the time at which the steps start, though from noise as at t = 1; they are 1 / num_steps long, and the last
-        ends at t = 0. diffusers' 'leading' steps of a schedule of T times start at 1 - 1 / num_steps + 1 / T, and its
-        'trailing' ones at 1, where num_steps divides T.
-      trajectory: return every predicted x too.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      eta: share of fresh noise at every step, from 0 to 1; default 0. See `ddim_step`.
+      key: random key, needed if eta is not 0. With one key per example, a sample does not depend on the rest of its
+        batch.
+      start: time of the first step, in (0, 1], though z is noise as at t = 1; default 1. Steps are 1 / num_steps long,
+        and the last one ends at t = 0. For a schedule of T discrete times, diffusers' 'leading' spacing starts at
+        1 - 1 / num_steps + 1 / T, and its 'trailing' spacing at 1, if num_steps divides T.
+      trajectory: also return the predicted x of every step; default False.
 
     Returns:
       Images x, unclipped; with `trajectory`, `(x, xs)`.
 
     Raises:
-      InputError: for a num_steps below 1, or eta without a key.
+      InputError: for a `num_steps` below 1, or eta without a key.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> ddim(denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=4)[:, 0, 0, 0].round(4)
+    Array([0.5, 0.5], dtype=float32)
     """
     return sample("ddim", denoise, z, schedule, num_steps, key=key, start=start, trajectory=trajectory, eta=eta)
 
@@ -336,63 +457,123 @@ def ddim(
 def ancestral(
     key: Keys,
     denoise: Denoiser,
-    z: Images,
+    z: DataArray,
     schedule: Schedule,
     num_steps: Count,
     logvar_type: str = "fixed_large",
     *,
     trajectory: bool = False,
-) -> Images | tuple[Images, Trajectory]:
-    """Samples with the ancestral (DDPM) sampler, which draws fresh noise at every step.
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with the ancestral sampler of DDPM, which adds fresh noise at every step (Ho et al. 2020).
 
     Args:
-      key: for the noise of the steps. With one key an example, its sample does not depend on the rest of the batch.
+      key: random key. With one key per example, a sample does not depend on the rest of its batch.
       denoise: from `diffusion.make_denoiser`.
-      z: standard normal noise.
+      z: standard normal noise, `[batch, height, width, channels]`.
       schedule: the noise schedule.
-      num_steps: calls of the denoiser.
-      logvar_type: the variance of a step, see `ancestral_step`.
-      trajectory: return every predicted x too.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      logvar_type: variance of a step: 'fixed_small', 'fixed_large' (default) or 'fixed_medium:f'; see `ancestral_step`.
+      trajectory: also return the predicted x of every step; default False.
 
     Returns:
       Images x, unclipped; with `trajectory`, `(x, xs)`.
 
     Raises:
-      InputError: for a num_steps below 1 or an unknown logvar_type.
+      InputError: for a `num_steps` below 1 or an unknown `logvar_type`.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> ancestral(jax.random.key(1), denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=4)[:, 0, 0, 0]
+    Array([0.5, 0.5], dtype=float32)
     """
     return sample("ancestral", denoise, z, schedule, num_steps, key=key, trajectory=trajectory, logvar_type=logvar_type)
 
 
 def addim(
-    denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
-) -> Images | tuple[Images, Trajectory]:
-    """Samples with the adjusted DDIM sampler (Heek et al. 2024, algorithm 3): deterministic, for undistilled models.
+    denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with adjusted DDIM, which is deterministic and for undistilled models (Heek et al. 2024, algorithm 3).
 
-    Arguments, result and errors are those of `ddim`.
+    Args:
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      trajectory: also return the predicted x of every step; default False.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a `num_steps` below 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> addim(denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=4)[:, 0, 0, 0].round(4)
+    Array([0.5, 0.5], dtype=float32)
     """
     return sample("addim", denoise, z, schedule, num_steps, trajectory=trajectory)
 
 
 def renoise(
-    key: Keys, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
-) -> Images | tuple[Images, Trajectory]:
-    """Samples a consistency model of one group in several steps: x, then noise, then x again (Song et al. 2023).
+    key: Keys, denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample a consistency model in several steps: predict x, add noise, predict x again (Song et al. 2023).
 
-    A multistep one, of several groups, is sampled by `ddim` in as many steps.
+    This is for consistency models of one group. Sample a multistep one, of several groups, with `ddim` in as many
+    steps.
 
-    Arguments, result and errors are those of `ancestral`.
+    Args:
+      key: random key. With one key per example, a sample does not depend on the rest of its batch.
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      trajectory: also return the predicted x of every step; default False.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a `num_steps` below 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> renoise(jax.random.key(1), denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=2)[:, 0, 0, 0]
+    Array([0.5, 0.5], dtype=float32)
     """
     return sample("renoise", denoise, z, schedule, num_steps, key=key, trajectory=trajectory)
 
 
 def stochastic(
-    key: Keys, denoise: Denoiser, z: Images, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
-) -> Images | tuple[Images, Trajectory]:
-    """Samples with steps of twice the length, half undone by noise (Meng et al. 2023, section 3.3).
+    key: Keys, denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with steps of twice the length, half undone by noise (Meng et al. 2023, section 3.3).
 
-    A student of N steps is drawn so in N steps, or in 2 N, whose length is the one that it has learned.
+    Sample an N-step student in N steps, or in 2 N, whose predictions cover the length that the student has learned.
 
-    Arguments, result and errors are those of `ancestral`.
+    Args:
+      key: random key. With one key per example, a sample does not depend on the rest of its batch.
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      trajectory: also return the predicted x of every step; default False.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a `num_steps` below 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> stochastic(jax.random.key(1), denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=8)[:, 0, 0, 0]
+    Array([0.5, 0.5], dtype=float32)
     """
     return sample("stochastic", denoise, z, schedule, num_steps, key=key, trajectory=trajectory)
 
@@ -405,7 +586,7 @@ def check_key(sampler: Sampler, key: Keys | None, eta: float = 0.0) -> None:
 
 
 def check_num_steps(num_steps: Count) -> None:
-    """Raise an InputError unless the number of sampling steps is an integer of 1 or more. Traced numbers pass."""
+    """Raise an InputError unless the number of sampling steps is an integer of at least 1. Traced numbers pass."""
     if isinstance(num_steps, jax.core.Tracer):
         return
     if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or num_steps < 1:
@@ -413,7 +594,17 @@ def check_num_steps(num_steps: Count) -> None:
 
 
 def posterior_variance(logvar_type: str) -> str:
-    """The `variance` of `diffusion.posterior` that a config's logvar_type ('fixed_small', ...) stands for."""
+    """Return the `variance` of `diffusion.posterior` for a config's logvar_type.
+
+    Args:
+      logvar_type: 'fixed_small', 'fixed_large', or 'fixed_medium:f' with 0 <= f <= 1.
+
+    Raises:
+      InputError: for another `logvar_type`.
+
+    >>> posterior_variance("fixed_medium:0.5")
+    'medium:0.5'
+    """
     fixed, _, variance = logvar_type.partition("_")
     if fixed != "fixed" or variance.partition(":")[0] not in ("small", "large", "medium"):
         raise InputError(

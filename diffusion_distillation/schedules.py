@@ -1,13 +1,18 @@
-"""Noise schedules: how much of the signal is left at time t.
+"""Noise schedules: how much signal and how much noise z holds at time t.
 
 The process is variance preserving, z = alpha x + sigma eps with alpha = cos(phi) and sigma = sin(phi). Time runs from
-t = 0 (data) to t = 1 (noise). A schedule knows three things about it:
+t = 0 (data) to t = 1 (noise). A schedule computes
 
 * `schedule(t)`, the log signal-to-noise ratio log(alpha^2 / sigma^2), which conditions the network;
 * `schedule.angle(t)`, the angle phi;
-* `schedule.angle_step(t, dt)`, the angle phi(t) - phi(t - dt) by which a DDIM step turns z.
+* `schedule.angle_step(t, dt)`, the angle phi(t) - phi(t - dt) by which a DDIM step turns z;
+* `schedule.grid_time(i, num_steps)`, the time of a sampler's step i.
 
-The last is not left to a subtraction: in float32, at 8192 steps, that would keep four of the seven digits.
+`angle_step` is a function of its own because subtracting two angles in float32 keeps four of seven digits at 8192
+steps.
+
+Times are scalars or `[batch]`, and results are shaped as their arguments. Times are computed in at least float32:
+bfloat16 cannot tell neighboring steps apart.
 """
 
 import dataclasses
@@ -22,38 +27,70 @@ import numpy as np
 
 from .errors import InputError
 from .registry import check_arguments
-from .shapes import Array, Times, at_least_float32
+from .shapes import Array, Count, ScalarOrBatch, StepIndex, at_least_float32
 
-MOST_STEPS = 2**20  # of a discrete schedule
+MOST_STEPS = 2**20  # the most steps of a discrete schedule
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What samplers, losses and distillation ask of a schedule; a class of your own with these three will do."""
+    """The interface of noise schedules. Subclass it and define the first three methods to use a schedule of your own.
 
-    def __call__(self, t: Times) -> Array:
-        """Log signal-to-noise ratio at time t, shaped as t."""
+    >>> class Linear(Schedule):  # phi = t pi / 2
+    ...     def __call__(self, t):
+    ...         return -2 * jnp.log(jnp.tan(self.angle(t)))
+    ...     def angle(self, t):
+    ...         return 0.5 * jnp.pi * jnp.clip(t, 1e-4, 1 - 1e-4)
+    ...     def angle_step(self, t, dt):
+    ...         return jnp.where(t <= dt, self.angle(t), 0.5 * jnp.pi * dt)
+    >>> Linear().grid_time(jnp.arange(4), 4)
+    Array([0.25, 0.5 , 0.75, 1.  ], dtype=float32)
+    """
 
-    def angle(self, t: Times) -> Array:
-        """Angle phi in radians at time t: alpha = cos(phi), sigma = sin(phi)."""
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
 
-    def angle_step(self, t: Times, dt: Times) -> Array:
-        """Angle phi(t) - phi(t - dt) in radians of the step from t to t - dt.
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians: alpha = cos(phi), sigma = sin(phi)."""
 
-        A step that ends at time 0 turns all the way to phi = 0, not to the schedule's smallest angle, and so lands on
-        the predicted x. The published code's two special cases, a sampler's last step that returns x and a
-        distillation target that is the teacher's x, are both this one.
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the angle phi(t) - phi(t - dt) in radians of a step from t to t - dt.
+
+        A step that ends at time 0 turns all the way to phi = 0, not to the schedule's smallest angle, so that it ends
+        on the predicted x. This covers both special cases of the published code: a sampler's last step returns x, and
+        the distillation target at the last step is the teacher's x.
         """
+
+    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the time at which step i of a `num_steps`-step sampler starts: (i + 1) / num_steps.
+
+        Args:
+          i: index of the step, from num_steps - 1 (the first, at t = 1) to 0 (the last); a scalar or `[batch]`.
+          num_steps: sampling steps; may be traced.
+          dtype: of the time; default float32.
+        """
+        # XLA rewrites `a / b` as `a * (1 / b)` in some programs. Written so, all programs round alike.
+        return (jnp.asarray(i) + 1).astype(dtype) * (1 / jnp.asarray(num_steps, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
+class Cosine(Schedule):
     """Cosine schedule between two log-SNRs: logsnr(t) = -2 log tan(a t + b) (Salimans & Ho 2022, appendix C).
 
-    The angle a t + b is linear in time. Attributes are the log-SNRs at t = 1 and at t = 0.
+    The angle a t + b is linear in time.
+
+    Attributes:
+      logsnr_min: log-SNR at t = 1; default -20.
+      logsnr_max: log-SNR at t = 0, above logsnr_min; default 20.
 
     Raises:
       InputError: if logsnr_min is not below logsnr_max.
+
+    >>> schedule = Cosine()
+    >>> schedule(jnp.array([0.25, 0.5, 0.75])).round(3)
+    Array([ 1.763,  0.   , -1.763], dtype=float32)
+    >>> schedule.angle_step(t=0.5, dt=0.25)  # pi / 8
+    Array(0.392..., dtype=float32...)
     """
 
     logsnr_min: float = -20.0
@@ -66,21 +103,21 @@ class Cosine:
                 f"got logsnr_min={self.logsnr_min}, logsnr_max={self.logsnr_max}."
             )
 
-    def __call__(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
         t = _as_time(t)
-        # A tangent near pi/2 keeps few digits, so past the middle the angle is measured from pi/2 instead.
-        early = t <= 0.5
-        from_data = self._slope * jnp.where(early, t, 0.5) + _angle_of(self.logsnr_max)
-        from_noise = self._slope * (1 - jnp.where(early, 0.5, t)) + _angle_of(-self.logsnr_min)
-        return 2 * jnp.where(early, -jnp.log(jnp.tan(from_data)), jnp.log(jnp.tan(from_noise)))
+        # A tangent near pi/2 keeps few digits. Past the middle, measure the angle from pi/2 instead.
+        is_early = t <= 0.5
+        from_data = self._slope * jnp.where(is_early, t, 0.5) + _angle_of(self.logsnr_max)
+        from_noise = self._slope * (1 - jnp.where(is_early, 0.5, t)) + _angle_of(-self.logsnr_min)
+        return 2 * jnp.where(is_early, -jnp.log(jnp.tan(from_data)), jnp.log(jnp.tan(from_noise)))
 
-    def angle(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians."""
         return self._slope * _as_time(t) + _angle_of(self.logsnr_max)
 
-    def angle_step(self, t: Times, dt: Times) -> Array:
-        """See `Schedule`: here the slope times dt."""
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the slope times dt; see `Schedule.angle_step`."""
         return jnp.where(t <= dt, self.angle(t), self._slope * _as_time(dt))
 
     @property
@@ -89,17 +126,23 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
-class NicholDhariwal:
+class NicholDhariwal(Schedule):
     """Cosine schedule of Nichol & Dhariwal (2021, equation 17) in continuous time.
 
-    alpha(t)^2 = cos^2(c) / cos^2(b) with c = a t + b, a = (pi/2) / (1 + s) and b = a s; the attribute `offset` is s.
+    alpha(t)^2 = cos^2(c) / cos^2(b) with c = a t + b, a = (pi/2) / (1 + s) and b = a s.
 
-    Over 1000 discrete steps their bound beta <= 0.999 acts on the last alone and leaves
-    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8; here alpha stops where it gets there. At t = 0, where no
-    noise is left, the log-SNR is held at 20 (this acts below t = 1e-7).
+    With 1000 discrete steps, the paper's bound beta <= 0.999 changes the last step alone and leaves
+    alpha(1)^2 = 0.001 alpha(0.999)^2, a log-SNR of -19.8. Here alpha stops decreasing at this value. The log-SNR is at
+    most 20, which it reaches below t = 1e-7.
+
+    Attributes:
+      offset: the paper's s, at least 0; default 0.008.
 
     Raises:
       InputError: if offset is negative.
+
+    >>> NicholDhariwal()(jnp.array([0.0, 0.5, 1.0])).round(2)
+    Array([ 20.  ,  -0.05, -19.84], dtype=float32)
     """
 
     offset: float = 0.008
@@ -108,25 +151,28 @@ class NicholDhariwal:
         if not self.offset >= 0:
             raise InputError(f"The 'nichol_dhariwal' schedule needs offset >= 0; got offset={self.offset}.")
 
-    def __call__(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
         alpha, sigma = self._alpha_sigma(_as_time(t))
         return 2 * jnp.log(alpha / sigma)
 
-    def angle(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians."""
         alpha, sigma = self._alpha_sigma(_as_time(t))
         return jnp.arctan2(sigma, alpha)
 
-    def angle_step(self, t: Times, dt: Times) -> Array:
-        """See `Schedule`."""
-        t, dt = _as_time(t), _as_time(dt)
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the angle from t to t - dt in radians; see `Schedule.angle_step`."""
+        t = _as_time(t)
+        dt = _as_time(dt)
         s = bounded(t - dt, 0.0, math.inf)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self._alpha_sigma(t), self._alpha_sigma(s)
-        (cos_t, sin_t), (cos_s, sin_s) = self._cos_sin(t), self._cos_sin(s)
+        alpha_t, sigma_t = self._alpha_sigma(t)
+        alpha_s, sigma_s = self._alpha_sigma(s)
+        cos_t, sin_t = self._cos_sin(t)
+        cos_s, sin_s = self._cos_sin(s)
         # sin(phi_t - phi_s) = (sin^2 phi_t - sin^2 phi_s) / sin(phi_t + phi_s), and the squares differ by
-        # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b. The sines of sums are written
-        # out: all their terms are positive, where the sine of a float32 sum next to pi has few digits.
+        # (cos^2 c_s - cos^2 c_t) / cos^2 b = sin(c_t - c_s) sin(c_t + c_s) / cos^2 b. Write out the sines of sums:
+        # all their terms are positive, while the sine of a float32 sum next to pi has few digits.
         difference = bounded(dt - jnp.maximum(self._rest - (1 - t), 0), 0.0, math.inf)
         squares = jnp.sin(self._a * difference) * (sin_t * cos_s + cos_t * sin_s) / math.cos(self._b) ** 2
         sin = squares / (sigma_t * alpha_s + alpha_t * sigma_s)
@@ -141,7 +187,7 @@ class NicholDhariwal:
         return alpha, jnp.sqrt(jnp.maximum(sigma2, math.exp(-20)))
 
     def _cos_sin(self, t: Array) -> tuple[Array, Array]:
-        """cos(c) and sin(c); cos(c) as sin(pi/2 - c) = sin(a (1 - t)), which keeps its digits next to t = 1."""
+        """Return cos(c) and sin(c), cos(c) as sin(pi/2 - c) = sin(a (1 - t)), which keeps its digits next to t = 1."""
         cos = jnp.sin(self._a * jnp.maximum(1 - t, self._rest))
         return cos, jnp.sin(self._a * jnp.minimum(t, 1 - self._rest) + self._b)
 
@@ -155,29 +201,33 @@ class NicholDhariwal:
 
     @property
     def _rest(self) -> float:
-        """The time left where beta's bound stops alpha: there cos(c)^2 = 0.001 cos(c(0.999))^2."""
+        """The value of 1 - t from which beta's bound stops alpha: there cos(c)^2 = 0.001 cos(c(0.999))^2."""
         return math.asin(math.sqrt(0.001) * math.sin(0.001 * self._a)) / self._a
 
 
 @dataclasses.dataclass(frozen=True)
-class Discrete:
-    """The schedule of networks that were trained at T discrete times (Ho et al. 2020), by its betas.
+class Discrete(Schedule):
+    """Schedule of networks that were trained at T discrete times, by their betas (Ho et al. 2020).
 
-    Step i of theirs, 0 <= i < T, is time (i + 1) / T here, where alpha^2 is the product of 1 - beta up to step i, with
-    betas and products rounded to float32 as diffusers has them. Between these times the log-SNR is linear in time, and
-    so decreases everywhere; from the first of them to t = 0 it rises to 20. A time within float32's rounding of one
-    of the T times counts as that time. The derivative there is that of the piece that begins at this time; at t = 1, it
-    is that of the last piece.
+    Step i of the training, 0 <= i < T, is time (i + 1) / T. There alpha^2 is the product of 1 - beta up to step i, with
+    betas and products rounded to float32 as in diffusers. Between these times the log-SNR is linear in time; from the
+    first of them to t = 0 it rises to 20. A time within float32's rounding of one of the T times counts as that time.
+    There, the derivative is that of the piece that begins at this time; at t = 1, that of the last piece.
 
     Attributes:
-      betas: 'linear', 'scaled_linear' (of the root), 'sigmoid', from beta_start to beta_end; 'squaredcos_cap_v2',
-        Nichol & Dhariwal's cosine with betas of 0.999 at most; or T numbers between 0 and 1.
-      num_steps: T, where betas is a name.
-      beta_start: the first beta.
-      beta_end: the last.
+      betas: 'linear', 'scaled_linear' (linear in the square root) or 'sigmoid', from beta_start to beta_end;
+        'squaredcos_cap_v2', Nichol & Dhariwal's cosine with betas of at most 0.999; or T numbers between 0 and 1.
+        Default 'linear'.
+      num_steps: T, if betas is a name; default 1000.
+      beta_start: the first beta; default 0.0001.
+      beta_end: the last beta; default 0.02.
 
     Raises:
-      InputError: for other betas, or such as leave no signal or take no step in float32.
+      InputError: for unknown betas, or betas that leave no signal or add no noise in float32.
+
+    >>> schedule = Discrete()
+    >>> schedule.step(schedule(jnp.array([0.001, 0.5, 1.0]))).round(3)
+    Array([  0., 499., 999.], dtype=float32)
     """
 
     betas: str | Sequence[float] = "linear"
@@ -194,67 +244,75 @@ class Discrete:
                 f"The 'discrete' schedule needs 1 to {MOST_STEPS:,} steps; got num_steps={self.num_steps}."
             )
         products = self.alphas_cumprod
-        if not (products[-1] > 0 and products[0] < 1 and np.all(np.diff(products) < 0)):  # nor with NaN
+        if not (products[-1] > 0 and products[0] < 1 and np.all(np.diff(products) < 0)):  # True for NaN too
             raise InputError(
                 f"The 'discrete' schedule with betas={str(self.betas)[:50]}, num_steps={self.num_steps}, beta_start="
-                f"{self.beta_start}, beta_end={self.beta_end} has steps that leave no signal, or add no noise, in "
+                f"{self.beta_start}, beta_end={self.beta_end} has steps that leave no signal or add no noise in "
                 "float32: betas must be above 0 and below 1."
             )
 
     @functools.cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """alpha^2 at each of the T times, float32."""
+        """alpha^2 at each of the T times, `[T]`, float32."""
         return np.cumprod((1 - _betas(self)).astype(np.float64)).astype(np.float32)
 
-    def __call__(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
         t = _as_time(t)
         return self._logsnr(*self._cell(t))
 
-    def angle(self, t: Times) -> Array:
-        """See `Schedule`."""
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians."""
         return jnp.arctan(jnp.exp(-0.5 * self(t)))
 
-    def angle_step(self, t: Times, dt: Times) -> Array:
-        """See `Schedule`."""
-        t, dt = _as_time(t), _as_time(dt)
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the angle from t to t - dt in radians; see `Schedule.angle_step`."""
+        t = _as_time(t)
+        dt = _as_time(dt)
         cell_t, part_t = self._cell(t)
         cell_s, part_s = self._before(cell_t, part_t, dt)
         # tan(phi_t - phi_s) = sinh((logsnr_s - logsnr_t) / 4) / cosh((logsnr_s + logsnr_t) / 4)
         high, low = self._knots(t.dtype)
-        slope_t, slope_s = (self._slopes(t.dtype)[cell] for cell in (cell_t, cell_s))
+        slopes = self._slopes(t.dtype)
+        slope_t = slopes[cell_t]
+        slope_s = slopes[cell_s]
         decrease = (high[cell_s] - high[cell_t]) + (low[cell_s] - low[cell_t])
-        # within a cell, of the difference of the parts alone
+        # Within one cell, subtract the parts before multiplying, which keeps the digits of a short step.
         decrease += jnp.where(cell_t == cell_s, slope_t * (part_s - part_t), slope_s * part_s - slope_t * part_t)
         both = self._logsnr(cell_s, part_s) + self._logsnr(cell_t, part_t)
         step = jnp.arctan(jnp.sinh(0.25 * decrease) / jnp.cosh(0.25 * both))
         return jnp.where(t <= dt, self.angle(t), step)
 
-    def step(self, logsnr: Times) -> Array:
-        """The number of their step with this log-SNR, an integer at their times; from -1 at t = 0 to T - 1."""
+    def step(self, logsnr: ScalarOrBatch) -> Array:
+        """Return the training step that has this log-SNR, from -1 at t = 0 to T - 1; fractional between the steps.
+
+        Args:
+          logsnr: log-SNR, a scalar or `[batch]`.
+        """
         logsnr = _as_time(logsnr)
         knots, _ = self._knots(logsnr.dtype)
         logsnr = bounded(logsnr, self._logsnrs[-1].item(), self._logsnrs[0].item())
         return jnp.interp(-logsnr, -knots, np.arange(-1, self.num_steps, dtype=logsnr.dtype))
 
     def _cell(self, t: Array) -> tuple[Array, Array]:
-        """Between which times t lies: T t as an integer and a part, in [0, 1)."""
-        # T t to the last digit of t, by its first 11 bits and the rest
+        """Split T t into an integer and a fraction in [0, 1)."""
+        # Multiply the first 11 bits of t and the rest one by one, which is exact to the last digit of t.
         first = jnp.round(t * 2048) / 2048
         whole = jnp.round(self.num_steps * first)
         rest = (self.num_steps * first - whole) + self.num_steps * (t - first)
         return self._normal(whole, rest)
 
     def _before(self, cell: Array, part: Array, dt: Array) -> tuple[Array, Array]:
-        """The same of t - dt, from that of t."""
+        """Split T (t - dt) in the same way, given the parts of T t."""
         steps = self.num_steps * dt
         whole = jnp.round(steps)
         return self._normal(cell.astype(part.dtype) - whole, part - (steps - whole))
 
     def _normal(self, whole: Array, rest: Array) -> tuple[Array, Array]:
-        nearest, moved = jnp.round(rest), rest - jax.lax.stop_gradient(rest)  # moved is 0, with the derivative of rest
-        near = jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(rest.dtype).eps
-        rest = jnp.where(near, nearest + moved, rest)
+        nearest = jnp.round(rest)
+        zero = rest - jax.lax.stop_gradient(rest)  # 0, with the derivative of `rest`
+        is_near = jnp.abs(rest - nearest) <= 2 * self.num_steps * jnp.finfo(rest.dtype).eps
+        rest = jnp.where(is_near, nearest + zero, rest)
         cell = jnp.clip(whole + jnp.floor(rest), 0, self.num_steps - 1)
         return cell.astype(jnp.int32), bounded((whole - cell) + rest, 0.0, 1.0)
 
@@ -262,7 +320,7 @@ class Discrete:
         return self._knots(part.dtype)[0][cell] + part * self._slopes(part.dtype)[cell]
 
     def _knots(self, dtype) -> tuple[Array, Array]:
-        """Log-SNR at t = 0, 1 / T, ..., 1: rounded, and what rounding took."""
+        """Return the log-SNR at t = 0, 1 / T, ..., 1, rounded to `dtype`, and the rounding errors."""
         high = self._logsnrs.astype(dtype)
         return jnp.asarray(high), jnp.asarray((self._logsnrs - high).astype(dtype))
 
@@ -276,7 +334,7 @@ class Discrete:
 
 
 def _betas(schedule: Discrete) -> np.ndarray:
-    """In float32, by float32 arithmetic as far as it is theirs."""
+    """Compute the betas in float32, in the steps in which diffusers rounds."""
     num_steps, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
     match schedule.betas:
         case "linear":
@@ -291,13 +349,15 @@ def _betas(schedule: Discrete) -> np.ndarray:
             return np.minimum(1 - product[1:] / product[:-1], 0.999).astype(np.float32)
         case str(name):
             names = ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
-            raise InputError(f"The 'discrete' schedule has no betas={name!r}; choose one of {names}, or give numbers.")
+            raise InputError(f"The 'discrete' schedule has no betas={name!r}; choose one of {names}, or pass numbers.")
     return np.array(schedule.betas, np.float32)
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    """From both ends to the middle, as PyTorch does it in float32."""
-    first, last, i = np.float32(start), np.float32(end), np.arange(count)
+    """Compute `torch.linspace` in float32, which counts from both ends to the middle."""
+    first = np.float32(start)
+    last = np.float32(end)
+    i = np.arange(count)
     step = np.float64((last - first) / np.float32(max(count - 1, 1)))
     return np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
 
@@ -306,17 +366,20 @@ SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal, "discrete": Di
 
 
 def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
-    """The schedule called `name`, as configs spell it: `get_logsnr_schedule('cosine', logsnr_min=-20, logsnr_max=20)`.
+    """Make the schedule with this name.
 
     Args:
       name: 'cosine', 'nichol_dhariwal' or 'discrete'.
-      **kwargs: the schedule's attributes, see `Cosine`, `NicholDhariwal` and `Discrete`.
+      **kwargs: attributes of `Cosine`, `NicholDhariwal` or `Discrete`.
 
     Returns:
-      A `Schedule`; called with t in [0, 1] it gives log(alpha^2 / sigma^2).
+      A `Schedule`: a function from t in [0, 1] to log(alpha^2 / sigma^2).
 
     Raises:
       InputError: for an unknown name or attribute, or an attribute of another type or out of its range.
+
+    >>> get_logsnr_schedule("cosine", logsnr_min=-10.0)
+    Cosine(logsnr_min=-10.0, logsnr_max=20.0)
     """
     if name not in SCHEDULES:
         raise InputError(f"Unknown logsnr schedule {name!r}; choose one of {sorted(SCHEDULES)}.")
@@ -327,49 +390,65 @@ def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
     return SCHEDULES[name](**kwargs)
 
 
-def time_of(schedule: Schedule, logsnr: Times) -> Array:
-    """The time at which a schedule has this log signal-to-noise ratio, by bisection; 0 or 1 where it never has."""
+def time_of(schedule: Schedule, logsnr: ScalarOrBatch) -> Array:
+    """Invert a schedule: return the time at which it has this log-SNR, by bisection.
+
+    Args:
+      schedule: a schedule that decreases.
+      logsnr: log-SNR, a scalar or `[batch]`.
+
+    Returns:
+      The time, differentiable in logsnr: 0 for a log-SNR above the schedule's range, 1 for one below.
+
+    >>> time_of(Cosine(), Cosine()(0.3)).round(6)
+    Array(0.3, dtype=float32...)
+    """
 
     @jax.custom_jvp
     def bisect(logsnr):
         def halve(_, bounds):
-            below, above = bounds
-            middle = 0.5 * (below + above)
-            earlier = schedule(middle) > logsnr
-            return jnp.where(earlier, middle, below), jnp.where(earlier, above, middle)
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            is_early = schedule(middle) > logsnr
+            return jnp.where(is_early, middle, low), jnp.where(is_early, high, middle)
 
-        _, above = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
-        return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, above)
+        _, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
+        return jnp.where(logsnr >= schedule(jnp.zeros_like(logsnr)), 0, high)
 
     @bisect.defjvp
     def derivative(primals, tangents):
         t = bisect(*primals)
-        found, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
-        rounding = 4 * jnp.finfo(t.dtype).eps * (jnp.abs(slope) + jnp.abs(found))
-        has_it = jnp.abs(found - primals[0]) <= rounding  # else t is at an end
-        return t, jnp.where(has_it, tangents[0] / slope, 0)
+        logsnr_t, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+        rounding = 4 * jnp.finfo(t.dtype).eps * (jnp.abs(slope) + jnp.abs(logsnr_t))
+        is_inside = jnp.abs(logsnr_t - primals[0]) <= rounding  # otherwise t is an end of the range
+        return t, jnp.where(is_inside, tangents[0] / slope, 0)
 
     return bisect(_as_time(logsnr))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def bounded(x: Times, low: float, high: float) -> Array:
-    """`jnp.clip`, but its derivative at the bounds and within rounding of them is 1, as inside. JAX has 1/2 there."""
+def bounded(x: ScalarOrBatch, low: float, high: float) -> Array:
+    """Clip as `jnp.clip` does, but with derivative 1 at the bounds and within rounding of them, where JAX has 1/2.
+
+    >>> jax.grad(bounded)(1.0, 0.0, 1.0)
+    Array(1., dtype=float32...)
+    """
     return jnp.clip(x, low, high)
 
 
 @bounded.defjvp
-def _derivative(low, high, primals, tangents):
-    [x], [dx] = primals, tangents
-    held = jnp.clip(x, low, high)
-    return held, jnp.where(jnp.abs(x - held) <= 4 * jnp.finfo(x.dtype).eps * jnp.abs(held), dx, 0)
+def _bounded_jvp(low, high, primals, tangents):
+    [x] = primals
+    [dx] = tangents
+    clipped = jnp.clip(x, low, high)
+    return clipped, jnp.where(jnp.abs(x - clipped) <= 4 * jnp.finfo(x.dtype).eps * jnp.abs(clipped), dx, 0)
 
 
 def _angle_of(logsnr: float) -> float:
     return math.atan(math.exp(-0.5 * logsnr))
 
 
-def _as_time(t: Times) -> Array:
-    """Time in at least float32: bfloat16 cannot tell neighbouring steps apart."""
+def _as_time(t: ScalarOrBatch) -> Array:
+    """Convert a time to at least float32: bfloat16 cannot tell neighboring steps apart."""
     t = jnp.asarray(t)
     return t.astype(at_least_float32(t.dtype))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Key
 
 from ..diffusion import Denoiser, Prediction
-from ..shapes import Array, Count, Images
+from ..shapes import Array, Count, DataArray
 
 
 class Rung(NamedTuple):
@@ -64,7 +64,7 @@ class Method(NamedTuple):
     """
 
     times: Callable[[Key[Array, "batch"], Array, Rung | None], Any]
-    target: Callable[[Denoisers, Images, Images, Images, Any], Prediction]
+    target: Callable[[Denoisers, DataArray, DataArray, DataArray, Any], Prediction]
     loss: Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]
     rungs: tuple[Rung, ...] = ()
     target_calls: Callable[[Rung], int] = lambda rung: 0
