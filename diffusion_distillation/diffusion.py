@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from .errors import InputError
 from .shapes import Array, DataArray, ScalarOrBatch, mixed_precision
@@ -192,7 +193,7 @@ def predict(
     x: DataArray | None = None,
     eps: DataArray | None = None,
     v: DataArray | None = None,
-    both: DataArray | None = None,
+    both: Float[Array, "*batch height width both"] | None = None,
 ) -> Prediction:
     """Complete a prediction from one of its parts.
 
@@ -224,8 +225,8 @@ def predict(
 def log1mexp(x: ScalarOrBatch) -> Array:
     """Compute log(1 - exp(-x)) for x > 0, exact at both ends and with a finite gradient (Maechler 2012).
 
-    >>> log1mexp(jnp.array([1e-6, 1.0])).round(3)
-    Array([-13.816,  -0.459], dtype=float32)
+    >>> [round(y, 3) for y in log1mexp(jnp.array([1e-6, 1.0])).tolist()]
+    [-13.816, -0.459]
     """
     x = jnp.asarray(x)
     is_small = x < 0.693

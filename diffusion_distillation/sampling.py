@@ -150,7 +150,7 @@ def addim_displacement(
 
     >>> x, eps = jnp.zeros((2, 8, 8, 1)), jnp.ones((2, 8, 8, 1))
     >>> addim_displacement(Prediction(x, eps, v=eps), phi=1.2, d=jnp.array([0.4, 1.2])).round(4)
-    Array([0.0052, 0.    ], dtype=float32)
+    Array([0.0056, 0.    ], dtype=float32)
     """
     phi = jnp.asarray(phi)
     d = jnp.asarray(d)

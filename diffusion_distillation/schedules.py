@@ -87,8 +87,8 @@ class Cosine(Schedule):
       InputError: if logsnr_min is not below logsnr_max.
 
     >>> schedule = Cosine()
-    >>> schedule(jnp.array([0.25, 0.5, 0.75])).round(3)
-    Array([ 1.763,  0.   , -1.763], dtype=float32)
+    >>> [round(logsnr, 2) for logsnr in schedule(jnp.array([0.0, 0.25, 1.0])).tolist()]
+    [20.0, 1.76, -20.0]
     >>> schedule.angle_step(t=0.5, dt=0.25)  # pi / 8
     Array(0.392..., dtype=float32...)
     """
@@ -141,8 +141,8 @@ class NicholDhariwal(Schedule):
     Raises:
       InputError: if offset is negative.
 
-    >>> NicholDhariwal()(jnp.array([0.0, 0.5, 1.0])).round(2)
-    Array([ 20.  ,  -0.05, -19.84], dtype=float32)
+    >>> [round(logsnr, 2) for logsnr in NicholDhariwal()(jnp.array([0.0, 0.25, 1.0])).tolist()]
+    [20.0, 1.71, -19.84]
     """
 
     offset: float = 0.008
@@ -226,7 +226,7 @@ class Discrete(Schedule):
       InputError: for unknown betas, or betas that leave no signal or add no noise in float32.
 
     >>> schedule = Discrete()
-    >>> schedule.step(schedule(jnp.array([0.001, 0.5, 1.0]))).round(3)
+    >>> schedule.step(schedule(jnp.array([0.001, 0.5, 1.0]))).round()
     Array([  0., 499., 999.], dtype=float32)
     """
 

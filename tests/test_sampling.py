@@ -9,7 +9,7 @@ from helpers import oracle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_distillation.diffusion import Prediction, make_denoiser
+from diffusion_distillation.diffusion import Prediction, make_denoiser, per_example
 from diffusion_distillation.sampling import (
     addim,
     addim_step,
@@ -34,7 +34,8 @@ def gaussian_denoiser(schedule, std=0.5, mean=0.2):
     """The exact denoiser of data that is Gaussian in every pixel."""
 
     def model_fn(z, logsnr):
-        z, alpha2, sigma2 = z.astype(jnp.result_type(logsnr)), jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
+        z = z.astype(logsnr.dtype)
+        alpha2, sigma2 = (per_example(jax.nn.sigmoid(signed), z) for signed in (logsnr, -logsnr))
         return mean + jnp.sqrt(alpha2) * std**2 * (z - jnp.sqrt(alpha2) * mean) / (alpha2 * std**2 + sigma2)
 
     return make_denoiser(model_fn, "x")

@@ -144,7 +144,7 @@ def grid_times(schedule: Schedule, first_grid: int, grid_updates: int) -> Callab
 
     def sample_times(keys, update, rung):
         size = grid_size(update / grid_updates, first_grid, rung)
-        group = group_times(keys, size, rung.num_steps, rung)
+        group = group_times(keys, size, rung.num_steps, rung, schedule)
         return WeightedTimes(group, 1 / jnp.square(jnp.sin(schedule.angle(group.t))))
 
     return sample_times

@@ -12,7 +12,9 @@ def make(config: Any, schedule: Schedule) -> Method:
     num_steps = config.model.train_num_steps
 
     def times(keys, update, rung):
-        return Times((discrete_steps(keys, num_steps) + 1) / num_steps if num_steps else continuous_times(keys))
+        if not num_steps:
+            return Times(continuous_times(keys))
+        return Times(schedule.grid_time(discrete_steps(keys, num_steps), num_steps))
 
     def target(denoisers, x, eps, z, times):
         return data_target(x, eps, schedule(times.t))

@@ -43,7 +43,7 @@ def make(config: Any, schedule: Schedule) -> Method:
         )
 
     def times(keys, update, rung):
-        return Times((discrete_steps(keys, rung.num_steps) + 1) / rung.num_steps)
+        return Times(schedule.grid_time(discrete_steps(keys, rung.num_steps), rung.num_steps))
 
     def target(denoisers, x, eps, z, times):
         return denoisers.teacher(z, schedule(times.t))  # guided by the weight, as it does not take it itself

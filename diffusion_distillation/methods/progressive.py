@@ -13,7 +13,7 @@ from .rungs import descending_rungs, teacher_displacement
 
 
 class StepTimes(NamedTuple):
-    """Step i of the student's, and its time t = (i + 1) / rung.num_steps."""
+    """Step i of the student's, and its time t."""
 
     t: Float[Array, "batch"]
     i: Int[Array, "batch"]
@@ -29,7 +29,7 @@ def make(config: Any, schedule: Schedule) -> Method:
 
     def times(keys, update, rung):
         i = discrete_steps(keys, rung.num_steps)
-        return StepTimes((i + 1) / rung.num_steps, i, rung)
+        return StepTimes(schedule.grid_time(i, rung.num_steps), i, rung)
 
     def target(denoisers, x, eps, z, times):
         above, below = times.rung

@@ -11,6 +11,7 @@ from ..distillation import Displacement
 from ..errors import InputError
 from ..losses import discrete_steps
 from ..sampling import addim_displacement
+from ..schedules import Schedule
 from ..shapes import Array, Count
 from .method import Rung
 
@@ -87,13 +88,13 @@ class GroupTimes(NamedTuple):
     rung: Rung
 
 
-def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Rung) -> GroupTimes:
+def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Rung, schedule: Schedule) -> GroupTimes:
     """Uniform on a grid of `grid` steps in `groups` groups, of which it is a multiple; both may be traced."""
     grid, groups = jnp.asarray(grid, jnp.int32), jnp.asarray(groups, jnp.int32)
     i, size = discrete_steps(keys, grid), grid // groups
     place = i % size
     rest = jnp.where((i < size) & (place > 0), 1.0, place / grid)
-    t = (i + 1) / grid
+    t = schedule.grid_time(i, grid)
     return GroupTimes(t, jnp.ones_like(t) / grid.astype(t.dtype), rest, rung)
 
 

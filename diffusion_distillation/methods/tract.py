@@ -34,7 +34,7 @@ def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) ->
     displacement = teacher_displacement(config.distillation, rungs)
 
     def times(keys, update, rung):
-        return group_times(keys, rung.teacher_num_steps, rung.num_steps, rung)
+        return group_times(keys, rung.teacher_num_steps, rung.num_steps, rung, schedule)
 
     def target(denoisers, x, eps, z, times):
         first, second = denoisers.teacher, denoisers.average

@@ -18,7 +18,7 @@ from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Denoisers, Rung, consistency, make_method
 from diffusion_distillation.methods.rungs import GroupTimes, group_times, listed_rungs
 from diffusion_distillation.sampling import addim_displacement
-from diffusion_distillation.schedules import get_logsnr_schedule, time_of
+from diffusion_distillation.schedules import Cosine, get_logsnr_schedule, time_of
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
 
 SHAPE = (8, 4, 4, 1)
@@ -125,7 +125,7 @@ def drawn_at(i, grid, groups, rung):
     """The stages that `group_times` gives to the draws i."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffusion_distillation.methods.rungs.discrete_steps", lambda keys, num_steps: jnp.asarray(i))
-        return group_times(jax.random.split(jax.random.key(0), len(i)), grid, groups, rung)
+        return group_times(jax.random.split(jax.random.key(0), len(i)), grid, groups, rung, Cosine())
 
 
 @functools.cache
@@ -267,7 +267,7 @@ def keys(count):
 @pytest.mark.parametrize(("grid", "groups"), [(8, 1), (8, 2), (8, 8)])
 def test_times_of_groups(grid, groups):
     """Every step of the grid is as likely, and the stages lead to the start of its group."""
-    times = group_times(keys(4000), grid, groups, Rung(grid, groups))
+    times = group_times(keys(4000), grid, groups, Rung(grid, groups), Cosine())
     steps, counts = np.unique(np.asarray(times.t) * grid, return_counts=True)
     np.testing.assert_allclose(steps, np.arange(1, grid + 1), rtol=1e-6)
     assert counts.min() > 4000 / grid * 0.8
