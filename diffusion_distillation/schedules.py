@@ -61,13 +61,13 @@ class Schedule(Protocol):
         the distillation target at the last step is the teacher's x.
         """
 
-    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = float) -> Array:
+    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
         """Return the time at which step i of a `num_steps`-step sampler starts: (i + 1) / num_steps.
 
         Args:
           i: index of the step, from num_steps - 1 (the first, at t = 1) to 0 (the last); a scalar or `[batch]`.
           num_steps: sampling steps; may be traced.
-          dtype: of the time; default JAX's default float, float32 unless `jax_enable_x64` is set.
+          dtype: of the time; default float32, whatever `jax_enable_x64` is.
         """
         # XLA rewrites `a / b` as `a * (1 / b)` in some programs. Written so, all programs round alike.
         return (jnp.asarray(i) + 1).astype(dtype) * (1 / jnp.asarray(num_steps, dtype))

@@ -334,6 +334,8 @@ class Exact:
         method = made(name, "cosine")
         i = np.asarray(i)
         stages = drawn_at(i, self.grid, groups, Rung(self.grid, groups))
+        exact = {name: jnp.float64(getattr(stages, name)) for name in ("t", "first", "rest")}  # multiples of 1 / 64
+        stages = stages._replace(**exact)
         z = q_sample(self.x, self.eps, self.schedule(stages.t))
         times = stages if name == "tract" else consistency.WeightedTimes(stages, jnp.ones(len(i)))
         return z, method.target(Denoisers(self.teacher, student, student), self.x, self.eps, z, times)
