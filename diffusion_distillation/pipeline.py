@@ -80,6 +80,11 @@ class Pipeline:
         )
         self._process = dict(schedule=eval_schedule(model), logvar_type=model.logvar_type)
 
+    @property
+    def params(self) -> Params:
+        """A copy of the parameters, on the default device."""
+        return self._params_of_no_device()
+
     def sample(
         self,
         key: Keys,

@@ -33,15 +33,10 @@ from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
-from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder, ladder_runs
-from diffusion_distillation.evaluation.measure import (
-    Evaluator,
-    SampleSet,
-    generated_samples,
-    make_evaluators,
-    stored_samples,
-)
-from diffusion_distillation.evaluation.metrics import METRICS, required_fields
+from diffusion_distillation.evaluation.evaluate import evaluate, pipeline_loader
+from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder
+from diffusion_distillation.evaluation.measure import Evaluator, make_evaluators
+from diffusion_distillation.evaluation.metrics import METRICS
 from diffusion_distillation.evaluation.reference import (
     Reference,
     convert_channels,
@@ -49,7 +44,8 @@ from diffusion_distillation.evaluation.reference import (
     load_reference,
     save_statistics,
 )
-from diffusion_distillation.evaluation.results import Entry, Evaluation, evaluate
+from diffusion_distillation.evaluation.results import Entry, Evaluation
+from diffusion_distillation.evaluation.samples import SampleSet, generated_samples, stored_samples
 from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.keys import MOST_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
@@ -104,7 +100,7 @@ def main() -> None:
         options = dict(checkpoint=CHECKPOINT.value, **cli.config_arguments(), out=out.with_suffix(""))
         following = cli.command("export", **options)
     if multihost.is_main():
-        published = tables.published(config)
+        published = tables.published_fids(config)
         write_atomic(out.with_suffix(".md"), tables.markdown(evaluation, published))
         write_atomic(out.with_suffix(".tex"), tables.latex(evaluation, published))
         print(tables.markdown(evaluation, published), end="")
@@ -140,10 +136,10 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
     if reference.images is not None:
         samples = convert_channels(samples, reference.images.image_shape[2])
     sample_set = stored_samples(samples.images)
-    about = {"samples": SAMPLES.value, "content": samples.content}
+    settings = {"samples": SAMPLES.value, "content": samples.content}
     evaluation = evaluate(
         {Entry("samples"): None}, lambda entry, first: sample_set, evaluators, reference, out,
-        about=about, num_samples=num_samples,
+        settings=settings, num_samples=num_samples,
     )  # fmt: skip
     return evaluation, None
 
@@ -159,29 +155,29 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
 
     # What the samples depend on.
     options = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
-    about = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
-    about["clip"] = config.model.eval_clip_denoised
+    settings = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
+    settings["clip"] = config.model.eval_clip_denoised
     weight = guidance_weight(config)
     if weight:
         options["guidance"] = weight
-        about["guidance"] = weight
+        settings["guidance"] = weight
 
     # Sample, measure, and keep the samples if --keep is set.
     keep = None
     if KEEP.value is not None:
-        about["keep"] = KEEP.value
-        keep = sample_keeper(as_path(KEEP.value), {**about, **entry._asdict()}, num_samples)
+        settings["keep"] = KEEP.value
+        keep = sample_keeper(as_path(KEEP.value), {**settings, **entry._asdict()}, num_samples)
 
     def samples_from(entry: Entry, first: int) -> SampleSet:
         samples = generated_samples(pipeline, seed_key(SEED.value), first=first, **options)
         if keep is None:
             return samples
-        return samples._replace(keep=lambda indices, images: keep(first + indices, images))
+        return samples._replace(save=lambda indices, images: keep(first + indices, images))
 
     evaluators, reference = evaluators_and_reference(config, num_samples, pipeline.image_shape[2])
     evaluation = evaluate(
         {entry: interop.local_path(CHECKPOINT.value)}, samples_from, evaluators, reference, out,
-        about=about, num_samples=num_samples, repeats=REPEATS.value,
+        settings=settings, num_samples=num_samples, repeats=REPEATS.value,
     )  # fmt: skip
     return evaluation, config
 
@@ -197,11 +193,12 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     config = read_config(workdir)
     check_finished(config, workdir)
     num_samples = NUM_SAMPLES.value or DEFAULT_SAMPLES
-    _, metadata = interop.load(next(iter(ladder_runs(config, workdir).values())), config)
-    evaluators, reference = evaluators_and_reference(config, num_samples, metadata.image_shape[2])
+    open_pipeline = pipeline_loader(config)
+    teacher = open_pipeline(interop.local_path(config.distillation.teacher_checkpoint_path))
+    evaluators, reference = evaluators_and_reference(config, num_samples, teacher.image_shape[2])
     evaluation = evaluate_ladder(
-        config, workdir, evaluators, reference, out, seed=SEED.value, num_samples=num_samples,
-        batch_size=BATCH_SIZE.value, guidance=guidance_weight(config), repeats=REPEATS.value,
+        config, workdir, evaluators, reference, out, open_pipeline=open_pipeline, seed=SEED.value,
+        num_samples=num_samples, batch_size=BATCH_SIZE.value, guidance=guidance_weight(config), repeats=REPEATS.value,
     )  # fmt: skip
     return evaluation, config
 
@@ -252,7 +249,7 @@ def evaluators_and_reference(
             f"--reference={REFERENCE.value} has color images, but the model makes gray ones. Give gray images, or "
             "--features=inception."
         )
-    unlabeled = [name for name in METRICS if "labels" not in required_fields([name])]
+    unlabeled = [name for name in METRICS if "labels" not in METRICS[name].sample_fields]
     metrics = unlabeled if METRIC_NAMES.value == ["all"] else METRIC_NAMES.value
     evaluators = make_evaluators(FEATURES.value, metrics, num_samples, source, reference, INCEPTION.value)
     if SAVE_REFERENCE.value is not None and multihost.is_main():

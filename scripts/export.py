@@ -13,7 +13,7 @@ from absl import flags
 
 from diffusion_distillation import cli, interop
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.results import Evaluation, describe_row
+from diffusion_distillation.evaluation.results import Evaluation
 from diffusion_distillation.export import card, options, sampler_file
 from diffusion_distillation.export.card import CardInfo
 from diffusion_distillation.export.options import ExportOptions
@@ -91,11 +91,11 @@ def read_metrics(path: str) -> dict[str, str]:
     except (ValueError, TypeError, KeyError):
         raise InputError(f"--evaluation={path} is no evaluation.json, as scripts/evaluate.py writes it.") from None
     here = interop.model_version(interop.local_path(CHECKPOINT.value))
-    rows = [row for row in found.rows if row.content == here]
+    rows = [row for row in found.rows if row.version == here]
     if not rows:
         raise InputError(f"--evaluation={path} is not of this model as it is now: measure it with scripts/evaluate.py.")
-    against = f"{found.about['num_samples']:,} samples against {found.about['reference'][0]}"
-    return {f"{row.entry.title} ({against})": describe_row(row) for row in rows}
+    against = f"{found.settings['num_samples']:,} samples against {found.settings['reference'][0]}"
+    return {f"{row.entry.title} ({against})": row.summary for row in rows}
 
 
 if __name__ == "__main__":

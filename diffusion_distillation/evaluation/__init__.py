@@ -1,1 +1,1 @@
-"""How good samples are: features of images, and the Frechet distance between two sets of them."""
+"""Evaluation: features of images, metrics that compare sets of them, and the tables of a run or a ladder."""

@@ -1,6 +1,7 @@
-"""Metrics during training: how good the samples of a run are as it goes on, and the best of its checkpoints."""
+"""Metrics during training, in evaluations.jsonl, and the run's best model so far."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,66 +15,89 @@ from ..runtime import multihost
 from ..runtime.hashing import sha256
 from ..shapes import Params
 from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
-from .measure import Evaluator, generated_samples, measure
-from .metrics import METRICS, named_values
+from .measure import Evaluator, measure
+from .metrics import METRICS, MetricValues, named_values
+from .samples import generated_samples
 
 
-class Best(NamedTuple):
-    """What is kept of the best model: it can be sampled, and taught with, as any run's newest checkpoint."""
+class BestModel(NamedTuple):
+    """The checkpoint of the best model. It can be sampled and distilled like a run's newest checkpoint."""
 
     step: np.ndarray
     params: Params
 
 
 def measure_during_training(
-    params: Params, metadata: Metadata, workdir: epath.Path, evaluators: list[Evaluator]
+    params: Params, metadata: Metadata, workdir: epath.Path, evaluators: Sequence[Evaluator]
 ) -> None:
-    """Measure config.eval.metrics_num_samples samples and add a line to evaluations.jsonl, if a measurement is due.
+    """Measure a model in training and add a line to evaluations.jsonl, if a measurement is due.
 
-    One is due at the first evaluation after every config.eval.metrics_every_steps updates, and after the last update. A
-    resumed run skips what it measured before. The best model by the first metric is kept in the folder `best`, which
-    can be sampled, evaluated and distilled like a run. All processes draw; only the main process measures and writes.
+    A resumed run skips what it measured before. The best model by the first metric is saved in the folder `best`, which
+    can be sampled, evaluated and distilled like a run. All processes must call this, to generate samples; only the
+    main one computes features and writes.
 
     Args:
       params: of the model.
-      metadata: its config says how many samples are measured, and its step is that of the line.
+      metadata: of the model. `config.eval.metrics_num_samples` samples are measured.
       workdir: the run's folder.
-      evaluators: what samples are measured by.
+      evaluators: the metrics to compute.
     """
     config = metadata.config
-    if not multihost.on_main(lambda: _due(metadata.step, [line["step"] for line in read_evaluations(workdir)], config)):
+    step = metadata.step
+    if not multihost.on_main(
+        lambda: measurement_is_due(step, [line["step"] for line in read_evaluations(workdir)], config)
+    ):
         return
-    pipeline, num_samples = Pipeline(params, metadata), config.eval.metrics_num_samples
-    settings = dict(num_steps=pipeline.num_steps, sampler=config.sampler)
-    draw = generated_samples(pipeline, seed_key(0), batch_size=min(config.eval.batch_size, num_samples), **settings)
+
+    # Measure.
+    pipeline = Pipeline(params, metadata)
+    num_samples = config.eval.metrics_num_samples
+    samples = generated_samples(
+        pipeline,
+        seed_key(0),
+        batch_size=min(config.eval.batch_size, num_samples),
+        num_steps=pipeline.num_steps,
+        sampler=config.sampler,
+    )
     unfinished = workdir / f"{EVALUATIONS}.unfinished"
-    about = [metadata.step, params_hash(params), config.to_json(), [of.extractor.identity for of in evaluators]]
-    folder = unfinished / multihost.broadcast(sha256([json.dumps(about)], 16))
-    measured = measure(draw, num_samples, evaluators, folder)
+    identities = [evaluator.extractor.identity for evaluator in evaluators]
+    digest = sha256([json.dumps([step, params_hash(params), config.to_json(), identities])], 16)
+    measurement = measure(samples, num_samples, evaluators, unfinished / multihost.broadcast(digest))
 
-    def is_best() -> bool:
-        first, of_first = next(iter(measured.values.items()))
-        before = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
-        published = METRICS[first.metric].with_inception
-        old = published[0] if published else first.metric
-        names = {first.name, old, f"{old}_{first.features}"}  # as version 1.0 wrote them, too
-        earlier = [line[name] for line in before for name in names if name in line]
-        return first.best([*earlier, of_first.value]) == of_first.value or newest_step(workdir / BEST) is None
-
-    if multihost.on_main(is_best):
+    # Save the best model, then the line.
+    if multihost.on_main(lambda: _is_best(measurement.values, step, workdir)):
         with Checkpoints(workdir / BEST) as checkpoints:
-            checkpoints.save(Best(np.asarray(metadata.step, np.int32), params), metadata)
+            checkpoints.save(BestModel(np.asarray(step, np.int32), params), metadata)
     if multihost.is_main():
-        lines = [line for line in read_evaluations(workdir) if line["step"] < metadata.step]
-        lines.append({"step": metadata.step, **named_values(measured.values)})
+        lines = [line for line in read_evaluations(workdir) if line["step"] < step]
+        lines.append({"step": step, **named_values(measurement.values)})
         write_evaluations(workdir, lines)
-        values = ", ".join(f"{criterion.title} {of.value:.4g}" for criterion, of in measured.values.items())
-        print(f"{workdir.name}  step {metadata.step:,}  {values}", flush=True)
+        values = ", ".join(f"{criterion.title} {value}" for criterion, value in measurement.values.items())
+        print(f"{workdir.name}  step {step:,}  {values}", flush=True)
         unfinished.rmtree()
 
 
-def _due(step: int, measured: list[int], config: ConfigDict) -> bool:
-    """Whether a multiple of metrics_every_steps, or the last update, has passed since the last measurement."""
+def measurement_is_due(step: int, measured: Sequence[int], config: ConfigDict) -> bool:
+    """Return whether a measurement is due after this update.
+
+    One is due at the first call after every `config.eval.metrics_every_steps` updates, and after the last update.
+
+    Args:
+      step: the number of updates so far.
+      measured: the numbers of updates at which the run was measured, those of an interrupted attempt included.
+      config: of the run.
+    """
     last = max((earlier for earlier in measured if earlier <= step), default=0)
     every = config.eval.metrics_every_steps
     return last < (step if step == config.train.num_train_steps else step // every * every)
+
+
+def _is_best(values: MetricValues, step: int, workdir: epath.Path) -> bool:
+    """Whether the first metric is better than at all earlier updates."""
+    criterion, value = next(iter(values.items()))
+    # Version 1.0 wrote 'fid' for every kind of features.
+    published = METRICS[criterion.metric].inception_name or criterion.metric
+    names = {criterion.name, published, f"{published}_{criterion.features}"}
+    lines = [line for line in read_evaluations(workdir) if line["step"] < step]
+    earlier = [line[name] for line in lines for name in names if name in line]
+    return criterion.best([*earlier, value.value]) == value.value or newest_step(workdir / BEST) is None

@@ -1,19 +1,19 @@
-"""What a feature extractor is to the metrics."""
+"""The interface between feature extractors and metrics."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-Images = UInt8[np.ndarray, "n height width channels"]
+Uint8Images = UInt8[np.ndarray, "n height width channels"]
 
 
 class Activations(NamedTuple):
-    """What is seen of some images, a row an image.
+    """What a feature extractor returns: one row per image.
 
     Attributes:
-      features: what they are compared by.
-      logits: of the classes of a classifier; None where there are none.
+      features: what images are compared by.
+      logits: of the classes of a classifier; None if the extractor has none.
     """
 
     features: Float[np.ndarray, "n features"]
@@ -22,15 +22,16 @@ class Activations(NamedTuple):
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """`extractor(images) -> Activations`. Where several processes work together, the main one alone calls it.
+    """A function `extractor(images) -> Activations`. With several processes, only the main one calls it.
 
     Attributes:
-      identity: a name for what it computes, weights and all, under which that may be kept; None if that is unknown.
-      has_logits: whether there are logits.
+      identity: a name for the computation, including its weights, under which features are cached. None for a
+        function that may change unnoticed: its features are never cached.
+      has_logits: whether the activations include logits.
     """
 
     identity: str | None
     has_logits: bool
 
-    def __call__(self, images: Images) -> Activations:
-        """What is seen of these images."""
+    def __call__(self, images: Uint8Images) -> Activations:
+        """Compute the activations of images of one size."""

@@ -1,8 +1,8 @@
-"""What images are compared by: features, and logits where they come from a classifier.
+"""The features that images are compared by, and logits if they come from a classifier.
 
-`pixels`, a `classifier` of the dataset's own classes, Inception's, which published figures are of; or a function of
-one's own, named as 'package.module:function', from uint8 images `[n, height, width, channels]` to a float array
-`[n, features]` or a pair of these, features and logits.
+`EXTRACTORS` has the names that configs and flags use. A config can also name a function of your own as
+'package.module:function'. It takes uint8 images `[n, height, width, channels]`, and returns a float array
+`[n, features]`, or a pair of such arrays: features and logits.
 """
 
 from collections.abc import Callable
@@ -16,38 +16,51 @@ from ..data.transforms import area_weights
 from ..errors import InputError
 from ..registry import look_up
 from .classifier import train_classifier
-from .extractor import Activations, FeatureExtractor, Images
+from .extractor import Activations, FeatureExtractor, Uint8Images
 from .inception import load_inception
 
-MOST_PIXELS = 16  # a side: a covariance of more features than some hundreds takes long, and many images
+MAX_PIXELS = 16  # per side; covariances of many more features are slow, and need many more images
 
 
-class _Function(NamedTuple):
-    """An extractor of a function."""
+class FunctionExtractor(NamedTuple):
+    """A function as a `FeatureExtractor`.
+
+    Attributes:
+      function: computes activations of uint8 images.
+      identity: see `FeatureExtractor`.
+      has_logits: see `FeatureExtractor`.
+    """
 
     function: Callable[[np.ndarray], Activations]
     identity: str | None
     has_logits: bool = False
 
     def __call__(self, images: np.ndarray) -> Activations:
+        """Call the function."""
         return self.function(images)
 
 
-def pixels(images: Images) -> Float[np.ndarray, "n features"]:
-    """The pixels themselves, in [-1, 1]; of larger images, means over an even grid of 16 rows and columns.
+def pixels(images: Uint8Images) -> Float[np.ndarray, "n features"]:
+    """Return the pixels in [-1, 1], averaged over a grid of 16 rows and columns if there are more.
 
-    Fit for small images of one kind, such as digits. It sees shapes and colours, not texture: compare models of one
-    dataset with it, not with published FIDs.
+    Pixels show shapes and colors, not texture. Use them for small images of one kind, such as digits, and compare only
+    models of one dataset.
+
+    Args:
+      images: uint8, `[n, height, width, channels]`.
+
+    >>> pixels(np.full((2, 64, 64, 3), 255, np.uint8)).shape
+    (2, 768)
     """
     _, height, width, _ = images.shape
-    if max(height, width) > MOST_PIXELS:
-        rows, columns = (area_weights(side, min(side, MOST_PIXELS)) for side in (height, width))
+    if max(height, width) > MAX_PIXELS:
+        rows, columns = (area_weights(side, min(side, MAX_PIXELS)) for side in (height, width))
         images = np.einsum("rh,nhwc,sw->nrsc", rows, images.astype(np.float32), columns, optimize=True)
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
 
 
 def _pixels(source: Source | None, weights: str | None) -> FeatureExtractor:
-    return _Function(lambda images: Activations(pixels(images)), f"pixels of {MOST_PIXELS} a side at most")
+    return FunctionExtractor(lambda images: Activations(pixels(images)), f"pixels of {MAX_PIXELS} a side at most")
 
 
 def _inception(source: Source | None, weights: str | None) -> FeatureExtractor:
@@ -56,9 +69,9 @@ def _inception(source: Source | None, weights: str | None) -> FeatureExtractor:
 
 def _classifier(source: Source | None, weights: str | None) -> FeatureExtractor:
     if source is None:
-        raise InputError("The classifier is trained on a dataset: give a checkpoint or a --config that names one.")
+        raise InputError("The classifier is trained on a dataset. Give a --checkpoint, or a --config that names one.")
     classify, identity = train_classifier(source)
-    return _Function(lambda images: Activations(*classify(images)), identity, has_logits=True)
+    return FunctionExtractor(lambda images: Activations(*classify(images)), identity, has_logits=True)
 
 
 EXTRACTORS: dict[str, Callable[[Source | None, str | None], FeatureExtractor]] = {
@@ -71,37 +84,45 @@ EXTRACTORS: dict[str, Callable[[Source | None, str | None], FeatureExtractor]] =
 def make_extractor(
     name: str, source: Source | None, weights: str | None = None, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> FeatureExtractor:
-    """The extractor that a config or a flag names.
+    """Make the extractor that a config or flag names.
 
     Args:
-      name: a key of `EXTRACTORS`, or 'package.module:function' for a function of one's own.
-      source: the dataset; the classifier is trained on it.
-      weights: the file of Inception's; by default where `load_inception` looks.
-      image_shape: of the images that a function of one's own is tried with.
+      name: a key of `EXTRACTORS`, or 'package.module:function' for a function of your own.
+      source: the dataset to train the classifier on; None if there is none.
+      weights: the file of Inception's weights; by default the file that `inception.load_inception` looks for.
+      image_shape: (height, width, channels) of two black images that a function of your own is tried with.
 
     Raises:
-      InputError: for a name that is not known, or what an extractor lacks: labels, or a file of weights.
+      InputError: for an unknown name, a dataset without labels, a missing file of weights, or a function of your own
+        that fails or returns other shapes.
+
+    >>> make_extractor("pixels", source=None).identity
+    'pixels of 16 a side at most'
     """
     if name in EXTRACTORS:
         return EXTRACTORS[name](source, weights)
-    return _own(name, look_up(name, EXTRACTORS, "eval.features"), image_shape)
+    return _function_extractor(name, look_up(name, EXTRACTORS, "eval.features"), image_shape)
 
 
-def _own(name: str, function: Callable[[np.ndarray], Any], image_shape: tuple[int, int, int]) -> FeatureExtractor:
+def _function_extractor(
+    name: str, function: Callable[[np.ndarray], Any], image_shape: tuple[int, int, int]
+) -> FeatureExtractor:
+    """Wrap a user's function, and check what it returns."""
+
     def extract(images):
         try:
-            found = function(images)
-        except Exception as error:  # whatever the user's code does
-            what = f"{type(error).__name__}: {error}"
-            raise InputError(f"{name!r}, called with images {list(images.shape)}, gave {what}") from error
-        extracted = Activations(*found) if isinstance(found, tuple) else Activations(found)
-        for part in extracted:
+            result = function(images)
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{name!r}, called with images {list(images.shape)}, raised {reason}") from error
+        activations = Activations(*result) if isinstance(result, tuple) else Activations(result)
+        for part in activations:
             if part is not None and (np.ndim(part) != 2 or len(part) != len(images)):
                 raise InputError(
-                    f"{name!r} must return a row of features for each image, [{len(images)}, features], or a pair of "
-                    f"these and logits; an array is of shape {list(np.shape(part))}."
+                    f"{name!r} must return one row of features per image, [{len(images)}, features], or a pair of "
+                    f"features and logits; one of its arrays has shape {list(np.shape(part))}."
                 )
-        return Activations(*(None if part is None else np.asarray(part) for part in extracted))
+        return Activations(*(None if part is None else np.asarray(part) for part in activations))
 
-    probe = extract(np.zeros((2, *image_shape), np.uint8))
-    return _Function(extract, None, probe.logits is not None)
+    trial = extract(np.zeros((2, *image_shape), np.uint8))
+    return FunctionExtractor(extract, None, trial.logits is not None)

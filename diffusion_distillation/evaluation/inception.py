@@ -1,8 +1,8 @@
 """The Inception network of 2015-12-05 as FID uses it (Szegedy et al. 2015; Heusel et al. 2017), and its weights.
 
-It is the one of TensorFlow's archive that published FIDs, KIDs and Inception scores are computed with. From textbook
-Inception v3 it differs in this: average pools leave padding out of the mean, the last block pools by the maximum,
-images are resized as TensorFlow 1 did, and there are 1008 logits.
+Published FIDs, KIDs and Inception Scores are computed with this network, from TensorFlow's archive. It differs from
+textbook Inception v3: average pools exclude padding from the mean, the last block pools by the maximum, images are
+resized as in TensorFlow 1, and there are 1008 logits.
 """
 
 import functools
@@ -28,8 +28,9 @@ from ..runtime.hashing import sha256
 from ..shapes import Array, Params
 from .extractor import Activations
 
-SIDE = 299  # of the images that the network looks at
-NUM_FEATURES, NUM_LOGITS = 2048, 1008
+SIDE = 299  # height and width that images are resized to
+NUM_FEATURES = 2048
+NUM_LOGITS = 1008
 EPSILON = 1e-3  # of batch normalization
 VARIABLE = "DIFFUSION_DISTILLATION_INCEPTION"
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
@@ -39,19 +40,19 @@ PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 
 
 class Weights(nn.Module):
-    """A convolution's kernel, `[height, width, in, out]`, and bias: what it is called by is the caller's to say."""
+    """A convolution's kernel, `[height, width, in, out]`, and bias. The caller names the module."""
 
     shape: tuple[int, ...]
 
     @nn.compact
     def __call__(self):
-        """Both of them."""
+        """Return kernel and bias."""
         kernel = self.param("kernel", nn.initializers.he_normal(), self.shape)
         return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
 
 
 def conv(x: Array, name: str, features: int, size: tuple[int, int], stride: int = 1, padding: str = "SAME") -> Array:
-    """A convolution of the module that is being called, with a bias; then ReLU."""
+    """Apply a convolution with bias, as a part of the module that calls this, and ReLU."""
     kernel, bias = Weights((*size, x.shape[-1], features), name=name)()
     layout = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(
@@ -61,7 +62,12 @@ def conv(x: Array, name: str, features: int, size: tuple[int, int], stride: int 
 
 
 def pointwise(x: Array, **features: int) -> list[Array]:
-    """1x1 convolutions of one input, by name, as a single matrix product. What ReLU makes of them is left to do."""
+    """Apply several 1x1 convolutions to one input, as a single matrix product, without ReLU.
+
+    Args:
+      x: the input.
+      **features: the width of each convolution, by name.
+    """
     weights = [Weights((1, 1, x.shape[-1], width), name=name)() for name, width in features.items()]
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*weights, strict=True))
     y = jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0], precision="highest") + bias
@@ -69,12 +75,12 @@ def pointwise(x: Array, **features: int) -> list[Array]:
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of 3x3 pixels, at every other one. In two steps it takes XLA a fifth of the time on CPU."""
+    """Max-pool 3x3 pixels with stride 2. Two one-dimensional pools take XLA a fifth of the time on CPU."""
     return nn.max_pool(nn.max_pool(x, (3, 1), (2, 1)), (1, 3), (1, 2))
 
 
 def average(x: Array) -> Array:
-    """Means over 3x3 pixels, of those that are in the image."""
+    """Average 3x3 pixels with stride 1, without padding in the means."""
     _, height, width, _ = x.shape
     rows, columns = (
         np.minimum(np.arange(side) + 2, side) - np.maximum(np.arange(side) - 1, 0) for side in (height, width)
@@ -86,18 +92,22 @@ def average(x: Array) -> Array:
 
 
 def join(*branches: Array) -> Array:
-    """Their channels one after another."""
+    """Concatenate channels."""
     return jnp.concatenate(branches, axis=-1)
 
 
 class BlockA(nn.Module):
-    """35x35 pixels. Of all blocks: means are taken after the 1x1 convolution, of fewer channels; it is the same."""
+    """The blocks of 35x35 pixels.
+
+    In all blocks, the 1x1 convolution of the pool branch comes before the average, which then has fewer channels. The
+    result is the same.
+    """
 
     pool_features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The next activations."""
+        """Return the activations after this block."""
         one, five, three, pool = pointwise(
             x, branch1x1=64, branch5x5_1=48, branch3x3dbl_1=64, branch_pool=self.pool_features
         )
@@ -108,11 +118,11 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """From 35x35 to 17x17 pixels."""
+    """The block from 35x35 to 17x17 pixels."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The next activations."""
+        """Return the activations after this block."""
         three = conv(x, "branch3x3", 384, (3, 3), 2, "VALID")
         [double] = pointwise(x, branch3x3dbl_1=64)
         double = conv(nn.relu(double), "branch3x3dbl_2", 96, (3, 3))
@@ -121,13 +131,13 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17x17 pixels, 7x7 convolutions in two parts."""
+    """The blocks of 17x17 pixels, with 7x7 convolutions in two factors."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The next activations."""
+        """Return the activations after this block."""
         width = self.width
         one, seven, double, pool = pointwise(x, branch1x1=192, branch7x7_1=width, branch7x7dbl_1=width, branch_pool=192)
         seven = conv(nn.relu(seven), "branch7x7_2", width, (1, 7))
@@ -140,11 +150,11 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """From 17x17 to 8x8 pixels."""
+    """The block from 17x17 to 8x8 pixels."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The next activations."""
+        """Return the activations after this block."""
         three, seven = pointwise(x, branch3x3_1=192, branch7x7x3_1=192)
         three = conv(nn.relu(three), "branch3x3_2", 320, (3, 3), 2, "VALID")
         seven = conv(nn.relu(seven), "branch7x7x3_2", 192, (1, 7))
@@ -154,13 +164,13 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8 pixels. The last one of the network pools by the maximum, which must come before the convolution."""
+    """The blocks of 8x8 pixels. The last one pools by the maximum, which must come before the convolution."""
 
     last: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The next activations."""
+        """Return the activations after this block."""
         widths = dict(branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448)
         if self.last:
             one, three, double = pointwise(x, **widths)
@@ -181,13 +191,13 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """The network, its modules named as in the weight file, batch normalization folded into the convolutions."""
+    """The network. Modules are named as in the weight file; batch normalization is folded into the convolutions."""
 
     @nn.compact
     def __call__(
         self, images: UInt8[Array, "n height width 3"]
     ) -> tuple[Float[Array, "n 2048"], Float[Array, "n 1008"]]:
-        """Features and logits of images of any size, in float32 through and through on every backend."""
+        """Return features and logits of images of any size, computed in float32 on every backend."""
         x = (resize(images) - 128) / 128
         x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, "VALID")
         x = conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, "VALID")
@@ -207,9 +217,16 @@ class Inception(nn.Module):
 
 
 def resize(images: Shaped[Array, "n height width channels"]) -> Float[Array, "n 299 299 channels"]:
-    """Bilinear, as TensorFlow 1 did it: source = destination * scale, of the nearest two pixels, however small it gets.
+    """Resize images to 299x299 as TensorFlow 1 did.
 
-    Its arithmetic is in float32, in TensorFlow's order.
+    Bilinear without antialiasing: each pixel at `source = destination * scale` is a mix of the two nearest pixels,
+    computed in float32 in TensorFlow's order.
+
+    Args:
+      images: `[n, height, width, channels]`, of any size and type.
+
+    >>> resize(jnp.zeros((1, 8, 8, 3), jnp.uint8)).shape
+    (1, 299, 299, 3)
     """
     x = images.astype(jnp.float32)
     for axis in (2, 1):
@@ -223,25 +240,24 @@ def resize(images: Shaped[Array, "n height width channels"]) -> Float[Array, "n 
 
 
 class InceptionExtractor:
-    """Features and logits of uint8 images, from all devices of this process.
+    """The network as a `FeatureExtractor`, on all devices of this process.
 
-    The features, `[n, 2048]`, are means over the last block's activations; the logits, `[n, 1008]`, are without bias.
-    One program serves all calls for images of one shape: fewer than a batch are filled up to it.
+    The features, `[n, 2048]`, are means over the last block's activations; the logits, `[n, 1008]`, have no bias. One
+    program serves all calls with images of one shape: the last batch is filled up.
 
-    Attributes:
-      identity: names the network and its weights, for what is kept of its results.
-      has_logits: it does.
-      batch_size: images at a time, over these devices.
+    Args:
+      params: of `Inception`.
+      identity: a name for the network and its weights.
+      batch_size: images at a time, over all devices of this process; rounded up to a multiple of their number. By
+        default 16 per CPU device and 128 per accelerator.
+
+    Raises:
+      InputError: for a batch_size below 1.
     """
 
     has_logits = True
 
     def __init__(self, params: Params, identity: str, batch_size: int | None = None):
-        """Places the parameters, those of `Inception`, on the devices.
-
-        Raises:
-          InputError: for a batch_size below 1.
-        """
         self._mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
         if batch_size is None:
             batch_size = self._mesh.size * (16 if jax.default_backend() == "cpu" else 128)
@@ -253,14 +269,17 @@ class InceptionExtractor:
         self._apply = map_rows(_apply, self._mesh, "jit")
 
     def __call__(self, images: Shaped[np.ndarray, "n height width channels"]) -> Activations:
-        """Features and logits of RGB or gray images of one size, uint8, any number of them.
+        """Compute features and logits of any number of images.
+
+        Args:
+          images: uint8, `[n, height, width, 1 or 3]`.
 
         Raises:
-          InputError: if they are not uint8 images of 1 or 3 channels.
+          InputError: for images of another type or shape.
         """
         if images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
             raise InputError(
-                "Inception looks at uint8 images of [height, width, 3], or 1 channel for gray ones; got those of "
+                "Inception needs uint8 images of shape [height, width, 3], or with 1 channel for gray ones; got "
                 f"{images.dtype} {list(images.shape[1:])}."
             )
         images = np.broadcast_to(images, (*images.shape[:-1], 3))
@@ -277,23 +296,22 @@ def _apply(params: Params, _: None, images: Array) -> Array:
 
 
 def load_inception(path: epath.PathLike | None = None, batch_size: int | None = None) -> InceptionExtractor:
-    """The network with the weights of a file that `scripts/convert_inception.py` wrote.
+    """Load the network with the weights of a file that `scripts/convert_inception.py` wrote.
 
     Args:
-      path: the file; by default that of the environment variable DIFFUSION_DISTILLATION_INCEPTION, or the one in the
-        cache folder.
-      batch_size: how many images at a time, over all devices of this process; by default 16 for each CPU device, 128
-        for each accelerator.
+      path: the file; by default the one that the environment variable DIFFUSION_DISTILLATION_INCEPTION names, or
+        `default_path()`.
+      batch_size: see `InceptionExtractor`.
 
     Raises:
-      InputError: if the file is missing, or is not such a file, with what to do about it.
+      InputError: if the file is missing or has other content; the message says how to make it.
     """
     path = as_path(path or os.environ.get(VARIABLE) or default_path())
     try:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(
-            f"{path}: there are no weights of Inception. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
+            f"{path}: Inception's weights are not there. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
             f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py --weights={PUBLISHED}"
             f"{'' if os.fspath(path) == os.fspath(default_path()) else f' --out={path}'}"
         ) from None
@@ -301,26 +319,26 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
         weights = safetensors.numpy.load(content)
     except (SafetensorError, KeyError) as error:
         raise InputError(
-            f"{path}: is not a safetensors file ({error}); make it anew with scripts/convert_inception.py."
+            f"{path}: is not a safetensors file ({error}). Make it again with scripts/convert_inception.py."
         ) from None
     check_weights(weights, path)
     return InceptionExtractor(fold(weights), identity_of(weights), batch_size)
 
 
 def default_path() -> Path:
-    """Where the weights are, unless one says otherwise."""
+    """Return the file in the cache folder that the weights are loaded from by default."""
     return cache_folder() / "inception-2015-12-05.safetensors"
 
 
 def identity_of(weights: Mapping[str, np.ndarray]) -> str:
-    """'inception-2015-12-05-' and a hash of the weights."""
+    """Return 'inception-2015-12-05-' and a hash of the weights."""
     parts = (part for name in sorted(weights) for part in (name, np.ascontiguousarray(weights[name])))
     return f"inception-2015-12-05-{sha256(parts, 16)}"
 
 
 @functools.cache
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """The shape of every array in the weight file, by its name there. Kernels are [out, in, height, width]."""
+    """Return the shape of every array in the weight file, by name. Kernels are [out, in, height, width]."""
     image = jax.ShapeDtypeStruct((1, 1, 1, 3), jnp.uint8)
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
     shapes = {"fc.bias": (NUM_LOGITS,)}
@@ -335,10 +353,14 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(weights: Mapping[str, np.ndarray], origin: epath.PathLike) -> None:
-    """Sees to it that these are all the network's weights and no others, of their shapes and finite.
+    """Check that weights are complete, have the right names and shapes, and are finite.
+
+    Args:
+      weights: the arrays of a file.
+      origin: the file, for messages.
 
     Raises:
-      InputError: naming the first that is wrong, and where they come from.
+      InputError: naming the first array that is wrong.
     """
     expected = weight_shapes()
     for name in expected:
@@ -346,7 +368,7 @@ def check_weights(weights: Mapping[str, np.ndarray], origin: epath.PathLike) -> 
             raise InputError(f"{origin}: {name!r} is missing; these are not the weights of {PUBLISHED}.")
     for name, array in weights.items():
         if name not in expected:
-            raise InputError(f"{origin}: {name!r} is none of Inception's weights.{did_you_mean(name, expected)}")
+            raise InputError(f"{origin}: {name!r} is not one of Inception's weights.{did_you_mean(name, expected)}")
         if array.shape != expected[name] or array.dtype != np.float32:
             raise InputError(
                 f"{origin}: {name!r} is {array.dtype} {list(array.shape)}; Inception's is float32 "
@@ -357,7 +379,10 @@ def check_weights(weights: Mapping[str, np.ndarray], origin: epath.PathLike) -> 
 
 
 def fold(weights: Mapping[str, np.ndarray]) -> Params:
-    """The parameters of `Inception` for the arrays of a weight file: convolutions that also normalize, as trained."""
+    """Return the parameters of `Inception` for the arrays of a weight file.
+
+    Each convolution includes the batch normalization after it, with the statistics from training.
+    """
     params = {("fc", "kernel"): weights["fc.weight"].T}
     for name in weights:
         if not name.endswith(".conv.weight"):

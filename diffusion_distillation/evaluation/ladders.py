@@ -1,6 +1,6 @@
-"""What of a ladder is measured: its teacher, undistilled and by ancestral sampling too, and its students."""
+"""Evaluating a ladder: its students, and its teacher undistilled, by DDIM and by ancestral sampling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -10,67 +10,98 @@ from ..checkpoints import newest_step, params_hash
 from ..config import rung_config
 from ..data import Source
 from ..errors import InputError
-from ..interop import load, local_path
+from ..interop import local_path
 from ..keys import seed_key
 from ..methods import ladder_rungs
 from ..runtime import multihost
 from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
-from .measure import Evaluator, generated_samples, make_evaluators
+from .evaluate import PipelineLoader, evaluate, pipeline_loader
+from .measure import Evaluator, make_evaluators
 from .reference import Reference, dataset_reference
-from .results import Entry, Evaluation, evaluate, pipeline_loader
+from .results import Entry, Evaluation
+from .samples import generated_samples
 
 
 def config_evaluators(config: ConfigDict, source: Source, num_samples: int) -> list[Evaluator]:
-    """What a config measures by, config.eval.features and metrics, against its dataset.
+    """Make the evaluators that a config asks for: `config.eval.features` and `metrics`, against its dataset.
+
+    Call it before training, so that a missing file or an impossible metric is found at once.
+
+    Args:
+      config: resolved.
+      source: the config's dataset.
+      num_samples: how many samples are to be measured.
 
     Raises:
-      InputError: if it cannot, as where a file of weights is not there; better before the training than after.
+      InputError: see `make_evaluators`.
     """
-    wanted, reference = config.eval, dataset_reference(source, config.dataset)
-    return make_evaluators(wanted.features, wanted.metrics, num_samples, source, reference, wanted.inception)
+    reference = dataset_reference(source, config.dataset)
+    settings = config.eval
+    return make_evaluators(
+        settings.features, settings.metrics, num_samples, source, reference, weights=settings.inception
+    )
 
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
-    """The rows of a ladder's evaluation and the runs that they are of; config is the ladder's, resolved."""
+    """Return the rows of a ladder's evaluation, each with the folder of its model.
+
+    Args:
+      config: the ladder's, resolved.
+      workdir: the ladder's folder.
+    """
     teacher = local_path(config.distillation.teacher_checkpoint_path)
-    ancestral = sorted(config.eval.ancestral_num_steps, reverse=True)
-    by_ddim = sorted({*config.eval.teacher_num_steps, *ancestral}, reverse=True)
-    students = [rung.num_steps for rung in ladder_rungs(config)]
+    ancestral_steps = sorted(config.eval.ancestral_num_steps, reverse=True)
+    ddim_steps = sorted({*config.eval.teacher_num_steps, *ancestral_steps}, reverse=True)
+    student_steps = [rung.num_steps for rung in ladder_rungs(config)]
     return {
-        **{Entry("teacher", "ddim", num_steps): teacher for num_steps in by_ddim},
-        **{Entry("teacher", "ancestral", num_steps): teacher for num_steps in ancestral},
-        **{Entry("student", "ddim", num_steps): student_folder(workdir, num_steps) for num_steps in students},
+        **{Entry("teacher", "ddim", num_steps): teacher for num_steps in ddim_steps},
+        **{Entry("teacher", "ancestral", num_steps): teacher for num_steps in ancestral_steps},
+        **{Entry("student", "ddim", num_steps): student_folder(workdir, num_steps) for num_steps in student_steps},
     }
 
 
 def report_nfe(config: ConfigDict, workdir: epath.Path) -> int:
-    """The network evaluations that `evaluate_ladder` takes; config is the ladder's, resolved."""
+    """Return the number of network evaluations that `evaluate_ladder` takes.
+
+    Args:
+      config: the ladder's, resolved.
+      workdir: the ladder's folder.
+    """
     return config.eval.num_samples * sum(entry.num_steps for entry in ladder_runs(config, workdir))
 
 
 def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raises an InputError that names a student that is missing, or that has not had all its updates."""
+    """Raise an InputError that names the first student that is missing or unfinished."""
     for rung in ladder_rungs(config):
         folder = student_folder(workdir, rung.num_steps)
         if finished_config(folder) is None:
             step = multihost.on_main(lambda folder=folder: newest_step(folder)) or 0
-            wanted = rung_config(config, rung).train.num_train_steps
+            num_updates = rung_config(config, rung).train.num_train_steps
             raise InputError(
-                f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {wanted:,} updates. Run "
-                "scripts/distill.py to its end first."
+                f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {num_updates:,} updates. "
+                "Run scripts/distill.py to its end first."
             )
 
 
-def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raise an InputError if the model at teacher_checkpoint_path is not the one that the students learned from."""
+def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path, open_pipeline: PipelineLoader) -> None:
+    """Raise an InputError if the model at teacher_checkpoint_path is not the one that the students learned from.
+
+    Args:
+      config: the ladder's, resolved.
+      workdir: the ladder's folder.
+      open_pipeline: from `pipeline_loader(config)`.
+    """
     teacher = config.distillation.teacher_checkpoint_path
     recorded = multihost.on_main(lambda: read_inputs(workdir)).get("teacher")
-    if recorded is not None and (found := params_hash(load(teacher, config)[0])) != recorded:
+    if recorded is None:
+        return
+    current = params_hash(open_pipeline(local_path(teacher)).params)
+    if current != recorded:
         raise InputError(
             f"The teacher {teacher!r} changed after the students in {str(workdir)!r} were distilled from it "
-            f"(fingerprint {recorded} then, {found} now). Restore the old teacher, distill into another --workdir, or "
-            "run scripts/distill.py with --change to keep these students beside the new teacher."
+            f"(fingerprint {recorded} then, {current} now). Restore the old teacher, distill into another --workdir, "
+            "or run scripts/distill.py with --change to keep these students beside the new teacher."
         )
 
 
@@ -80,20 +111,28 @@ def evaluate_ladder(
     evaluators: list[Evaluator],
     reference: Reference,
     path: epath.Path,
+    *,
+    open_pipeline: PipelineLoader | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Measures a finished ladder by the settings of its config's `eval` section, or by others.
+    """Measure a finished ladder.
 
     Args:
-      config: of the ladder, resolved.
+      config: the ladder's, resolved.
       workdir: the ladder's folder.
-      evaluators: what samples are measured by.
-      reference: what they are judged against.
-      path: of the evaluation.json.
-      **options: see `evaluate_runs`.
+      evaluators: the metrics to compute.
+      reference: what samples are compared with.
+      path: the evaluation.json.
+      open_pipeline: see `evaluate_runs`.
+      **options: of `evaluate_runs`.
+
+    Raises:
+      InputError: if the teacher changed after the students were distilled from it.
     """
-    check_teacher_unchanged(config, workdir)
-    return evaluate_runs(config, ladder_runs(config, workdir), evaluators, reference, path, **options)
+    open_pipeline = open_pipeline or pipeline_loader(config)
+    check_teacher_unchanged(config, workdir, open_pipeline)
+    runs = ladder_runs(config, workdir)
+    return evaluate_runs(config, runs, evaluators, reference, path, open_pipeline=open_pipeline, **options)
 
 
 def evaluate_runs(
@@ -103,38 +142,60 @@ def evaluate_runs(
     reference: Reference,
     path: epath.Path,
     *,
-    about: Mapping[str, Any] | None = None,
+    open_pipeline: PipelineLoader | None = None,
     seed: int = 0,
     num_samples: int | None = None,
     batch_size: int | None = None,
     guidance: float | None = None,
-    **options: Any,
+    repeats: int = 1,
+    samples_folder: epath.Path | None = None,
+    log: Callable[[str], Any] = multihost.print_on_main,
 ) -> Evaluation:
-    """Measures runs by the settings of a config's `eval` section, or by others.
+    """Measure models, by default as a config's `eval` section says.
 
     Args:
       config: resolved.
-      runs: what is measured, and the run that it is of.
-      evaluators: what samples are measured by.
-      reference: what they are judged against.
-      path: of the evaluation.json.
-      about: what shapes the numbers besides, of JSON's types.
-      seed: of the noise, which is the same for every row.
-      num_samples: of each row; by default config.eval.num_samples.
-      batch_size: the most images drawn at a time; by default config.eval.batch_size.
-      guidance: the weight that all samples are guided by; by default config.model.eval_guidance.
-      **options: repeats, shown and say of `evaluate`.
+      runs: the rows, each with the folder of its model.
+      evaluators: the metrics to compute.
+      reference: what samples are compared with.
+      path: the evaluation.json.
+      open_pipeline: loads models; by default `pipeline_loader(config)`. Pass one that has the teacher already.
+      seed: of the noise, which all rows share.
+      num_samples: samples per row; by default config.eval.num_samples.
+      batch_size: the largest number of samples generated at a time; by default config.eval.batch_size.
+      guidance: the guidance weight of all samples; by default config.model.eval_guidance.
+      repeats: see `evaluate`.
+      samples_folder: see `evaluate`.
+      log: see `evaluate`.
     """
-    open_pipeline = pipeline_loader(config)
-    guidance = config.model.eval_guidance if guidance is None else guidance
+    open_pipeline = open_pipeline or pipeline_loader(config)
     num_samples = num_samples or config.eval.num_samples
-    shared = dict(batch_size=min(batch_size or config.eval.batch_size, num_samples), guidance=guidance)
+    batch_size = min(batch_size or config.eval.batch_size, num_samples)
+    guidance = config.model.eval_guidance if guidance is None else guidance
 
-    def draw(entry, first):
-        settings = dict(num_steps=entry.num_steps, sampler=entry.sampler, first=first, **shared)
-        return generated_samples(open_pipeline(runs[entry]), seed_key(seed), **settings)
+    def make_samples(entry, first):
+        return generated_samples(
+            open_pipeline(runs[entry]),
+            seed_key(seed),
+            batch_size=batch_size,
+            first=first,
+            num_steps=entry.num_steps,
+            sampler=entry.sampler,
+            guidance=guidance,
+        )
 
-    about = {**(about or {}), "seed": seed, "clip": config.model.eval_clip_denoised}
+    settings: dict[str, Any] = {"seed": seed, "clip": config.model.eval_clip_denoised}
     if guidance:
-        about["guidance"] = guidance
-    return evaluate(runs, draw, evaluators, reference, path, about=about, num_samples=num_samples, **options)
+        settings["guidance"] = guidance
+    return evaluate(
+        runs,
+        make_samples,
+        evaluators,
+        reference,
+        path,
+        settings=settings,
+        num_samples=num_samples,
+        repeats=repeats,
+        samples_folder=samples_folder,
+        log=log,
+    )

@@ -1,86 +1,127 @@
-"""How good a set of images is: functions of what is known of it and of the reference, and the registry of their names.
+"""The metrics: what each needs, and how its value is computed, printed and plotted.
 
-Adding a metric is a function and a record in METRICS.
+To add a metric, add its record to `METRICS`. Commands, tables, plots and reports read everything else from the record.
 """
 
-import itertools
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import log_softmax
 
 from ..errors import InputError, did_you_mean
 from .extractor import Activations
 from .frechet import Moments, Statistics, frechet_distance
+from .scores import inception_scores, kernel_distances, manifold_metrics, sliced_wasserstein
 
-Features = Float[np.ndarray, "_ features"]
-SEED = 2020  # torch-fidelity's, whose random subsets and order these are too
+INCEPTION = "inception"  # the features of published FIDs
+IS_SPLITS = 10
+NUM_NEIGHBORS = 3  # of precision, recall, density and coverage
 
 
 class FeatureSet(NamedTuple):
-    """What is known of a set of images, as far as metrics need it; what none needs is None.
+    """What metrics know about a set of images. Fields that no metric needs are None.
 
     Attributes:
       statistics: mean and covariance of the features.
-      features: a row an image.
-      logits: of the classes that a classifier sees, a row an image.
-      labels: the classes that were asked for.
+      features: one row per image.
+      logits: of a classifier's classes, one row per image.
+      labels: the classes that samples are conditioned on.
     """
 
     statistics: Statistics | None = None
-    features: Features | None = None
+    features: Float[np.ndarray, "n features"] | None = None
     logits: Float[np.ndarray, "n classes"] | None = None
     labels: Int[np.ndarray, "n"] | None = None
 
+    @property
+    def num_features(self) -> int | None:
+        """The number of features per image; None if there are none."""
+        if self.features is not None:
+            return self.features.shape[1]
+        return None if self.statistics is None else len(self.statistics.mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Samples and the reference that metrics compare them with.
+
+    Attributes:
+      samples: with the fields that `sample_fields` names.
+      reference: with the fields that `reference_fields` names.
+    """
+
+    samples: FeatureSet
+    reference: FeatureSet
+
+    @functools.cached_property
+    def manifold(self) -> dict[str, float]:
+        """Precision, recall, density and coverage, which share the distances between all images."""
+        return manifold_metrics(self.samples.features, self.reference.features, NUM_NEIGHBORS)
+
 
 class MetricValue(NamedTuple):
-    """The result of a metric.
+    """The value of a metric.
 
     Attributes:
       value: the number.
       deviation: the standard deviation of the numbers whose mean is the value; None if the value is not a mean.
-      spread: with repeats, the largest value minus the smallest; else None.
+      spread: the largest value minus the smallest of several sets of samples; None for a single set.
     """
 
     value: float
     deviation: float | None = None
     spread: float | None = None
 
+    def __str__(self) -> str:
+        text = format_number(self.value)
+        if self.deviation is not None:
+            text += f" ± {format_number(self.deviation, digits=2)}"
+        if self.spread is not None:
+            text += f" (spread {format_number(self.spread, digits=2)})"
+        return text
 
-class Metric(NamedTuple):
-    """A metric.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric's record.
 
     Attributes:
       title: the printed name.
-      compute: `(observed, reference) -> {name: Value}`, of this metric and those that are computed with it.
-      of_images: the fields of `FeatureSet` that it needs of the images.
-      of_reference: the fields of `FeatureSet` that it needs of the reference.
-      least: how many images it needs.
-      higher_is_better: whether the largest value is the best; else the smallest is.
-      log_scale: whether it can approach 0 over many powers of ten.
-      with_inception: its name and title with Inception's features, if they differ.
+      compute: returns the value for a `Comparison`.
+      sample_fields: the fields of `FeatureSet` that are needed of the samples.
+      reference_fields: the fields of `FeatureSet` that are needed of the reference.
+      min_samples: the smallest number of samples.
+      higher_is_better: whether the largest value is the best.
+      log_scale: whether values are plotted on a logarithmic axis.
+      inception_name: the name in files when the features are Inception's; None for the metric's own name.
+      inception_title: the printed name when the features are Inception's; None for `title`.
     """
 
     title: str
-    compute: Callable[[FeatureSet, FeatureSet], dict[str, MetricValue]]
-    of_images: frozenset[str]
-    of_reference: frozenset[str]
-    least: int = 2
+    compute: Callable[[Comparison], MetricValue]
+    sample_fields: frozenset[str]
+    reference_fields: frozenset[str] = frozenset()
+    min_samples: int = 2
     higher_is_better: bool = False
     log_scale: bool = False
-    with_inception: tuple[str, str] | None = None
+    inception_name: str | None = None
+    inception_title: str | None = None
 
 
 class Criterion(NamedTuple):
-    """A metric and the features that it compares images by.
+    """A metric together with the features that it compares images by.
 
-    A name or title without features means Inception's, as in published figures.
+    A name or title without features means Inception's features, as in publications.
 
     Attributes:
-      metric: a key of METRICS.
-      features: as a config's `eval.features` names them.
+      metric: a key of `METRICS`.
+      features: a name as in `config.eval.features`.
+
+    >>> Criterion("frechet", "inception").title, Criterion("frechet", "pixels").title
+    ('FID', 'Fréchet distance (pixels)')
     """
 
     metric: str
@@ -89,9 +130,8 @@ class Criterion(NamedTuple):
     @property
     def name(self) -> str:
         """The key in files: 'frechet_pixels' with pixels, 'fid' with Inception's features."""
-        published = METRICS[self.metric].with_inception
-        if published and self.features == INCEPTION:
-            return published[0]
+        if self.features == INCEPTION and METRICS[self.metric].inception_name:
+            return METRICS[self.metric].inception_name
         return _with_features(self.metric, self.features)
 
     @property
@@ -100,18 +140,32 @@ class Criterion(NamedTuple):
         metric = METRICS[self.metric]
         if self.features != INCEPTION:
             return f"{metric.title} ({self.features})"
-        return metric.with_inception[1] if metric.with_inception else metric.title
+        return metric.inception_title or metric.title
 
     def best(self, values: Sequence[float]) -> float:
-        """The best of several values: the largest or the smallest."""
+        """Return the best of several values: the largest or the smallest, depending on the metric."""
         return max(values) if METRICS[self.metric].higher_is_better else min(values)
 
 
 MetricValues = dict[Criterion, MetricValue]
 
 
+def format_number(number: float, digits: int = 3) -> str:
+    """Format a number with this many significant digits, without an exponent.
+
+    >>> [format_number(number) for number in (3.0, 0.01234, 123.4, 12345.6)]
+    ['3.00', '0.0123', '123', '12300']
+    """
+    text = np.format_float_positional(number, precision=digits, unique=False, fractional=False, trim="k")
+    return text.rstrip(".")
+
+
 def named_values(values: Mapping[Criterion, MetricValue]) -> dict[str, float]:
-    """The numbers by their names in files. A deviation is named after its metric, with the suffix `_std`."""
+    """Map the names in files to numbers. A deviation has the name of its metric with the suffix `_std`.
+
+    >>> named_values({Criterion("kid", "pixels"): MetricValue(0.5, deviation=0.1)})
+    {'kid_pixels': 0.5, 'kid_std_pixels': 0.1}
+    """
     numbers = {}
     for criterion, value in values.items():
         numbers[criterion.name] = value.value
@@ -124,208 +178,154 @@ def _with_features(name: str, features: str) -> str:
     return name if features == INCEPTION else f"{name}_{features}"
 
 
-def kernel_distances(a: Features, b: Features, *, subsets: int = 100, size: int = 1000) -> Float[np.ndarray, "subsets"]:
-    """KID: squared maximum mean discrepancies of random subsets, unbiased, with the kernel (x.y / d + 1)^3.
-
-    Binkowski et al. 2018, section 4. Their mean is the KID. Subsets are of all images where there are fewer than
-    `size`, and then differ in nothing where both sets are that small.
-
-    Raises:
-      InputError: for fewer than two images in one of the sets.
-    """
-    size = min(size, len(a), len(b))
-    if size < 2:
-        raise InputError(f"KID needs at least 2 images on both sides; got {len(a)} and {len(b)}.")
-    rng, (a, b) = np.random.RandomState(SEED), (np.asarray(features, np.float64) for features in (a, b))
-
-    def kernel(x, y):
-        product = x @ y.T / x.shape[1] + 1
-        return product * product * product  # much faster than a power
-
-    def among(x):  # without an image with itself
-        products = kernel(x, x)
-        return (products.sum() - np.trace(products)) / (size * (size - 1))
-
-    def distance():
-        x, y = (features[rng.choice(len(features), size, replace=False)] for features in (a, b))
-        return among(x) + among(y) - 2 * kernel(x, y).mean()
-
-    return np.array([distance() for _ in range(subsets)])
+def _frechet(sets: Comparison) -> MetricValue:
+    return MetricValue(frechet_distance(sets.samples.statistics, sets.reference.statistics))
 
 
-def inception_scores(logits: Float[np.ndarray, "n classes"], splits: int) -> Float[np.ndarray, "splits"]:
-    """Exp E KL(p(y|x) || p(y)) of each part of the images, in random order (Salimans et al. 2016, section 4).
-
-    Raises:
-      InputError: for fewer images than parts.
-    """
-    if len(logits) < splits:
-        raise InputError(f"The Inception Score of {splits} parts needs as many images; got {len(logits)}.")
-    order = np.random.RandomState(SEED).permutation(len(logits))
-    ends = np.arange(splits + 1) * len(logits) // splits
-
-    def score(part):
-        log_p = log_softmax(np.asarray(part, np.float64), axis=1)
-        p = np.exp(log_p)
-        entropy_of_mean = -_x_log_x(p.mean(axis=0)).sum()
-        return np.exp(entropy_of_mean + (p * log_p).sum(axis=1).mean())
-
-    return np.array([score(logits[order[start:end]]) for start, end in itertools.pairwise(ends)])
+def _kid(sets: Comparison) -> MetricValue:
+    distances = kernel_distances(sets.samples.features, sets.reference.features)
+    return MetricValue(float(distances.mean()), deviation=float(distances.std()))
 
 
-def manifold_metrics(samples: Features, reference: Features, k: int) -> dict[str, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
-
-    A set's manifold is made of balls about its images that reach to their k-th nearest neighbour in the set.
-    `precision` is the share of samples in the reference's manifold, `recall` that of reference images in the samples';
-    `density` is how many of the reference's balls a sample is in, on average, by k; `coverage` the share of these balls
-    that a sample is in. Density may exceed 1.
-
-    Raises:
-      InputError: for k or fewer images on one of the sides.
-    """
-    from sklearn.metrics import pairwise_distances_chunked  # scikit-learn takes a second to import
-
-    if min(len(samples), len(reference)) <= k:
-        raise InputError(
-            f"Precision, recall, density and coverage need more than {k} images on both sides; got {len(samples)} and "
-            f"{len(reference)}."
-        )
-    of_samples, of_reference = radii(samples, k), radii(reference, k)
-    recalled, covered = np.zeros((2, len(reference)), bool)
-
-    def look(distances, start):
-        within = distances <= of_reference
-        recalled[(distances <= of_samples[start : start + len(distances), np.newaxis]).any(axis=0)] = True
-        covered[within.any(axis=0)] = True
-        return np.stack([within.any(axis=1), within.sum(axis=1)], axis=1)
-
-    in_any, in_how_many = np.concatenate([*pairwise_distances_chunked(samples, reference, reduce_func=look)]).T
-    return {
-        "precision": float(in_any.mean()),
-        "recall": float(recalled.mean()),
-        "density": float(in_how_many.mean() / k),
-        "coverage": float(covered.mean()),
-    }
+def _inception_score(sets: Comparison) -> MetricValue:
+    scores = inception_scores(sets.samples.logits, IS_SPLITS)
+    return MetricValue(float(scores.mean()), deviation=float(scores.std()))
 
 
-def radii(features: Features, k: int) -> Float[np.ndarray, "_"]:
-    """The distance of each image to its k-th nearest neighbour."""
-    from sklearn.neighbors import NearestNeighbors
-
-    distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
-    return distances[:, -1]
+def _inception_score_5000(sets: Comparison) -> MetricValue:
+    splits = max(1, len(sets.samples.logits) // 5000)
+    return MetricValue(float(inception_scores(sets.samples.logits, splits).mean()))
 
 
-def sliced_wasserstein(a: Features, b: Features, directions: int = 512) -> float:
-    """The root of the mean squared 2-Wasserstein distance along random directions (Rabin et al. 2011).
-
-    In units of the features. The sets may be of different sizes: along a direction, the distance is that of their
-    quantile functions.
-    """
-    vectors = np.random.default_rng(0).standard_normal((a.shape[1], directions))
-    vectors /= np.linalg.norm(vectors, axis=0)
-    x, y = (np.sort(np.asarray(features, np.float64) @ vectors, axis=0) for features in (a, b))
-    steps = np.union1d(np.arange(len(x) + 1) * len(y), np.arange(len(y) + 1) * len(x))  # of either, by both lengths
-    apart = x[steps[:-1] // len(y)] - y[steps[:-1] // len(x)]
-    return float(np.sqrt(np.diff(steps) @ np.square(apart).mean(axis=1) / steps[-1]))
+def _sliced_wasserstein(sets: Comparison) -> MetricValue:
+    return MetricValue(sliced_wasserstein(sets.samples.features, sets.reference.features))
 
 
-def _x_log_x(x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x * np.log(np.maximum(x, np.finfo(x.dtype).tiny)), 0)
+def _accuracy(sets: Comparison) -> MetricValue:
+    return MetricValue(float(np.mean(np.argmax(sets.samples.logits, axis=1) == sets.samples.labels)))
 
 
-def _width(observed: FeatureSet) -> int | None:
-    if observed.features is not None:
-        return observed.features.shape[1]
-    return None if observed.statistics is None else len(observed.statistics.mean)
+def _manifold_metric(name: str) -> Metric:
+    return Metric(
+        title=name,
+        compute=lambda sets: MetricValue(sets.manifold[name]),
+        sample_fields=frozenset({"features"}),
+        reference_fields=frozenset({"features"}),
+        min_samples=NUM_NEIGHBORS + 1,
+        higher_is_better=True,
+    )
 
 
-def _frechet(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
-    return {"frechet": MetricValue(frechet_distance(observed.statistics, reference.statistics))}
-
-
-def _kid(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
-    distances = kernel_distances(observed.features, reference.features)
-    return {"kid": MetricValue(float(distances.mean()), float(distances.std()))}
-
-
-def _is(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
-    scores = inception_scores(observed.logits, SPLITS)
-    return {"is": MetricValue(float(scores.mean()), float(scores.std()))}
-
-
-def _is_5000(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
-    scores = inception_scores(observed.logits, splits=max(1, len(observed.logits) // 5000))
-    return {"is_5000": MetricValue(float(scores.mean()))}
-
-
-def _manifold(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
-    found = manifold_metrics(observed.features, reference.features, NEIGHBOURS)
-    return {name: MetricValue(value) for name, value in found.items()}
-
-
-def _swd(observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
-    return {"swd": MetricValue(sliced_wasserstein(observed.features, reference.features))}
-
-
-def _accuracy(observed: FeatureSet, _: FeatureSet) -> dict[str, MetricValue]:
-    return {"accuracy": MetricValue(float(np.mean(np.argmax(observed.logits, axis=1) == observed.labels)))}
-
-
-def _of_manifold(title: str) -> Metric:
-    return Metric(title, _manifold, FEATURES, FEATURES, least=NEIGHBOURS + 1, higher_is_better=True)
-
-
-INCEPTION = "inception"  # the name of Inception's features
-STATISTICS, FEATURES, LOGITS, NOTHING = map(frozenset, (["statistics"], ["features"], ["logits"], []))
-SPLITS, NEIGHBOURS = 10, 3
 METRICS = {
     "frechet": Metric(
-        "Fréchet distance", _frechet, STATISTICS, STATISTICS, log_scale=True, with_inception=("fid", "FID")
+        title="Fréchet distance",
+        compute=_frechet,
+        sample_fields=frozenset({"statistics"}),
+        reference_fields=frozenset({"statistics"}),
+        log_scale=True,
+        inception_name="fid",
+        inception_title="FID",
     ),
-    "kid": Metric("KID", _kid, FEATURES, FEATURES, log_scale=True),
-    "is": Metric("IS", _is, LOGITS, NOTHING, least=SPLITS, higher_is_better=True),
-    # over parts of 5,000 images, as in ADM
-    "is_5000": Metric("IS, 5,000", _is_5000, LOGITS, NOTHING, higher_is_better=True),
-    "precision": _of_manifold("precision"),
-    "recall": _of_manifold("recall"),
-    "density": _of_manifold("density"),
-    "coverage": _of_manifold("coverage"),
-    "swd": Metric("sliced Wasserstein", _swd, FEATURES, FEATURES, log_scale=True),
-    # the fraction of samples that show the requested class
-    "accuracy": Metric("accuracy", _accuracy, LOGITS | {"labels"}, NOTHING, higher_is_better=True),
+    "kid": Metric(
+        title="KID",
+        compute=_kid,
+        sample_fields=frozenset({"features"}),
+        reference_fields=frozenset({"features"}),
+        log_scale=True,
+    ),
+    "is": Metric(
+        title="IS",
+        compute=_inception_score,
+        sample_fields=frozenset({"logits"}),
+        min_samples=IS_SPLITS,
+        higher_is_better=True,
+    ),
+    "is_5000": Metric(  # over parts of 5,000 images, as in ADM
+        title="IS, 5,000",
+        compute=_inception_score_5000,
+        sample_fields=frozenset({"logits"}),
+        higher_is_better=True,
+    ),
+    "precision": _manifold_metric("precision"),
+    "recall": _manifold_metric("recall"),
+    "density": _manifold_metric("density"),
+    "coverage": _manifold_metric("coverage"),
+    "swd": Metric(
+        title="sliced Wasserstein",
+        compute=_sliced_wasserstein,
+        sample_fields=frozenset({"features"}),
+        reference_fields=frozenset({"features"}),
+        log_scale=True,
+    ),
+    "accuracy": Metric(  # the share of samples that show the requested class
+        title="accuracy",
+        compute=_accuracy,
+        sample_fields=frozenset({"logits", "labels"}),
+        higher_is_better=True,
+    ),
 }
 
 
-def select_metrics(names: Sequence[str], num_images: int) -> tuple[str, ...]:
-    """The keys of METRICS that a config or a flag names, in the order of METRICS; 'fid' is read as 'frechet'.
+def select_metrics(names: Sequence[str], num_samples: int) -> tuple[str, ...]:
+    """Return the keys of `METRICS` that a config or flag names, in the order of `METRICS`.
+
+    Args:
+      names: keys of `METRICS`, or 'fid' for 'frechet'.
+      num_samples: the number of samples to be measured.
 
     Raises:
-      InputError: for an unknown name, or a metric that needs more images.
+      InputError: for an unknown name, or a metric that needs more samples.
+
+    >>> select_metrics(["recall", "fid"], num_samples=100)
+    ('frechet', 'recall')
     """
     if not names:
-        raise InputError(f"No metric is named: give one at least of {list(METRICS)}.")
-    published = {metric.with_inception[0]: key for key, metric in METRICS.items() if metric.with_inception}
-    keys = [published.get(name, name) for name in names]
+        raise InputError(f"No metric is named. Name at least one of {list(METRICS)}.")
+    aliases = {metric.inception_name: key for key, metric in METRICS.items() if metric.inception_name}
+    keys = [aliases.get(name, name) for name in names]
     for key in keys:
         if key not in METRICS:
-            suggestion = did_you_mean(key, [*METRICS, *published])
+            suggestion = did_you_mean(key, [*METRICS, *aliases])
             raise InputError(f"Unknown metric {key!r}; choose from {list(METRICS)}.{suggestion}")
-        if num_images < METRICS[key].least:
-            raise InputError(f"The metric {key!r} needs at least {METRICS[key].least} samples; got {num_images}.")
+        if num_samples < METRICS[key].min_samples:
+            raise InputError(
+                f"The metric {key!r} needs at least {METRICS[key].min_samples} samples; got {num_samples}."
+            )
     return tuple(key for key in METRICS if key in keys)
 
 
-def required_fields(names: Sequence[str], *, of_reference: bool = False) -> frozenset[str]:
-    """The fields of `FeatureSet` that metrics need of the images, or of the reference."""
-    metrics = [METRICS[name] for name in names]
-    return frozenset().union(*(metric.of_reference if of_reference else metric.of_images for metric in metrics))
+def sample_fields(names: Iterable[str]) -> frozenset[str]:
+    """Return the fields of `FeatureSet` that these metrics need of the samples.
+
+    >>> sorted(sample_fields(["frechet", "accuracy"]))
+    ['labels', 'logits', 'statistics']
+    """
+    return frozenset().union(*(METRICS[name].sample_fields for name in names))
+
+
+def reference_fields(names: Iterable[str]) -> frozenset[str]:
+    """Return the fields of `FeatureSet` that these metrics need of the reference.
+
+    >>> sorted(reference_fields(["frechet", "accuracy"]))
+    ['statistics']
+    """
+    return frozenset().union(*(METRICS[name].reference_fields for name in names))
 
 
 def collect_features(batches: Iterable[Activations], fields: frozenset[str]) -> FeatureSet:
-    """What is to be known of images whose features come in batches; it holds nothing else."""
-    moments, features, logits = Moments(), [], []
+    """Collect the activations of a set of images, batch after batch, and keep only the fields that are needed.
+
+    Args:
+      batches: the activations of all images, each once.
+      fields: of `FeatureSet`.
+
+    >>> batches = [Activations(np.ones((2, 3))), Activations(np.zeros((2, 3)))]
+    >>> collect_features(batches, frozenset({"statistics"})).statistics.mean
+    array([0.5, 0.5, 0.5])
+    """
+    moments = Moments()
+    features = []
+    logits = []
     for batch in batches:
         if "statistics" in fields:
             moments.add(batch.features)
@@ -334,27 +334,32 @@ def collect_features(batches: Iterable[Activations], fields: frozenset[str]) -> 
         if "logits" in fields:
             logits.append(batch.logits)
     return FeatureSet(
-        moments.statistics() if "statistics" in fields else None,
-        np.concatenate(features) if features else None,
-        np.concatenate(logits) if logits else None,
+        statistics=moments.statistics() if "statistics" in fields else None,
+        features=np.concatenate(features) if features else None,
+        logits=np.concatenate(logits) if logits else None,
     )
 
 
-def compute_metrics(names: Sequence[str], observed: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
-    """The values of these metrics, in the order of METRICS.
+def compute_metrics(names: Sequence[str], samples: FeatureSet, reference: FeatureSet) -> dict[str, MetricValue]:
+    """Compute metrics, in the order of `METRICS`.
 
     Args:
-      names: keys of METRICS.
-      observed: of the images that are judged, with what `required_fields(names)` says.
-      reference: of those that they are to be like.
+      names: keys of `METRICS`.
+      samples: with the fields `sample_fields(names)`.
+      reference: with the fields `reference_fields(names)`.
+
+    Raises:
+      InputError: if the samples and the reference have different numbers of features.
+
+    >>> one_hot = FeatureSet(logits=np.eye(3), labels=np.array([0, 1, 1]))
+    >>> compute_metrics(["accuracy"], one_hot, FeatureSet())["accuracy"].value
+    0.666...
     """
-    widths = [_width(of_set) for of_set in (observed, reference)]
-    if None not in widths and widths[0] != widths[1]:
+    counts = samples.num_features, reference.num_features
+    if None not in counts and counts[0] != counts[1]:
         raise InputError(
-            f"The images have {widths[0]} features and the reference {widths[1]}: give images of the same shape, and "
-            "statistics of the same features."
+            f"The samples have {counts[0]} features and the reference {counts[1]}. Compare images of the same shape, "
+            "and statistics of the same features."
         )
-    values: dict[str, MetricValue] = {}
-    for of_several in dict.fromkeys(METRICS[name].compute for name in names):
-        values |= of_several(observed, reference)
-    return {name: values[name] for name in METRICS if name in names}
+    comparison = Comparison(samples, reference)
+    return {name: METRICS[name].compute(comparison) for name in METRICS if name in names}

@@ -1,4 +1,4 @@
-"""An evaluation as a table, with the published figures beside ours where the config is one of the paper's."""
+"""An evaluation as a table, with the published FIDs beside ours if the config is one of the paper's."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,75 +9,86 @@ from ..sampling import SAMPLERS
 from .metrics import INCEPTION, Criterion
 from .results import Evaluation, Row
 
-# FID of 50,000 samples by the number of steps of a student; by the dataset, and by the channels and image size that the
-# paper's model has. CIFAR-10: Salimans & Ho 2022, table 2; ImageNet 64x64: as given by Song et al. 2023, table 2.
-PUBLISHED = {
+# FIDs of 50,000 samples by a student's sampling steps, for each dataset, channels and image size of the paper's models.
+# CIFAR-10: Salimans & Ho 2022, table 2. ImageNet 64x64: as quoted by Song et al. 2023, table 2.
+PUBLISHED_FIDS = {
     ("CIFAR10", 256, None): {8: 2.57, 4: 3.00, 2: 4.51, 1: 9.12},
     ("ImageNet", 192, 64): {2: 8.95, 1: 15.39},
 }
 FID = Criterion("frechet", INCEPTION)
 
 
-def published(config: ConfigDict | None) -> Mapping[int, float]:
-    """The paper's FIDs by a student's number of steps, for one of its configs."""
+def published_fids(config: ConfigDict | None) -> Mapping[int, float]:
+    """Return the paper's FIDs by a student's sampling steps; empty if the config is not one of the paper's."""
     if config is None:
         return {}
-    return PUBLISHED.get((config.dataset.name, config.model.args.get("ch"), config.dataset.args.get("image_size")), {})
+    key = config.dataset.name, config.model.args.get("ch"), config.dataset.args.get("image_size")
+    return PUBLISHED_FIDS.get(key, {})
 
 
-def values_of(row: Row, criterion: Criterion) -> str:
-    """Format a value for a table, with its deviation and its spread, if any."""
-    number, deviation, spread = row.values[criterion]
-    text = f"{number:.4g}"
-    if deviation is not None:
-        text += f" ± {deviation:.2g}"
-    if spread is not None:
-        text += f" (+{spread:.2g})"
-    return text
+def table_rows(evaluation: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
+    """Lay out an evaluation as a table.
 
+    Args:
+      evaluation: one row per model and sampler, one column per criterion. The speed is after the first criterion.
+      published: from `published_fids`; shown beside our FIDs.
 
-def table(found: Evaluation, published: Mapping[int, float]) -> list[list[str]]:
-    """The head and the rows. The speed comes after the first criterion, published FIDs come beside ours."""
-
-    def of_student(row):
-        value = published.get(row.entry.num_steps) if row.entry.model == "student" else None
-        return "" if value is None else f"{value:.2f}"
-
-    def of_criterion(criterion):
-        own = [(criterion.title, lambda row: values_of(row, criterion))]
-        return [*own, ("published FID", of_student)] if published and criterion == FID else own
-
-    first, *others = found.criteria
-    made: list[tuple[str, Callable[[Row], str]]] = [
+    Returns:
+      The header and the rows.
+    """
+    first, *others = evaluation.criteria
+    columns: list[tuple[str, Callable[[Row], str]]] = [
         ("model", lambda row: row.entry.model),
         ("sampler", lambda row: SAMPLERS[row.entry.sampler].title if row.entry.sampler else ""),
         ("steps", lambda row: str(row.entry.num_steps or "")),
-        *of_criterion(first),
+        *_criterion_columns(first, published),
         ("images/s", lambda row: "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"),
-        *itertools.chain.from_iterable(map(of_criterion, others)),
+        *itertools.chain.from_iterable(_criterion_columns(criterion, published) for criterion in others),
     ]
-    return [[head for head, _ in made], *([cell(row) for _, cell in made] for row in found.rows)]
+    header = [heading for heading, _ in columns]
+    return [header, *([cell(row) for _, cell in columns] for row in evaluation.rows)]
 
 
-def markdown(found: Evaluation, published: Mapping[int, float]) -> str:
-    """The table for a README."""
-    return as_markdown(table(found, published))
+def _criterion_columns(criterion: Criterion, published: Mapping[int, float]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Return the heading and cells of a criterion and, for FIDs, of the published ones."""
+
+    def published_cell(row):
+        fid = published.get(row.entry.num_steps) if row.entry.model == "student" else None
+        return "" if fid is None else f"{fid:.2f}"
+
+    columns = [(criterion.title, lambda row: str(row.values[criterion]))]
+    return [*columns, ("published FID", published_cell)] if published and criterion == FID else columns
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A head and rows in Markdown."""
-    head, *lines = rows
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
+def markdown(evaluation: Evaluation, published: Mapping[int, float]) -> str:
+    """Return the table of an evaluation in Markdown; see `table_rows`."""
+    return markdown_table(table_rows(evaluation, published))
 
 
-def latex(found: Evaluation, published: Mapping[int, float]) -> str:
-    """The table for a paper, of the package booktabs."""
-    head, *lines = (" & ".join(map(_tex, line)) + r" \\" for line in table(found, published))
-    columns = "ll" + "r" * (len(table(found, published)[0]) - 2)
-    return "\n".join([
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""
-    ])  # fmt: skip
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    Args:
+      rows: the header and the rows.
+
+    >>> print(markdown_table([["steps", "FID"], ["4", "3.00"]]), end="")
+    | steps | FID |
+    | --- | --- |
+    | 4 | 3.00 |
+    """
+    header, *lines = rows
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *lines])
 
 
-def _tex(text: str) -> str:
+def latex(evaluation: Evaluation, published: Mapping[int, float]) -> str:
+    """Return the table of an evaluation in LaTeX, for the package booktabs; see `table_rows`."""
+    rows = table_rows(evaluation, published)
+    header, *lines = (" & ".join(map(_escape_latex, row)) + r" \\" for row in rows)
+    columns = "ll" + "r" * (len(rows[0]) - 2)
+    begin = rf"\begin{{tabular}}{{{columns}}}"
+    end = r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", header, r"\midrule", *lines, r"\bottomrule", end, ""])
+
+
+def _escape_latex(text: str) -> str:
     return text.replace("±", r"$\pm$").replace("_", r"\_").replace("%", r"\%")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from ..evaluation.tables import as_markdown
+from ..evaluation.tables import markdown_table
 
 
 class Picture(NamedTuple):
@@ -48,7 +48,7 @@ class Table(NamedTuple):
         | --- | --- |
         | teacher | 2,000 |
         """
-        return f"{self.caption}\n\n{as_markdown([self.header, *self.rows])}"
+        return f"{self.caption}\n\n{markdown_table([self.header, *self.rows])}"
 
 
 def render_page(

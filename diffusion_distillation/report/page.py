@@ -24,10 +24,11 @@ from ml_collections import ConfigDict
 from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
+from ..evaluation.evaluate import pipeline_loader
 from ..evaluation.ladders import evaluate_ladder, ladder_runs
 from ..evaluation.measure import Evaluator
 from ..evaluation.reference import dataset_reference
-from ..evaluation.results import Entry, pipeline_loader, read
+from ..evaluation.results import Entry, read_evaluation
 from ..keys import seed_key
 from ..methods import ladder_rungs
 from ..runtime import multihost
@@ -78,7 +79,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evalu
     # Sample and measure, in all processes.
     evaluation = evaluate_ladder(
         config, workdir, evaluators, reference, folder / EVALUATION_FILE,
-        shown=folder / SAMPLES_FOLDER, say=lambda line: multihost.print_on_main(f"report  {line}"),
+        samples_folder=folder / SAMPLES_FOLDER, log=lambda line: multihost.print_on_main(f"report  {line}"),
     )  # fmt: skip
     trajectories = sample_trajectories(config, workdir)
     guided = sample_guidance_weights(config, workdir)
@@ -86,7 +87,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evalu
         return
 
     # Write the tables.
-    published = tables.published(config)
+    published = tables.published_fids(config)
     write_atomic(folder / "evaluation.md", tables.markdown(evaluation, published))
     write_atomic(folder / "evaluation.tex", tables.latex(evaluation, published))
 
@@ -184,7 +185,7 @@ def sample_guidance_weights(config: ConfigDict, workdir: epath.Path) -> dict[Ent
 
 
 def _read_report(workdir: epath.Path, config: ConfigDict) -> LadderReport:
-    evaluation = read(workdir / "report" / EVALUATION_FILE)
+    evaluation = read_evaluation(workdir / "report" / EVALUATION_FILE)
     if evaluation is None:
         raise InputError(
             f"{str(workdir)!r} has no readable report/{EVALUATION_FILE}. Run scripts/report.py --workdir={workdir} to "
@@ -194,17 +195,17 @@ def _read_report(workdir: epath.Path, config: ConfigDict) -> LadderReport:
 
 
 def _check_comparable(first: LadderReport, other: LadderReport) -> None:
-    about_first = first.evaluation.about
-    about_other = other.evaluation.about
-    if about_other["reference"] != about_first["reference"]:
+    settings = first.evaluation.settings
+    other_settings = other.evaluation.settings
+    if other_settings["reference"] != settings["reference"]:
         raise InputError(
             f"{str(first.workdir)!r} and {str(other.workdir)!r} were compared with different data, so one page cannot "
             "show both. Give ladders of the same dataset."
         )
     for name, flag in SHARED_SETTINGS.items():
-        if about_other[name] != about_first[name]:
+        if other_settings[name] != settings[name]:
             raise InputError(
-                f"The reports differ in {flag[2:]}: {about_first[name]} in {str(first.workdir)!r}, {about_other[name]} "
+                f"The reports differ in {flag[2:]}: {settings[name]} in {str(first.workdir)!r}, {other_settings[name]} "
                 f"in {str(other.workdir)!r}. Measure both alike: scripts/report.py --workdir={other.workdir} {flag}=..."
             )
 
@@ -234,7 +235,7 @@ def _write_page(title: str, ladders: Sequence[LadderReport], sections: Sequence[
     shown: list[Table] = []
     configs: dict[str, str] = {}
     for ladder in ladders:
-        header, *rows = tables.table(ladder.evaluation, tables.published(ladder.config))
+        header, *rows = tables.table_rows(ladder.evaluation, tables.published_fids(ladder.config))
         shown.append(Table(ladder.name if len(ladders) > 1 else "", header, rows))
         name = f"Configuration of {ladder.name}" if len(ladders) > 1 else "Configuration"
         configs[name] = ladder.config.to_json(indent=2)

@@ -9,9 +9,9 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ..data import Source
+from ..evaluation.dataset_features import nearest_neighbors
 from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
-from ..evaluation.reference import nearest
 from ..evaluation.results import Entry, Evaluation, Row, load_samples
 from .html_page import Picture
 from .plots import (
@@ -110,14 +110,14 @@ def quality_curves(ladders: Sequence[LadderReport], folder: epath.Path) -> list[
     rows = [row for ladder in ladders for row in ladder.evaluation.rows]
     shared = [criterion for criterion in ladders[0].evaluation.criteria if all(criterion in row.values for row in rows)]
     first, *others = shared
-    baselines = ladders[0].evaluation.floors
+    baselines = ladders[0].evaluation.baselines
 
     def by_steps(criterion: Criterion) -> Panel:
         curves = _curves(ladders, criterion, lambda row: row.entry.num_steps)
         return metric_panel(criterion, curves, baselines.get(criterion.name))
 
-    about = ladders[0].evaluation.about
-    caption = f"{about['num_samples']:,} samples each, compared with {about['reference'][0]}."
+    settings = ladders[0].evaluation.settings
+    caption = f"{settings['num_samples']:,} samples each, compared with {settings['reference'][0]}."
     if baselines:
         caption += " The dashed line is the distance between two random halves of the data."
     caption += " Distillation pays where the students are better than the teacher with equally few steps."
@@ -234,7 +234,7 @@ def nearest_images(ladder: LadderReport, source: Source, evaluator: Evaluator, f
     """Samples of the last student beside the images of the dataset that are nearest to them in the features."""
     student = ladder.entries("student")[-1]
     samples = ladder.samples(student)[:NUM_SAMPLES]
-    neighbors = nearest(samples, source, evaluator.extractor, NUM_NEIGHBORS)
+    neighbors = nearest_neighbors(samples, source, evaluator.extractor, NUM_NEIGHBORS)
     columns = [Column(f"nearest\n{rank + 1}", neighbors[:, rank]) for rank in range(neighbors.shape[1])]
     path = folder / "nearest.png"
     _save_same_noise([Column("sample", samples, "student"), *columns], ladder.class_labels, path)

@@ -37,7 +37,7 @@ def evaluate_seed(
     """
     return evaluate_runs(
         config, runs, evaluators, reference, folder / "evaluation.json",
-        seed=seed, shown=folder / "samples", say=lambda line: multihost.print_on_main(f"  {line}"),
+        seed=seed, samples_folder=folder / "samples", log=lambda line: multihost.print_on_main(f"  {line}"),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import newest_step
 from diffusion_distillation.data import load_source
-from diffusion_distillation.evaluation.during_training import _due, measure_during_training
+from diffusion_distillation.evaluation.during_training import measure_during_training, measurement_is_due
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
 from diffusion_distillation.evaluation.ladders import config_evaluators
@@ -46,7 +46,7 @@ def test_metrics_between_the_calls_of_the_devices():
     config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_train_steps=70)))
     measured = []
     for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as when a run resumes
-        if _due(step, measured, config):
+        if measurement_is_due(step, measured, config):
             measured.append(step)
     assert measured == [30, 50, 70]
-    assert _due(30, [50, 70], config)  # when a run resumed earlier
+    assert measurement_is_due(30, [50, 70], config)  # when a run resumed earlier

@@ -65,9 +65,7 @@ def test_any_number_of_images(extract):
     [((2, 8, 8, 4), "uint8"), ((2, 8, 8, 2), "uint8"), ((2, 0, 8, 3), "uint8"), ((2, 8, 8, 3), "float32")],
 )
 def test_what_are_no_images(extract, shape, dtype):
-    with pytest.raises(
-        InputError, match=rf"1 channel for gray ones; got those of {dtype} \[{shape[1]}, 8, {shape[3]}\]"
-    ):
+    with pytest.raises(InputError, match=rf"with 1 channel for gray ones; got {dtype} \[{shape[1]}, 8, {shape[3]}\]"):
         extract(np.zeros(shape, dtype))
 
 
@@ -140,7 +138,7 @@ def test_where_the_weights_are(small, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"fc.bias": None}, "'fc.bias' is missing"),
-        ({"fc.bais": np.zeros(2, np.float32)}, "'fc.bais' is none of Inception's weights. Did you mean 'fc.bias'"),
+        ({"fc.bais": np.zeros(2, np.float32)}, "'fc.bais' is not one of Inception's weights. Did you mean 'fc.bias'"),
         ({"fc.bias": np.zeros(3, np.float32)}, r"'fc.bias' is float32 \[3\]; Inception's is float32 \[2\]"),
         ({"fc.bias": np.zeros(2, np.int64)}, r"'fc.bias' is int64 \[2\]"),
         ({"fc.bias": np.array([0, np.nan], np.float32)}, "'fc.bias' has values that are not finite"),

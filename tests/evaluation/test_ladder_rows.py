@@ -5,6 +5,7 @@ from training.test_ladder import SOURCE, ladder_of
 from training.test_loop import make_config
 
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.evaluation.evaluate import pipeline_loader
 from diffusion_distillation.evaluation.ladders import check_finished, check_teacher_unchanged
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
@@ -28,9 +29,9 @@ def test_finished_students_stay_finished_when_the_number_of_updates_changes(tmp_
 
 def test_students_are_not_measured_beside_a_retrained_teacher(tmp_path, ladder):
     config, workdir = ladder_of(ladder, tmp_path / "base"), as_path(tmp_path / "ladder")
-    check_teacher_unchanged(config, workdir)
+    check_teacher_unchanged(config, workdir, pipeline_loader(config))
     train(make_config(num_train_steps=10), tmp_path / "base", SOURCE, change=True)
     with pytest.raises(
         InputError, match=r"The teacher '.*base' changed after the students .* Restore the old teacher, distill"
     ):
-        check_teacher_unchanged(config, workdir)
+        check_teacher_unchanged(config, workdir, pipeline_loader(config))

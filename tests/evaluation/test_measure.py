@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from diffusion_distillation.evaluation.extractor import Activations
-from diffusion_distillation.evaluation.measure import Evaluator, generated_samples, measure
+from diffusion_distillation.evaluation.measure import Evaluator, measure
 from diffusion_distillation.evaluation.metrics import Criterion, FeatureSet
+from diffusion_distillation.evaluation.samples import generated_samples
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 

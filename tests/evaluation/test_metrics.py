@@ -20,12 +20,15 @@ from diffusion_distillation.evaluation.metrics import (
     MetricValue,
     collect_features,
     compute_metrics,
+    named_values,
+    reference_fields,
+    sample_fields,
+    select_metrics,
+)
+from diffusion_distillation.evaluation.scores import (
     inception_scores,
     kernel_distances,
     manifold_metrics,
-    named_values,
-    required_fields,
-    select_metrics,
     sliced_wasserstein,
 )
 
@@ -157,7 +160,7 @@ def test_sliced_wasserstein_of_a_shift():
 def test_any_number_of_batches_gives_the_same(batches):
     a, b = sets(3, 640, 500, 8)
     logits = np.random.default_rng(1).normal(size=(640, 5))
-    fields = required_fields(list(METRICS)) | required_fields(list(METRICS), of_reference=True)
+    fields = sample_fields(METRICS) | reference_fields(METRICS)
     reference = collect_features([Activations(b, logits)], fields)
     parts = zip(np.array_split(a, batches), np.array_split(logits, batches), strict=True)
     whole, streamed = (
@@ -174,10 +177,10 @@ def numbers(found):
 
 
 def test_only_what_is_needed_is_held():
-    observed = collect_features([Activations(np.ones((3, 2)), np.ones((3, 4)))] * 2, required_fields(["frechet"]))
+    observed = collect_features([Activations(np.ones((3, 2)), np.ones((3, 4)))] * 2, sample_fields(["frechet"]))
     assert observed.features is None and observed.logits is None and observed.statistics is not None
-    assert collect_features([Activations(np.ones((3, 2)))], required_fields(["recall"])).statistics is None
-    nine = collect_features([Activations(np.eye(9))], required_fields(["recall"]))
+    assert collect_features([Activations(np.ones((3, 2)))], sample_fields(["recall"])).statistics is None
+    nine = collect_features([Activations(np.eye(9))], sample_fields(["recall"]))
     assert list(compute_metrics(["recall"], nine, nine)) == ["recall"]
 
 
@@ -231,6 +234,6 @@ def test_against_torch_fidelity():
 
 def test_accuracy_is_the_share_that_shows_the_class_asked_for():
     logits, labels = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 1])
-    assert required_fields(["accuracy"]) == {"logits", "labels"}
+    assert sample_fields(["accuracy"]) == {"logits", "labels"}
     found = compute_metrics(["accuracy"], FeatureSet(logits=logits, labels=labels), FeatureSet())
     assert found == {"accuracy": MetricValue(0.75)}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError, RunError
-from diffusion_distillation.evaluation.reference import FolderSource
+from diffusion_distillation.evaluation.sources import FolderSource
 from diffusion_distillation.runtime import files
 
 

@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation.data import ArraySource
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation import measure, results
+from diffusion_distillation.evaluation import evaluate, measure
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
 from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.results import read_evaluation
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import page, pictures
 from diffusion_distillation.report.html_page import render_page
@@ -83,7 +84,7 @@ class RandomPipeline(Pipeline):
 def sampled(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     sampled = []
-    monkeypatch.setattr(results, "from_checkpoint", lambda path, config: RandomPipeline(as_path(path), sampled))
+    monkeypatch.setattr(evaluate, "from_checkpoint", lambda path, config: RandomPipeline(as_path(path), sampled))
     return sampled
 
 
@@ -164,7 +165,7 @@ def test_an_interrupted_report_keeps_the_samples_it_has_measured(tmp_path, sampl
     config = CONFIG.copy_and_resolve_references()
     config.eval.num_samples = 1070
     write(tmp_path / "whole", RandomImages(), config)
-    wrong, seen = results.measure, []
+    wrong, seen = evaluate.measure, []
 
     def stops(draw, *args):
         def images(index):
@@ -176,7 +177,7 @@ def test_an_interrupted_report_keeps_the_samples_it_has_measured(tmp_path, sampl
         return wrong(draw._replace(images=images), *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "measure", stops)
+        patch.setattr(evaluate, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / "ladder", RandomImages(), config)
         write(tmp_path / "ladder", RandomImages(), config)
@@ -268,7 +269,7 @@ def test_an_evaluation_of_an_earlier_version_is_ignored(tmp_path, caplog):
     row = {"model": "teacher", "sampler": "ddim", "num_steps": 2, "metrics": {"fid": 1.0}, "spread": {}}
     row |= {"images_per_sec": 1.0, "content": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"about": {}, "floors": {}, "rows": [row]}))
-    assert results.read(as_path(tmp_path / "evaluation.json")) is None
+    assert read_evaluation(as_path(tmp_path / "evaluation.json")) is None
     assert "from an earlier version; its rows are measured again" in caplog.text
 
 

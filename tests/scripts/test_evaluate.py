@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import Statistics, frechet_distance, statistics
+from diffusion_distillation.evaluation.metrics import format_number
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,8 @@ def test_a_run_is_measured_kept_and_tabled(checkpoint, reference, images, tmp_pa
     assert head == (
         "| model | sampler | steps | Fréchet distance (pixels) | images/s | KID (pixels) | recall (pixels) |"
     )
-    kid = f"{found['metrics']['kid_pixels']:.4g}"
-    assert re.match(rf"\| student \| DDIM \| 4 \| {expected:.4g} \| [\d.,]+ \| {kid} ± ", row) and row in printed
+    distance, kid = (format_number(found["metrics"][name]) for name in ("frechet_pixels", "kid_pixels"))
+    assert re.match(rf"\| student \| DDIM \| 4 \| {distance} \| [\d.,]+ \| {kid} ± ", row) and row in printed
     assert r"\begin{tabular}{llrrrrr}" in out.with_suffix(".tex").read_text()
     assert not list(tmp_path.rglob("*unfinished*"))
 
@@ -102,7 +103,7 @@ def test_stored_samples_are_compared_with_images_or_statistics(images, reference
         assert read(tmp_path / f"{name}.json")["metrics"] == {
             "frechet_pixels": pytest.approx(expected, rel=1e-6)
         }  # of singular covariances
-    assert (tmp_path / "a.md").read_text().splitlines()[-1] == f"| samples |  |  | {expected:.4g} |  |"
+    assert (tmp_path / "a.md").read_text().splitlines()[-1] == f"| samples |  |  | {format_number(expected)} |  |"
     with np.load(published) as file:
         saved = Statistics(file["mu"], file["sigma"])
     np.testing.assert_allclose(saved.covariance, np.cov(pixels(images), rowvar=False), atol=1e-12)

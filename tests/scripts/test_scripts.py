@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
+from diffusion_distillation.evaluation.metrics import format_number
 
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.num_train_steps=20"]
 LADDER = [
@@ -131,7 +132,7 @@ def test_report(ladder):
     assert len(pictures) == len(list(report.glob("*.png"))) == 8 and all(min(it.size) > 150 for it in pictures)
     cells = re.findall("<td>(.*?)</td>", page)
     for row in table["rows"]:
-        assert all(any(f"{value['value']:.4g}" in cell for cell in cells) for value in row["values"])
+        assert all(any(format_number(value["value"]) in cell for cell in cells) for value in row["values"])
 
 
 def distance_to_digits(images):
