@@ -1,4 +1,4 @@
-"""Reproduce the claims of Salimans & Ho (2022): train and distill every output and loss weight of their table 1.
+r"""Reproduce the claims of Salimans & Ho (2022): train and distill every output and loss weight of their table 1.
 
     python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
         --workdir=runs/digits/claims

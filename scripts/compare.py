@@ -1,4 +1,4 @@
-"""Compare the distillation methods at equal cost, from one teacher.
+r"""Compare the distillation methods at equal cost, from one teacher.
 
     python scripts/compare.py --config=configs/digits_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/digits/base --workdir=runs/digits/compare

@@ -1,4 +1,4 @@
-"""Evaluate samples: Fréchet distance (FID with Inception features), KID, Inception Score, precision, recall and others.
+r"""Evaluate samples: Fréchet distance (FID with Inception features), KID, Inception Score, precision, recall and more.
 
     python scripts/evaluate.py --checkpoint=runs/digits/ladder/steps_0004 --features=classifier \
         --out=runs/evaluation.json
