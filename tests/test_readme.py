@@ -19,7 +19,7 @@ TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT /
 PAGES = "".join(TEXTS.values())
 LAUNCH = "".join(path.read_text() for path in sorted((ROOT / "scripts" / "launch").iterdir()))
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
-INTERNAL = ("cli", "hooks", "devices", "files", "multihost", "report", "__main__", "training.interrupt", "version")
+INTERNAL = ("__main__", "cli", "hooks", "report", "runtime", "studies", "version")
 
 
 def blocks_with(name):
