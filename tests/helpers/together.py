@@ -6,10 +6,14 @@ python tests/helpers/together.py '[["train", "--config=...", ...], ["sample", ..
 import functools
 import json
 import sys
+from pathlib import Path
 
 from diffusion_distillation import hooks
 from diffusion_distillation.runtime import multihost
-from helpers.runs import main
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that helpers can be imported, whoever starts this file
+
+from helpers.runs import main  # noqa: E402
 
 if __name__ == "__main__":
     multihost.start = functools.cache(multihost.start)
