@@ -13,7 +13,7 @@ from diffusion_distillation.runtime import multihost
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that helpers can be imported, whoever starts this file
 
-from helpers.runs import main  # noqa: E402
+from helpers.runs import main
 
 if __name__ == "__main__":
     multihost.start = functools.cache(multihost.start)
