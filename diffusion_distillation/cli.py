@@ -1,4 +1,4 @@
-"""What the scripts share."""
+"""The command line that the scripts share: flags, start-up, error messages and exit status."""
 
 import errno
 import os
@@ -33,40 +33,54 @@ from .sampling import SAMPLER_ALIASES, SAMPLERS
 from .training.dry_run import dry_run
 
 STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
-NOT_OUR_FAULT = TRANSIENT | {
+# An OSError with one of these comes from the machine and is printed in one line. Any other is a bug.
+MACHINE_ERRORS = TRANSIENT | {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
 }
 
 
 class ProcessFlags:
-    """The flags that connect several processes to one run."""
+    """The flags that connect the processes of one run."""
 
     def __init__(self):
         self._coordinator = flags.DEFINE_string(
-            "coordinator", None, "host:port of process 0, where several processes work together; not on SLURM and TPUs."
+            "coordinator", None, "host:port of process 0, for a run of several processes; not needed on SLURM and TPUs."
         )
-        self._num_processes = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+        self._num_processes = flags.DEFINE_integer(
+            "num_processes", None, "With --coordinator: the number of processes."
+        )
         self._process_id = flags.DEFINE_integer(
-            "process_id", None, "With --coordinator: which of them this is, from 0."
+            "process_id", None, "With --coordinator: the index of this process, from 0."
         )
 
     def start(self, batch_size: int, dtype: str = "float32") -> None:
-        """Connects the processes of the run and sets JAX up, which starts after it."""
-        together = self._coordinator.value, self._num_processes.value, self._process_id.value
-        if together != (None, None, None) and (None in together or not 0 <= together[2] < together[1]):
+        """Connect the processes of the run and start JAX.
+
+        Args:
+          batch_size: images per batch; CPU cores are used by it.
+          dtype: of the activations, 'float32' or 'bfloat16'.
+
+        Raises:
+          InputError: if only some of the flags are set, or if the process id is out of range.
+        """
+        coordinator = self._coordinator.value
+        num_processes = self._num_processes.value
+        process_id = self._process_id.value
+        values = [coordinator, num_processes, process_id]
+        if values != [None, None, None] and (None in values or not 0 <= process_id < num_processes):
             raise InputError(
-                "--coordinator={} --num_processes={} --process_id={}: give all three or none, and a process_id from 0 "
-                "to num_processes - 1.".format(*together)
+                f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: set all three "
+                "or none, and --process_id from 0 to --num_processes - 1."
             )
         enable_compilation_cache()
         set_cpu_flags(dtype)
-        if not multihost.start(*together):
+        if not multihost.start(coordinator, num_processes, process_id):
             use_all_cpu_cores(batch_size)
             start_jax()
 
 
 def dtype_of(checkpoint: epath.PathLike) -> str:
-    """The type that a run's activations are in, as its config.json says; that can be read before JAX starts."""
+    """The activations' type in a run's config.json, which can be read before JAX starts; float32 without the file."""
     try:
         return read_json(as_path(checkpoint) / "config.json")["model"]["dtype"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -74,12 +88,12 @@ def dtype_of(checkpoint: epath.PathLike) -> str:
 
 
 def define_config(name: str = "config") -> flags.FlagHolder:
-    """Defines a flag, --config, whose value is the config that the file has, with the fields that it leaves out."""
+    """Define --config, or a flag of another name, that takes a config file. Its value is the config with all fields."""
     holder = config_flags.DEFINE_config_file(
         name,
-        help_string=f"A config file, or a run's config.json. --{name}.<field>=<value> overrides a field.",
+        help_string=f"A config file, or a run's config.json. Override a field with --{name}.<field>=<value>.",
         lock_config=False,
-        accept_new_attributes=True,  # of sections whose fields we do not know; `resolve` checks all other names
+        accept_new_attributes=True,  # `config.resolve` refuses unknown fields
     )
     flags.FLAGS[name].parser = _ConfigParser(name, lock_config=False)
     return holder
@@ -96,12 +110,12 @@ def config_arguments(name: str = "config") -> dict[str, Any]:
 
 
 def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
-    """Define a flag that takes some of the known names, separated by commas. The default is all of them."""
+    """Define a flag that takes some of the known names, separated by commas. By default it has all of them."""
     known = list(known)
     holder = flags.DEFINE_list(name, known, help)
 
-    def check(given: list[str]) -> bool:
-        for value in given:
+    def check(values: list[str]) -> bool:
+        for value in values:
             if value not in known:
                 raise flags.ValidationError(f"{value!r} is unknown.{did_you_mean(value, known)}")
         return True
@@ -131,17 +145,19 @@ class RunFlags(ProcessFlags):
     def __init__(self):
         super().__init__()
         self._config = define_config()
-        self._workdir = flags.DEFINE_string("workdir", None, "The run's folder; made if it is missing.", required=True)
+        self._workdir = flags.DEFINE_string(
+            "workdir", None, "The run's folder, created if it is missing.", required=True
+        )
         self._change = flags.DEFINE_bool(
             "change",
             False,
-            "Go on with this config in a workdir of another one; config_history.jsonl keeps which.",
+            "Resume a run whose config differs. config_history.jsonl records the changes.",
         )
         self._print_config = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and exit.")
         self._dry_run = flags.DEFINE_bool(
-            "dry_run", False, "Check all that can be checked before compiling, print what the run would do, and exit."
+            "dry_run", False, "Check config, data, teacher and devices, print what the run would do, and exit."
         )
-        self._wandb = flags.DEFINE_string("wandb_project", None, "Send metrics to this project of W&B too.")
+        self._wandb = flags.DEFINE_string("wandb_project", None, "Also send metrics to this Weights & Biases project.")
         flags.mark_flag_as_required("config")
 
     def start(self, batch_size: int, dtype: str = "float32") -> None:
@@ -154,7 +170,7 @@ class RunFlags(ProcessFlags):
         config = self._config.value
         if distillation != ("distillation" in config):
             has, script = ("no", "train") if distillation else ("a", "distill")
-            raise InputError(f"This config has {has} section config.distillation: run it with scripts/{script}.py.")
+            raise InputError(f"This config has {has} config.distillation section. Run it with scripts/{script}.py.")
         config = cfg.resolve(config)
         if self._print_config.value:
             _print_and_exit(config.to_json(indent=2))
@@ -166,7 +182,7 @@ class RunFlags(ProcessFlags):
         return as_path(self._workdir.value)
 
     def source(self, config: ConfigDict) -> Source:
-        """The images of a config."""
+        """Read the images that the config names."""
         multihost.print_on_main(f"{self.workdir}: reading the data, {config.dataset.name}")
         return load_source(config.dataset.name, **config.dataset.args)
 
@@ -205,35 +221,37 @@ class _ConfigParser(ConfigFileFlagParser):
         path = os.path.expanduser(path)
         if not Path(path).is_file():
             close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
-            raise ValueError(f"there is no such file; ours are in configs/.{close if close.startswith(' Did') else ''}")
+            close = close if close.startswith(" Did") else ""
+            raise ValueError(f"no such file. The project's configs are in configs/.{close}")
         try:
             config = cfg.load(path)
-        except Exception as error:  # the user's code may raise anything
+        except Exception as error:  # a config file may raise anything
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise ValueError(f"{type(error).__name__} in {where.filename}:{where.lineno}: {error}") from error
         if not isinstance(config, ConfigDict):
             raise ValueError(f"its get_config() must return a ConfigDict, not {config!r:.200}")
         self._reset_args_of_another_method(config)
         cfg.add_missing(config)
-        for rung in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
-            if "distillation" in config and rung not in config.distillation.stages:
-                config.distillation.stages[rung] = ConfigDict()
+        for num_steps in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
+            if "distillation" in config and num_steps not in config.distillation.stages:
+                config.distillation.stages[num_steps] = ConfigDict()
         for argument in sys.argv:
             if argument.startswith(f"--{self.name}.") and argument.endswith("=None"):
-                _forget(config, argument.removeprefix(f"--{self.name}.").removesuffix("=None"))
+                _delete(config, argument.removeprefix(f"--{self.name}.").removesuffix("=None"))
         return config
 
     def _reset_args_of_another_method(self, config: ConfigDict) -> None:
-        """Where the command line sets another method than the file, drop the options that the file sets for its own."""
+        """If the command line sets another method than the file, drop the file's options of its own method."""
         flag = f"--{self.name}.distillation.method="
-        method = next((value.removeprefix(flag) for value in reversed(sys.argv) if value.startswith(flag)), None)
+        methods = [argument.removeprefix(flag) for argument in sys.argv if argument.startswith(flag)]
+        method = methods[-1] if methods else None
         if method is not None and "distillation" in config and method != config.distillation.get("method"):
             config.distillation.method = method
             config.distillation.args = ConfigDict()
 
 
 def _spell_field(argument: str) -> str:
-    """The argument with its config field as this version names it and ml_collections spells it."""
+    """The argument, with the current name of its config field, spelled as ml_collections requires."""
 
     def current(match: re.Match) -> str:
         return match[1] + cfg.current_field(match[2])
@@ -241,8 +259,8 @@ def _spell_field(argument: str) -> str:
     return RUNG.sub(r'["\1"]', FIELD.sub(current, argument))
 
 
-def _forget(config: ConfigDict, field: str) -> None:
-    """Remove a field, so that the command line can set it to None, which is not of the field's type."""
+def _delete(config: ConfigDict, field: str) -> None:
+    """Delete a field, so that the command line can set it to None, which is not of the field's type."""
     *sections, name = config_path.split(field)
     for section in sections:
         config = config.get(section, {})
@@ -251,10 +269,10 @@ def _forget(config: ConfigDict, field: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main function after parsing its flags.
+    """Parse the flags, run a script's main function, and exit.
 
-    The exit status is 0 for success, 2 for bad input and 1 for a run that cannot go on, each of them with one line on
-    stderr; 128 + the number of the signal after SIGINT or SIGTERM; and 1, with a traceback, for a bug.
+    The exit status is 0 for success, 2 for bad input, 1 for a run that cannot continue, and 128 + the signal's number
+    after SIGINT or SIGTERM. Errors are one line on stderr. A bug has a traceback and the status 1.
     """
 
     def checked(argv: list[str]) -> None:
@@ -262,22 +280,22 @@ def run(main: Callable[[], None]) -> None:
         try:
             with exit_on_signals():
                 main()
-        except KeyboardInterrupt:  # raised by a run once it is saved
+        except KeyboardInterrupt:  # a run raises it after saving
             sys.exit(128 + signal.SIGINT)
         except InputError as error:
             _fail(str(error), 2)
         except RunError as error:
             _fail(str(error), 1)
         except OSError as error:
-            if error.errno not in NOT_OUR_FAULT:
+            if error.errno not in MACHINE_ERRORS:
                 _show_bug(error)
-            _fail(f"{error}. Finished checkpoints are untouched.", 1)
+            _fail(f"{error}. Saved checkpoints are not affected.", 1)
         except Exception as error:
             _show_bug(error)
 
     install_safe_output()
     sys.argv[1:] = map(_spell_field, sys.argv[1:])
-    sys.path.append(os.getcwd())  # where a config may name functions of the user's own
+    sys.path.append(os.getcwd())  # a config may name functions in the user's modules
     app.run(checked, flags_parser=_parse_flags)
 
 
@@ -307,57 +325,57 @@ def _show_bug(error: Exception) -> NoReturn:
 
 
 def _quieten_libraries() -> None:
-    """Keeps from the user what libraries print of errors besides raising them, as when they read a damaged file."""
+    """Silence what libraries print about errors that they also raise, such as for a damaged file."""
     logging.set_verbosity(logging.WARNING)
     root = logging.get_absl_logger().root
     for handler in [handler for handler in root.handlers if type(handler) is StreamHandler]:
-        root.removeHandler(handler)  # orbax causes it to be added at import, and every warning would be printed twice
+        root.removeHandler(handler)  # added when orbax is imported; it would print every warning a second time
     logging.get_absl_handler().python_handler.stream = sys.stderr  # which `install_safe_output` has replaced
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)
-    sys.unraisablehook = _show_what_is_ours
+    sys.unraisablehook = _ignore_libraries
 
 
-def _show_what_is_ours(unraisable: Any) -> None:
-    """For exceptions that nobody could catch."""
+def _ignore_libraries(unraisable: Any) -> None:
+    """Show an exception that could not be raised, unless it comes from orbax or asyncio."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
     if not any("orbax" in file or "asyncio" in file for file in files):
         sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags. For --help, print the help and exit; for a bad flag, print an error and exit."""
-    asked = any(argument in HELP for argument in argv)
-    wrong = None
+    """Parse the flags. For --help, print the help and exit. For a bad flag, print an error and exit."""
+    help_asked = any(argument in HELP for argument in argv)
+    problem = None
     try:
         argv = flags.FLAGS([argument for argument in argv if argument not in HELP])
         if len(argv) > 1:
-            wrong = f"Unexpected argument {argv[1]!r}: flags are given as --name=value."
-    except KeyError as error:  # --config.<section>.<field> of a section that is not there
-        wrong = f"Unknown field of --config: {error.args[0]}"
+            problem = f"Unexpected argument {argv[1]!r}: write flags as --name=value."
+    except KeyError as error:  # a config field in a section that does not exist
+        problem = f"Unknown field of --config: {error.args[0]}"
     except (flags.Error, LookupError, TypeError, ValueError) as error:
         missing = MISSING.match(str(error))
-        wrong = f"--{missing[1]} is missing." if missing else str(error)
-        if missing and asked:  # required flags are checked last, so nothing else is wrong
-            wrong = None
-    if wrong is not None:
-        sentence = " ".join(wrong.split())
+        problem = f"--{missing[1]} is missing." if missing else str(error)
+        if missing and help_asked:  # required flags are checked last, so nothing else is wrong
+            problem = None
+    if problem is not None:
+        sentence = " ".join(problem.split())
         print(f"error: {sentence}{'' if sentence[-1] in '.?' else '.'} --help lists all flags.", file=sys.stderr)
         sys.exit(2)
-    if asked:
+    if help_asked:
         _print_and_exit(_help())
     return argv
 
 
 def _print_and_exit(text: str) -> NoReturn:
-    """Print what was asked for, and end the process."""
+    """Print a text on stdout and exit with the status 0."""
     print(text, flush=True)
     sys.exit(0)
 
 
 def _help() -> str:
-    """The text of --help: what the script does, its flags, and the fields and values of its config."""
+    """The text of --help: what the script does, its flags, and the fields of its config with their values."""
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         if "." not in flag.name:  # a name with a dot is a config field
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -365,5 +383,5 @@ def _help() -> str:
     for name in flags.FLAGS:
         if isinstance(flags.FLAGS[name].parser, _ConfigParser):
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
-            parts.append(f"Fields of --{name}, explained in docs/configs.md (None leaves a field unset):\n{fields}")
+            parts.append(f"Fields of --{name}, explained in docs/configs.md (None unsets a field):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)

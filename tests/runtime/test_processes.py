@@ -368,4 +368,4 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
 def test_flags_that_do_not_fit(tmp_path):
     for given in (["--num_processes=2"], ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]):
         error = call("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
-        assert "give all three or none" in error and "Traceback" not in error
+        assert "set all three or none" in error and "Traceback" not in error

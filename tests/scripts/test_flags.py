@@ -47,9 +47,12 @@ def test_help_may_be_cut_off(monkeypatch):
         (["--config.train.num_train_steps=abc"], "flag --config.train.num_train_steps=abc: invalid literal for int"),
         (["--config.model=3"], "Failed to parse '3' as a ConfigDict"),
         (["--config.trian.seed=3"], "Unknown field of --config: 'trian'"),
-        (["--workdir=not/made", "extra"], "Unexpected argument 'extra': flags are given as --name=value."),
+        (["--workdir=not/made", "extra"], "Unexpected argument 'extra': write flags as --name=value."),
         ([], "--workdir is missing."),
-        (["--config=configs/digts_base.py"], "no such file; ours are in configs/. Did you mean 'configs/digits_base"),
+        (
+            ["--config=configs/digts_base.py"],
+            "no such file. The project's configs are in configs/. Did you mean 'configs/digits_base",
+        ),
         (["--config=configs/digts_base.py", "--help"], "no such file"),
     ],
 )

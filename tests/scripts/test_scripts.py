@@ -192,8 +192,8 @@ def test_errors_of_training(base, tmp_path):
             workdir,
             "--config.trian.seed=1",
         ): "Unknown field of --config: 'trian' Did you mean \"train\"",
-        ("--config=configs/digit_base.py", workdir): "there is no such file; ours are in configs/",
-        (*LADDER, workdir): "This config has a section config.distillation: run it with scripts/distill.py",
+        ("--config=configs/digit_base.py", workdir): "no such file. The project's configs are in configs/",
+        (*LADDER, workdir): "This config has a config.distillation section. Run it with scripts/distill.py",
     }.items():
         error = call("train", *flags, fails=True)
         assert re.search(message, error) and "Traceback" not in error
