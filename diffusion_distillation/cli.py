@@ -289,7 +289,7 @@ def run(main: Callable[[], None]) -> None:
         except OSError as error:
             if error.errno not in MACHINE_ERRORS:
                 _show_bug(error)
-            _fail(f"{error}. Saved checkpoints are not affected.", 1)
+            _fail(f"{error}. Finished checkpoints are intact.", 1)
         except Exception as error:
             _show_bug(error)
 
