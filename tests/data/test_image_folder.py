@@ -133,7 +133,7 @@ def test_bad_files_are_named_and_skipped(tmp_path, in_memory):
 
 
 def test_images_are_found_in_subfolders_and_behind_links(tmp_path):
-    """At any depth, with any case of the suffix; circular links are followed once; hidden and other files are skipped."""
+    """At any depth, with any case of the suffix. Circular links are followed once; hidden files are skipped."""
     folder = tmp_path / "images"
     wanted = ["a/b/c/deep.PNG", "a/first.jpg", "b.JPEG", "ü ñ.webp", "z.bmp"]
     for seed, name in enumerate(wanted):
