@@ -1,9 +1,8 @@
-"""Which examples step k sees, and reading them ahead.
+"""The examples of each training step, read ahead by threads.
 
-Random access, not an iterator's state, so that resuming at any step is free. Epochs follow each other without a gap:
-example j of the training stream is entry j mod n of the permutation of epoch j div n, and the batch of step k is
-examples k batch_size to (k + 1) batch_size of the stream. It depends on (seed, step, position in the global batch) and
-on nothing else.
+Batches are random accesses, so resuming at any step is free. The training stream is one epoch after another: example j
+of the stream is entry `j mod n` of the permutation of epoch `j div n`. The batch of step k is examples `k batch_size`
+to `(k + 1) batch_size`. It depends only on (seed, step, position in the global batch).
 """
 
 import functools
@@ -13,17 +12,31 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from .source import Source
 
-CHUNK = 64  # examples that one thread reads at a time
-THREADS = min(16, os.cpu_count() or 1)
+CHUNK_SIZE = 64  # examples that a thread reads at a time
+NUM_THREADS = min(16, os.cpu_count() or 1)
 
-Examples = dict[str, np.ndarray]
+Examples = dict[str, np.ndarray]  # uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`
 
 
-def stream_indices(seed: int, positions: np.ndarray, num_examples: int) -> np.ndarray:
-    """Indices of the examples at these positions of the training stream."""
+def stream_indices(seed: int, positions: Int[np.ndarray, "n"], num_examples: int) -> Int[np.ndarray, "n"]:
+    """Return the indices of the examples at positions of the training stream.
+
+    Args:
+      seed: of the order.
+      positions: in the stream, from 0 on.
+      num_examples: in the dataset.
+
+    Returns:
+      Indices from 0 to num_examples - 1.
+
+    >>> epoch = stream_indices(seed=0, positions=np.arange(5), num_examples=5)
+    >>> sorted(epoch.tolist())
+    [0, 1, 2, 3, 4]
+    """
     epochs, entries = np.divmod(positions, num_examples)
     indices = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
@@ -35,54 +48,68 @@ def stream_indices(seed: int, positions: np.ndarray, num_examples: int) -> np.nd
 def read_batches(
     source: Source, seed: int, steps: range, batch_size: int, *, process: tuple[int, int] = (0, 1)
 ) -> Iterator[Examples]:
-    """The batches of consecutive steps: uint8 `image`, `[rows, height, width, channels]`, and int32 `label`, `[rows]`.
+    """Iterate over the batches of consecutive training steps.
 
-    Labels are left out where the source has no classes.
-
-    Threads read at least two batches ahead of what is asked for, and no more than that or two pieces a thread.
+    Threads read ahead by at least two batches, and by at most two batches or two chunks per thread.
 
     Args:
       source: the images.
       seed: of the order.
-      steps: the training steps, such as `range(step, num_steps)`.
-      batch_size: over all processes.
-      process: (index, count) of the processes that share each batch; this one gets its rows alone, an equal part.
+      steps: the training steps, such as `range(step, num_train_steps)`.
+      batch_size: over all processes; a multiple of their number.
+      process: (index, count) of the processes that share each batch. This process gets its equal part of the rows.
+
+    Yields:
+      Per step, uint8 `image`, `[rows, height, width, channels]`, and, if the source has classes, int32 `label`,
+      `[rows]`.
     """
     index, count = process
     rows = batch_size // count
-    pieces = -(-rows // CHUNK)
+    chunks_per_batch = -(-rows // CHUNK_SIZE)
 
-    def read(number: int) -> Examples:
-        step, piece = divmod(number, pieces)
+    def read_chunk(number: int) -> Examples:
+        step, chunk = divmod(number, chunks_per_batch)
         first = step * batch_size + index * rows
-        positions = np.arange(first + piece * CHUNK, first + min((piece + 1) * CHUNK, rows))
+        positions = np.arange(first + chunk * CHUNK_SIZE, first + min((chunk + 1) * CHUNK_SIZE, rows))
         examples = source[stream_indices(seed, positions, len(source))]
         return examples if source.num_classes > 1 else {"image": examples["image"]}
 
-    numbers = range(steps.start * pieces, steps.stop * pieces)
-    return iter(prefetch(read, numbers, 2 * pieces).batch(pieces, batch_fn=_joined))
+    numbers = range(steps.start * chunks_per_batch, steps.stop * chunks_per_batch)
+    chunks = prefetch(read_chunk, numbers, min_buffer=2 * chunks_per_batch)
+    return iter(chunks.batch(chunks_per_batch, batch_fn=_concatenate))
 
 
-def read_examples(source: Source, indices: np.ndarray) -> Iterator[Examples]:
-    """The examples at these indices, in order, in pieces of up to 64, read ahead by threads."""
-    pieces = range(-(-len(indices) // CHUNK))
-    return iter(prefetch(lambda piece: source[indices[piece * CHUNK : (piece + 1) * CHUNK]], pieces))
+def read_examples(source: Source, indices: Int[np.ndarray, "n"]) -> Iterator[Examples]:
+    """Iterate over examples in order, up to 64 at a time, read ahead by threads.
+
+    Args:
+      source: the images.
+      indices: of the examples.
+
+    Yields:
+      uint8 `image`, `[rows, height, width, channels]`, and int32 `label`, `[rows]`.
+    """
+    starts = range(-(-len(indices) // CHUNK_SIZE))
+    return iter(prefetch(lambda chunk: source[indices[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]], starts))
 
 
-def prefetch(read: Callable[[int], Any], numbers: range, at_least: int = 0) -> grain.IterDataset:
-    """What `read` returns for these numbers, in order, found by threads that are ahead by two results each.
+def prefetch(read: Callable[[int], Any], numbers: range, min_buffer: int = 0) -> grain.IterDataset:
+    """Call a function for each number, ahead of the reader, in threads.
 
     Args:
       read: called by several threads at a time.
       numbers: a range with step 1.
-      at_least: how many results the threads are ahead at least.
+      min_buffer: the smallest number of results to be ahead; by default two per thread.
+
+    Returns:
+      The results, in the order of the numbers.
     """
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(2 * THREADS, at_least))
+    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(2 * NUM_THREADS, min_buffer))
     return grain.MapDataset.range(numbers.start, numbers.stop).map(read).to_iter_dataset(options)
 
 
-def _joined(pieces: list[Examples]) -> Examples:
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+def _concatenate(chunks: list[Examples]) -> Examples:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 @functools.lru_cache(maxsize=4)  # a batch spans two epochs, or many of a tiny dataset

@@ -1,4 +1,4 @@
-"""Arrays that take long to make, kept on disk under a key of everything that shaped them."""
+"""A cache on disk for arrays that take long to make."""
 
 import contextlib
 import json
@@ -19,59 +19,59 @@ Arrays = dict[str, np.ndarray]
 
 
 def cached_arrays(name: str, key: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` returns: from disk, where they were made before with the same key, mapped into memory.
+    """Load arrays from the cache, mapped into memory, or make and cache them.
 
-    Of several processes that ask for them at once, of one host or of several that share the folder, one makes them and
-    the others wait for it; if it dies, another one takes over. Each makes its own where the file system has no locks.
-    An entry is written whole or not at all. Where it cannot be written, the arrays are made again the next time; a
-    warning says so.
+    If several processes or hosts that share the folder ask for the same arrays, one of them makes the arrays while the
+    others wait; if it dies, another one takes over. On file systems without locks, each process makes its own. If an
+    entry cannot be written, a warning says so.
 
     Args:
-      name: for people who look into the folder.
-      key: anything that JSON can hold.
+      name: the beginning of the entry's name, for people who look into the folder.
+      key: everything that shaped the arrays, of JSON's types.
       make: makes the arrays.
     """
     text = json.dumps(key, indent=2, sort_keys=True)
     path = cache_folder() / f"{name}-{sha256([text], 16)}"
-    if (found := _read(path)) is not None:
-        return found
-    with _alone(path):
-        if (found := _read(path)) is not None:  # made by the process that this one waited for
-            return found
+    arrays = _read_entry(path)
+    if arrays is not None:
+        return arrays
+    with _locked(path):
+        arrays = _read_entry(path)  # made by the process that this one waited for
+        if arrays is not None:
+            return arrays
         shutil.rmtree(path, ignore_errors=True)
         arrays = make()
         try:
-            _write(path, text, arrays)
+            _write_entry(path, text, arrays)
         except OSError as error:
-            logging.warning(
-                "%s cannot be kept in %s (%s): it will be decoded again next time.", name, path.parent, error
-            )
+            logging.warning("%s cannot be cached in %s (%s). It is made again next time.", name, path.parent, error)
         return arrays
 
 
 def cached_source(
     name: str, key: dict[str, Any], make: Callable[[], Arrays], class_names: Sequence[str] | None
 ) -> ArraySource:
-    """A source of the `images` and `labels` that `make` returns, or of their cached copies.
+    """Load a source from the cache, or make and cache it.
 
     Args:
-      name: see `cached_arrays`.
-      key: see `cached_arrays`.
-      make: see `cached_arrays`.
-      class_names: one name per class; None if the labels are not used.
+      name: the beginning of the entry's name.
+      key: everything that shaped the images and labels, of JSON's types.
+      make: makes `images` and `labels`, see `ArraySource`.
+      class_names: one name per class; None for a source without classes.
     """
 
     def make_and_hash() -> Arrays:
         arrays = make()
         return {**arrays, "content": np.array(hash_arrays(arrays["images"], arrays["labels"]))}
 
-    kept = cached_arrays(name, key, make_and_hash)
+    arrays = cached_arrays(name, key, make_and_hash)
     names = None if class_names is None else tuple(class_names)
-    return ArraySource(kept["images"], kept["labels"], len(names or [""]), names, str(kept["content"]))
+    num_classes = 1 if names is None else len(names)
+    return ArraySource(arrays["images"], arrays["labels"], num_classes, names, str(arrays["content"]))
 
 
-def _read(path: Path) -> Arrays | None:
-    """An entry; None if there is none, or one that is cut off, as after a power failure."""
+def _read_entry(path: Path) -> Arrays | None:
+    """Read an entry. Returns None if there is none, or if it is cut off, as after a power failure."""
     if not (path / "key.json").is_file():
         return None
     try:
@@ -81,10 +81,10 @@ def _read(path: Path) -> Arrays | None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits while another process makes this entry; the system lifts its lock when it ends, however it does."""
+def _locked(path: Path) -> Iterator[None]:
+    """Wait while another process makes this entry. The operating system releases its lock when it ends or dies."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no locks here, or nothing can be written: each on its own
+        with contextlib.suppress(OSError):  # without locks, or in a read-only folder, each process makes its own
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(f".{path.name}.lock")
             stack.enter_context(
@@ -93,10 +93,11 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, key: str, arrays: Arrays) -> None:
+def _write_entry(path: Path, key: str, arrays: Arrays) -> None:
+    """Write an entry whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as made:
-        folder = Path(made) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary) / path.name
         folder.mkdir()
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
@@ -104,5 +105,5 @@ def _write(path: Path, key: str, arrays: Arrays) -> None:
         try:
             folder.rename(path)
         except OSError:
-            if not path.exists():  # it does where another process was faster
+            if not path.exists():  # otherwise another process was faster
                 raise

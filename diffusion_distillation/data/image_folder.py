@@ -17,7 +17,7 @@ from .source import Source
 from .transforms import Transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Files that were meant as images, and would be missed, if they were passed over without a word.
+# Images in formats that cannot be read. They are listed, so that a message can name them.
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".ico")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
@@ -30,22 +30,22 @@ def image_folder(
     resize: str = "bilinear",
     on_error: str = "skip",
 ) -> Source:
-    """All images in a folder and its subfolders, in the order of their paths; see `find_images`.
+    """Open all images in a folder and its subfolders, in the order of their paths; see `find_images`.
 
-    Images become RGB: transparency is laid over white, 16 bits become 8, and the orientation that a camera noted is
-    applied. Of animations and multi-page files, only the first image is read.
+    Images are converted to RGB with 8 bits: transparency is laid over white, and the EXIF orientation is applied. Of
+    animations and multi-page files, only the first image is read.
 
     Args:
       path: the folder.
       image_size: height and width that images are resized to.
-      class_conditional: whether the folders within it, in alphabetical order, are classes.
-      crop: take the central square of each image; or else squeeze it into a square.
+      class_conditional: whether the folders inside it are classes, in alphabetical order.
+      crop: whether to take the central square of each image; otherwise images are squeezed into squares.
       resize: 'bilinear' (antialiased) or 'area'.
       on_error: 'skip' broken images, with a warning that names them, or 'raise' an error.
 
     Raises:
-      InputError: for a folder that is not there, holds no image, or, if class_conditional, has images outside of its
-        sub-folders.
+      InputError: if the folder does not exist, has no image, or, if class_conditional, has images outside of its
+        subfolders.
     """
     root = _existing(path)
     files = ImageFiles(root, find_images(root), class_conditional=class_conditional)
@@ -60,19 +60,28 @@ def image_folder(
 
 
 def cars_folder(path: str, transform: Transform, on_error: str) -> Source:
-    """Stanford Cars as Kaggle and torchvision lay it out: what is in cars_train and cars_test, joined."""
+    """Open Stanford Cars as Kaggle and torchvision lay it out: the images in cars_train and cars_test.
+
+    Args:
+      path: a folder that contains both, at any depth.
+      transform: applied to each image.
+      on_error: see `image_folder`.
+
+    Raises:
+      InputError: if one of the two folders is missing or has no image.
+    """
     root = _existing(path)
     files = [*_find_below(root, "cars_train"), *_find_below(root, "cars_test")]
     return open_encoded_images(ImageFiles(root, files), transform, on_error=on_error)
 
 
 class ImageFiles:
-    """Image files; `decoding.EncodedImages` of them.
+    """Image files as `decoding.EncodedImages`.
 
     Args:
-      root: the folder they are in, at any depth.
-      files: their paths.
-      class_conditional: whether the folders in root are their classes.
+      root: a folder that contains all files, at any depth.
+      files: the paths.
+      class_conditional: whether the folders in root are the classes.
     """
 
     trusted = False
@@ -100,15 +109,15 @@ class ImageFiles:
         return len(self._files)
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return str(self._files[index])
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The file's bytes and the number of its class."""
+        """Read the file's bytes, and return them with the number of its class."""
         file = self._files[index]
         mode = file.stat().st_mode
         if stat.S_ISDIR(mode):
-            os.listdir(file)  # one that could not be searched says why
+            os.listdir(file)  # raises the reason if the folder could not be searched
             raise OSError("it is a directory")
         if not stat.S_ISREG(mode):  # a pipe or a device might never end
             raise OSError("it is not a regular file")
@@ -119,7 +128,7 @@ class ImageFiles:
         if len(parts) < 2:
             raise InputError(
                 f"{str(file)!r} has no class: with config.dataset.args.class_conditional=True every image must be in a "
-                f"sub-folder of {str(self._root)!r}, which is its class."
+                f"subfolder of {str(self._root)!r}, which is its class."
             )
         return parts[0]
 
@@ -128,7 +137,7 @@ class ImageFiles:
             status = retry(file.stat, file)
         except OSError:
             return [str(file.relative_to(self._root))]
-        times = status.st_mtime_ns, status.st_ctime_ns  # copying may preserve the first; nothing can set the second
+        times = status.st_mtime_ns, status.st_ctime_ns  # copies may keep the first; no program can set the second
         return [str(file.relative_to(self._root)), status.st_size, *times, stat.S_IMODE(status.st_mode)]
 
 
@@ -206,7 +215,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _find_below(root: Path, name: str) -> list[Path]:
-    """The images in the outermost folder of this name."""
+    """List the images in the outermost folder with this name."""
     folders = retry(lambda: [folder for folder, _ in _walk(root, lambda _: None) if folder.name == name], root)
     found = find_images(min(folders, key=lambda folder: len(folder.parts))) if folders else []
     if not found:

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the package. A source is anything with `Source`'s members."""
+"""The interface of datasets: a source is any object with the members of `Source`."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runtime.hashing import sha256
 
-HASHED_AT_ONCE = 64 << 20  # bytes
+HASH_CHUNK_BYTES = 64 << 20
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class Source(Protocol):
 
     Attributes:
       image_shape: (height, width, channels), with 3 channels, or 1 for gray images.
-      num_classes: 1 if the labels are not to be used.
+      num_classes: 1 if labels are not used.
     """
 
     image_shape: tuple[int, int, int]
@@ -31,33 +31,40 @@ class Source(Protocol):
         """The number of images."""
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at these indices: uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`.
+        """Return the examples at these indices; several threads call it at a time.
 
-        Called by several threads at a time.
+        Returns:
+          uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`.
         """
 
 
 def source_problem(source: Any) -> str | None:
-    """What keeps something from being a `Source`, as far as its first and its last example show it."""
+    """Return why an object is not a `Source`, judged by its first and last example; None if nothing is wrong.
+
+    >>> source_problem([1, 2])
+    'this list has no image_shape, num_classes'
+    """
     kind = type(source).__name__
     if missing := [name for name in (*Source.__annotations__, "__len__", "__getitem__") if not hasattr(source, name)]:
         return f"this {kind} has no {', '.join(missing)}"
-    shape, num_classes = source.image_shape, source.num_classes
+    shape = source.image_shape
+    num_classes = source.num_classes
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(_is_count(size) for size in shape)):
-        return f"image_shape={shape!r} is no tuple of integers (height, width, channels)"
+        return f"image_shape={shape!r} is not a tuple of integers (height, width, channels)"
     if shape[2] not in (1, 3):
         return f"image_shape={shape!r} has {shape[2]} channels; it must have 3, or 1 for gray images"
     if not _is_count(num_classes):
-        return f"num_classes={num_classes!r} is no integer from 1 on (1 where labels are not to be used)"
+        return f"num_classes={num_classes!r} is not an integer of at least 1 (1 if labels are not used)"
     if len(source) < 1:
         return f"this {kind} has no images"
     indices = np.array([0, len(source) - 1])
     try:
         examples = source[indices]
-        image, label = np.asarray(examples["image"]), np.asarray(examples["label"])
-    except Exception as error:  # whatever the user's code does
+        image = np.asarray(examples["image"])
+        label = np.asarray(examples["label"])
+    except Exception as error:  # the user's code may raise anything
         return (
-            f"source[indices]['image'] and ['label'], with indices=np.array({indices.tolist()}), gave "
+            f"source[indices]['image'] and ['label'], with indices=np.array({indices.tolist()}), raised "
             f"{type(error).__name__}: {error}"
         )
     if image.dtype != np.uint8 or image.shape != (2, *shape):
@@ -83,10 +90,14 @@ class ArraySource:
 
     Args:
       images: uint8, `[n, height, width, channels]`; may be mapped from a file.
-      labels: `[n]` integers.
-      num_classes: 1 if the labels are not to be used.
+      labels: integers, `[n]`.
+      num_classes: 1 if labels are not used.
       class_names: one name per class; None if the classes have no names.
-      content: a hash of images and labels; None to compute it when needed.
+      content: a hash of images and labels; by default computed when needed.
+
+    >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), num_classes=2)
+    >>> len(source), source[np.array([1])]["label"]
+    (2, array([1], dtype=int32))
     """
 
     def __init__(
@@ -118,12 +129,16 @@ class ArraySource:
 
 
 def hash_arrays(*arrays: np.ndarray) -> str:
-    """Hash arrays, their types and their shapes. Large arrays are read piece by piece."""
+    """Hash arrays, their types and their shapes. Large arrays are read in chunks.
+
+    >>> hash_arrays(np.zeros(3, np.uint8))[:16]
+    '7907ce3705ab2545'
+    """
 
     def parts() -> Iterator[str | np.ndarray]:
         for array in arrays:
             yield f"{array.dtype.str} {array.shape}"
-            rows = max(1, HASHED_AT_ONCE // max(1, array[:1].nbytes))
+            rows = max(1, HASH_CHUNK_BYTES // max(1, array[:1].nbytes))
             for start in range(0, len(array), rows):
                 yield np.ascontiguousarray(array[start : start + rows])
 
@@ -131,7 +146,7 @@ def hash_arrays(*arrays: np.ndarray) -> str:
 
 
 def source_fingerprint(source: Source, content: str) -> str:
-    """The fingerprint of a source, from the hash of its images and labels."""
+    """Return the fingerprint of a source whose images and labels have this hash."""
     names = getattr(source, "class_names", None)
     about = [content, len(source), list(map(int, source.image_shape)), int(source.num_classes), names]
     return sha256([json.dumps(about)], 16)

@@ -1,4 +1,4 @@
-"""Datasets that TensorFlow Datasets (TFDS) has prepared: read from its array_record files, without TensorFlow."""
+"""Datasets that TensorFlow Datasets (TFDS) has prepared, read from array_record files without TensorFlow."""
 
 import os
 from typing import Any
@@ -15,11 +15,11 @@ LSUN_CONFIGS = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}
 
 
 def cifar10(class_conditional: bool = False, data_dir: str | None = None) -> Source:
-    """CIFAR-10: 50,000 training images, 32x32, 10 classes.
+    """Open CIFAR-10: 50,000 training images, 32x32, 10 classes.
 
     Args:
       class_conditional: whether labels are used.
-      data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     return open_encoded_images(TfdsRecords("cifar10", "train", _label(class_conditional), data_dir), Transform(32))
 
@@ -27,14 +27,15 @@ def cifar10(class_conditional: bool = False, data_dir: str | None = None) -> Sou
 def imagenet(
     image_size: int, class_conditional: bool = True, pre_shrunk: bool = False, data_dir: str | None = None
 ) -> Source:
-    """ImageNet, 1,281,167 training images in 1,000 classes: the central square of each, resized by area.
+    """Open ImageNet: the central squares of 1,281,167 training images in 1,000 classes, resized by area.
 
     Args:
       image_size: height and width.
       class_conditional: whether labels are used.
-      pre_shrunk: read `imagenet_resized` (Chrabaszcz et al. 2017; 8, 16, 32 or 64 pixels) and not `imagenet2012`. It
-        can be downloaded freely and is 14 GB at 64 pixels, but its images were squeezed into squares, not cropped.
-      data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      pre_shrunk: whether to read `imagenet_resized` (Chrabaszcz et al. 2017; 8, 16, 32 or 64 pixels) instead of
+        `imagenet2012`. It is free to download, 14 GB at 64 pixels, but its images were squeezed into squares, not
+        cropped.
+      data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     if pre_shrunk and image_size not in (8, 16, 32, 64):
         raise InputError(f"config.dataset.args.image_size={image_size} with pre_shrunk must be 8, 16, 32 or 64.")
@@ -45,12 +46,12 @@ def imagenet(
 
 
 def lsun(subset: str, image_size: int, data_dir: str | None = None) -> Source:
-    """LSUN: the central square of each image, resized by antialiased bilinear interpolation.
+    """Open LSUN: the central square of each image, resized by antialiased bilinear interpolation.
 
     Args:
       subset: 'bedroom' (3,033,042 training images) or 'church' (126,227; church_outdoor).
       image_size: height and width.
-      data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     if subset not in LSUN_CONFIGS:
         raise InputError(f"config.dataset.args.subset={subset!r} must be one of {sorted(LSUN_CONFIGS)}.")
@@ -64,23 +65,23 @@ def stanford_cars(
     data_dir: str | None = None,
     on_error: str = "skip",
 ) -> Source:
-    """Stanford Cars: 16,185 images of 196 models, training and test set joined, each squeezed into a square.
+    """Open Stanford Cars: the 16,185 images of its training and test sets, 196 models, squeezed into squares.
 
     Args:
       image_size: height and width.
-      class_conditional: whether labels are used; TFDS alone has them for both sets.
-      path: a folder with cars_train and cars_test in it, as Kaggle and torchvision lay it out; by default the dataset
-        is read from TFDS (cars196).
-      data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      on_error: for a folder, see `image_folder.image_folder`.
+      class_conditional: whether labels are used. Only TFDS has the labels of both sets.
+      path: a folder with cars_train and cars_test, as Kaggle and torchvision lay it out; by default the dataset is read
+        from TFDS (cars196).
+      data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      on_error: of a folder; see `image_folder.image_folder`.
     """
     transform = Transform(image_size, crop=False, upright=path is not None)
     if path is None:
         return open_encoded_images(TfdsRecords("cars196", "train+test", _label(class_conditional), data_dir), transform)
     if class_conditional:
         raise InputError(
-            "config.dataset.args.class_conditional=True needs the labels that TFDS has: leave config.dataset.args.path "
-            f"out and prepare the dataset with {prepare_command('cars196', data_dir)}"
+            "config.dataset.args.class_conditional=True needs the labels that TFDS has. Omit config.dataset.args.path, "
+            f"and prepare the dataset with {prepare_command('cars196', data_dir)}"
         )
     return cars_folder(path, transform, on_error)
 
@@ -94,43 +95,47 @@ def tfds_dataset(
     resize: str = "bilinear",
     data_dir: str | None = None,
 ) -> Source:
-    """Any TFDS dataset with one image an example.
+    """Open any TFDS dataset with one image per example.
 
     Args:
-      name: its name in TFDS, such as 'oxford_flowers102' or 'emnist/letters'.
+      name: the name in TFDS, such as 'oxford_flowers102' or 'emnist/letters'.
       image_size: height and width that images are resized to.
       split: such as 'train', 'train+test' or 'train[:90%]'.
-      label_key: the feature that is the class; by default the dataset is not class-conditional.
-      crop: take the central square of each image; or else squeeze it into a square.
+      label_key: the feature with the class; by default labels are not used.
+      crop: whether to take the central square of each image; otherwise images are squeezed into squares.
       resize: 'bilinear' (antialiased) or 'area'.
-      data_dir: where TFDS has prepared it; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     records = TfdsRecords(name, split, label_key, data_dir)
     return open_encoded_images(records, Transform(image_size, crop, resize, 1 if records.channels == 1 else 3))
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
-    """The command that prepares a dataset."""
+    """Return the command that prepares a dataset.
+
+    >>> prepare_command("cifar10", None)
+    'python scripts/prepare_data.py --dataset=cifar10'
+    """
     where = f" --data_dir={data_dir}" if data_dir else ""
     return f"python scripts/prepare_data.py --dataset={name}{where}"
 
 
 def data_folder(data_dir: str | None) -> epath.Path:
-    """Where TFDS datasets are looked for."""
+    """Return the folder of prepared datasets: data_dir, $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 class TfdsRecords:
-    """The examples of a prepared split; `decoding.EncodedImages` of them.
+    """The examples of a prepared split as `decoding.EncodedImages`.
 
     Args:
-      name: of the dataset, with its config and version if need be.
+      name: of the dataset, if needed with its config and version.
       split: in TFDS's notation.
-      label_key: the feature that is the class; None to leave labels out.
+      label_key: the feature with the class; None to ignore labels.
       data_dir: see `data_folder`.
 
     Attributes:
-      channels: of the images; None where the dataset leaves it open.
+      channels: of the images; None if the dataset does not specify it.
     """
 
     trusted = True
@@ -163,21 +168,21 @@ class TfdsRecords:
         return len(self._records)
 
     def name(self, index: int) -> str:
-        """The number of the example."""
+        """Return the number of the example and the dataset's title."""
         return f"Example {index} of {self.title}"
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The bytes of the image, as they are stored, and its label."""
+        """Read the stored bytes of the image, and its label."""
         example = self._records[int(index)]
         return example[self._image_key], int(example[self._label_key]) if self._label_key else 0
 
     def _find_image(self, features: Any) -> tuple[str, int | None, dict[str, Any]]:
-        """The key of the image, its channels, and what leaves images encoded."""
+        """Return the key of the image, its channels, and the decoders that keep images encoded."""
         import tensorflow_datasets as tfds
 
         keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         if len(keys) != 1:
-            raise InputError(f"TFDS dataset {self.title} must have one image an example; it has {keys or 'none'}.")
+            raise InputError(f"TFDS dataset {self.title} must have one image per example; it has {keys or 'none'}.")
         return keys[0], features[keys[0]].shape[-1], {keys[0]: tfds.decode.SkipDecoding()}
 
     def _count_classes(self, features: Any) -> int:
@@ -203,7 +208,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise InputError(
             f"TFDS dataset {name!r} is not prepared in {str(folder)!r}. Prepare it once, which needs TensorFlow:\n"
             f'  pip install -e ".[prepare]"\n  {prepare_command(name, data_dir)}\n'
-            "or say with config.dataset.args.data_dir or $TFDS_DATA_DIR where it is."
+            "If it is elsewhere, set config.dataset.args.data_dir or $TFDS_DATA_DIR."
         ) from None
 
 

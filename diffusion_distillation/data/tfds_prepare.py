@@ -1,4 +1,4 @@
-"""Preparing datasets with TensorFlow Datasets. Nothing else needs TensorFlow."""
+"""Downloading and preparing datasets with TensorFlow Datasets (TFDS). Only this module needs TensorFlow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +8,18 @@ from ..errors import InputError
 
 
 def prepare_dataset(name: str, data_dir: Any) -> str:
-    """Downloads a TFDS dataset and writes it as array_record, which has random access.
+    """Download a TFDS dataset and write it as array_record files, which have random access.
 
     Args:
-      name: in TFDS, with the config if there is one: 'cifar10', 'lsun/bedroom'.
-      data_dir: the folder for all TFDS datasets.
+      name: in TFDS, with its config if it has any: 'cifar10', 'lsun/bedroom'.
+      data_dir: the folder of prepared datasets.
 
     Returns:
-      The folder that the dataset is in.
+      The folder of the dataset.
 
     Raises:
-      InputError: if TensorFlow is not installed, there is no dataset of this name, files must be downloaded by hand, or
-        the download or the disk fails.
+      InputError: if TensorFlow is not installed, TFDS has no such dataset, files must be downloaded by hand, or the
+        download or the disk fails.
     """
     try:
         import tensorflow  # noqa: F401
@@ -31,9 +31,9 @@ def prepare_dataset(name: str, data_dir: Any) -> str:
         builder.download_and_prepare()
     except tfds.core.registered.DatasetNotFoundError:
         raise InputError(
-            f"TFDS has no dataset {name!r}: see https://www.tensorflow.org/datasets/catalog for their names."
+            f"TFDS has no dataset {name!r}: see https://www.tensorflow.org/datasets/catalog for the names."
         ) from None
-    except (AssertionError, OSError) as error:  # files to be fetched by hand are missing; network, disk
+    except (AssertionError, OSError) as error:  # missing files that need a manual download; network; disk
         raise InputError(f"{name} cannot be prepared: {error}") from error
     return str(builder.data_path)
 
@@ -48,9 +48,9 @@ def _builder(name: str, data_dir: str) -> Any:
 
 
 def _lsun_by_lmdb() -> Any:
-    """TFDS's builder of LSUN, which reads the downloaded LMDB with tensorflow-io, with the lmdb package instead.
+    """Return TFDS's builder of LSUN, changed to read the LMDB with the lmdb package.
 
-    tensorflow-io has no release for a current TensorFlow.
+    TFDS reads it with tensorflow-io, which has no release for a current TensorFlow.
     """
     import lmdb
     from tensorflow_datasets.image.lsun import Lsun

@@ -1,4 +1,4 @@
-"""From an encoded image to the uint8 array that a model sees: decode, crop, resize."""
+"""From encoded images to the uint8 arrays that models are trained on: decode, crop, resize."""
 
 import dataclasses
 import functools
@@ -16,20 +16,25 @@ GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillo
 
 
 class BrokenImageError(ValueError):
-    """Bytes that are not an image we can use; the message says why."""
+    """Bytes that are not a usable image; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """What is done to every image of a dataset; it makes squares.
+    """A function from encoded images to squares of one size.
 
     Attributes:
-      size: height and width, in pixels.
-      crop: take the central square first; or else the whole image is squeezed into a square.
-      resize: 'area', the exact mean over each pixel's area; or 'bilinear', Pillow's, which is antialiased: a triangle
-        as wide as the scale.
+      size: height and width in pixels, at least 1.
+      crop: whether to take the central square first; otherwise the whole image is squeezed into a square.
+      resize: 'area', the exact mean over each pixel's area, or 'bilinear', Pillow's antialiased filter, a triangle as
+        wide as the scale.
       channels: 3, or 1 for gray.
-      upright: turn images as their EXIF orientation says.
+      upright: whether to apply the EXIF orientation.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (60, 40)).save(file, "PNG")
+    >>> Transform(size=32)(file.getvalue()).shape
+    (32, 32, 3)
     """
 
     size: int
@@ -50,7 +55,7 @@ class Transform:
         return self.size, self.size, self.channels
 
     def __call__(self, encoded: bytes) -> UInt8[np.ndarray, "height width channels"]:
-        """Decodes an image and transforms it; raises a BrokenImageError if it cannot be decoded."""
+        """Decode and transform an image; raises a BrokenImageError if it cannot be decoded."""
         image = decode(encoded, gray=self.channels == 1, upright=self.upright)
         if self.crop:
             image = center_crop(image)
@@ -66,9 +71,14 @@ def decode(encoded: bytes, *, gray: bool = False, upright: bool = True) -> Image
     Palettes, gray, CMYK and 16 bits are converted; transparency is laid over white. Of animations and multi-page
     files, only the first image is decoded.
 
+    Args:
+      encoded: the bytes of the file.
+      gray: whether to convert the image to gray.
+      upright: whether to apply the EXIF orientation.
+
     Raises:
-      BrokenImageError: if the bytes are no such file, are cut off, have pixels of 32 bits, or ask for more memory than
-        Pillow's limit of 179 million pixels.
+      BrokenImageError: for bytes of another format or cut off, for pixels of 32 bits, or for more than Pillow's limit
+        of 179 million pixels.
       MemoryError: if there is not enough memory to decode the file.
     """
     try:
@@ -108,7 +118,11 @@ def has_color(encoded: bytes) -> bool:
 
 
 def center_crop(image: Image.Image) -> Image.Image:
-    """The largest square in the middle, at the offsets of the published code."""
+    """Crop the largest central square, at the offsets of the paper's code.
+
+    >>> center_crop(Image.new("L", (60, 40))).size
+    (40, 40)
+    """
     side = min(image.size)
     left, top = (length // 2 - side // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
@@ -117,7 +131,15 @@ def center_crop(image: Image.Image) -> Image.Image:
 def resize_area(
     image: UInt8[np.ndarray, "height width channels"], size: int
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Resizes to a square in which every pixel is the mean of the area it covers, with fractions of pixels counted."""
+    """Resize an image to a square. Every pixel is the mean of the area it covers, fractions of pixels included.
+
+    Args:
+      image: uint8, `[height, width, channels]`.
+      size: height and width of the result, at least 1.
+
+    >>> resize_area(np.array([[[0], [100]], [[100], [200]]], np.uint8), 1)
+    array([[[100]]], dtype=uint8)
+    """
     height, width, channels = image.shape
     rows = area_weights(height, size) @ image.reshape(height, -1).astype(np.float32)
     resized = area_weights(width, size) @ rows.reshape(size, width, channels)
@@ -126,7 +148,12 @@ def resize_area(
 
 @functools.lru_cache(maxsize=256)
 def area_weights(length: int, size: int) -> Float32[np.ndarray, "size length"]:
-    """What each of `length` pixels in a row gives to each of `size`: its share of their extent."""
+    """Return the weights that average `length` pixels in a row to `size` pixels.
+
+    >>> area_weights(3, 2).round(2)
+    array([[0.67, 0.33, 0.  ],
+           [0.  , 0.33, 0.67]], dtype=float32)
+    """
     edges = np.arange(size + 1) * length / size
     pixel = np.arange(length)
     shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
@@ -134,7 +161,7 @@ def area_weights(length: int, size: int) -> Float32[np.ndarray, "size length"]:
 
 
 def _in_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
-    """Convert a loaded image to 8 bits, and the transparency that its file declares too."""
+    """Convert a loaded image, and the transparency that its file declares, to 8 bits."""
     transparent = image.info.get("transparency")
     if image.format == "TIFF" and image.mode in ("I", "F"):
         raise BrokenImageError("its pixels have 32 bits, whose range is unknown; save it in 8 or 16 bits")

@@ -28,7 +28,7 @@ def kernel_distances(a: Features, b: Features, *, subsets: int = 100, size: int 
 
     >>> grid = np.arange(12.0).reshape(6, 2)
     >>> kernel_distances(grid, grid + 1, subsets=3).round(1)
-    array([-6085.3, -6085.3, -6085.3])
+    array([-74021.8, -74021.8, -74021.8])
     """
     size = min(size, len(a), len(b))
     if size < 2:

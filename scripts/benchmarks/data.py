@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from diffusion_distillation import cli
 from diffusion_distillation.data import ArraySource, Source, read_batches
-from diffusion_distillation.data.batches import THREADS
+from diffusion_distillation.data.batches import NUM_THREADS
 from diffusion_distillation.data.decoding import DecodingSource, EncodedImages
 from diffusion_distillation.data.image_folder import ImageFiles
 from diffusion_distillation.data.transforms import Transform
@@ -40,7 +40,7 @@ SECONDS = flags.DEFINE_float("seconds", 10, "How long each line is measured.", l
 def main() -> None:
     """Runs the script."""
     rng = np.random.default_rng(0)
-    print(f"{THREADS} threads, batches of {BATCH_SIZE.value}")
+    print(f"{NUM_THREADS} threads, batches of {BATCH_SIZE.value}")
     images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     _show("from memory", _speed(ArraySource(images, np.zeros(len(images)), 1)))
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def _speed_of_pillow(files: list[Path], size: int) -> float:
         return len(list(threads.map(load, rng.choice(files, BATCH_SIZE.value))))
 
     rng = np.random.default_rng(0)
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
         return _count(load_batch)
 
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_distillation.data import load_source, read_batches, read_examples, stream_indices
-from diffusion_distillation.data.batches import CHUNK, THREADS
+from diffusion_distillation.data.batches import CHUNK_SIZE, NUM_THREADS
 
 
 @given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 70))
-def test_epochs_follow_each_other(seed, num_examples, batch_size):
-    """However the stream is cut into batches, each epoch's stretch of it holds every example once."""
+def test_every_epoch_of_the_stream_has_each_example_once(seed, num_examples, batch_size):
+    """However the stream is divided into batches."""
     positions = np.arange(3 * num_examples)
     batches = np.split(positions, range(batch_size, len(positions), batch_size))
     whole = stream_indices(seed, positions, num_examples)
@@ -31,7 +31,7 @@ def test_order_depends_on_seed_and_epoch():
     assert not np.array_equal(first, stream_indices(1, np.arange(1000), 1000))
 
 
-def test_digits():
+def test_digits_are_uint8_images_with_labels_if_asked_for():
     source = load_source("digits", randflip=False)
     assert (len(source), source.image_shape, source.num_classes) == (1797, (8, 8, 1), 1)
     batch = next(read_batches(source, 0, range(3, 4), 64))
@@ -45,7 +45,7 @@ def test_digits():
     assert load_source("digits", class_conditional=True).num_classes == 10
 
 
-def test_digits_errors():
+def test_unknown_datasets_and_arguments_are_refused():
     with pytest.raises(ValueError, match=r"Unknown config.dataset.name='digit'. Did you mean 'digits'\?"):
         load_source("digit")
     with pytest.raises(ValueError, match=r"no config.dataset.args.size. Known: class_conditional\."):
@@ -53,7 +53,7 @@ def test_digits_errors():
 
 
 class Counting:
-    """A source whose images say which they are, and that says how many were asked for at a time."""
+    """A source whose images show their index, and that records how many are read at a time."""
 
     image_shape, num_classes = (1, 1, 2), 1000
 
@@ -71,7 +71,7 @@ class Counting:
 
 @given(st.sampled_from([1, 2, 4]), st.sampled_from([4, 64, 68, 256, 260]), st.integers(1, 1000), st.integers(0, 10**6))
 def test_hosts_share_each_batch(hosts, batch_size, length, start):
-    """The rows of all hosts, one after the other, are the batch; and each host reads its own rows alone."""
+    """The rows of all hosts, concatenated, are the batch. Each host reads only its own rows."""
     steps = range(start, start + 3)
     whole = list(read_batches(Counting(length), 7, steps, batch_size))
     parts = []
@@ -80,7 +80,7 @@ def test_hosts_share_each_batch(hosts, batch_size, length, start):
         with contextlib.closing(read_batches(source, 7, steps, batch_size, process=(index, hosts))) as batches:
             parts.append(list(batches))
         assert sum(source.asked) == 3 * batch_size // hosts
-        assert max(source.asked) <= CHUNK
+        assert max(source.asked) <= CHUNK_SIZE
     for step, batch in zip(steps, whole, strict=True):
         expected = stream_indices(7, np.arange(step * batch_size, (step + 1) * batch_size), length)
         np.testing.assert_array_equal(batch["label"], expected)
@@ -107,24 +107,24 @@ def test_a_fresh_process_reads_the_same_batch():
     assert printed[0].split()[1:] == [str(label) for label in batch["label"]]
 
 
-def test_memory_is_bounded():
-    """However slowly batches are taken, no more than two of them or two pieces a thread are read ahead."""
+def test_reading_ahead_is_bounded():
+    """However slow the reader, at most two batches or two chunks per thread are read ahead."""
     source = Counting(10_000)
-    with contextlib.closing(read_batches(source, 0, range(1000), 2 * CHUNK)) as batches:
+    with contextlib.closing(read_batches(source, 0, range(1000), 2 * CHUNK_SIZE)) as batches:
         for _ in range(3):
             next(batches)
         time.sleep(0.2)
-        assert len(source.asked) <= 3 * 2 + max(2 * 2, 2 * THREADS) + 1
+        assert len(source.asked) <= 3 * 2 + max(2 * 2, 2 * NUM_THREADS) + 1
 
 
-def test_examples_come_in_order():
+def test_examples_are_read_in_order():
     source = Counting(1000)
     indices = np.random.default_rng(0).permutation(1000)[:333]
     read = [piece["label"] for piece in read_examples(source, indices)]
     np.testing.assert_array_equal(np.concatenate(read), indices)
 
 
-def test_an_error_of_a_source_reaches_the_reader():
+def test_an_error_in_a_source_reaches_the_reader():
     class Failing(Counting):
         def __getitem__(self, indices):
             raise ValueError("the third image is gone")

@@ -1,4 +1,4 @@
-"""Several processes that want the same arrays: one makes them."""
+"""Processes that share the cache: one makes the arrays, the others wait."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ print("has", *arrays["by"], flush=True)
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch, killed):
-    """And where the one is killed, another one takes over."""
+    """If that process is killed, another one takes over."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     command, env = [sys.executable, "-c", ASK], environment(1, OWN_PARTS)
     with contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch, killed):
     assert {line[-1] for line in said} == {str(new_maker.pid)}
 
 
-def test_file_systems_without_locks(tmp_path, monkeypatch):
+def test_without_file_locks_arrays_are_cached_all_the_same(tmp_path, monkeypatch):
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 

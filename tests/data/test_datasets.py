@@ -1,4 +1,4 @@
-"""Sources of one's own, by the name of the function that makes them."""
+"""A user's own sources, by the name of the function that makes them."""
 
 import numpy as np
 import pytest
@@ -32,14 +32,14 @@ not_a_function = 1
 
 @pytest.fixture(autouse=True)
 def my_code(tmp_path, monkeypatch):
-    """A module of the user's."""
+    """Write a user's module."""
     (tmp_path / "my_stripes.py").write_text(MODULE)
     (tmp_path / "my_broken.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["my_stripes:Stripes", "my_stripes:any_stripes"])
-def test_a_source_of_ones_own(name):
+def test_a_users_source_is_loaded_by_name(name):
     source = load_source(name, side=4, count=7, randflip=True)
     assert (len(source), source.image_shape, source.num_classes) == (7, (4, 4, 1), 3)
     batch = next(read_batches(source, 0, range(1), 8))
@@ -55,8 +55,8 @@ def test_a_source_of_ones_own(name):
         ("my_stripes:flagged", dict(wide="off"), "wide='off' must be True or False"),
     ],
 )
-def test_arguments_of_another_type(monkeypatch, name, args, message):
-    """Types come from annotations. Without one, a default of True or False counts as bool."""
+def test_arguments_of_the_wrong_type_are_refused(monkeypatch, name, args, message):
+    """Types are read from annotations. Without one, a default of True or False means bool."""
     import my_stripes
 
     monkeypatch.setattr(my_stripes, "flagged", lambda wide=True: None, raising=False)
@@ -76,13 +76,13 @@ def test_arguments_of_another_type(monkeypatch, name, args, message):
         ("my_stripes:Stripes", dict(side=4, cuont=1), r"no config.dataset.args.cuont\. Did you mean 'count'\?"),
     ],
 )
-def test_names_and_arguments(name, args, message):
+def test_unknown_names_and_arguments_are_refused(name, args, message):
     with pytest.raises(InputError, match=message):
         load_source(name, **args)
 
 
 class Wrong(ArraySource):
-    """Two images, of which something is changed."""
+    """Two images, with attributes that can be changed."""
 
     def __init__(self, images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.zeros(2), num_classes=1, **members):  # noqa: B008
         super().__init__(images, labels, num_classes)
@@ -102,17 +102,20 @@ class OneByOne(Wrong):
     [
         (None, "this NoneType has no image_shape, num_classes, __len__, __getitem__"),
         ([1, 2], "this list has no image_shape, num_classes"),
-        (Wrong(image_shape=[4, 4, 1]), r"image_shape=\[4, 4, 1\] is no tuple of integers \(height, width, channels\)"),
-        (Wrong(image_shape=(4, 4)), r"image_shape=\(4, 4\) is no tuple"),
+        (
+            Wrong(image_shape=[4, 4, 1]),
+            r"image_shape=\[4, 4, 1\] is not a tuple of integers \(height, width, channels\)",
+        ),
+        (Wrong(image_shape=(4, 4)), r"image_shape=\(4, 4\) is not a tuple"),
         (Wrong(image_shape=(4, 4, 2)), r"image_shape=\(4, 4, 2\) has 2 channels; it must have 3, or 1 for gray images"),
         (Wrong(images=np.zeros((2, 4, 4, 4), np.uint8)), "has 4 channels"),
         (
             Wrong(class_names=("cats", "dogs")),
             r"class_names=\('cats', 'dogs'\) must be None or a tuple with one string per class, 1 in all",
         ),
-        (Wrong(num_classes=0), "num_classes=0 is no integer from 1 on"),
+        (Wrong(num_classes=0), "num_classes=0 is not an integer of at least 1"),
         (Wrong(images=np.zeros((0, 4, 4, 1), np.uint8)), "this Wrong has no images"),
-        (OneByOne(), r"with indices=np.array\(\[0, 1\]\), gave TypeError: only"),
+        (OneByOne(), r"with indices=np.array\(\[0, 1\]\), raised TypeError: only"),
         (Wrong(images=np.zeros((2, 4, 4, 1))), r"two images are float64 .*, not uint8 of shape \(2, 4, 4, 1\)"),
         (Wrong(image_shape=(4, 4, 3)), r"uint8 of shape \(2, 4, 4, 1\), not uint8 of shape \(2, 4, 4, 3\)"),
         (Wrong(examples={"label": np.zeros(2)}), "two labels are float64 .*, not integers"),
@@ -120,7 +123,7 @@ class OneByOne(Wrong):
         (Wrong(num_classes=3, labels=np.array([0, 3])), r"labels \[0, 3\] are not all among 0 to 2"),
     ],
 )
-def test_what_is_no_source(monkeypatch, source, message):
+def test_objects_that_are_not_sources_are_refused(monkeypatch, source, message):
     import my_stripes
 
     monkeypatch.setattr(my_stripes, "any_stripes", lambda: source)

@@ -37,13 +37,13 @@ def of_folder(path, **args):
     return fingerprint(load_source("ImageFolder", path=str(path), image_size=8, **args))
 
 
-@pytest.fixture(params=[4 << 30, 0], ids=["decoded once", "decoded as it is read"])
+@pytest.fixture(params=[4 << 30, 0], ids=["decoded once", "decoded on the fly"])
 def in_memory(request, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", request.param)
 
 
 def test_a_copy_of_a_folder_has_the_same_fingerprint(tmp_path, folder, in_memory):
-    """The path and the times of the files do not matter."""
+    """Paths and file times do not matter."""
     first = of_folder(folder, class_conditional=True)
     copy = shutil.copytree(folder, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
     os.utime(copy / "cats" / "1.bmp", (0, 0))
@@ -78,17 +78,17 @@ def test_a_folder_that_changes_has_another_fingerprint(folder, in_memory, change
     assert of_folder(folder, class_conditional=True) != before
 
 
-def test_how_images_are_transformed_counts(folder):
+def test_another_transform_changes_the_fingerprint(folder):
     assert len({of_folder(folder), of_folder(folder, crop=False), of_folder(folder, resize="area")}) == 3
 
 
-def test_it_is_computed_once(folder, in_memory, monkeypatch):
+def test_a_folders_fingerprint_is_computed_once(folder, in_memory, monkeypatch):
     first = of_folder(folder)
     monkeypatch.setattr(decoding.Transform, "__call__", lambda *_: pytest.fail("decoded again"))
     assert of_folder(folder) == first
 
 
-def test_arrays():
+def test_arrays_are_hashed_with_labels_and_names():
     images, labels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1), np.array([0, 1])
     first = fingerprint(ArraySource(images, labels, 2))
     assert fingerprint(ArraySource(images.copy(), labels, 2)) == first
@@ -106,7 +106,7 @@ def test_arrays():
     assert fingerprint(ArraySource(images, labels, 1)) == fingerprint(ArraySource(images, labels[::-1], 1))
 
 
-def test_our_datasets_have_names_and_fingerprints():
+def test_built_in_datasets_have_class_names_and_fingerprints():
     assert DIGITS.class_names == tuple("0123456789")
     assert fingerprint(DIGITS) == fingerprint(load_source("digits", class_conditional=True))
     assert fingerprint(DIGITS) != fingerprint(load_source("digits"))
@@ -134,11 +134,12 @@ class Plain:
         return {"image": images, "label": np.zeros(len(indices), np.int32)}
 
 
-def test_a_source_of_ones_own():
-    """A few examples are read, random ones are ignored, and its own fingerprint counts."""
+def test_a_users_source_is_hashed_once_by_some_examples():
+    """Random examples are ignored. The source's own fingerprint has precedence."""
     plain = Plain()
     assert fingerprint(plain) == fingerprint(Plain())
     assert plain.read == 200
+    assert fingerprint(plain) == fingerprint(Plain()) and plain.read == 200
     assert fingerprint(plain) != fingerprint(Plain(level=1))
     assert fingerprint(Plain(noise=True)) == fingerprint(Plain(noise=True)) != fingerprint(Plain(noise=True, count=999))
     plain.fingerprint, before = "version 3", plain.read
@@ -147,8 +148,8 @@ def test_a_source_of_ones_own():
     assert three != fingerprint(plain) and len(three) == 16 and plain.read == before
 
 
-def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):
-    """Some examples stand for all. File times do not matter."""
+def test_a_large_tfds_dataset_is_hashed_by_some_examples(stand_ins, tmp_path, monkeypatch):
+    """File times do not matter."""
     monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", 0)
     copy = shutil.copytree(stand_ins, tmp_path / "copy", copy_function=shutil.copyfile)
     first, second = (load_source("CIFAR10", class_conditional=True, data_dir=str(place)) for place in (stand_ins, copy))
@@ -157,8 +158,8 @@ def test_a_large_dataset_of_tfds(stand_ins, tmp_path, monkeypatch):
     assert fingerprint(first) != fingerprint(load_source("CIFAR10", data_dir=str(copy)))
 
 
-def test_a_reference_is_known_by_its_images(tmp_path, folder):
-    """The path of its folder does not matter. A cached 10.5 was once returned where 64.4 is right."""
+def test_a_references_content_depends_on_its_images_alone(tmp_path, folder):
+    """The path of the folder does not matter."""
 
     def content(path):
         source = load_source("ImageFolder", path=str(path), image_size=8)

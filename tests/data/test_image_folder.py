@@ -1,4 +1,4 @@
-"""Folders of images: what is found in them, what is left out, and what is kept on disk."""
+"""Folders of images: which files are found, which are skipped, and what is cached."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def everything(source):
 
 
 def bomb():
-    """A PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+    """A PNG of a few bytes that declares 60,000x60,000 pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -54,7 +54,7 @@ def bomb():
 
 
 def make_bad_files(folder):
-    """One file of each bad kind, among the good ones; returns their names."""
+    """Save one file of each bad kind, and return their names."""
     folder.mkdir(exist_ok=True)
     png, jpeg, webp, bmp = (save(folder / f"source.{suffix}") for suffix in ("png", "jpg", "webp", "bmp"))
     data = {file.suffix: file.read_bytes() for file in (png, jpeg, webp, bmp)}
@@ -110,7 +110,7 @@ def read_unprivileged(folder, in_memory, on_error, out):
 
 
 @pytest.mark.parametrize("in_memory", [4 << 30, 0], ids=["decoded once", "decoded as it is read"])
-def test_bad_files_are_named_and_left_out(tmp_path, in_memory):
+def test_bad_files_are_named_and_skipped(tmp_path, in_memory):
     folder = tmp_path / "images"
     bad = make_bad_files(folder)
     good = [save(folder / "sub" / f"{seed}.png", seed) for seed in range(5)]
@@ -129,11 +129,11 @@ def test_bad_files_are_named_and_left_out(tmp_path, in_memory):
     assert f"{len(bad)} of {len(bad) + 5} images cannot be used" in again.stderr  # from the cache
     strict = read_unprivileged(folder, in_memory, "raise", tmp_path / "out.npy")
     assert strict.returncode != 0
-    assert "Mend or remove them, or set config.dataset.args.on_error='skip'" in strict.stderr
+    assert "Repair or remove them, or set config.dataset.args.on_error='skip'" in strict.stderr
 
 
-def test_what_is_an_image(tmp_path):
-    """Any depth, any case of the suffix; links are followed, in circles once; hidden and other files are no images."""
+def test_images_are_found_in_subfolders_and_behind_links(tmp_path):
+    """At any depth, with any case of the suffix. Circular links are followed once; hidden files are skipped."""
     folder = tmp_path / "images"
     wanted = ["a/b/c/deep.PNG", "a/first.jpg", "b.JPEG", "ü ñ.webp", "z.bmp"]
     for seed, name in enumerate(wanted):
@@ -154,7 +154,7 @@ def test_what_is_an_image(tmp_path):
     assert source.image_shape == (8, 8, 3) and source.num_classes == 1
 
 
-def test_classes(tmp_path):
+def test_folders_are_classes_in_alphabetical_order(tmp_path):
     for seed, name in enumerate(["dog/1.png", "cat/2.png", "cat/more/3.png", "ant/4.png"]):
         save(tmp_path / "images" / name, seed)
     source = load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8, class_conditional=True)
@@ -163,12 +163,12 @@ def test_classes(tmp_path):
     unconditional = load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8)
     assert unconditional.num_classes == 1 and everything(unconditional)["label"].tolist() == [0] * 4
     save(tmp_path / "images" / "outside.png")
-    with pytest.raises(ValueError, match=r"outside.png' has no class: .* must be in a sub-folder"):
+    with pytest.raises(ValueError, match=r"outside.png' has no class: .* must be in a subfolder"):
         load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8, class_conditional=True)
 
 
 @pytest.mark.parametrize("layout", ["stanford_cars/{}", "{0}/{0}"], ids=["torchvision", "kaggle"])
-def test_stanford_cars(tmp_path, layout):
+def test_stanford_cars_are_found_in_both_layouts(tmp_path, layout):
     parts = {part: tmp_path / "data" / layout.format(part) for part in ("cars_train", "cars_test")}
     files = [save(parts[part] / f"{n:05d}.jpg", n) for part in ("cars_train", "cars_test") for n in range(3)]
     save(tmp_path / "data" / "sample" / "advert.png")
@@ -182,7 +182,7 @@ def test_stanford_cars(tmp_path, layout):
         load_source("StanfordCars", path=str(tmp_path / "data"), image_size=8)
 
 
-def test_errors(tmp_path):
+def test_folders_and_arguments_that_cannot_be_used_are_named(tmp_path):
     def load(name, **args):
         return load_source("ImageFolder", path=str(tmp_path / name), image_size=8, **args)
 
@@ -206,8 +206,8 @@ def test_errors(tmp_path):
         load_source("ImageFolder", image_size=8)
 
 
-def test_says_at_once_what_takes_long(tmp_path, capsys):
-    """Where stderr is no terminal, too; and not where nothing is decoded."""
+def test_decoding_is_announced_at_once(tmp_path, capsys):
+    """Even if stderr is not a terminal; not if nothing is decoded."""
     for seed in range(3):
         save(tmp_path / "cars" / f"{seed}.png", seed)
     for said in ("cars: decoding 3 images\n", ""):
@@ -215,8 +215,8 @@ def test_says_at_once_what_takes_long(tmp_path, capsys):
         assert capsys.readouterr().err == said
 
 
-def test_decoded_once(tmp_path, cache, monkeypatch):
-    """What was decoded is read from disk the next time; whatever shapes it makes an entry of its own."""
+def test_folders_are_decoded_once(tmp_path, cache, monkeypatch):
+    """Everything that shapes the images has a cache entry of its own."""
     path = save(tmp_path / "images" / "a.png")
     load = {"dataset": "ImageFolder", "path": str(path.parent)}
     calls = []
@@ -247,17 +247,17 @@ def test_decoded_once(tmp_path, cache, monkeypatch):
     assert set(key) == {"images", "pillow", "transform", "version"}
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_gives_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "file" / "cache"))
     save(tmp_path / "images" / "a.png")
     with caplog.at_level(logging.WARNING):
         source = load_source("ImageFolder", path=str(tmp_path / "images"), image_size=8)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
     assert everything(source)["image"].shape == (1, 8, 8, 3)
 
 
-def test_the_cache_is_where_users_keep_theirs(tmp_path, monkeypatch):
+def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
     from diffusion_distillation.data.cache import cache_folder
 
     monkeypatch.delenv("DIFFUSION_DISTILLATION_CACHE")
@@ -268,7 +268,7 @@ def test_the_cache_is_where_users_keep_theirs(tmp_path, monkeypatch):
 
 
 def test_large_folders_give_the_same_batches(tmp_path, monkeypatch):
-    """Decoded as they are read or decoded once, images are the same; and a file that breaks later is named."""
+    """Decoded on the fly or once, images are the same. A file that breaks later is named."""
     for seed in range(40):
         save(tmp_path / "images" / f"{seed:02d}.png", seed)
     (tmp_path / "images" / "05.png").write_bytes(b"broken")
@@ -331,7 +331,7 @@ def test_transient_errors_are_retried_and_no_image_is_lost(failing, error):
 
 
 def test_lasting_machine_errors_do_not_count_as_broken_images(failing, tmp_path):
-    """Nothing is cached. The cache once kept only 7 of 10 images for good."""
+    """Nothing is cached."""
     with pytest.raises(RunError, match=r"3\.png cannot be read now \(Input/output error\): the machine or its storage"):
         failing(OSError(errno.EIO, "Input/output error"), 4)
     assert failing(None, 0) == 10

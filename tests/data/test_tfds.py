@@ -1,4 +1,4 @@
-"""Datasets that TFDS prepared, for real, with TensorFlow in another process."""
+"""Datasets prepared by TFDS itself, with TensorFlow in another process."""
 
 import io
 import subprocess
@@ -25,7 +25,7 @@ def everything(source):
 
 
 @pytest.mark.parametrize("in_memory", [4 << 30, 0], ids=["decoded once", "decoded as it is read"])
-def test_read_back_as_written(stand_ins, monkeypatch, in_memory):
+def test_examples_are_read_as_they_were_written(stand_ins, monkeypatch, in_memory):
     monkeypatch.setattr(decoding, "MAX_CACHED_BYTES", in_memory)
     source = load_source("TFDS", name="tiny_cifar10", image_size=32, label_key="label")
     assert (len(source), source.image_shape, source.num_classes) == (64, (32, 32, 3), 10)
@@ -58,7 +58,7 @@ def test_tensorflow_is_not_loaded():
         ("TFDS", {"name": "cars196", "split": "train[:50%]+test", "image_size": 8}, (28, 8, 1)),
     ],
 )
-def test_sources(name, args, expected):
+def test_datasets_have_their_shapes_and_classes(name, args, expected):
     source = load_source(name, **args)
     length, size, num_classes = expected
     assert (len(source), source.image_shape, source.num_classes) == (length, (size, size, 3), num_classes)
@@ -76,7 +76,7 @@ def test_sources(name, args, expected):
         ("StanfordCars", {"image_size": 16}, ("cars196", "train+test"), Transform(16, crop=False)),
     ],
 )
-def test_preprocessing_as_published(name, args, records, transform):
+def test_preprocessing_is_the_papers(name, args, records, transform):
     records = TfdsRecords(*records, None, None)
     images = everything(load_source(name, **args))["image"]
     for index in range(5):
@@ -111,7 +111,7 @@ def test_large_datasets_give_the_same_batches(monkeypatch):
         ("ImageNet", {}, r"config.dataset.args.image_size is missing: dataset 'ImageNet' needs it"),
     ],
 )
-def test_errors(name, args, message):
+def test_missing_data_and_wrong_arguments_are_named(name, args, message):
     with pytest.raises(ValueError, match=message):
         load_source(name, **args)
 
@@ -145,8 +145,8 @@ Lsun(config="church_outdoor", data_dir=sys.argv[1], file_format="array_record").
 """
 
 
-def test_preparation(tmp_path):
-    """What cannot be prepared or read says so; LSUN is read from its own database."""
+def test_preparation_names_what_it_lacks_and_reads_lsuns_database(tmp_path):
+    """Also with a dataset in a format without random access."""
     image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG")

@@ -1,4 +1,4 @@
-"""Pixels against float64 oracles, and every kind of file that a folder may hold."""
+"""Pixels against float64 oracles, and every kind of image file."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ def area_oracle(image, size):
 
 
 def bilinear_oracle(image, size):
-    """Pillow's definition: a triangle centred on each output pixel, as wide as the scale, and at least two pixels."""
+    """Pillow's definition: a triangle centered on each output pixel, as wide as the scale, at least two pixels."""
 
     def weights(length):
         scale = length / size
@@ -61,14 +61,14 @@ def test_area_is_the_exact_mean(height, width, size, seed):
 
 @given(SIDES, SIDES, st.integers(1, 80), st.integers(0, 100))
 def test_bilinear_is_pillows(height, width, size, seed):
-    """Within a level: Pillow rounds to 8 bits between the two directions."""
+    """Within one level: Pillow rounds to 8 bits between the two directions."""
     image = random_image(height, width, seed)
     resized = Transform(size, crop=False)(encode(Image.fromarray(image)))
     assert np.abs(resized - bilinear_oracle(image, size)).max() <= 1.01
 
 
 @given(SIDES, SIDES)
-def test_central_square(height, width):
+def test_center_crop_takes_the_central_square(height, width):
     rows, columns = np.mgrid[:height, :width]
     square = np.asarray(center_crop(Image.fromarray(np.stack([rows, columns, rows], -1).astype(np.uint8))))
     side = min(height, width)
@@ -77,13 +77,13 @@ def test_central_square(height, width):
     assert tuple(square[-1, -1, :2]) == (height // 2 - side // 2 + side - 1, width // 2 - side // 2 + side - 1)
 
 
-def test_an_image_of_the_right_size_is_left_as_it_is():
+def test_an_image_of_the_right_size_does_not_change():
     image = random_image(32, 32)
     for resize in ("area", "bilinear"):
         np.testing.assert_array_equal(Transform(32, resize=resize)(encode(Image.fromarray(image))), image)
 
 
-def test_crop_then_resize():
+def test_images_are_cropped_before_they_are_resized():
     image = random_image(40, 64)
     encoded = encode(Image.fromarray(image))
     np.testing.assert_array_equal(Transform(8, resize="area")(encoded), resize_area(image[:, 12:52], 8))
@@ -96,7 +96,7 @@ def test_crop_then_resize():
 HALVES = np.zeros((20, 30, 3), np.uint8)
 HALVES[:, :15, 0] = HALVES[:, 15:, 2] = 255
 COLOUR = Image.fromarray(HALVES)
-GREY = Image.fromarray(np.where(HALVES[..., 2] > 0, 200, 40).astype(np.uint8))
+GRAY = Image.fromarray(np.where(HALVES[..., 2] > 0, 200, 40).astype(np.uint8))
 
 
 def with_alpha(image):
@@ -106,7 +106,7 @@ def with_alpha(image):
 
 
 def rotated(image):
-    """Stored upside down, and marked so."""
+    """An image stored upside down, with its EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 3
     return encode(image.rotate(180), "JPEG", quality=100, subsampling=0, exif=exif)
@@ -119,7 +119,7 @@ KINDS = {
     "jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0),
     "progressive jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0, progressive=True),
     "cmyk jpeg": encode(COLOUR.convert("CMYK"), "JPEG", quality=100),
-    "two pictures in a jpeg": encode(COLOUR, "MPO", save_all=True, append_images=[GREY.convert("RGB")], quality=100),
+    "two pictures in a jpeg": encode(COLOUR, "MPO", save_all=True, append_images=[GRAY.convert("RGB")], quality=100),
     "turned jpeg": rotated(COLOUR),
     "palette": encode(COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)),
     "palette webp": encode(COLOUR.convert("RGB"), "WEBP", lossless=True),
@@ -127,38 +127,38 @@ KINDS = {
     "gif": encode(COLOUR, "GIF"),
     "tiff": encode(COLOUR, "TIFF", compression="tiff_lzw"),
     **{
-        f"animated {format.lower()}": encode(COLOUR, format, save_all=True, append_images=[GREY.convert("RGB")])
+        f"animated {format.lower()}": encode(COLOUR, format, save_all=True, append_images=[GRAY.convert("RGB")])
         for format in ("GIF", "PNG", "WEBP", "TIFF")
     },
 }
-GREYS = {
-    "gray png": encode(GREY),
-    "gray jpeg": encode(GREY, "JPEG", quality=100),
-    "16 bit": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
-    "gray alpha": encode(GREY.convert("LA")),
-    "gray bmp": encode(GREY, "BMP"),
-    "gray gif": encode(GREY, "GIF"),
-    "16 bit tiff": encode(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "TIFF"),
+GRAYS = {
+    "gray png": encode(GRAY),
+    "gray jpeg": encode(GRAY, "JPEG", quality=100),
+    "16 bit": encode(Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 257)),
+    "gray alpha": encode(GRAY.convert("LA")),
+    "gray bmp": encode(GRAY, "BMP"),
+    "gray gif": encode(GRAY, "GIF"),
+    "16 bit tiff": encode(Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 257), "TIFF"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_colour(kind):
+def test_color_files_are_decoded_to_rgb(kind):
     image = np.asarray(decode(KINDS[kind])).astype(int)
     assert image.shape == HALVES.shape
     away_from_the_edge = np.r_[0:12, 18:30]
     assert np.abs(image - HALVES)[:, away_from_the_edge].max() <= 12
 
 
-@pytest.mark.parametrize("kind", GREYS)
-def test_grey(kind):
-    image = np.asarray(decode(GREYS[kind])).astype(int)
-    assert np.abs(image - np.asarray(GREY)[..., None]).max() <= 4
-    assert decode(GREYS[kind], gray=True).mode == "L"
+@pytest.mark.parametrize("kind", GRAYS)
+def test_gray_files_are_decoded_to_gray(kind):
+    image = np.asarray(decode(GRAYS[kind])).astype(int)
+    assert np.abs(image - np.asarray(GRAY)[..., None]).max() <= 4
+    assert decode(GRAYS[kind], gray=True).mode == "L"
 
 
-def test_one_bit():
-    image = np.asarray(decode(encode(GREY.point(lambda level: 255 * (level > 100)).convert("1"))))
+def test_one_bit_pixels_become_black_and_white():
+    image = np.asarray(decode(encode(GRAY.point(lambda level: 255 * (level > 100)).convert("1"))))
     assert image.shape == (20, 30, 3) and sorted(np.unique(image)) == [0, 255]
 
 
@@ -175,7 +175,7 @@ def test_transparency_is_laid_over_white():
 
 
 def png(bits, color_type, row, transparent):
-    """A PNG of one row of pixels, one of which counts as transparent."""
+    """A PNG with one row of pixels, one of them transparent."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -226,7 +226,7 @@ def test_pixels_of_32_bits_are_refused():
 
 
 @pytest.mark.parametrize("error", [MemoryError, lambda: OSError("out of memory when reading image file")])
-def test_no_memory_is_not_damage(monkeypatch, error):
+def test_too_little_memory_does_not_count_as_damage(monkeypatch, error):
     def load(*_):
         raise error()
 
@@ -235,7 +235,7 @@ def test_no_memory_is_not_damage(monkeypatch, error):
         decode(KINDS["png"])
 
 
-def test_published_preprocessing_does_not_turn():
+def test_published_preprocessing_ignores_exif_orientation():
     turned = np.asarray(decode(KINDS["turned jpeg"], upright=False)).astype(int)
     assert np.abs(turned - HALVES[::-1, ::-1])[:, :10].max() <= 12
 
@@ -251,6 +251,6 @@ def test_broken_images_say_why():
 
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "resize": "lanczos"}])
-def test_transform_errors(options):
+def test_transforms_refuse_impossible_sizes_and_filters(options):
     with pytest.raises(ValueError, match="must be"):
         Transform(**options)

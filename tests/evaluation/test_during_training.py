@@ -17,8 +17,8 @@ from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.runtime.files import as_path
 
 
-def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
-    """Of a model that gets better, and then worse."""
+def test_the_best_model_is_saved(tmp_path, monkeypatch, capsys):
+    """For a model that gets better, and then worse."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     params, metadata = make_model(num_classes=1, unet=True)
     config, source, folder = metadata.config, load_source("digits"), as_path(tmp_path / "run")
@@ -29,7 +29,7 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     data = statistics([pixels(source[np.arange(len(source))]["image"])])
     for step, scale in ((10, 1.0), (20, 0.0), (30, 1.0)):
         scaled = {**params, "conv_out": {name: scale * leaf for name, leaf in params["conv_out"].items()}}
-        for _ in range(2):  # the second time, as a run does that is taken up, there is nothing to do
+        for _ in range(2):  # the second time, as in a resumed run, nothing is due
             measure_during_training(scaled, dataclasses.replace(metadata, step=step), folder, evaluators)
         assert f"run  step {step}  Fréchet distance (pixels) " in capsys.readouterr().out
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -41,12 +41,12 @@ def test_the_best_is_kept(tmp_path, monkeypatch, capsys):
     assert not list(folder.glob("*unfinished*"))
 
 
-def test_metrics_between_the_calls_of_the_devices():
-    """Calls may end between multiples of metrics_every_steps. The first evaluation after a multiple measures."""
+def test_the_first_evaluation_after_a_multiple_measures():
+    """Evaluations may fall between multiples of metrics_every_steps."""
     config = ConfigDict(dict(eval=dict(metrics_every_steps=25), train=dict(num_train_steps=70)))
     measured = []
-    for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as when a run resumes
+    for step in (10, 20, 30, 30, 40, 50, 60, 70, 70):  # some twice, as in a resumed run
         if measurement_is_due(step, measured, config):
             measured.append(step)
     assert measured == [30, 50, 70]
-    assert measurement_is_due(30, [50, 70], config)  # when a run resumed earlier
+    assert measurement_is_due(30, [50, 70], config)  # for a run that resumed earlier

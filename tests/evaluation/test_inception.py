@@ -39,7 +39,7 @@ def assert_right(found, name, expected):
         assert relative_error(getattr(found, part), expected[f"{name}_{part}"]) < 2e-5, (name, part)
 
 
-def test_features_and_logits_are_torch_fidelitys(extract, golden):
+def test_features_and_logits_equal_torch_fidelitys(extract, golden):
     expected = golden("inception")
     images = {kind: seeded.images(kind, 2, 32, 32) for kind in ("noise", "smooth", "grey")}
     images["natural"] = expected["natural"]
@@ -47,11 +47,11 @@ def test_features_and_logits_are_torch_fidelitys(extract, golden):
         assert_right(extract(batch), name, expected)
 
 
-def test_images_that_are_not_square(extract, golden):
+def test_features_of_images_that_are_not_square(extract, golden):
     assert_right(extract(seeded.images("smooth", 2, 150, 400)), "wide", golden("inception"))
 
 
-def test_any_number_of_images(extract):
+def test_any_number_of_images_gives_the_same_features(extract):
     images = seeded.images("noise", 11, 32, 32)
     features, logits = extract(images)
     assert features.shape == (11, 2048) and logits.shape == (11, 1008)
@@ -64,18 +64,18 @@ def test_any_number_of_images(extract):
     ("shape", "dtype"),
     [((2, 8, 8, 4), "uint8"), ((2, 8, 8, 2), "uint8"), ((2, 0, 8, 3), "uint8"), ((2, 8, 8, 3), "float32")],
 )
-def test_what_are_no_images(extract, shape, dtype):
+def test_other_types_and_shapes_are_refused(extract, shape, dtype):
     with pytest.raises(InputError, match=rf"with 1 channel for gray ones; got {dtype} \[{shape[1]}, 8, {shape[3]}\]"):
         extract(np.zeros(shape, dtype))
 
 
-def test_batch_size(weights_file):
+def test_a_batch_size_below_1_is_refused(weights_file):
     with pytest.raises(InputError, match="batch_size=0 must be at least 1"):
         load_inception(weights_file, batch_size=0)
 
 
 def resized(images):
-    """By the definition, in float64: the value at y * height / 299 of the line between the pixels about it."""
+    """The definition in float64: linear interpolation at y * height / 299."""
     images = images.astype(np.float64)
     for axis in (1, 2):
         size = images.shape[axis]
@@ -90,7 +90,7 @@ def resized(images):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (32, 20), (299, 299), (333, 512)])
-def test_resize(size):
+def test_resizing_follows_tensorflow_1(size):
     images = seeded.images("noise", 1, *size)
     found = jax.jit(inception.resize)(images)
     np.testing.assert_allclose(found, resized(images), atol=0.02 if max(size) > 299 else 0.005)
@@ -105,7 +105,7 @@ def test_weights_are_named_as_in_the_published_file():
     assert shapes["fc.weight"] == (1008, 2048) and shapes["fc.bias"] == (1008,)
 
 
-# Small weights of three modules, for all that is about files.
+# Small weights of three modules, for tests of files.
 SHAPES = {"fc.weight": (2, 3), "fc.bias": (2,), "a.conv.weight": (2, 3, 1, 1)}
 SHAPES |= {f"a.bn.{part}": (2,) for part in ("weight", "bias", "running_mean", "running_var")}
 
@@ -116,7 +116,7 @@ def small(monkeypatch):
     return seeded.weights(SHAPES)
 
 
-def test_where_the_weights_are(small, tmp_path, monkeypatch):
+def test_weights_are_found_by_variable_and_in_the_cache_folder(small, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path))
     monkeypatch.delenv(inception.VARIABLE, raising=False)
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_where_the_weights_are(small, tmp_path, monkeypatch):
         ({"fc.bias": np.array([0, np.nan], np.float32)}, "'fc.bias' has values that are not finite"),
     ],
 )
-def test_wrong_weights(small, tmp_path, change, message):
+def test_wrong_weights_are_named(small, tmp_path, change, message):
     weights = {name: array for name, array in {**small, **change}.items() if array is not None}
     (tmp_path / "w").write_bytes(safetensors.numpy.save(weights))
     with pytest.raises(InputError, match=message):
@@ -153,7 +153,7 @@ def test_wrong_weights(small, tmp_path, change, message):
     assert_refused(tmp_path / "w.pth", tmp_path / "out", message.replace("\\", ""))
 
 
-def test_weights_that_are_no_safetensors(tmp_path):
+def test_other_files_than_safetensors_are_refused(tmp_path):
     (tmp_path / "w").write_bytes(b"PK and so on")
     with pytest.raises(InputError, match="is not a safetensors file"):
         load_inception(tmp_path / "w")
@@ -171,7 +171,7 @@ def assert_refused(path, out, message):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_convert(small, tmp_path, legacy):
+def test_converted_weights_equal_the_published_ones(small, tmp_path, legacy):
     counted = {**small, "a.bn.num_batches_tracked": np.zeros((), np.int64)}
     (tmp_path / "w.pth").write_bytes(saved_by_torch(counted, legacy))
     printed = convert(tmp_path / "w.pth", tmp_path / "new" / "w.safetensors")
@@ -183,7 +183,7 @@ def test_convert(small, tmp_path, legacy):
     assert load_inception(tmp_path / "new" / "w.safetensors").identity == inception.identity_of(small)
 
 
-def test_convert_refuses_other_files(tmp_path):
+def test_conversion_refuses_other_files(tmp_path):
     path = tmp_path / "w.pth"
     flags = [f"--weights={path}", f"--out={tmp_path / 'out'}"]
     assert "there is no such file; it is published at https://" in call("convert_inception", *flags, fails=True)
@@ -197,7 +197,7 @@ def test_convert_refuses_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_nothing_in_a_file_is_run(small, tmp_path, legacy):
+def test_code_in_a_file_is_not_run(small, tmp_path, legacy):
     trap = Call(os.system, f"touch {tmp_path / 'trap'}")
     (tmp_path / "w.pth").write_bytes(saved_by_torch(small, legacy, trap=trap))
     message = f"asks for {os.system.__module__}.system, which is no part of"
@@ -211,8 +211,8 @@ def ask_peer(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
-def test_beside_torch_fidelity(tmp_path, optimized):
-    """Its weights, in both formats, and its features of images of all sizes."""
+def test_random_weights_give_torch_fidelitys_features(tmp_path, optimized):
+    """Weights in both of PyTorch's formats, and images of all sizes."""
     images = {
         f"{kind}_{side}": seeded.images(kind, 2, side, side) for kind in ("noise", "grey") for side in (8, 64, 512)
     }

@@ -1,4 +1,4 @@
-"""Which students and which teacher an evaluation of a ladder accepts."""
+"""Which students and which teacher the evaluation of a ladder accepts."""
 
 import pytest
 from training.test_ladder import SOURCE, ladder_of
@@ -27,7 +27,7 @@ def test_finished_students_stay_finished_when_the_number_of_updates_changes(tmp_
     check_finished(longer, as_path(tmp_path / "ladder"))
 
 
-def test_students_are_not_measured_beside_a_retrained_teacher(tmp_path, ladder):
+def test_students_are_not_measured_with_a_retrained_teacher(tmp_path, ladder):
     config, workdir = ladder_of(ladder, tmp_path / "base"), as_path(tmp_path / "ladder")
     check_teacher_unchanged(config, workdir, pipeline_loader(config))
     train(make_config(num_train_steps=10), tmp_path / "base", SOURCE, change=True)

@@ -1,4 +1,4 @@
-"""Labels and speed of the samples that are drawn and measured."""
+"""Measuring generated samples, and adding a metric."""
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 
 
-class OfClasses(Pipeline):
-    """A pipeline of three classes, whose images are filled with the number of their class."""
+class ThreeClasses(Pipeline):
+    """A pipeline of three classes, whose images show the number of their class."""
 
     num_classes, distilled_for = 3, 0
 
@@ -25,7 +25,7 @@ class OfClasses(Pipeline):
             yield np.tile(labels[start : start + batch_size, None, None, None] / 127.5 - 1, (1, 2, 2, 1))
 
 
-class Seen:
+class ClassExtractor:
     """Features whose logits show the class."""
 
     identity, has_logits = "seen", True
@@ -35,10 +35,10 @@ class Seen:
 
 
 @pytest.mark.parametrize("first", [0, 20])
-def test_accuracy_of_each_set_of_samples_uses_its_own_labels(first, tmp_path):
-    """With 20 samples and three classes, the second set starts with another class than the first."""
-    evaluator = Evaluator("seen", Seen(), ("accuracy",), FeatureSet)
-    draw = generated_samples(OfClasses(), jax.random.key(0), batch_size=8, first=first)
-    np.testing.assert_array_equal(draw.labels(np.arange(4)), (first + np.arange(4)) % 3)
-    measured = measure(draw, 20, [evaluator], as_path(tmp_path))
-    assert measured.values[Criterion("accuracy", "seen")].value == 1.0
+def test_accuracy_uses_the_labels_of_each_set_of_samples(first, tmp_path):
+    """With 20 samples and 3 classes, the second set starts with another class than the first."""
+    evaluator = Evaluator("seen", ClassExtractor(), ("accuracy",), FeatureSet)
+    samples = generated_samples(ThreeClasses(), jax.random.key(0), batch_size=8, first=first)
+    np.testing.assert_array_equal(samples.labels(np.arange(4)), (first + np.arange(4)) % 3)
+    measurement = measure(samples, 20, [evaluator], as_path(tmp_path))
+    assert measurement.values[Criterion("accuracy", "seen")].value == 1.0

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, written out in float64, and against torch-fidelity's."""
+"""Metrics against their definitions in float64, and against torch-fidelity."""
 
 import json
 
@@ -36,7 +36,7 @@ seeds = st.integers(0, 1000)
 
 
 @given(seed=seeds, dim=st.integers(1, 12))
-def test_frechet_distance_against_the_matrix_square_root(seed, dim):
+def test_frechet_distance_equals_the_formula_with_a_matrix_square_root(seed, dim):
     rng = np.random.default_rng(seed)
     (mean_a, mean_b), (a, b) = rng.normal(size=(2, dim)), rng.normal(size=(2, dim, 2 * dim))
     a, b = a @ a.T, b @ b.T
@@ -47,7 +47,7 @@ def test_frechet_distance_against_the_matrix_square_root(seed, dim):
 
 @given(seed=seeds, rank=st.integers(0, 6))
 def test_frechet_distance_of_gaussians_with_the_same_axes(seed, rank):
-    """The closed form, also where the covariances are singular: the squared differences of the standard deviations."""
+    """The closed form, with singular covariances too: the squared differences of the standard deviations."""
     rng = np.random.default_rng(seed)
     axes, _ = np.linalg.qr(rng.normal(size=(6, 6)))
     a, b = rng.uniform(0.1, 3, (2, 6)) * (np.arange(6) < rank)
@@ -56,7 +56,7 @@ def test_frechet_distance_of_gaussians_with_the_same_axes(seed, rank):
     np.testing.assert_allclose(got, np.sum((mean_a - mean_b) ** 2) + np.sum((a - b) ** 2), rtol=1e-6)
 
 
-def test_frechet_distance_of_a_set_with_itself_is_zero_even_where_it_is_flat():
+def test_frechet_distance_of_a_degenerate_set_to_itself_is_zero():
     features = np.zeros((50, 3))
     features[:, 0] = np.arange(50)
     a = statistics([features])
@@ -65,7 +65,7 @@ def test_frechet_distance_of_a_set_with_itself_is_zero_even_where_it_is_flat():
     np.testing.assert_allclose(frechet_distance(a, shifted), 4)
 
 
-def test_statistics_in_batches():
+def test_statistics_of_batches_equal_those_of_the_whole():
     features = np.random.default_rng(0).normal(1e4, 1, (103, 5))
     got = statistics(np.array_split(features, [10, 11, 60]))
     np.testing.assert_allclose(got.mean, features.mean(axis=0), rtol=1e-12)
@@ -83,8 +83,8 @@ def sets(seed, n, m, dim):
 
 @settings(max_examples=10)
 @given(seed=seeds, n=st.integers(2, 30), m=st.integers(2, 30))
-def test_kernel_distances(seed, n, m):
-    """Of subsets that are the whole sets, where these are equal in size, whatever their order."""
+def test_kernel_distances_equal_the_definition(seed, n, m):
+    """For subsets that are whole sets of equal size."""
     a, b = sets(seed, n, m, 5)
     size = min(n, m)
     a, b = a[:size], b[:size]
@@ -95,7 +95,7 @@ def test_kernel_distances(seed, n, m):
     np.testing.assert_allclose(kernel_distances(a, b, subsets=3), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_kernel_distances_of_subsets_are_about_that_of_all():
+def test_kernel_distances_of_subsets_average_to_that_of_the_whole():
     a, b = sets(0, 600, 500, 4)
     found = kernel_distances(a, b, subsets=200, size=50)
     [whole] = kernel_distances(a[:500], b, subsets=1)
@@ -105,7 +105,7 @@ def test_kernel_distances_of_subsets_are_about_that_of_all():
 
 
 @given(seed=seeds, n=st.integers(4, 40), splits=st.integers(1, 4))
-def test_inception_scores(seed, n, splits):
+def test_inception_scores_equal_the_definition(seed, n, splits):
     logits = 3 * np.random.default_rng(seed).normal(size=(n, 7))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     p = p[np.random.RandomState(2020).permutation(n)]
@@ -114,7 +114,7 @@ def test_inception_scores(seed, n, splits):
     np.testing.assert_allclose(inception_scores(logits, splits), expected, rtol=1e-9)
 
 
-def test_inception_scores_of_the_sure_and_the_unsure():
+def test_inception_scores_of_certain_and_uncertain_logits():
     np.testing.assert_allclose(inception_scores(1e4 * np.eye(8), 1), 8)
     np.testing.assert_allclose(inception_scores(np.zeros((8, 5)), 2), 1)
     with pytest.raises(ValueError, match="of 10 parts needs as many images; got 8"):
@@ -122,7 +122,7 @@ def test_inception_scores_of_the_sure_and_the_unsure():
 
 
 @given(seed=seeds, n=st.integers(4, 30), m=st.integers(4, 30), k=st.integers(1, 3))
-def test_manifold_metrics(seed, n, m, k):
+def test_manifold_metrics_equal_the_definition(seed, n, m, k):
     samples, reference = sets(seed, n, m, 2)
     apart = lambda x, y: np.linalg.norm(x[:, None] - y[None], axis=-1)  # noqa: E731
     of_samples, of_reference = (np.sort(apart(x, x), axis=1)[:, k] for x in (samples, reference))
@@ -136,28 +136,28 @@ def test_manifold_metrics(seed, n, m, k):
     assert manifold_metrics(samples, reference, k) == pytest.approx(expected, rel=1e-9)
 
 
-def test_manifold_metrics_of_too_few():
+def test_manifold_metrics_refuse_too_few_images():
     with pytest.raises(ValueError, match="more than 3 images on both sides; got 9 and 3"):
         manifold_metrics(np.zeros((9, 2)), np.zeros((3, 2)), 3)
 
 
 @given(seed=seeds, n=st.integers(1, 12), m=st.integers(1, 12))
-def test_sliced_wasserstein_of_one_dimension(seed, n, m):
-    """Of sets that are repeated to the same length, sorted."""
+def test_sliced_wasserstein_in_one_dimension_compares_sorted_sets(seed, n, m):
+    """Both sets are repeated to the same length."""
     a, b = sets(seed, n, m, 1)
     longer = [np.sort(x.ravel()).repeat(n * m // len(x)) for x in (a, b)]
     expected = np.sqrt(np.mean((longer[0] - longer[1]) ** 2))
     np.testing.assert_allclose(sliced_wasserstein(a, b), expected, rtol=1e-9)
 
 
-def test_sliced_wasserstein_of_a_shift():
+def test_sliced_wasserstein_of_a_shift_is_its_mean_projection():
     a, _ = sets(0, 40, 1, 3)
     shift = np.array([1.0, 2.0, 2.0])
     np.testing.assert_allclose(sliced_wasserstein(a, a + shift, directions=20_000), 3 / 3**0.5, rtol=0.02)
 
 
 @pytest.mark.parametrize("batches", [7, 64])
-def test_any_number_of_batches_gives_the_same(batches):
+def test_metrics_do_not_depend_on_the_batches(batches):
     a, b = sets(3, 640, 500, 8)
     logits = np.random.default_rng(1).normal(size=(640, 5))
     fields = sample_fields(METRICS) | reference_fields(METRICS)
@@ -176,7 +176,7 @@ def numbers(found):
     return named_values({Criterion(name, "inception"): value for name, value in found.items()})
 
 
-def test_only_what_is_needed_is_held():
+def test_only_the_fields_that_are_needed_are_collected():
     observed = collect_features([Activations(np.ones((3, 2)), np.ones((3, 4)))] * 2, sample_fields(["frechet"]))
     assert observed.features is None and observed.logits is None and observed.statistics is not None
     assert collect_features([Activations(np.ones((3, 2)))], sample_fields(["recall"])).statistics is None
@@ -184,14 +184,14 @@ def test_only_what_is_needed_is_held():
     assert list(compute_metrics(["recall"], nine, nine)) == ["recall"]
 
 
-def test_bad_names_and_numbers():
+def test_unknown_metrics_and_too_few_samples_are_refused():
     with pytest.raises(ValueError, match=r"Unknown metric 'fib'.* Did you mean 'fid'"):
         select_metrics(["fib"], 10)
     with pytest.raises(ValueError, match="'is' needs at least 10 samples; got 9"):
         select_metrics(["fid", "is"], 9)
 
 
-def test_only_the_frechet_distance_of_inceptions_features_is_an_fid():
+def test_only_the_frechet_distance_with_inceptions_features_is_an_fid():
     assert (
         select_metrics(["recall", "fid"], 10)
         == select_metrics(["frechet", "recall", "fid"], 10)
@@ -203,7 +203,7 @@ def test_only_the_frechet_distance_of_inceptions_features_is_an_fid():
     assert [criterion.title for criterion in criteria] == titles
 
 
-def test_no_name_of_features_is_taken_for_a_deviation():
+def test_names_of_features_and_deviations_do_not_collide():
     values = {
         Criterion("kid", of): MetricValue(value, value / 10) for of, value in (("mine:f", 1.0), ("mine:f_std", 2.0))
     }
@@ -211,8 +211,8 @@ def test_no_name_of_features_is_taken_for_a_deviation():
     assert named_values(values) == dict(zip(names, (1.0, 0.1, 2.0, 0.2), strict=True))
 
 
-def test_against_torch_fidelity():
-    """Of 2,000 images, at its default settings: `golden/metrics.json`, made by tests/peers/fidelity.py."""
+def test_metrics_equal_torch_fidelitys():
+    """For 2,000 images at its default settings: `golden/metrics.json`, made by tests/peers/fidelity.py."""
     expected = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())["float64"]
     given = seeded.activations()
     fields = frozenset(["statistics", "features", "logits"])
@@ -232,7 +232,7 @@ def test_against_torch_fidelity():
         assert found[ours] == pytest.approx(expected[theirs], rel=1e-6), ours
 
 
-def test_accuracy_is_the_share_that_shows_the_class_asked_for():
+def test_accuracy_is_the_share_of_samples_that_show_the_requested_class():
     logits, labels = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 1])
     assert sample_fields(["accuracy"]) == {"logits", "labels"}
     found = compute_metrics(["accuracy"], FeatureSet(logits=logits, labels=labels), FeatureSet())

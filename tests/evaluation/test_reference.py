@@ -33,7 +33,7 @@ def everything(source):
 
 
 def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
-    """Links are followed, hidden folders skipped, GIF and TIFF read. FID was 67.95 and 10.53 for the same images."""
+    """Links are followed, hidden folders skipped, and GIF and TIFF files read."""
     for number, name in enumerate(["a.png", "b.bmp", "c.gif", "d.tiff", "sub/e.tif", ".hidden/f.png", "sub/.g.png"]):
         save(folder / name, colors(number))
     save(tmp_path / "elsewhere" / "h.png", colors(7))
@@ -47,8 +47,8 @@ def test_training_and_evaluation_find_the_same_images(folder, tmp_path, caplog):
     assert "skipped images in formats that cannot be read: 1 .heic" in caplog.text
 
 
-def test_one_colorless_image_does_not_make_a_folder_gray(folder):
-    """It does not matter which image comes first."""
+def test_a_folder_is_gray_only_if_all_its_images_are(folder):
+    """Whichever image comes first."""
     save(folder / "0.png", colors(0)[..., :1].repeat(3, axis=-1))
     save(folder / "1.png", colors(1)[..., 0])
     assert FolderSource(folder).image_shape == (8, 8, 1)
