@@ -1,5 +1,6 @@
-"""From a model to images."""
+"""From a model's parameters to images."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -15,26 +16,25 @@ from . import sampling
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
-from .networks.model import condition_of, eval_schedule, guidance_range, make_network, network_denoiser
+from .networks.model import Network, condition_of, eval_schedule, guidance_range, make_network, network_denoiser
 from .runtime import multihost
 from .runtime.devices import data_mesh, map_rows, replicate
-from .sampling import SAMPLERS, check_key, check_num_steps, sampler_name
-from .shapes import Array, Keys, Params
+from .sampling import SAMPLERS, Sampler, check_key, check_num_steps, sampler_name
+from .schedules import Schedule
+from .shapes import Array, DataArray, Keys, Params
 
 Guidance = Float[Array, "_"] | Float[Array, ""] | float
-
-BATCH_SIZE = 256
 
 
 @runtime_checkable
 class ModelInfo(Protocol):
-    """What a pipeline asks of a model besides its parameters; `checkpoints.Metadata` has it.
+    """What a pipeline needs to know of a model besides its parameters; `checkpoints.Metadata` has these attributes.
 
     Attributes:
-      config: with the fields of a config's `model` section, `sampler`, `train.parallel` and `train.label_dropout`.
+      config: has a config's `model` section, `sampler`, `train.parallel` and `train.label_dropout`.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional network.
-      num_steps: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
+      num_steps: sampling steps that a student was distilled for; 0 for a base model, which has no such number.
     """
 
     config: Any
@@ -43,42 +43,161 @@ class ModelInfo(Protocol):
     num_steps: int
 
 
-class Pipeline:
-    """Draws images with a model's parameters.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How to sample. The methods of `Pipeline` take these fields as keyword arguments.
 
-    Sample j depends on the key and on j alone: not on how many are drawn, in what batches, or on how many devices (but
-    for a float's last digit). Two pipelines given one key start from the same noise. Devices share the work the way the
-    run was trained, by config.train.parallel; where several processes work together, all must draw, and each gets all
-    images.
+    A pipeline's defaults come from the model's config. In a call, a field that is omitted or None keeps its default.
 
     Attributes:
-      num_steps: sampling steps.
-      distilled_for: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
+      num_steps: sampling steps, at least 1. By default the number that a student was distilled for, or the config's
+        model.eval_sampling_num_steps. A student warns if the number does not suit it.
+      sampler: a name in `sampling.SAMPLERS`: 'ddim'; 'ancestral'; 'addim' (DDIM adjusted for the variance that it
+        loses), for undistilled models; 'renoise', for consistency models of one group; 'stochastic' (steps of twice the
+        length, half undone by noise). By default the config's.
+      eta: with 'ddim', the share of fresh noise at every step, from 0, the default, to 1; see `sampling.ddim_step`.
+      clip: whether to clip the x predicted at every step to [-1, 1]. By default the config's model.eval_clip_denoised.
+      guidance: weight w of classifier-free guidance, one for all images or one per image: (1 + w) times the prediction
+        with the label, minus w times the prediction without. 0 is the label alone, -1 no label. In the convention
+        x(none) + s (x(class) - x(none)), w is s - 1. A student that was made for guidance weights takes those of its
+        range, with one network evaluation per step. Any other model must have been trained with train.label_dropout,
+        and is evaluated on twice the batch. By default the config's model.eval_guidance.
+      batch_size: images per batch, over all devices, at least 1; default 256.
+
+    Raises:
+      InputError: for an unknown sampler, a number out of its range, or eta with a sampler that does not take it.
+
+    >>> SamplingOptions(num_steps=4, sampler="noisy").sampler  # the published name of 'ancestral'
+    'ancestral'
+    """
+
+    num_steps: int
+    sampler: str = "ddim"
+    eta: float = 0.0
+    clip: bool = True
+    guidance: Guidance = 0.0
+    batch_size: int = 256
+
+    def __post_init__(self):
+        check_num_steps(self.num_steps)
+        object.__setattr__(self, "sampler", sampler_name(self.sampler))
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta={self.eta} must be from 0 (deterministic) to 1.")
+        if self.eta != 0 and "eta" not in SAMPLERS[self.sampler].options:
+            takes_eta = [name for name, sampler in SAMPLERS.items() if "eta" in sampler.options]
+            raise InputError(
+                f"The sampler {self.sampler!r} does not take eta={self.eta}. Omit eta, or choose one of {takes_eta}."
+            )
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1.")
+
+    def override(self, options: dict[str, Any]) -> "SamplingOptions":
+        """Return these options with those in `options` that are not None.
+
+        >>> SamplingOptions(num_steps=4).override(dict(num_steps=None, eta=0.5)).num_steps
+        4
+        """
+        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the starting noise alone determines the sample."""
+        return not SAMPLERS[self.sampler].needs_key(self.eta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PureSampler:
+    """A model's sampler as a pure function of parameters and noise, from `Pipeline.pure_sampler`.
+
+    Pipelines whose samplers are equal share their compiled programs.
+    """
+
+    network: Network
+    mean_type: str
+    num_classes: int
+    schedule: Schedule
+    logvar_type: str
+    sampler: Sampler
+    eta: float
+    clip: bool
+
+    def __call__(
+        self,
+        params: Params,
+        z: DataArray,
+        *,
+        num_steps: Any,
+        key: Keys | None = None,
+        labels: Integer[Array, "batch"] | None = None,
+        guidance: Float[Array, "batch"] | None = None,
+        trajectory: bool = False,
+    ) -> Any:
+        """Return images x, `[batch, height, width, channels]`, float32; with `trajectory`, `(x, xs)`.
+
+        Args:
+          params: the model's parameters.
+          z: standard normal noise, `[batch, height, width, channels]`.
+          num_steps: sampling steps; may be traced, unless `trajectory` is set.
+          key: random key for the noise of the steps, one for all examples or one each, such as `step_keys` makes;
+            deterministic samplers ignore it.
+          labels: the class of each image, for a class-conditional model.
+          guidance: the guidance weight of each image; None for no guidance.
+          trajectory: also return the predicted x of every step; default False.
+        """
+        condition = condition_of(labels, self.num_classes, guidance)
+        denoise = network_denoiser(self.network, params, self.mean_type, condition, clip_x=self.clip)
+        options = {"eta": self.eta, "logvar_type": self.logvar_type}
+        options = {name: options[name] for name in self.sampler.options}
+        return sampling.sample(
+            self.sampler, denoise, z, self.schedule, num_steps, key=key, trajectory=trajectory, **options
+        )
+
+
+class Pipeline:
+    """Generates images with a model's parameters.
+
+    Sample j depends on the key and on j alone: not on the number of samples, the batch size or the number of devices,
+    up to the last digit of a float. Two pipelines with the same key start from the same noise. Devices share the work
+    as in training, by config.train.parallel. If several processes work together, all of them must call the same
+    methods, and each one gets all images.
+
+    Attributes:
+      defaults: the `SamplingOptions` of calls that do not override them.
+      num_steps: the default number of sampling steps.
+      distilled_for: sampling steps that a student was distilled for; 0 for a base model, which has no such number.
       image_shape: (height, width, channels).
       num_classes: 1 for an unconditional model.
       class_names: one name per class; None if the classes have no names.
-      can_be_guided: whether it takes weights of guidance other than 0.
+      can_be_guided: whether the model takes guidance weights other than 0.
     """
 
     def __init__(self, params: Params, metadata: ModelInfo, num_steps: int | None = None):
-        config, model = metadata.config, metadata.config.model
+        config = metadata.config
         self.distilled_for = metadata.num_steps
-        own_num_steps = self.distilled_for or model.eval_sampling_num_steps
-        self.num_steps = own_num_steps if num_steps is None else num_steps
-        check_num_steps(self.num_steps)
         self.image_shape = tuple(metadata.image_shape)
         self.num_classes = metadata.num_classes
         self.class_names = getattr(metadata, "class_names", None)
-        self._sampler = sampler_name(config.sampler)
-        self._clip, self._guidance = model.eval_clip_denoised, model.eval_guidance
         self.can_be_guided = can_be_guided(metadata)
-        self._mesh, self._parallel = data_mesh(), config.train.parallel
-        self._params = replicate(params, self._mesh, self._parallel)
-        self._network = dict(
-            network=make_network(model, self.image_shape, self.num_classes),
-            mean_type=model.mean_type,
+        self.defaults = SamplingOptions(
+            num_steps=(self.distilled_for or config.model.eval_sampling_num_steps) if num_steps is None else num_steps,
+            sampler=config.sampler,
+            clip=config.model.eval_clip_denoised,
+            guidance=config.model.eval_guidance,
         )
-        self._process = dict(schedule=eval_schedule(model), logvar_type=model.logvar_type)
+        self._model = dict(
+            network=make_network(config.model, self.image_shape, self.num_classes),
+            mean_type=config.model.mean_type,
+            num_classes=self.num_classes,
+        )
+        self._process = dict(schedule=eval_schedule(config.model), logvar_type=config.model.logvar_type)
+        self._mesh = data_mesh()
+        self._parallel = config.train.parallel
+        self._params = replicate(params, self._mesh, self._parallel)
+
+    @property
+    def num_steps(self) -> int:
+        """The default number of sampling steps."""
+        return self.defaults.num_steps
 
     @property
     def params(self) -> Params:
@@ -86,290 +205,301 @@ class Pipeline:
         return self._params_of_no_device()
 
     def sample(
-        self,
-        key: Keys,
-        num_samples: int,
-        labels: Integer[Array, "_"] | None = None,
-        *,
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        clip: bool | None = None,
-        batch_size: int = BATCH_SIZE,
+        self, key: Keys, num_samples: int, labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> UInt8[np.ndarray, "num_samples height width channels"]:
-        """Draws images.
+        """Generate images.
 
         Args:
           key: `jax.random.key(seed)`.
-          num_samples: how many.
-          labels: the class of each, for a class-conditional model; by default 0, 1, 2, ... in turn.
-          guidance: the weight w of classifier-free guidance, one for all or one for each: what is drawn follows
-            (1 + w) times what the model says under the label, less w times what it says without one. 0 is the label
-            alone and -1 no label at all; where others have a scale s, as 7.5, w = s - 1. A student that was made for
-            weights takes those of its range, in one call a step; any other model must have been trained with
-            train.label_dropout, and is called with twice the batch. By default the config's model.eval_guidance.
-          num_steps: sampling steps; by default the pipeline's. A student that was distilled for another number warns.
-          sampler: 'ddim'; 'ancestral'; 'addim', DDIM adjusted for the variance that it loses, for
-            undistilled models; 'renoise', for consistency models of one group; or 'stochastic', DDIM's steps of twice
-            the length, each half undone by noise. By default the config's.
-          eta: with 'ddim', the share of fresh noise at every step, from 0 (none) to 1; see `sampling.ddim_step`.
-          clip: clip the x predicted at every step to [-1, 1]; by default the config's eval_clip_denoised.
-          batch_size: how many to draw at a time, over all devices.
+          num_samples: number of images, at least 1.
+          labels: the class of each image, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          **options: see `SamplingOptions`: num_steps, sampler, eta, clip, guidance, batch_size.
 
         Returns:
           uint8 images, `[num_samples, height, width, channels]`.
 
         Raises:
-          InputError: for an unknown sampler, a number out of its range, eta with another sampler than 'ddim', or labels
-            that do not fit.
+          InputError: for options that are out of range or do not fit the model, or labels that do not fit.
         """
-        options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
-        options["guidance"] = guidance
-        return np.concatenate([to_uint8(x) for x in self.stream(key, _first(num_samples), labels, **options)])
+        batches = self.stream(key, _first(num_samples), labels, **options)
+        return np.concatenate([to_uint8(x) for x in batches])
 
     def stream(
         self, key: Keys, index: Int[np.ndarray, "n"], labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
-        """Draws any of a key's samples, batch after batch: more of them than memory holds.
+        """Generate any of a key's samples batch by batch, also more of them than fit in memory.
 
         Args:
           key: `jax.random.key(seed)`.
-          index: which samples; `sample` draws 0, 1, 2, ...
-          labels: the class of each, for a class-conditional model; by default sample j is of class j % num_classes.
-          **options: guidance, num_steps, sampler, eta, clip and batch_size, as for `sample`.
+          index: which samples to generate; `sample` generates 0, 1, 2, ...
+          labels: the class of each image, for a class-conditional model; by default sample j has class j % num_classes.
+          **options: see `SamplingOptions`.
 
         Returns:
-          An iterator over float32 images as from `from_noise`, batch_size of them at a time, fewer at last.
+          An iterator over float32 images as from `from_noise`, in batches of batch_size; the last may be smaller.
 
         Raises:
-          InputError: as `sample`, before anything is drawn.
+          InputError: see `sample`; before any image is generated.
         """
-        return self._draw(lambda rows: self._noise(key, index[rows]), index, labels, key, **options)
+        return self._batches(lambda rows: self._noise(key, index[rows]), index, labels, key, self._options(options))
 
     def from_noise(
         self,
         z: Float[Array, "n height width channels"],
         labels: Integer[Array, "_"] | None = None,
         *,
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        clip: bool | None = None,
         key: Keys | None = None,
-        batch_size: int = BATCH_SIZE,
+        **options: Any,
     ) -> Float[np.ndarray, "n height width channels"]:
-        """Draws images from noise of one's own.
+        """Generate images from noise of your own.
 
         Args:
           z: standard normal noise, `[n, height, width, channels]`.
-          labels: as for `sample`.
-          guidance: as for `sample`.
-          num_steps: as for `sample`.
-          sampler: as for `sample`.
-          eta: as for `sample`.
-          clip: as for `sample`.
-          key: for the noise that samplers such as 'ancestral' add at every step; that of image j depends on the key
-            and j.
-          batch_size: as for `sample`.
+          labels: the class of each image, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          key: random key for samplers that add noise at every step. The noise of image j depends on the key and on j.
+          **options: see `SamplingOptions`.
 
         Returns:
-          float32 images, the x that the sampler ends with: in [-1, 1], to rounding, where it clips, and where it does
-          not also beyond. `to_uint8` makes pictures of them.
+          float32 images, `[n, height, width, channels]`, in [-1, 1] up to rounding if x is clipped. `to_uint8` converts
+          them to pixels.
 
         Raises:
-          InputError: as `sample`; and for z of another shape, or a key that is missing.
+          InputError: see `sample`; also for z of another shape, or a missing key.
         """
         _check_images(z, self.image_shape)
         z = np.asarray(z, np.float32)
-        options = dict(num_steps=num_steps, sampler=sampler, eta=eta, clip=clip, batch_size=batch_size)
-        options["guidance"] = guidance
-        return np.concatenate(list(self._draw(lambda rows: z[rows], _first(len(z)), labels, key, **options)))
+        batches = self._batches(lambda rows: z[rows], _first(len(z)), labels, key, self._options(options))
+        return np.concatenate(list(batches))
 
     def trajectory(
         self, key: Keys, num_samples: int, labels: Integer[Array, "_"] | None = None, **options: Any
     ) -> UInt8[np.ndarray, "num_steps num_samples height width channels"]:
-        """The x predicted at every step on the way to the images that `sample` draws, the noisiest first.
+        """Return the x predicted at every step on the way to the images of `sample`, the first step first.
 
-        Arguments and errors are those of `sample`.
+        Args:
+          key: `jax.random.key(seed)`.
+          num_samples: number of images, at least 1.
+          labels: the class of each image, for a class-conditional model; by default 0, 1, 2, ... in turn.
+          **options: see `SamplingOptions`.
+
+        Raises:
+          InputError: see `sample`.
         """
         index = _first(num_samples)
-        batches = self._draw(lambda rows: self._noise(key, index[rows]), index, labels, key, trajectory=True, **options)
-        return np.concatenate([to_uint8(steps) for steps in batches]).swapaxes(0, 1)
+        options = self._options(options)
+        batches = self._batches(
+            lambda rows: self._noise(key, index[rows]), index, labels, key, options, trajectory=True
+        )
+        return np.concatenate([to_uint8(xs) for xs in batches]).swapaxes(0, 1)
 
     def denoiser(
         self, labels: Integer[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
     ) -> Denoiser:
-        """The model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of one's own.
+        """Return the model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of your own.
 
-        It is a pytree too: as an argument of a jitted function its parameters are arguments, and not constants that
-        are compiled into the program.
+        The denoiser is also a pytree. As an argument of a jitted function, its parameters are arguments of the program
+        and not constants that are compiled into it.
 
         Args:
           labels: the class of each image of z, for a class-conditional model; by default 0, 1, 2, ... in turn.
-          guidance: as for `sample`; one for all, unless there are labels.
-          clip: clip the predicted x to [-1, 1]; by default the config's eval_clip_denoised.
+          guidance: see `SamplingOptions`; one weight for all images, unless there are labels.
+          clip: see `SamplingOptions`.
 
         Returns:
-          `denoise`, which is compiled and works under `jax.jit`, `vmap`, `grad` and `pmap`. It raises an InputError
-          for images of another shape than the model's, or of another number than the labels.
+          `denoise`, which is compiled and works under `jax.jit`, `vmap`, `grad` and `pmap`. It raises an InputError if
+          the images do not have the model's shape, or are not as many as the labels.
         """
+        options = self._options(dict(guidance=guidance, clip=clip))
         if labels is not None:
             labels = self._check_labels(labels, np.size(labels))
-        guidance = self._check_guidance(guidance, () if labels is None else labels.shape)
-        clip_x = self._clip if clip is None else clip
-        settings = dict(image_shape=self.image_shape, num_classes=self.num_classes, clip_x=clip_x)
-        apply = _compiled_denoiser(**settings, **self._network)
-        return jax.tree_util.Partial(apply, self._params_of_no_device(), labels, guidance)
+        weights = self._check_guidance(options.guidance, () if labels is None else labels.shape)
+        denoise = _compiled_denoiser(image_shape=self.image_shape, clip_x=options.clip, **self._model)
+        return jax.tree_util.Partial(denoise, self._unplaced_params(), labels, weights)
 
-    def as_function(
-        self, *, sampler: str | None = None, eta: float = 0.0, clip: bool | None = None
-    ) -> tuple[Callable[..., jax.Array], Params]:
-        """What `sample` computes as a pure function, for programs of one's own, and the parameters that it takes.
+    def pure_sampler(
+        self, *, sampler: str | None = None, eta: float | None = None, clip: bool | None = None
+    ) -> tuple[PureSampler, Params]:
+        """Return the sampler as a pure function for programs of your own, and the parameters.
 
         Args:
-          sampler: as for `sample`.
-          eta: as for `sample`.
-          clip: as for `sample`.
+          sampler: see `SamplingOptions`.
+          eta: see `SamplingOptions`.
+          clip: see `SamplingOptions`.
 
         Returns:
-          `draw, params`. `draw(params, (key, num_steps), (z, index, condition))` gives float32 images x as `from_noise`
-          does, for standard normal noise z, `[batch, height, width, channels]`, integers index, `[batch]`, and an
-          integer num_steps, which may be traced. `start_noise(key, index, image_shape)` is the z of `sample`.
-          Deterministic DDIM takes None for the key and the index. The condition has labels as 'y', `[batch]`, for a
-          class-conditional model, and weights as 'guidance', `[batch]`, for one that is guided; else it is empty.
+          `(fn, params)`. `fn(params, z, *, key, num_steps, labels, guidance)` returns float32 images as `from_noise`
+          does; see `PureSampler`. It computes the samples of `sample` from z = start_noise(key, index, image_shape) and
+          key=step_keys(key, index).
 
         Raises:
-          InputError: for an unknown sampler, an eta out of its range, or eta with the 'ancestral' sampler.
+          InputError: see `SamplingOptions`.
         """
-        settings = self._draw_settings(sampler, eta, clip)
-        return functools.partial(_draw_rows, trajectory=None, **settings), self._params_of_no_device()
+        options = self._options(dict(sampler=sampler, eta=eta, clip=clip))
+        return self._pure_sampler(options), self._unplaced_params()
 
-    def is_deterministic(self, *, sampler: str | None = None, eta: float = 0.0) -> bool:
-        """Whether the noise that a sample starts from is all that it draws."""
-        return not SAMPLERS[self._sampler if sampler is None else sampler_name(sampler)].needs_key(eta)
+    def is_deterministic(self, *, sampler: str | None = None, eta: float | None = None) -> bool:
+        """Return whether the starting noise alone determines a sample. For the arguments, see `SamplingOptions`."""
+        return self._options(dict(sampler=sampler, eta=eta)).is_deterministic
 
-    def _draw_settings(self, sampler: str | None, eta: float, clip: bool | None) -> dict[str, Any]:
-        """The settings of `_draw_rows`, with the config's where there is None."""
-        sampler = self._sampler if sampler is None else sampler_name(sampler)
-        _check_eta(sampler, eta)
-        clip_x = self._clip if clip is None else clip
-        return dict(sampler=sampler, eta=eta, clip_x=clip_x, **self._network, **self._process)
+    def _options(self, options: dict[str, Any]) -> SamplingOptions:
+        return self.defaults.override(options)
 
-    def _draw(
+    def _pure_sampler(self, options: SamplingOptions) -> PureSampler:
+        return PureSampler(
+            sampler=SAMPLERS[options.sampler], eta=options.eta, clip=options.clip, **self._model, **self._process
+        )
+
+    def _batches(
         self,
         noise: Callable[[np.ndarray], np.ndarray],
         index: np.ndarray,
         labels: Array | None,
         key: Keys | None,
+        options: SamplingOptions,
         *,
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        clip: bool | None = None,
-        batch_size: int = BATCH_SIZE,
         trajectory: bool = False,
     ) -> Iterator[np.ndarray]:
-        """Checks its arguments, then draws batch after batch. `noise(rows)` is what samples index[rows] start from.
+        """Check the arguments, then generate batch by batch. `noise(rows)` is the noise of samples index[rows].
 
-        A batch is x, `[batch, ...]`, or with `trajectory` every predicted x, `[batch, num_steps, ...]`.
+        A batch is x, `[batch, ...]`, or with `trajectory` the predicted x of every step, `[batch, num_steps, ...]`.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size} must be at least 1.")
-        num_steps = self.num_steps if num_steps is None else num_steps
-        check_num_steps(num_steps)
+        # Check.
         index = np.asarray(index, np.int32)
-        settings = self._draw_settings(sampler, eta, clip)
-        if self.is_deterministic(sampler=sampler, eta=eta):
-            key = None  # so that one program serves whether there is a key or not
-        else:
-            check_key(SAMPLERS[settings["sampler"]], key, eta)
+        check_key(SAMPLERS[options.sampler], key, options.eta)
+        if options.is_deterministic:
+            key = None  # one program serves calls with and without a key
         labels = index % self.num_classes if labels is None else self._check_labels(labels, len(index))
-        guidance = self._check_guidance(guidance, index.shape)
-        suits = not self.distilled_for or SAMPLERS[settings["sampler"]].suits(self.distilled_for, num_steps)
-        if not suits and multihost.is_main():
-            logging.warning(
-                "This student was distilled for %d sampling steps and draws in %d: its images are worse for that.",
-                self.distilled_for,
-                num_steps,
-            )
-        draw = _compiled(self._mesh, self._parallel, trajectory=num_steps if trajectory else None, **settings)
+        guidance = self._check_guidance(options.guidance, index.shape)
+        self._warn_unless_suited(options)
+
+        # Compile. A batch has a power of two rows, so that a few programs serve any number of samples.
+        num_steps = options.num_steps
+        run = _compiled(self._mesh, self._parallel, self._pure_sampler(options), num_steps if trajectory else None)
         shared = (key, None if trajectory else num_steps)
-        # Powers of two, so that a handful of programs draws any number of samples.
-        size = min(batch_size, 1 << (len(index) - 1).bit_length())
+        size = min(options.batch_size, 1 << (len(index) - 1).bit_length())
         size += -size % self._mesh.size
 
-        def batches():
-            for start in range(0, len(index), batch_size):
-                rows = np.arange(start, min(start + batch_size, len(index)))
-                filled_up = np.resize(rows, size)  # every batch has the same shape
-                of_rows = condition_of(
-                    labels[filled_up], self.num_classes, None if guidance is None else guidance[filled_up]
+        # Generate.
+        def generate():
+            for start in range(0, len(index), options.batch_size):
+                rows = np.arange(start, min(start + options.batch_size, len(index)))
+                padded = np.resize(rows, size)
+                condition = (
+                    None if self.num_classes == 1 else labels[padded],
+                    None if guidance is None else guidance[padded],
                 )
-                yield draw(self._params, shared, (noise(filled_up), index[filled_up], of_rows))[: len(rows)]
+                yield run(self._params, shared, (noise(padded), index[padded], *condition))[: len(rows)]
 
-        return batches()
+        return generate()
+
+    def _warn_unless_suited(self, options: SamplingOptions) -> None:
+        """Warn if a student is sampled in a number of steps that it was not distilled for."""
+        if not self.distilled_for or SAMPLERS[options.sampler].suits(self.distilled_for, options.num_steps):
+            return
+        if multihost.is_main():
+            logging.warning(
+                "This model was distilled for %s; sampling with %d reduces quality.",
+                "1 sampling step" if self.distilled_for == 1 else f"{self.distilled_for} sampling steps",
+                options.num_steps,
+            )
 
     def _noise(self, key: Keys, index: np.ndarray) -> np.ndarray:
         return np.asarray(start_noise(key, index, self.image_shape))
 
-    def _params_of_no_device(self) -> Params:
-        """The parameters, to be used wherever the arrays are that they meet."""
+    def _unplaced_params(self) -> Params:
+        """Return the parameters bound to no device, so that a program can use them wherever its other arrays are."""
 
-        def unbound(leaf):
-            held = np.asarray(leaf.addressable_shards[0].data)
-            return jnp.asarray(held[0] if self._parallel == "pmap" else held)
+        def unplaced(leaf):
+            local = np.asarray(leaf.addressable_shards[0].data)
+            return jnp.asarray(local[0] if self._parallel == "pmap" else local)
 
-        return jax.tree.map(unbound, self._params)
+        return jax.tree.map(unplaced, self._params)
 
     def _check_labels(self, labels: Array, num_samples: int) -> np.ndarray:
         labels = np.asarray(labels)
         if self.num_classes == 1:
-            raise InputError("This model is not class-conditional: leave the labels out.")
-        got = np.array2string(labels, threshold=20, separator=", ")
+            raise InputError("This model is not class-conditional. Omit the labels.")
+        text = np.array2string(labels, threshold=20, separator=", ")
         if labels.shape != (num_samples,):
             raise InputError(
-                f"labels must be {num_samples} classes, one per image; got {labels.size}: {got}. For one class, "
+                f"labels must be {num_samples} classes, one per image; got {labels.size}: {text}. For one class, "
                 f"repeat it: np.full({num_samples}, 0)."
             )
         if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= self.num_classes)):
-            raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {got}.")
+            raise InputError(f"labels must be classes from 0 to {self.num_classes - 1}; got {text}.")
         return labels.astype(np.int32)
 
-    def _check_guidance(self, guidance: Guidance | None, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The weights in this shape; None for a network that takes none where none is wanted."""
-        weights = np.asarray(self._guidance if guidance is None else guidance, np.float32)
+    def _check_guidance(self, guidance: Guidance, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return the weights in this shape; None if all are 0 and the network does not take weights itself."""
+        weights = np.asarray(guidance, np.float32)
         if weights.shape not in ((), shape):
             raise InputError(f"guidance must be one weight or {shape}; got an array of shape {weights.shape}.")
-        allowed = guidance_range(self._network["network"])
+        allowed = guidance_range(self._model["network"])
         if allowed is None and not weights.any():
             return None
-        given = f"guidance={weights}" if weights.ndim == 0 else f"guidance from {weights.min()} to {weights.max()}"
+        text = f"guidance={weights}" if weights.ndim == 0 else f"guidance from {weights.min()} to {weights.max()}"
         low, high = (-1, np.inf) if allowed is None else allowed
-        if not (np.all(weights >= low) and np.all(weights <= high)):
-            made = "" if allowed is None else f" to {high}, which this student was made for"
+        if not (np.all(weights >= low) and np.all(weights <= high)):  # True for NaN too
+            expected = f"at least {low}" if allowed is None else f"from {low} to {high}, the range of this student"
             raise InputError(
-                f"{given} must be from {low}{made}. In the convention x(none) + s (x(class) - x(none)), it is s - 1."
+                f"{text} must be {expected}. In the convention x(none) + s (x(class) - x(none)), it is s - 1."
             )
         if not self.can_be_guided:
             raise InputError(
-                f"{given} is for class-conditional models that were trained with train.label_dropout, as "
-                "they know images of no class too. Leave it out."
+                f"{text} needs a class-conditional model that was trained with train.label_dropout, to know images "
+                "of no class too. Omit guidance."
             )
         return np.broadcast_to(weights, shape)
 
 
 def can_be_guided(metadata: ModelInfo) -> bool:
-    """Whether a model takes weights of guidance: as an input, or as it knows images of no class too."""
-    takes = metadata.config.model.args.get("guidance_range") is not None
-    return metadata.num_classes > 1 and (takes or metadata.config.train.label_dropout > 0)
+    """Return whether a model takes guidance weights: as an input, or because it was trained with label dropout."""
+    takes_weights = metadata.config.model.args.get("guidance_range") is not None
+    return metadata.num_classes > 1 and (takes_weights or metadata.config.train.label_dropout > 0)
 
 
 def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Pixels from 0 to 255 for those from -1 to 1; what is beyond is clipped."""
+    """Convert pixels from [-1, 1] to 0 to 255; pixels beyond are clipped.
+
+    >>> to_uint8(np.array([-1.0, 0.0, 1.0, 1.5])).tolist()
+    [0, 128, 255, 255]
+    """
     return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="image_shape")
+def start_noise(
+    key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
+) -> Float[jax.Array, "n height width channels"]:
+    """Return the standard normal noise that samples of a key start from, one per example.
+
+    Args:
+      key: `jax.random.key(seed)`.
+      index: which samples.
+      image_shape: (height, width, channels).
+
+    >>> start_noise(jax.random.key(0), np.arange(4, dtype=np.int32), (8, 8, 1)).shape
+    (4, 8, 8, 1)
+    """
+    return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(_sample_keys(key, index)[:, 0])
+
+
+def step_keys(key: Keys, index: Int[Array, "n"]) -> Keys:
+    """Return the keys of the noise that samplers add at every step, one per sample of a key.
+
+    Args:
+      key: `jax.random.key(seed)`.
+      index: which samples.
+
+    >>> step_keys(jax.random.key(0), np.arange(4, dtype=np.int32)).shape
+    (4,)
+    """
+    return _sample_keys(key, index)[:, 1]
+
+
+def _sample_keys(key: Keys, index: Array) -> Keys:
+    """Return two keys per sample: for the noise that it starts from, and for the noise of its steps."""
+    return jax.vmap(lambda i: jax.random.split(fold_in(threefry(key), i)))(index)
 
 
 def _first(num_samples: int) -> np.ndarray:
@@ -378,61 +508,36 @@ def _first(num_samples: int) -> np.ndarray:
     return np.arange(num_samples, dtype=np.int32)
 
 
-def _check_eta(sampler: str, eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta={eta} must be from 0, deterministic, to 1.")
-    if eta != 0 and "eta" not in SAMPLERS[sampler].options:
-        raise InputError(
-            f"eta={eta} is for the sampler 'ddim'; the sampler here is {sampler!r}. Leave one of them out."
-        )
-
-
 def _check_images(z: Array, image_shape: tuple[int, int, int]) -> None:
     if np.ndim(z) != 4 or np.shape(z)[1:] != image_shape or len(z) < 1:
         expected = ", ".join(map(str, ("n", *image_shape)))
         raise InputError(f"z must be noisy images of shape [{expected}], at least one; got {list(np.shape(z))}.")
 
 
-def _keys(key: Keys, index: Array) -> Array:
-    """Two keys for each sample: of the noise that it starts from, and of the noise of its steps."""
-    return jax.vmap(lambda i: jax.random.split(fold_in(threefry(key), i)))(index)
-
-
-@functools.partial(jax.jit, static_argnames="image_shape")
-def start_noise(
-    key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
-) -> Float[jax.Array, "n height width channels"]:
-    """The standard normal noise that these samples of a key start from."""
-    return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(_keys(key, index)[:, 0])
-
-
 @functools.lru_cache(maxsize=16)
-def _compiled(mesh: Mesh, parallel: str, **settings) -> Callable[..., np.ndarray]:
-    """One program for all pipelines of a kind, such as those of a ladder."""
-    return map_rows(functools.partial(_draw_rows, **settings), mesh, parallel)
+def _compiled(
+    mesh: Mesh, parallel: str, sampler: PureSampler, trajectory_steps: int | None
+) -> Callable[..., np.ndarray]:
+    """Compile one program for all pipelines with equal samplers, such as those of a ladder."""
+    fn = functools.partial(_sample_rows, sampler=sampler, trajectory_steps=trajectory_steps)
+    return map_rows(fn, mesh, parallel)
 
 
-def _draw_rows(
-    params, shared, rows, *,
-    network, mean_type, clip_x, schedule, logvar_type, sampler, eta, trajectory,
-):  # fmt: skip
-    """A batch of samples. The number of steps is traced; for a trajectory it is given there, as a constant."""
-    (key, num_steps), (z, index, condition) = shared, rows
-    denoise = network_denoiser(network, params, mean_type, condition, clip_x=clip_x)
-    step_keys = None if key is None else _keys(key, index)[:, 1]
-    options = {"eta": eta, "logvar_type": logvar_type}
-    draw = functools.partial(
-        sampling.sample, sampler, denoise, z, schedule, key=step_keys,
-        **{name: options[name] for name in SAMPLERS[sampler].options},
-    )  # fmt: skip
-    if trajectory is None:
-        return draw(num_steps)
-    return draw(trajectory, trajectory=True)[1].swapaxes(0, 1)
+def _sample_rows(params, shared, rows, *, sampler: PureSampler, trajectory_steps: int | None) -> jax.Array:
+    """Generate a batch. The number of steps is traced, but for trajectories a constant."""
+    key, num_steps = shared
+    z, index, labels, guidance = rows
+    keys = None if key is None else step_keys(key, index)
+    generate = functools.partial(sampler, params, z, key=keys, labels=labels, guidance=guidance)
+    if trajectory_steps is None:
+        return generate(num_steps=num_steps)
+    _, xs = generate(num_steps=trajectory_steps, trajectory=True)
+    return xs.swapaxes(0, 1)
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled_denoiser(**settings) -> Callable[..., Prediction]:
-    """One program for all denoisers of a kind."""
+    """Compile one program for all denoisers with these settings."""
     return jax.jit(functools.partial(_denoise, **settings))
 
 
@@ -441,7 +546,7 @@ def _denoise(params, labels, guidance, z, logsnr, *, network, num_classes, mean_
     if labels is None:
         labels = jnp.arange(len(z)) % num_classes
     elif len(labels) != len(z):
-        raise InputError(f"The denoiser was made for {len(labels)} labels; got {len(z)} images.")
+        raise InputError(f"This denoiser was made for {len(labels)} labels; got {len(z)} images.")
     guidance = None if guidance is None else jnp.broadcast_to(guidance, len(z))
     condition = condition_of(labels, num_classes, guidance)
     return network_denoiser(network, params, mean_type, condition, clip_x=clip_x)(z, logsnr)

@@ -275,11 +275,11 @@ def test_errors(guidable):
     base, z = Pipeline(*guidable), noise(KEY, 3)
     student = Pipeline(*make_model(guidance_range=(0.0, 4.0), num_steps=4))
     for draw, message in {
-        lambda: Pipeline(*make_model()).sample(KEY, 2, guidance=1.0): "guidance=1.0 is for .* train.label_dropout",
-        lambda: Pipeline(*make_model(num_classes=1)).sample(KEY, 2, guidance=1.0): "is for class-conditional models",
-        lambda: base.sample(KEY, 2, guidance=-2.0): r"guidance=-2.0 must be from -1\. In the convention",
-        lambda: base.sample(KEY, 2, guidance=float("nan")): "guidance=nan must be from -1",
-        lambda: student.sample(KEY, 2, guidance=5.0): "guidance=5.0 must be from 0.0 to 4.0, which this student was",
+        lambda: Pipeline(*make_model()).sample(KEY, 2, guidance=1.0): "guidance=1.0 needs .* train.label_dropout",
+        lambda: Pipeline(*make_model(num_classes=1)).sample(KEY, 2, guidance=1.0): "needs a class-conditional model",
+        lambda: base.sample(KEY, 2, guidance=-2.0): r"guidance=-2.0 must be at least -1\. In the convention",
+        lambda: base.sample(KEY, 2, guidance=float("nan")): "guidance=nan must be at least -1",
+        lambda: student.sample(KEY, 2, guidance=5.0): "guidance=5.0 must be from 0.0 to 4.0, the range of this student",
         lambda: student.sample(KEY, 2, guidance=np.array([1.0, 4.5])): "guidance from 1.0 to 4.5 must be from 0.0 to",
         lambda: base.from_noise(z, guidance=np.ones(2)): r"one weight or .*3.*; got an array of shape \(2,\)",
         lambda: base.denoiser(guidance=np.ones(2)): r"got an array of shape \(2,\)",
@@ -288,8 +288,8 @@ def test_errors(guidable):
             draw()
     for method, options, message in (
         ("guidance", dict(end_num_steps=4, start_num_steps=8), "as many steps as its teacher"),
-        ("guidance", dict(end_num_steps=4, rungs=(4, 2)), "leave .* out"),
-        ("guidance", dict(end_num_steps=0), "from 1 on"),
+        ("guidance", dict(end_num_steps=4, rungs=(4, 2)), "unset .* rungs"),
+        ("guidance", dict(end_num_steps=0), "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             guided_config(method, **options)

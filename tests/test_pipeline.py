@@ -129,7 +129,7 @@ def test_unconditional():
         lambda labels: pipeline.from_noise(z, labels),
         pipeline.denoiser,
     ):
-        with pytest.raises(ValueError, match="not class-conditional: leave the labels out"):
+        with pytest.raises(ValueError, match=r"not class-conditional\. Omit the labels"):
             draw(np.zeros(2, np.int32))
 
 
@@ -165,7 +165,7 @@ def test_students_warn_of_other_numbers_of_steps(base, caplog):
         caplog.clear()
         draw()
         (record,) = caplog.records
-        assert "distilled for 4 sampling steps and draws in 2" in record.getMessage()
+        assert "distilled for 4 sampling steps; sampling with 2 reduces quality" in record.getMessage()
 
 
 def test_errors(base):
@@ -178,8 +178,10 @@ def test_errors(base):
             KEY, 2, sampler="dim"
         ): r"'dim'; choose one of \['ddim', 'ancestral', 'addim', 'renoise', 'stoch",
         lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
-        lambda: base.sample(KEY, 2, sampler="ancestral", eta=0.5): "eta=0.5 is for the sampler 'ddim'; .* 'ancestral'",
-        lambda: base.stream(KEY, np.arange(2), sampler="ancestral", eta=0.5): "eta=0.5 is for the sampler 'ddim'",
+        lambda: base.sample(KEY, 2, sampler="ancestral", eta=0.5): "The sampler 'ancestral' does not take eta=0.5",
+        lambda: base.stream(
+            KEY, np.arange(2), sampler="ancestral", eta=0.5
+        ): "The sampler 'ancestral' does not take eta=0.5",
         lambda: base.from_noise(z, eta=0.5): "DDIM with eta=0.5 adds fresh noise at every step. Pass a key",
         lambda: base.from_noise(
             z, sampler="ancestral"

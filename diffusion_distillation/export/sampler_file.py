@@ -21,8 +21,7 @@ from ..errors import InputError
 from ..interop import archive
 from ..keys import seed_key
 from ..networks.layers import traced_for_cpu
-from ..networks.model import condition_of
-from ..pipeline import Pipeline, can_be_guided, start_noise
+from ..pipeline import Pipeline, can_be_guided, start_noise, step_keys
 from ..runtime.files import UNFINISHED, is_remote, write_atomic
 from ..shapes import Array, Params
 from . import card, runner
@@ -162,9 +161,14 @@ def _on_each_platform(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array
 def sampler_function(params: Params, metadata: Metadata, options: ExportOptions) -> Callable[..., jax.Array]:
     """The function in a sampler's file. It takes the inputs of `input_shapes` by name and returns images."""
     pipeline = Pipeline(params, metadata, None if options.num_steps == FREE else options.num_steps)
-    on_each = _on_each_platform(pipeline.as_function(sampler=options.sampler)[0])
-    deterministic = pipeline.is_deterministic(sampler=options.sampler)
+    generate, _ = pipeline.pure_sampler(sampler=options.sampler)
+    needs_key = not pipeline.is_deterministic(sampler=options.sampler)
     stored = archive.flat_arrays(params, options.dtype)
+
+    def by_position(weights, z, keys, num_steps, labels, guidance):
+        return generate(weights, z, key=keys, num_steps=num_steps, labels=labels, guidance=guidance)
+
+    on_each = _on_each_platform(by_position)
 
     # A barrier keeps XLA from precomputing with constants what the pipeline computes with arguments, and from merging
     # two of the pipeline's programs into one. Both would take longer to compile and round differently.
@@ -176,8 +180,8 @@ def sampler_function(params: Params, metadata: Metadata, options: ExportOptions)
         key = None if seed is None else seed_key(seed)
         if z is None:
             z = barrier(start_noise(key, index, pipeline.image_shape))
-        condition = condition_of(labels, pipeline.num_classes, guidance)
-        x = on_each(weights, (None if deterministic else key, steps), (z, index, condition))
+        keys = step_keys(key, index) if needs_key else None
+        x = on_each(weights, z, keys, steps, labels, guidance)
         return _to_uint8(barrier(x)) if options.output == "uint8" else x
 
     return sample

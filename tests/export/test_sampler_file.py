@@ -292,17 +292,17 @@ def test_a_process_with_only_jax_generates_the_images_of_sample_py(checkpoint, t
         np.testing.assert_array_equal(np.load(images), ours["images"])
 
 
-def test_as_function_generates_the_images_of_the_pipeline():
+def test_the_pure_sampler_generates_the_images_of_the_pipeline():
     params, metadata = make_model()
     pipeline = Pipeline(params, metadata)
-    draw, held = pipeline.as_function(clip=False)
+    fn, weights = pipeline.pure_sampler(clip=False)
     index = np.arange(3, dtype=np.int32)
     z = pipeline_module.start_noise(KEY, index, SHAPE)
-    x = jax.jit(draw)(held, (None, 4), (z, None, {"y": index}))
+    x = jax.jit(fn)(weights, z, num_steps=4, labels=index)
     np.testing.assert_array_equal(to_uint8(np.asarray(x)), pipeline.sample(KEY, 3, clip=False))
     assert pipeline.is_deterministic() and not pipeline.is_deterministic(eta=0.1)
     with pytest.raises(InputError, match="Unknown sampler"):
-        pipeline.as_function(sampler="dim")
+        pipeline.pure_sampler(sampler="dim")
 
 
 @pytest.mark.parametrize("model", [dict(label_dropout=0.1), dict(guidance_range=(0.0, 4.0), num_steps=4)])

@@ -143,7 +143,7 @@ def test_bad_flags_are_refused_before_anything_is_written(sample, tmp_path):
         (f"--out={tmp_path / 'new.jpg'}",): r"new.jpg must end in .png or .npz, or in / for a folder",
         (new, "--float"): "--float needs an --out that ends in .npz: --out=.*new holds PNG images",
         (f"--out={tmp_path / 'new.png'}", "--float"): "--float needs an --out that ends in .npz",
-        (new, "--sampler=ancestral", "--eta=0.5"): "eta=0.5 is for the sampler 'ddim'; the sampler here is 'ancestral'",
+        (new, "--sampler=ancestral", "--eta=0.5"): "The sampler 'ancestral' does not take eta=0.5",
         (array, "--labels=2,x"): "--labels=2,x must be class numbers",
         (array, "--labels="): "--labels= must be class numbers",
         (new, "--labels=3"): "labels must be classes from 0 to 2; got .3, 3",
