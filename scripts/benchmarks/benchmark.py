@@ -1,20 +1,21 @@
-"""Times the network, training and sampling, alone or in turns with the same in PyTorch, and writes tables.
+"""Time the network, training and sampling, alone or in turns with the same work in PyTorch, and print tables.
 
-    python scripts/benchmarks/benchmark.py --out=benchmark.json
-    make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=benchmark.json
+    python scripts/benchmarks/benchmark.py --out=runs/benchmark.json
+    make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=runs/benchmark.json
 
-The network is that of --config, --config.<field>=<value>; by default that of configs/cifar_base.py with a quarter of
-the channels and two blocks a level. Each work of each library has a process of its own, which is idle while another
-is timed; a turn is --seconds of calls, one after another, and what is shown are medians of turns. All have large
-pages of memory, where Linux gives them to those who ask, as training scripts do. Ours has the devices that training
-would have: JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch (the Python of --peer
-has it) computes the same function from the same parameters, which is checked first, eagerly and compiled. Columns:
-images a second; our rate by PyTorch's better one; of a matrix product's rate, measured in the same run, the part that
-the network's own arithmetic comes to; the seconds of the first call, most of which is compiling; and the most memory
-that the process held in a turn. On an accelerator training does as many steps in a call as train.substeps says, without
-waiting for each, as training scripts do, and memory is the accelerator's.
+The network is that of --config and its overrides; by default that of configs/cifar_base.py with a quarter of the
+channels and two blocks per level. Every kind of work of every library has a process of its own, which is idle while
+another is timed. A turn is --seconds of calls, one after another; tables show medians over turns. All processes use
+large pages of memory where Linux offers them, as training does. JAX has the devices that training would have;
+JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch, of the Python that --peer names,
+computes the same function of the same parameters, eagerly and compiled; this is checked first.
 
-Training is timed with the config's dropout and without: PyTorch draws dropout masks slowly on a CPU.
+Columns: images/s; our rate divided by PyTorch's better one; the network's arithmetic as a share of the rate of a matrix
+product in the same run; seconds of the first call, most of which is compilation; and the peak memory of the process in
+a turn. On an accelerator, a call of training does train.substeps updates, as training does, and memory is the
+accelerator's.
+
+Training is timed with the config's dropout and without, because PyTorch samples dropout masks slowly on CPUs.
 """
 
 import json
@@ -46,26 +47,26 @@ from diffusion_distillation.runtime.files import as_path, write_atomic
 
 HERE = Path(__file__).parent
 WORK = ("base_step", "base_step_without_dropout", "distillation_step", "forward", "sample 1", "sample 4", "sample 64")
-# The arithmetic of each, in forward passes.
+# Arithmetic of one call, in forward passes.
 FORWARDS = {"base_step": 3, "base_step_without_dropout": 3, "distillation_step": 5, "forward": 1}
 
 CONFIG = cli.define_config()
 IMAGE_SHAPE = flags.DEFINE_list("image_shape", ["32", "32", "3"], "Height, width and channels of the images.")
-BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16"], "Images a step, or a call.")
-DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Of the activations.")
-WHAT = flags.DEFINE_list("work", list(WORK), "What is timed: 'sample 4' is a sample in four steps.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "How many turns.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 2, "How long each turn is.", lower_bound=0)
-PEER = flags.DEFINE_string("peer", None, "A Python that has torch, to compare with.")
-OUT = flags.DEFINE_string("out", None, "A JSON file for all figures.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16"], "Images per training step or call.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Types of the activations.")
+WHAT = flags.DEFINE_list("work", list(WORK), "Work to time; 'sample 4' samples in 4 steps.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each work.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 2, "Length of a turn.", lower_bound=0)
+PEER = flags.DEFINE_string("peer", None, "A Python with torch to compare with, as from make peer.")
+OUT = flags.DEFINE_string("out", None, "A JSON file to save all figures in.")
 
 
 class Worker:
-    """A process that works when it is asked to."""
+    """A process that works on request."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
-        # of an accelerator's memory each takes what it needs, as there are several
+        # Several processes share an accelerator: each takes only the memory it needs.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | large_pages()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -74,7 +75,7 @@ class Worker:
         self.name, self.devices, self.platform = about["name"], about["devices"], about["platform"]
 
     def ask(self, request: Any) -> dict[str, Any]:
-        """What it answers; see `worker.serve`."""
+        """Send a request and return the answer; see `worker.serve`."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -83,13 +84,13 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.stdin.close()
         self._process.wait()
 
 
 class Timed:
-    """Work in a process of its own, done once; then a turn at a time."""
+    """Work in a process of its own: done once at the start, then one turn at a time."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any], what: str, batch: int):
         self.worker, self._request = Worker(command, setup), {"what": what, "batch": batch}
@@ -98,11 +99,11 @@ class Timed:
         self._turns: list[dict[str, Any]] = []
 
     def turn(self) -> None:
-        """Does it for a turn."""
+        """Work for a turn."""
         self._turns.append(self.worker.ask({**self._request, "seconds": SECONDS.value}))
 
     def result(self) -> dict[str, Any]:
-        """What was found; ends the process."""
+        """End the process and return the medians over its turns."""
         self.worker.close()
 
         def median(what):
@@ -119,14 +120,13 @@ class Timed:
 
 
 def main() -> None:
-    """Runs the script."""
     unknown = [what for what in WHAT.value if what not in FORWARDS and not re.fullmatch(r"sample [1-9]\d*", what)]
     if unknown:
-        raise InputError(f"--work={','.join(unknown)}: choose of {', '.join(FORWARDS)} and 'sample N'.")
+        raise InputError(f"--work={','.join(unknown)}: choose from {', '.join(FORWARDS)} and 'sample N'.")
     if len(IMAGE_SHAPE.value) != 3 or not all(size.isdigit() and int(size) for size in IMAGE_SHAPE.value):
         raise InputError(f"--image_shape={','.join(IMAGE_SHAPE.value)} must be height, width and channels: 32,32,3.")
     if PEER.value is not None and shutil.which(PEER.value) is None:
-        raise InputError(f"--peer={PEER.value} is no program: give a Python that has torch, as from make peer.")
+        raise InputError(f"--peer={PEER.value} is not a program: give a Python that has torch, as from make peer.")
     jax.config.update("jax_platforms", "cpu")  # of this process, which leaves accelerators to those that it times
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
@@ -139,7 +139,7 @@ def main() -> None:
         lowered = jax.jit(network.apply).lower({"params": params}, x, logsnr)
     out, flops = lowered.compile()({"params": params}, x, logsnr), lowered.cost_analysis()["flops"] / len(x)
     machine = f"{cpu_model()}, {os.cpu_count()} cores"
-    print(f"{machine}; {count_params(params):,} parameters, {flops / 1e9:.2f} GFLOP a forward pass of an image")
+    print(f"{machine}; {count_params(params):,} parameters, {flops / 1e9:.2f} GFLOP per forward pass per image")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "parameters.npz"
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def base_config() -> ConfigDict:
-    """The config of what is timed."""
+    """The config whose network and training are timed."""
     if CONFIG.value is not None:
         return CONFIG.value
     config = load(HERE.parents[1] / "configs" / "cifar_base.py")
@@ -171,14 +171,14 @@ def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
     base.model.dtype, base.train.batch_size = dtype, batch
     without_dropout = base.copy_and_resolve_references()
     without_dropout.model.args.dropout = 0.0
-    ladder = without_dropout.copy_and_resolve_references()  # as distillation configs have none
+    ladder = without_dropout.copy_and_resolve_references()  # like distillation configs
     ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
     made = {"base": base, "without_dropout": without_dropout, "ladder": ladder}
     return {name: resolve(config).to_dict() for name, config in made.items()}
 
 
 def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float) -> Iterator[dict[str, Any]]:
-    """A row for each work and worker."""
+    """Time all work in turns. Yields a row for each work and worker."""
     commands = [[sys.executable, str(HERE / "ours.py")]]
     if PEER.value:
         commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]
@@ -189,11 +189,11 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
         platforms[worker.platform] = worker.name
         if len(platforms) > 1:
             where = ", ".join(f"{name} on {platform}" for platform, name in platforms.items())
-            raise RunError(f"They compute on different devices: {where}. JAX_PLATFORMS chooses those of JAX.")
+            raise RunError(f"The libraries use different devices: {where}. Set JAX_PLATFORMS to choose JAX's.")
         errors.append(worker.ask("error")["error"])
-        exact = dtype == "float32" and worker.platform == "cpu"  # others round more in products, by default
+        exact = dtype == "float32" and worker.platform == "cpu"  # elsewhere, products are rounded more by default
         if errors[-1] > (1e-4 if exact else 0.05):
-            raise RunError(f"{worker.name} computes something else: its error is {errors[-1]:.1e}.")
+            raise RunError(f"{worker.name} computes another function: its relative error is {errors[-1]:.1e}.")
         worker.close()
     for what in [*WHAT.value, "product"]:
         timed = [Timed(command, setup, what, batch) for command in commands]
@@ -214,7 +214,7 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
 
 
 def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
-    """Rows as Markdown."""
+    """Format rows as a Markdown table."""
     ours, *peers = dict.fromkeys(row["worker"] for row in rows)
     found = {(row["work"], row["worker"]): row for row in rows}
     product = found["product", ours]["flops_per_sec"]
@@ -238,10 +238,10 @@ def table(rows: Sequence[dict[str, Any]], dtype: str, batch: int) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """The name of the processor."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else "a processor that does not tell its name"
+    return names[0] if names else "unknown processor"
 
 
 if __name__ == "__main__":

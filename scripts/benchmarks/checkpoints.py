@@ -1,11 +1,11 @@
-"""Measures what saving in the background costs: the time of a training step, and of one while a checkpoint is written.
+"""Measure what saving in the background costs: the time of a training step, with and without a save in progress.
 
-    python scripts/benchmarks/checkpoints.py --workdir=/tmp/benchmark_checkpoints
+    python scripts/benchmarks/checkpoints.py --workdir=runs/benchmark_checkpoints
 
-The model is that of configs/cifar_base.py with fewer channels: its state (parameters, average, Adam's moments) takes
-about 100 MB in 1,820 arrays. Steps and checkpoints are those of scripts/train.py, on made-up images; what a save costs
-includes the call that starts it. Steps with and without a save take turns, so that what else the machine does weighs on
-both alike. On CPU the steps themselves keep all cores busy, so that every second of work that a save takes is missing.
+The model is that of configs/cifar_base.py with fewer channels. Its state (parameters, average, Adam's moments) takes
+about 100 MB in 1,820 arrays. Steps and saves are those of scripts/train.py, on random images; the cost of a save
+includes the call that starts it. Steps with and without a save take turns, so that other load affects both alike. On a
+CPU, the steps keep all cores busy, so a save slows them by all the CPU time it takes.
 """
 
 import time
@@ -26,15 +26,14 @@ from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import init_state
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, on the disk that is to be measured.", required=True)
-SAVES = flags.DEFINE_integer("saves", 4, "How many checkpoints.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 96, "Channels of the U-Net; 32 are enough to try this script.", lower_bound=32)
-BLOCKS = flags.DEFINE_integer("blocks", 3, "Residual blocks a level; 0 are enough to try this script.", lower_bound=0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", lower_bound=1)
+WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, on the disk to measure.", required=True)
+SAVES = flags.DEFINE_integer("saves", 4, "Checkpoints to save.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 96, "Channels of the U-Net; 32 to try this script.", lower_bound=32)
+BLOCKS = flags.DEFINE_integer("blocks", 3, "Residual blocks per level; 0 to try this script.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound=1)
 
 
 def main() -> None:
-    """Runs the script."""
     workdir = as_path(WORKDIR.value)
     config = load(Path(__file__).parents[2] / "configs" / "cifar_base.py")
     config.model.args.update(ch=WIDTH.value, emb_ch=WIDTH.value, num_res_blocks=BLOCKS.value)
@@ -78,8 +77,8 @@ def main() -> None:
     batches.close()
     usual, slowed = np.median(undisturbed), np.median(saving)
     print(
-        f"A state of {size / 1e6:.0f} MB: {usual:.3f} s a step, {slowed:.3f} s while it is being saved "
-        f"({slowed / usual - 1:+.1%}); the call that starts it returns after {np.median(calls):.3f} s."
+        f"A state of {size / 1e6:.0f} MB: {usual:.3f} s per step, {slowed:.3f} s during a save "
+        f"({slowed / usual - 1:+.1%}); the call that starts a save returns after {np.median(calls):.3f} s."
     )
 
 

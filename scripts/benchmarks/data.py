@@ -1,13 +1,13 @@
-"""Measures how fast images are read, decoded and resized: images a second, a line each.
+"""Measure how fast images are read, decoded and resized, in images/s.
 
     python scripts/benchmarks/data.py
 
-from memory                32x32x3, as CIFAR-10 and all that is decoded once
-PNG records               32x32x3 in array_record files, decoded as they are read
-JPEG files                a folder of 256x256 JPEG files, resized to 64x64, decoded as they are read
-JPEG files, Pillow alone  the same files and size, by as many threads that do nothing but call Pillow
+from memory                32x32x3 arrays, as for CIFAR-10 and every dataset that is decoded once
+PNG records               32x32x3 in array_record files, decoded when they are read
+JPEG files                a folder of 256x256 JPEG files, decoded and resized to 64x64 when they are read
+JPEG files, Pillow alone  the same files and size, in as many threads that only call Pillow
 
-The images are made up, with the grain of photographs, in a folder that is deleted again.
+The images are random, with the detail of photographs, in a temporary folder.
 """
 
 import contextlib
@@ -32,13 +32,12 @@ from diffusion_distillation.data.decoding import DecodingSource, EncodedImages
 from diffusion_distillation.data.image_folder import ImageFiles
 from diffusion_distillation.data.transforms import Transform
 
-FILES = flags.DEFINE_integer("files", 5000, "How many JPEG files, and how many PNG records.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a training step.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 10, "How long each line is measured.", lower_bound=0)
+FILES = flags.DEFINE_integer("files", 5000, "Number of JPEG files and of PNG records.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 10, "Length of each measurement.", lower_bound=0)
 
 
 def main() -> None:
-    """Runs the script."""
     rng = np.random.default_rng(0)
     print(f"{NUM_THREADS} threads, batches of {BATCH_SIZE.value}")
     images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 class PngRecords:
-    """PNG images in an array_record file; `decoding.EncodedImages` of them."""
+    """PNG images in an array_record file, as `decoding.EncodedImages` wants them."""
 
     title, num_classes, class_names, trusted = "PNG records", 1, None, True
 
@@ -70,11 +69,11 @@ class PngRecords:
         return len(self._records)
 
     def name(self, index: int) -> str:
-        """The number of the record."""
+        """The record, for messages."""
         return f"record {index}"
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The bytes of the image, and no label."""
+        """The bytes of an image and the label 0."""
         return self._records[index], 0
 
 
@@ -83,7 +82,7 @@ def _decoded(images: EncodedImages, transform: Transform) -> Source:
 
 
 def _photo(rng: np.random.Generator, size: int) -> Image.Image:
-    """Detail at every scale, as in a photograph, which is what a JPEG decoder's time depends on."""
+    """An image with detail at every scale, on which a JPEG decoder's time depends."""
     image = np.zeros((size, size, 3))
     for scale in (4, 16, 64, size):
         detail = Image.fromarray(rng.integers(0, 256, (scale, scale, 3), np.uint8)).resize((size, size))
@@ -101,13 +100,13 @@ def _write_records(path: Path, images: list[Image.Image]) -> None:
 
 
 def _speed(source: Source) -> float:
-    """Images a second that training gets from a source."""
+    """Images/s that training reads from a source."""
     with contextlib.closing(read_batches(source, 0, range(10**9), BATCH_SIZE.value)) as batches:
         return _count(lambda: len(next(batches)["image"]))
 
 
 def _speed_of_pillow(files: list[Path], size: int) -> float:
-    """Images a second that threads get from Pillow."""
+    """Images/s that threads read with Pillow."""
 
     def load(file: Path) -> None:
         with Image.open(file) as image:

@@ -1,10 +1,11 @@
-"""Times a sample's cost as it grows: against batch size, resolution, width and number of steps; draws docs/growth.png.
+"""Time how the cost of a sample grows with batch size, resolution, width and steps, and save docs/growth.png.
 
     python scripts/benchmarks/growth.py --out=docs/growth.png
 
-One thing at a time is changed from a sample in one step of a batch of 16, 32x32, by the U-Net of configs/cifar_base.py
-with 64 channels and two blocks a level. A point is the least of several turns, each of half a second and more, after
-compilation. Prints the figures too, and the slope of each line from its middle to its end, in powers of what grows.
+One quantity at a time is varied from a 1-step sample of a batch of 16 32x32 images, with the U-Net of
+configs/cifar_base.py with 64 channels and two blocks per level. A point is the fastest of --turns turns of at least
+--seconds each, after compilation. The script prints the figures, and the slope of the second half of each curve: the
+power with which the time grows.
 """
 
 import functools
@@ -28,10 +29,10 @@ from diffusion_distillation.runtime.files import as_path, save_atomic
 from diffusion_distillation.sampling import ddim
 from diffusion_distillation.schedules import get_logsnr_schedule
 
-OUT = flags.DEFINE_string("out", "docs/growth.png", "The picture.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")
-TURNS = flags.DEFINE_integer("turns", 3, "Of each point.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 0.5, "How long a turn is at least.", lower_bound=0)
+OUT = flags.DEFINE_string("out", "docs/growth.png", "The PNG file to save.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the activations.")
+TURNS = flags.DEFINE_integer("turns", 3, "Turns of each point.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 0.5, "Shortest length of a turn.", lower_bound=0)
 
 BASE = {"batch": 16, "side": 32, "width": 64, "steps": 1}
 GROWTH = {
@@ -45,20 +46,19 @@ SCHEDULE = get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)
 
 
 def main() -> None:
-    """Runs the script."""
     set_cpu_flags(DTYPE.value)
     enable_compilation_cache()
-    print(f"{describe_devices(data_mesh())}, {DTYPE.value}; milliseconds an image")
+    print(f"{describe_devices(data_mesh())}, {DTYPE.value}; ms per image")
     found = {}
     for what, values in GROWTH.items():
-        found[what] = [1000 * seconds_an_image(**{**BASE, what: value}) for value in values]
+        found[what] = [1000 * seconds_per_image(**{**BASE, what: value}) for value in values]
         shown = "  ".join(f"{value}: {ms:.2f}" for value, ms in zip(values, found[what], strict=True))
         print(f"{TITLES[what]:15} {shown}  slope {slope(values, found[what]):.2f}", flush=True)
-    draw(found)
+    save_plots(found)
 
 
-def seconds_an_image(batch: int, side: int, width: int, steps: int) -> float:
-    """Of a sample."""
+def seconds_per_image(batch: int, side: int, width: int, steps: int) -> float:
+    """The time of a sample divided by its batch size."""
     network = UNet(
         num_classes=1, ch=width, emb_ch=4 * width, out_ch=3, ch_mult=(1, 1, 1), num_res_blocks=2,
         attn_resolutions=(8, 16), num_heads=1, dropout=0.0, logsnr_input_type="inv_cos", resblock_resample=True,
@@ -66,19 +66,19 @@ def seconds_an_image(batch: int, side: int, width: int, steps: int) -> float:
     )  # fmt: skip
     z = np.random.default_rng(0).standard_normal((batch, side, side, 3), np.float32)
     params = jax.jit(network.init)(jax.random.key(0), z, 0.0)
-    sample = jax.jit(functools.partial(draw_samples, network))
+    sample = jax.jit(functools.partial(sample_images, network))
     jax.block_until_ready(sample(params, z, steps))
     return min(turn(lambda: sample(params, z, steps)) for _ in range(TURNS.value)) / batch
 
 
-def draw_samples(network: UNet, params: Any, z: jax.Array, steps: jax.Array) -> jax.Array:
-    """As `Pipeline` draws them."""
+def sample_images(network: UNet, params: Any, z: jax.Array, steps: jax.Array) -> jax.Array:
+    """Sample by DDIM, as `Pipeline` does."""
     denoise = make_denoiser(lambda z, logsnr: network.apply(params, z, jnp.broadcast_to(logsnr, len(z))), "x")
     return ddim(denoise, z, SCHEDULE, steps)
 
 
 def turn(call: Callable[[], jax.Array]) -> float:
-    """Seconds of a call, one after another for the length of a turn."""
+    """Call again and again for the length of a turn. Returns the mean seconds per call."""
     calls, begun = 0, time.perf_counter()
     while calls == 0 or time.perf_counter() - begun < SECONDS.value:
         jax.block_until_ready(call())
@@ -87,13 +87,13 @@ def turn(call: Callable[[], jax.Array]) -> float:
 
 
 def slope(values: tuple[int, ...], found: list[float]) -> float:
-    """The power of the growth over the second half of a line."""
+    """The slope of the second half of a curve on logarithmic axes."""
     middle = len(values) // 2
     return math.log(found[-1] / found[middle]) / math.log(values[-1] / values[middle])
 
 
-def draw(found: dict[str, list[float]]) -> None:
-    """Four plots beside each other, log-log, with the slope of each."""
+def save_plots(found: dict[str, list[float]]) -> None:
+    """Save four plots with logarithmic axes, each with its slope."""
     figure = Figure(figsize=(12, 3.2), dpi=130, layout="constrained")
     for axis, (what, milliseconds) in zip(figure.subplots(1, 4, sharey=True), found.items(), strict=True):
         values = GROWTH[what]
@@ -104,7 +104,7 @@ def draw(found: dict[str, list[float]]) -> None:
         axis.set_title(f"slope at the end: {slope(values, milliseconds):.2f}", fontsize=9)
         axis.grid(color="#e5e7ea")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("milliseconds an image")
+    figure.axes[0].set_ylabel("ms per image")
     save_atomic(as_path(OUT.value), functools.partial(figure.savefig, format="png"))
 
 

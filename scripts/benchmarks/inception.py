@@ -1,9 +1,9 @@
-"""Measures how fast FID's Inception network looks at images of 32x32, beside torch-fidelity's if wanted, by turns.
+"""Measure the rate of FID's Inception network on 32x32 images, alone or in turns with torch-fidelity's.
 
-    python scripts/benchmarks/inception.py --peer=.venv-peer/bin/python
+    make peer && python scripts/benchmarks/inception.py --peer=.venv-peer/bin/python
 
-A line each: images a second, the median of all rounds and the range. The weights are made up. torch-fidelity's network
-runs as it does in its own metrics, and in the layout channels-last, which it has no setting for.
+The script prints images/s, the median and the range over --rounds turns. The weights are random. torch-fidelity's
+network runs as in its own metrics, and also in channels-last layout, which torch-fidelity has no setting for.
 """
 
 import re
@@ -20,19 +20,18 @@ from diffusion_distillation.evaluation.inception import InceptionExtractor, fold
 from diffusion_distillation.runtime.cpu import use_all_cpu_cores
 from diffusion_distillation.runtime.devices import data_mesh, describe_devices
 
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 3, "How many turns.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 10, "How long each turn is.", lower_bound=0)
-PEER = flags.DEFINE_string("peer", None, "A Python that has torch-fidelity, as from make peer, to compare with.")
-THEIRS = Path(__file__).parents[2] / "tests" / "peers" / "fidelity.py"
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per call.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each network.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 10, "Length of a turn.", lower_bound=0)
+PEER = flags.DEFINE_string("peer", None, "A Python with torch-fidelity to compare with, as from make peer.")
+PEER_SCRIPT = Path(__file__).parents[2] / "tests" / "peers" / "fidelity.py"
 
 
 def main() -> None:
-    """Runs the script."""
     use_all_cpu_cores(BATCH_SIZE.value)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
-    extract = InceptionExtractor(fold(made_up_weights(rng)), "made up", BATCH_SIZE.value)
+    extract = InceptionExtractor(fold(random_weights(rng)), "random", BATCH_SIZE.value)
     extract(images)  # compiles it
     contestants = {f"ours, {describe_devices(data_mesh())}": lambda: speed(extract, images)}
     if PEER.value is not None:
@@ -47,8 +46,8 @@ def main() -> None:
         print(f"{name:30}  {statistics.median(speeds):.1f} images/s ({min(speeds):.1f} to {max(speeds):.1f})")
 
 
-def made_up_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Weights that keep numbers in the usual range: others might be slower to compute with."""
+def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Weights that keep activations in the usual range; others might be slower to compute with."""
 
     def weight(name, shape):
         if len(shape) > 1:
@@ -59,7 +58,7 @@ def made_up_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def speed(extract: InceptionExtractor, images: np.ndarray) -> float:
-    """Images a second."""
+    """Images/s of our network."""
     start, batches = time.perf_counter(), 0
     while batches == 0 or time.perf_counter() - start < SECONDS.value:
         extract(images)
@@ -68,9 +67,9 @@ def speed(extract: InceptionExtractor, images: np.ndarray) -> float:
 
 
 def speed_of_peer(*flags: str) -> float:
-    """Images a second, as a process of the other Python says."""
+    """Images/s that a process of --peer measures."""
     limits = [f"--batch_size={BATCH_SIZE.value}", f"--seconds={SECONDS.value}"]
-    command = [PEER.value, THEIRS, "speed", *limits, *flags]
+    command = [PEER.value, PEER_SCRIPT, "speed", *limits, *flags]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(re.match(r"([\d.]+) images/s", printed)[1])
 

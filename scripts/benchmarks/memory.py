@@ -1,11 +1,11 @@
-"""How much memory the training state takes on each device: a table, in gigabytes (1e9 bytes).
+"""Print how much memory the training state takes per device, as a table in gigabytes (1e9 bytes).
 
     python scripts/benchmarks/memory.py
 
-For the paper's configs on 1, 8 and 64 devices with config.train.shard_state=True, which divides the optimizer's state,
-the average and the teacher; without it every device holds what 1 device holds. Counted are parameters, gradients,
-Adam's two moments, and the average (base) or the teacher (distill). Activations come on top: fewer with a smaller
-config.train.microbatch_size, and with config.model.args.remat=True. Nothing is allocated.
+The table has the paper's configs on 1, 8 and 64 devices with config.train.shard_state=True, which divides the
+optimizer's state, the average and the teacher among the devices; without it, every device holds what 1 device holds. It
+counts parameters, gradients, Adam's two moments, and the average (base models) or the teacher (students). Activations
+come on top: a smaller config.train.microbatch_size or config.model.args.remat=True reduces them. Nothing is allocated.
 """
 
 from pathlib import Path
@@ -28,7 +28,6 @@ DEVICES = (1, 8, 64)
 
 
 def main() -> None:
-    """Runs the script."""
     print(f"| config | {' | '.join(f'{count} devices' for count in DEVICES).replace('1 devices', '1 device')} |")
     print(f"|{'---|' * (1 + len(DEVICES))}")
     for name, (size, num_classes) in CONFIGS.items():
@@ -36,15 +35,15 @@ def main() -> None:
             config = load(Path(__file__).parents[2] / "configs" / f"{name}_{kind}.py")
             if kind == "distill":
                 config.distillation.teacher_checkpoint_path = "not read"
-            held = what_is_held(resolve(config), (size, size, 3), num_classes)
-            counts = [bytes_per_device(*held, count) for count in DEVICES]
+            state = training_state(resolve(config), (size, size, 3), num_classes)
+            counts = [bytes_per_device(*state, count) for count in DEVICES]
             print(f"| `{name}_{kind}` | {' | '.join(f'{count / 1e9:.2f} GB' for count in counts)} |")
 
 
-def what_is_held(
+def training_state(
     config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[TrainState, Teacher | None]:
-    """The shapes of a state and of the teacher beside it."""
+    """The shapes of a training state and of its teacher, if there is one."""
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
     state = jax.eval_shape(lambda params: init_state(config, params), params)
@@ -52,7 +51,7 @@ def what_is_held(
 
 
 def bytes_per_device(state: TrainState, teacher: Teacher | None, num_devices: int) -> int:
-    """Bytes that training holds on each of so many devices, besides activations and the batch."""
+    """Bytes that training holds on each of `num_devices` devices, without activations and the batch."""
     mesh = AbstractMesh((num_devices,), (AXIS,))
     return bytes_held(state, teacher, mesh, shard=True)
 

@@ -1,4 +1,4 @@
-"""A process that times this package's network and steps, called as the scripts call them; see `benchmark.py`."""
+"""A process that times this package's network and training steps as scripts call them; see `benchmark.py`."""
 
 import functools
 import types
@@ -22,7 +22,7 @@ from diffusion_distillation.training.step import Teacher, init_state
 
 
 class Work:
-    """What is timed."""
+    """The work that can be timed; see `worker.serve`."""
 
     def __init__(self, setup: dict[str, Any]):
         self.base, self.without_dropout, self.ladder = (
@@ -30,13 +30,13 @@ class Work:
         )
         set_cpu_flags(self.base.model.dtype)
         use_all_cpu_cores(self.base.train.batch_size)
-        given = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
-        self.x, self.logsnr, self.out = (given[name] for name in ("x", "logsnr", "out"))
+        arrays = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
+        self.x, self.logsnr, self.out = (arrays[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
-        self.params = replicate(given["params"], self.mesh, "jit")
+        self.params = replicate(arrays["params"], self.mesh, "jit")
         self.training, self.devices, self.platform = {}, self.mesh.size, jax.default_backend()
 
-    # Made when first used: a process has what its work needs.
+    # Made at the first use, so that a process holds only what its work needs.
 
     @functools.cached_property
     def _network(self):
@@ -57,37 +57,37 @@ class Work:
         return functools.partial(jax.jit(lambda a: a @ a), matrices)
 
     def error(self) -> float:
-        """How far the output is from the one given, relative to its size."""
+        """The relative distance of the network's output from the expected one."""
         out = self._network((self.x, self.logsnr))
         return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
 
     def accelerator_memory(self) -> int | None:
-        """The most bytes that an accelerator has held since the start; None where it does not tell."""
+        """Peak bytes of an accelerator's memory since the start; None if it does not report them."""
         held = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in self.mesh.local_devices]
         return None if None in held else max(held)
 
     def product(self, batch: int) -> None:
-        """A matrix product on every device."""
+        """Multiply matrices on every device."""
         jax.block_until_ready(self._product())
 
     def forward(self, batch: int) -> None:
-        """One call of the network."""
+        """Call the network once."""
         self._network((noise(batch, *self.shape), np.linspace(-5, 5, batch, dtype=np.float32)))
 
     def sample(self, batch: int, num_steps: int) -> None:
-        """DDIM."""
+        """Sample by DDIM."""
         self._pipeline.from_noise(noise(batch, *self.shape), num_steps=num_steps, batch_size=batch)
 
     def base_step(self, batch: int) -> int:
-        """Steps of base training."""
+        """Train a base model. Returns the number of updates."""
         return self._steps(self.base, None, batch)
 
     def base_step_without_dropout(self, batch: int) -> int:
-        """Steps of base training without dropout."""
+        """Train a base model without dropout. Returns the number of updates."""
         return self._steps(self.without_dropout, None, batch)
 
     def distillation_step(self, batch: int) -> int:
-        """Steps of distillation."""
+        """Distill. Returns the number of updates."""
         return self._steps(self.ladder, Teacher(self.params, Rung(np.int32(8), np.int32(4))), batch)
 
     def _steps(self, config: ConfigDict, teacher: Teacher | None, batch: int) -> int:
@@ -109,7 +109,7 @@ class Work:
 
 @functools.cache
 def noise(*shape: int) -> np.ndarray:
-    """Images of noise."""
+    """Noise in the shape of images."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 

@@ -17,7 +17,7 @@ DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.de
 
 
 def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
-    """The parameters of a file, as PyTorch lays them out, and what else is in it.
+    """Read the parameters of a file in PyTorch's layout, and the other arrays of the file.
 
     Names are paths in the Flax tree, with slashes; kernels become [out, in, height, width] and [out, in].
     """
@@ -44,7 +44,7 @@ def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
 
 
 class UNet:
-    """The U-Net as a function of its parameters; options are those of ours."""
+    """The U-Net as a function of its parameters, with the options of `networks.unet.UNet`."""
 
     def __init__(self, options: dict[str, Any]):
         self.options = options
@@ -86,7 +86,7 @@ class UNet:
                 name = f"up_{level}.upsample"
                 h = residual(h, name, upsample) if inside else conv(p, name, upsample(h))
         h = functional.silu(norm(p, "norm_out", h.float()))
-        with torch.autocast(DEVICE.type, enabled=False):  # the head is in float32, as ours is
+        with torch.autocast(DEVICE.type, enabled=False):  # the last convolution is in float32, as ours
             return conv(p, "conv_out", h.float())
 
 
@@ -96,12 +96,12 @@ def linear(p, name, x):
 
 
 def conv(p, name, x):
-    """3x3, with padding."""
+    """A 3x3 convolution with padding."""
     return functional.conv2d(x, p[f"{name}/kernel"], p[f"{name}/bias"], padding=1)
 
 
 def strided(p, name, x):
-    """A stride of 2 with padding after the image only, as 'SAME' is."""
+    """A convolution with stride 2, padded only after the image, like 'SAME'."""
     return functional.conv2d(functional.pad(x, (0, 1, 0, 1)), p[f"{name}/kernel"], p[f"{name}/bias"], stride=2)
 
 
@@ -111,17 +111,17 @@ def norm(p, name, x):
 
 
 def pool(x):
-    """Means of 2x2 pixels."""
+    """Average pooling over 2x2 pixels."""
     return functional.avg_pool2d(x, 2)
 
 
 def upsample(x):
-    """Nearest neighbour, twice the size."""
+    """Nearest-neighbor upsampling to twice the size."""
     return functional.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def embedding(time, width):
-    """Sines and cosines."""
+    """Sinusoidal embedding."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32, device=DEVICE))
     phases = time[:, None] * frequencies
@@ -129,7 +129,7 @@ def embedding(time, width):
 
 
 def residual_block(p, name, x, emb, rate, resample):
-    """As ours."""
+    """A residual block, like `networks.unet.ResidualBlock`."""
     h = functional.silu(norm(p, f"{name}/norm1", x))
     if resample is not None:
         h, x = resample(h), resample(x)
@@ -143,7 +143,7 @@ def residual_block(p, name, x, emb, rate, resample):
 
 
 def attention_block(p, name, x, options):
-    """As ours."""
+    """Self-attention, like `networks.unet.AttentionBlock`."""
     batch, channels, height, width = x.shape
     heads = options["num_heads"] or channels // options["head_dim"]
     h = norm(p, f"{name}/norm", x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
@@ -155,7 +155,7 @@ def attention_block(p, name, x, options):
 
 
 def angle(t):
-    """The cosine schedule without ends, which cost nothing: alpha = cos, sigma = sin."""
+    """The cosine schedule without its truncation: alpha = cos, sigma = sin."""
     return t * (math.pi / 2)
 
 
@@ -165,12 +165,12 @@ def logsnr_of(t):
 
 
 class Work:
-    """What is timed. Steps are those of a network that predicts v, trained by Adam, with an average."""
+    """The work that can be timed; see `worker.serve`. The network predicts v; Adam trains it, with an average."""
 
     devices, platform = 1, {"cuda": "gpu"}.get(DEVICE.type, DEVICE.type)
 
     def __init__(self, setup: dict[str, Any], compiled: bool):
-        self.params, self.given = read_params(setup["file"])
+        self.params, self.arrays = read_params(setup["file"])
         model = setup["base"]["model"]
         network = UNet(model["args"])
         self.apply = torch.compile(network) if compiled else network
@@ -192,35 +192,35 @@ class Work:
             return self.apply(params, z, logsnr, train=train)
 
     def error(self) -> float:
-        """How far the output is from the one given, relative to its size."""
-        x, logsnr, out = (torch.from_numpy(self.given[name]).to(DEVICE) for name in ("x", "logsnr", "out"))
+        """The relative distance of the network's output from the expected one."""
+        x, logsnr, out = (torch.from_numpy(self.arrays[name]).to(DEVICE) for name in ("x", "logsnr", "out"))
         with torch.no_grad():
             got = self.raw(self.params, x.permute(0, 3, 1, 2), logsnr).permute(0, 2, 3, 1)
         return ((got - out).norm() / out.norm()).item()
 
     def accelerator_memory(self) -> int:
-        """The most bytes that the accelerator has held since the start."""
+        """Peak bytes of the accelerator's memory since the start."""
         return torch.accelerator.max_memory_allocated()
 
     def images(self, batch: int) -> Tensor:
-        """Noise in the place of images."""
-        _, height, width, channels = self.given["x"].shape
+        """Noise in the shape of images."""
+        _, height, width, channels = self.arrays["x"].shape
         return torch.randn(batch, channels, height, width, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
     def product(self, batch: int) -> None:
-        """A matrix product."""
+        """Multiply two matrices."""
         self.matrix @ self.matrix
         wait()
 
     @torch.no_grad()
     def forward(self, batch: int) -> None:
-        """One call of the network."""
+        """Call the network once."""
         self.call(self.params, self.images(batch), torch.rand(batch, device=DEVICE))
         wait()
 
     @torch.no_grad()
     def sample(self, batch: int, num_steps: int) -> None:
-        """DDIM."""
+        """Sample by DDIM."""
         z = self.images(batch)
         for i in range(num_steps, 0, -1):
             t, s = (torch.full((batch,), float(j / num_steps), device=DEVICE) for j in (i, i - 1))
@@ -228,11 +228,11 @@ class Work:
         wait()
 
     def base_step(self, batch: int) -> int:
-        """Steps of base training."""
+        """Train a base model. Returns the number of updates."""
         return self._base_steps(batch, dropout=True)
 
     def base_step_without_dropout(self, batch: int) -> int:
-        """Steps of base training without dropout."""
+        """Train a base model without dropout. Returns the number of updates."""
         return self._base_steps(batch, dropout=False)
 
     def _base_steps(self, batch: int, *, dropout: bool) -> int:
@@ -243,7 +243,7 @@ class Work:
         return self.steps
 
     def distillation_step(self, batch: int) -> int:
-        """Steps of distillation: two steps of the teacher, then the student's, which has no dropout."""
+        """Distill two teacher steps into one, without dropout. Returns the number of updates."""
         for _ in range(self.steps):
             x, eps, t = self.images(batch), self.images(batch), 0.5 + 0.5 * torch.rand(batch, device=DEVICE)
             z = cos(t) * x + sin(t) * eps
@@ -258,7 +258,7 @@ class Work:
         return self.steps
 
     def update(self, x: Tensor, eps: Tensor, t: Tensor, target: Tensor, *, train: bool) -> None:
-        """Gradient, clipping, Adam, and the average."""
+        """Do one update: gradient, clipping, Adam, average."""
         self.optimizer.zero_grad(set_to_none=True)
         v = self.call(self.student, cos(t) * x + sin(t) * eps, t, train=train)
         (v - target).square().mean().backward()
@@ -269,23 +269,23 @@ class Work:
 
 
 def wait():
-    """Until the device has done what it was told."""
+    """Wait until the device has finished."""
     if DEVICE.type != "cpu":
         torch.accelerator.synchronize()
 
 
 def cos(t):
-    """alpha, for images."""
+    """Alpha at time t, broadcast to images."""
     return torch.cos(angle(t))[:, None, None, None]
 
 
 def sin(t):
-    """sigma, for images."""
+    """Sigma at time t, broadcast to images."""
     return torch.sin(angle(t))[:, None, None, None]
 
 
 def step(z, v, t, s):
-    """DDIM from t to s."""
+    """Take one DDIM step from t to s."""
     return torch.cos(angle(t - s))[:, None, None, None] * z - torch.sin(angle(t - s))[:, None, None, None] * v
 
 

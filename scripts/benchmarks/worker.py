@@ -1,4 +1,4 @@
-"""How `benchmark.py` speaks to the processes whose work it times: a line of JSON each way. No package is needed."""
+"""The protocol between `benchmark.py` and the processes that it times: one line of JSON each way."""
 
 import functools
 import json
@@ -12,20 +12,23 @@ from typing import Any
 
 
 def product_size(platform: str) -> int:
-    """The rows and columns of the matrices whose product is timed: as many as bring a device to its best rate."""
+    """Rows and columns of the matrices to multiply, large enough for a device's best rate."""
     return 2048 if platform == "cpu" else 8192
 
 
 def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
-    """Answers requests until stdin ends, and computes only while it is asked to.
+    """Answer requests on stdin until it ends. The process computes only while it answers.
 
-    The first line is the setup; the answer is the name, and the `devices` and `platform` of `make(setup)`. A line
-    'error' asks for its `error()`. Each other names work, {'what': 'sample 4', 'batch': 16, 'seconds': 1}, of which
-    `sample(16, 4)` is the method to time, again and again for so long, after a call that does not count: the first one
-    after a pause is slower, as the host of a virtual machine takes free memory back meanwhile. A method that does its
-    work several times in a call returns how often. The answer is the median of the seconds, and the most bytes of
-    memory that the process has held: of the accelerator's, as `accelerator_memory()` says, or of the host's on CPU.
-    With 'seconds': 0 it is a single call, and the time of that.
+    The first line is the setup; the answer has the name, and the `devices` and `platform` of `make(setup)`. The line
+    "error" asks for its `error()`. Every other line names work, {"what": "sample 4", "batch": 16, "seconds": 1}: the
+    method `sample(16, 4)` is called again and again for so many seconds. The call before these does not count, since
+    the first call after a pause is slower: the host of a virtual machine may have reclaimed free memory. A method
+    that works several times per call returns how often. The answer has the median seconds and the peak memory: the
+    accelerator's, from `accelerator_memory()`, or on CPUs the process's. With 0 seconds, a single call is timed.
+
+    Args:
+      make: makes the work from the setup.
+      name: of the library, for tables.
     """
     work = make(json.loads(sys.stdin.readline()))
     _answer({"name": name, "devices": work.devices, "platform": work.platform})
@@ -54,14 +57,14 @@ def _answer(answer: dict[str, Any]) -> None:
 
 
 def forget_peak_memory() -> None:
-    """Begins anew with `peak_memory`; Linux alone can."""
+    """Reset what `peak_memory` returns. Only Linux can."""
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5")
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has held; None where the system does not tell."""
+    """Peak bytes of this process's memory; None where the system does not report them."""
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None

@@ -1,11 +1,11 @@
-"""Kills a run again and again, and checks that it ends where it would have ended undisturbed.
+"""Kill a run again and again, and check that it ends with the parameters of an undisturbed run.
 
     python scripts/checks/chaos.py --workdir=runs/chaos
     python scripts/checks/chaos.py --method=tract --kills=10 --workdir=runs/chaos_tract
 
-A teacher is trained on the digits and distilled twice: once in peace, and once with `kill -9` at random moments, of
-which some are while it starts, some at work, and some while a checkpoint is being written. Each time the same command
-is run again. In the end the parameters of every stage must be equal to the last bit.
+A teacher is trained on the digits and distilled twice: once undisturbed, and once with `kill -9` at random moments:
+while the process starts, while it works, and while it writes a checkpoint. After each kill, the same command runs
+again. At the end, the parameters of all models must be equal to the last bit.
 """
 
 import os
@@ -25,7 +25,7 @@ from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.runtime.files import as_path, is_remote
 
-# A method's base config, that of its ladder, the fields of its rungs, and how many students these make.
+# For each method: the config of its base model, the config of its ladder, fields for a short ladder, its students.
 LADDERS = {
     "progressive": ("digits_base", "digits_distill", ["start_num_steps=8", "stages={}"], 3),
     "addim": ("digits_base", "digits_addim", ["rungs=(8, 2, 1)", "stages={}"], 2),
@@ -34,16 +34,16 @@ LADDERS = {
     "guidance": ("digits_guided_base", "digits_guided_student", ["end_num_steps=2"], 1),
 }
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A new folder, for both runs.", required=True)
-KILLS = flags.DEFINE_integer("kills", 50, "How often the run is killed.", lower_bound=1)
-METHOD = flags.DEFINE_enum("method", "progressive", list(LADDERS), "What the students are distilled by.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+WORKDIR = flags.DEFINE_string("workdir", None, "A new folder for both runs.", required=True)
+KILLS = flags.DEFINE_integer("kills", 50, "How many times the run is killed.", lower_bound=1)
+METHOD = flags.DEFINE_enum("method", "progressive", list(LADDERS), "Method that distills the students.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 MOMENTS = ("starting", "at work", "writing a checkpoint")
 
 
 def commands(workdir: Path, kills: int) -> list[list[str]]:
-    """The two commands of a run that saves after every 5 updates and is long enough for so many kills."""
+    """The commands of a run that saves after every 5 updates and is long enough for this number of kills."""
     saving = [
         "--config.train.checkpoint_every_secs=0",
         "--config.train.substeps=5",
@@ -70,11 +70,11 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """Runs the script."""
     if is_remote(as_path(WORKDIR.value)):
-        raise InputError(f"--workdir={WORKDIR.value} must be a folder of this machine, where processes are killed.")
-    workdir, start = Path(WORKDIR.value), time.monotonic()
-    programs = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "programs")}  # so that a killed run is soon at work again
+        raise InputError(f"--workdir={WORKDIR.value} must be a local folder: processes are killed on this machine.")
+    workdir = Path(WORKDIR.value)
+    start = time.monotonic()
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "programs")}  # so that a killed run soon works again
     env = os.environ | programs
     workdir.mkdir(parents=True)
     with (workdir / "log.txt").open("w") as log:
@@ -86,13 +86,14 @@ def main() -> None:
     counts = ", ".join(f"{kills[moment]} {moment}" for moment in MOMENTS)
     print(
         f"{kills.total()} kills ({counts}) in {(time.monotonic() - start) / 60:.0f} minutes: "
-        f"the parameters of the teacher and of {students} student(s) are equal to the last bit."
+        f"the parameters of the teacher and of {cli.counted(students, 'student')} are equal to the last bit."
     )
 
 
 def disturb(todo: list[list[str]], workdir: Path, env: dict[str, str], log) -> Counter:
-    """Runs the commands, killing them as often as asked for, and counts at what moments."""
-    rng, kills = random.Random(SEED.value), Counter()
+    """Run the commands, and kill them --kills times. Returns the number of kills by moment."""
+    rng = random.Random(SEED.value)
+    kills: Counter = Counter()
     while todo:
         moment = rng.choice(MOMENTS) if kills.total() < KILLS.value else "never"
         process = subprocess.Popen(todo[0], env=env, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -106,12 +107,12 @@ def disturb(todo: list[list[str]], workdir: Path, env: dict[str, str], log) -> C
         else:
             raise RunError(f"A run failed after {kills.total()} kills: see {log.name}.")
     if kills.total() < KILLS.value:
-        raise RunError(f"The run was finished after {kills.total()} kills.")
+        raise RunError(f"The run finished after {kills.total()} kills, before all {KILLS.value}.")
     return kills
 
 
 def wait_for(moment: str, process: subprocess.Popen, workdir: Path, rng: random.Random) -> bool:
-    """Waits for a moment; false if the process ended before it."""
+    """Wait for a moment of a process. Returns False if the process ended before it."""
     if moment == "never":
         process.communicate()
     elif moment == "starting":
@@ -130,14 +131,15 @@ def wait_for(moment: str, process: subprocess.Popen, workdir: Path, rng: random.
     return process.poll() is None
 
 
-def compare(one: Path, other: Path) -> int:
-    """Raises a RunError unless the parameters of every stage are the same in both runs; returns how many students."""
-    students = sorted(f"ladder/{path.name}" for path in (one / "ladder").glob("steps_*"))
-    for stage in ("base", *students):
-        (params, metadata), (others, of_others) = load(one / stage), load(other / stage)
-        equal = jax.tree.map(np.array_equal, params, others)
-        if metadata.step != of_others.step or not all(jax.tree.leaves(equal)):
-            raise RunError(f"{other / stage} differs from {one / stage}.")
+def compare(expected: Path, found: Path) -> int:
+    """Raise a RunError unless all models of two runs have the same parameters. Returns the number of students."""
+    students = sorted(f"ladder/{path.name}" for path in (expected / "ladder").glob("steps_*"))
+    for name in ("base", *students):
+        params, metadata = load(expected / name)
+        found_params, found_metadata = load(found / name)
+        equal = jax.tree.map(np.array_equal, params, found_params)
+        if metadata.step != found_metadata.step or not all(jax.tree.leaves(equal)):
+            raise RunError(f"{found / name} differs from {expected / name}.")
     return len(students)
 
 

@@ -1,12 +1,12 @@
-"""Says whether JAX computes right on this machine, with these versions, flags and this type: one line, in a minute.
+"""Check whether JAX computes correctly on this machine, with the installed versions and flags. It takes about a minute.
 
     python scripts/checks/numerics.py
     python scripts/checks/numerics.py --dtype=bfloat16
 
 Run it on a new accelerator or after an update: compilers have returned wrong sums before (jax issues 39103, 39257 and
-40412, on CPU). What training and sampling are made of, compiled for the devices here, is compared with the same in
-float64 on the CPU, one operation at a time, which no compiler has fused. The exit status is 1 if an error, relative to
-the size of what it is an error of, is above its bound.
+40412, on CPU). The parts of training and sampling, compiled for the devices here, are compared with the same in float64
+on the CPU, one operation at a time, which no compiler has fused. The script prints one line. The exit status is 1 if a
+relative error exceeds its bound.
 """
 
 import os
@@ -29,11 +29,11 @@ from diffusion_distillation.runtime.cpu import compiler_options, set_cpu_flags
 from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.shapes import Array, Params
 
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the activations.")
 
 BATCH, SIDE = 4, 16
 SCHEDULE = get_logsnr_schedule("cosine", logsnr_min=-20.0, logsnr_max=20.0)
-# float32 on accelerators is not all of it: by default, TPUs multiply in bfloat16 and GPUs in tf32
+# Largest relative errors: in float32 on CPUs, and elsewhere, where products are rounded to bfloat16 or tf32 by default.
 BOUNDS = {
     "the network's output": (1e-5, 2e-2),
     "the gradients of its parameters": (1e-4, 5e-2),
@@ -46,14 +46,13 @@ BOUNDS = {
 
 
 def main() -> None:
-    """Runs the script."""
     set_cpu_flags(DTYPE.value)
     exact = jax.default_backend() == "cpu" and DTYPE.value == "float32"
     dtype = None if DTYPE.value == "float32" else jnp.bfloat16
     inputs = make_inputs()
-    # as training steps are compiled
+    # Compile like a training step.
     found = jax.jit(compute, static_argnames="dtype", compiler_options=compiler_options())(inputs, dtype=dtype)
-    jax.config.update("jax_disable_most_optimizations", True)  # of single operations: they compile sooner
+    jax.config.update("jax_disable_most_optimizations", True)  # single operations compile sooner
     with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]), jax.disable_jit():
         expected = compute(jax.tree.map(np.float64, inputs), dtype=jnp.float64)
     errors = {name: error(found[name], expected[name]) for name in BOUNDS}
@@ -64,12 +63,12 @@ def main() -> None:
     flags_set = os.environ.get("XLA_FLAGS", "").strip() or "none"
     where = f"JAX {jax.__version__} on {jax.devices()[0].device_kind}, {DTYPE.value}, XLA_FLAGS {flags_set}"
     if wrong:
-        raise RunError(f"{where}: wrong are {', '.join(wrong)}. Errors: {figures}.")
-    print(f"{where}: right. Errors: {figures}.")
+        raise RunError(f"{where}: wrong: {', '.join(wrong)}. Errors: {figures}.")
+    print(f"{where}: correct. Errors: {figures}.")
 
 
 def make_inputs() -> dict[str, Any]:
-    """Parameters and images, the same everywhere, in float32."""
+    """Parameters and images in float32, the same on every machine."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, SIDE, SIDE, 3), np.float32)
     logsnr = np.linspace(-4, 4, BATCH, dtype=np.float32)
@@ -78,7 +77,7 @@ def make_inputs() -> dict[str, Any]:
         jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes) for _ in range(2)
     )
     h, kernel, weighed, films = (
-        (mean + spread * rng.standard_normal(shape)).astype(jnp.bfloat16).astype(np.float32)  # no rounding of these
+        (mean + spread * rng.standard_normal(shape)).astype(jnp.bfloat16).astype(np.float32)  # exact in bfloat16
         for mean, spread, shape in (
             (3, 1, (BATCH, SIDE, SIDE, 64)),
             (0, 0.05, (3, 3, 64, 64)),
@@ -90,7 +89,7 @@ def make_inputs() -> dict[str, Any]:
 
 
 def make_network(dtype: Any) -> UNet:
-    """A U-Net with all that U-Nets have here."""
+    """A U-Net with every kind of layer."""
     return UNet(
         num_classes=1, ch=32, emb_ch=64, out_ch=3, ch_mult=(1, 2), num_res_blocks=0, attn_resolutions=(8,),
         num_heads=2, dropout=0.0, logsnr_input_type="inv_cos", resblock_resample=True, dtype=dtype,
@@ -98,7 +97,7 @@ def make_network(dtype: Any) -> UNet:
 
 
 def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
-    """All that is compared."""
+    """Compute everything that is compared."""
     x, logsnr, h, kernel, weighed = (inputs[name] for name in ("x", "logsnr", "h", "kernel", "weighed"))
     network = make_network(dtype)
 
@@ -143,13 +142,13 @@ def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
 
 
 def in_steps(fn: Callable[..., Array], *args: Any) -> Callable[..., Array]:
-    """The function as a list of its operations: doing them takes less time than Python takes to come to them."""
+    """The function as a list of its operations, which takes less time than running its Python code in float64."""
     operations = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(fn)(*args))
     return lambda *args: operations(*jax.tree.leaves(args))[0]
 
 
 def error(found: Any, expected: Any) -> float:
-    """The size of the difference of two trees by that of the second; of a tuple's parts, the largest."""
+    """The relative distance of two trees; for tuples, the largest of their parts."""
     if isinstance(found, tuple):
         return max(map(error, found, expected))
     a, b = (

@@ -1,9 +1,9 @@
-"""Asks a run to stop at random moments, and measures how long it takes to save and leave.
+"""Stop a run at random moments, and measure how long it takes to save and exit.
 
     python scripts/checks/stopping.py --workdir=runs/stopping
 
-The digits' model with more channels and larger batches, so that a step takes about a second on two CPU cores. Each time
-the same command is run again, and goes on where it stopped.
+The run is that of the digits with more channels and larger batches, so that a step takes about a second on two CPU
+cores. After each stop, the same command resumes the run.
 """
 
 import os
@@ -21,16 +21,16 @@ from diffusion_distillation import cli
 from diffusion_distillation.errors import RunError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder.", required=True)
-STOPS = flags.DEFINE_integer("stops", 10, "How often the run is stopped.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-CHANNELS = flags.DEFINE_integer("channels", 128, "Of the network; more make steps take longer.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "More make steps take longer.")
-MOST_SECONDS = flags.DEFINE_float("most_seconds", 10, "The check fails if one stop takes longer.")
+STOPS = flags.DEFINE_integer("stops", 10, "How many times the run is stopped.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+CHANNELS = flags.DEFINE_integer("channels", 128, "Channels of the network; more make steps longer.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images per training step; more make steps longer.")
+MOST_SECONDS = flags.DEFINE_float("most_seconds", 10, "Longest time that a stop may take.")
 
 
 def main() -> None:
-    """Runs the script."""
-    workdir, rng = Path(WORKDIR.value), random.Random(SEED.value)
+    workdir = Path(WORKDIR.value)
+    rng = random.Random(SEED.value)
     workdir.mkdir(parents=True)
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(workdir / "programs")}
     command = [
@@ -43,11 +43,11 @@ def main() -> None:
         "--config.train.log_loss_every_steps=5",
         f"--workdir={workdir / 'run'}",
     ]
-    longest, begun = 0.0, re.compile("compiled and begun")
+    longest = 0.0
     for number in range(1, STOPS.value + 1):
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
-            if begun.search(line):
+            if "compiled and begun" in line:
                 break
         time.sleep(rng.uniform(0, 20))
         process.send_signal(signal.SIGTERM)
@@ -55,13 +55,13 @@ def main() -> None:
         printed, error = process.communicate()
         seconds = time.monotonic() - start
         if process.returncode != 128 + signal.SIGTERM:
-            raise RunError(f"It ended with status {process.returncode}: {error}")
+            raise RunError(f"The run ended with status {process.returncode}: {error}")
         longest = max(longest, seconds)
         speed = re.findall(r"([\d,.]+) images/s", printed) or ["?"]
         print(f"stop {number}: {seconds:.1f} s at {speed[-1]} images/s; {error.splitlines()[-1]}", flush=True)
-    print(f"{STOPS.value} stops, the longest in {longest:.1f} s.")
+    print(f"{cli.counted(STOPS.value, 'stop')}; the longest took {longest:.1f} s.")
     if longest > MOST_SECONDS.value:
-        raise RunError(f"A stop took {longest:.1f} s, more than {MOST_SECONDS.value:.0f}.")
+        raise RunError(f"A stop took {longest:.1f} s, more than --most_seconds={MOST_SECONDS.value:g}.")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_benchmark_of_checkpoints_prints_seconds_per_step(tmp_path):
     flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--blocks=0", "--batch_size=2"]
     printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
-    assert re.search(rf"^A state of \d+ MB: {seconds} a step, {seconds} while it is being saved", printed, re.MULTILINE)
+    assert re.search(rf"^A state of \d+ MB: {seconds} per step, {seconds} during a save", printed, re.MULTILINE)
 
 
 class OnAccelerator:
@@ -70,7 +70,7 @@ def test_the_benchmark_rejects_bad_flags(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
     for flag, message in {
         "--image_shape=32,x,3": "must be height, width and channels",
-        "--peer=/nowhere/python": "is no program: give a Python that has torch",
+        "--peer=/nowhere/python": "is not a program: give a Python that has torch",
     }.items():
         error = call("benchmarks/benchmark", flag, fails=True)
         assert message in error and "Traceback" not in error

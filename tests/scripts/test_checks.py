@@ -14,7 +14,7 @@ from diffusion_distillation.networks import layers, unet
 def test_numerics(dtype, onednn, optimized):
     flags = f"--xla_cpu_experimental_onednn_custom_call={onednn} --xla_cpu_prefer_vector_width=512"
     printed = run("checks/numerics", f"--dtype={dtype}", env={"XLA_FLAGS": flags})
-    assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}: right\. Errors: .*\n", printed)
+    assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}: correct\. Errors: .*\n", printed)
 
 
 class Linear(unet.UNet):
@@ -35,4 +35,4 @@ def test_wrong_numerics(monkeypatch):
     monkeypatch.setattr(layers, "convolution", wrong)
     monkeypatch.setattr(unet, "UNet", Linear)
     error = call("checks/numerics", fails=True)
-    assert re.search(r"wrong are a convolution and its gradients\. Errors", error) and "Traceback" not in error
+    assert re.search(r"wrong: a convolution and its gradients\. Errors", error) and "Traceback" not in error
