@@ -10,21 +10,22 @@ from ml_collections import ConfigDict
 from ..checkpoints import abstract_params, load
 from ..config import rung_config
 from ..data import Source, read_batches
-from ..methods import ladder_rungs
+from ..methods import ladder_rungs, make_method
 from ..networks.model import count_params
 from ..runtime import multihost
 from ..runtime.devices import AnyMesh, describe_devices, replicated
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
+from .checks import wasteful_settings
 from .ladder import Plan, load_teacher, student_folder
-from .loop import Load, inputs_of, prepare
+from .prepare import LoadModel, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, TrainState, doubts, init_state
+from .step import Teacher, TrainState, init_state
 
 
 def dry_run(
-    config: ConfigDict, workdir: epath.PathLike, source: Source, *, change: bool = False, load_model: Load = load
+    config: ConfigDict, workdir: epath.PathLike, source: Source, *, change: bool = False, load_model: LoadModel = load
 ) -> None:
     """Check a base run or a ladder as `train` and `run_ladder` do, up to compilation, and print what it would do.
 
@@ -69,12 +70,16 @@ def dry_run(
         f"Devices: {describe_devices(first.mesh)}, {of_first.train.batch_size // first.mesh.size} images of each batch "
         "per device."
     )
-    state = jax.eval_shape(functools.partial(init_state, of_first), abstract_params(first.metadata))
-    size, count = bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state), count_params(state.params)
+    make_state = functools.partial(init_state, of_first, make_method(of_first))
+    state = jax.eval_shape(make_state, abstract_params(first.metadata))
+    size, count = (
+        bytes_held(state, teacher, first.mesh, shard=of_first.train.shard_state),
+        count_params(state.params),
+    )
     print_on_main(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")
     for of_run, folder, _ in runs:
-        for doubt in doubts(of_run.train):
-            print_on_main(f"Warning: {folder}: {doubt}")
+        for warning in wasteful_settings(of_run.train):
+            print_on_main(f"Warning: {folder}: {warning}")
     print_on_main(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
 
 

@@ -20,8 +20,10 @@ from ..runtime.console import safe_output
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from ..shapes import Params
-from .compatibility import check_same_model
-from .loop import Load, OnEval, OnMetrics, check_processes, inputs_of, train
+from .checks import check_processes, check_same_model
+from .loop import OnEval, train
+from .monitor import OnMetrics
+from .prepare import LoadModel, inputs_of
 from .runs import locked, open_run, read_config, read_inputs, record_environment
 from .step import Teacher
 
@@ -39,7 +41,7 @@ def run_ladder(
     on_eval: OnEval | None = None,
     on_metrics: OnMetrics | None = None,
     change: bool = False,
-    load_model: Load = load,
+    load_model: LoadModel = load,
     report_evaluations: int = 0,
 ) -> None:
     """Trains every student of the method's ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
@@ -90,7 +92,7 @@ def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
         logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
-def load_teacher(config: ConfigDict, source: Source, load_model: Load = load) -> tuple[Params, Network | None]:
+def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = load) -> tuple[Params, Network | None]:
     """Load the parameters of a ladder's teacher, and its network if that differs from its students'.
 
     Arguments and errors are those of `run_ladder`; nothing is written or compiled.
