@@ -123,7 +123,7 @@ def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
     flags += ["--config.distillation.rungs=None", "--config.distillation.stages=None", f"--workdir={tmp_path}/ladder"]
     flags += ["--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)", "--dry_run"]
     printed = call("distill", *flags, "--config.distillation.start_num_steps=4")
-    assert "2 student(s)" in printed and "200,865 parameters" in printed and "10 classes" in printed
+    assert "2 students" in printed and "200,865 parameters" in printed and "10 classes" in printed
     error = call("distill", *flags, "--config.distillation.start_num_steps=8", fails=True)
     assert "was trained for 4 sampling steps" in error
     error = call("distill", *flags, "--config.distillation.start_num_steps=4", *AFFINE, fails=True)

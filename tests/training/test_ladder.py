@@ -195,7 +195,7 @@ def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
         return params, dataclasses.replace(metadata, step=3)
 
     run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE, load_model=load_model)
-    assert "is not finished: it has done 3 of 5 training steps" in caplog.text
+    assert "is not finished: it has done 3 of 5 updates" in caplog.text
 
 
 def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):
