@@ -18,7 +18,8 @@ from .runtime import multihost
 from .runtime.files import absolute, as_path
 from .runtime.hashing import sha256
 from .shapes import Params
-from .training.loop import OnEval, OnMetrics
+from .training.loop import OnEval
+from .training.monitor import OnMetrics
 
 GRID_SIZE = 64  # images per sample grid
 

@@ -7,9 +7,8 @@ import pytest
 from flax import linen as nn
 from helpers import oracle
 from helpers.models import KEY, SHAPE, make_model, noise
+from helpers.steps import WAYS, make_config, run
 from jax.sharding import Mesh
-from training import test_step
-from training.test_step import make_config
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import pipeline as module
@@ -183,9 +182,9 @@ def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, 
     config = guided_config(method, **(dict(start_num_steps=8) if method == "progressive" else dict(end_num_steps=4)))
     rung = make_method(config).rungs[0]
     teacher_network = Told((1.0, 3.0) if teacher_takes_it else None)
-    step = jax.jit(make_train_step(config, Told((1.0, 3.0))))
+    step = jax.jit(make_train_step(config, make_method(config), Told((1.0, 3.0))))
     teacher = Teacher({"scale": jnp.float32(-0.4)}, rung, None if teacher_takes_it else teacher_network)
-    state = init_state(config, {"scale": jnp.float32(0.7)})
+    state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})
     new, metrics = step(state, jax.random.key(0), teacher, BATCH)
 
     data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
@@ -224,17 +223,16 @@ def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, 
 
 
 @pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
-def test_every_way_of_training_gives_the_same(way, monkeypatch):
+def test_every_way_of_training_gives_the_same(way):
     """Of a student whose teacher has a network of its own."""
-    monkeypatch.setattr(test_step, "SOURCE", LABELLED)
     found = []
-    for how in ({}, test_step.WAYS[way]):
+    for how in ({}, WAYS[way]):
         how = dict(how)
         placed = {field: how.pop(field) for field in ("devices", "scan") if field in how}
         config = guided_config("guidance", how, end_num_steps=4)
         teacher = Teacher({"scale": np.float32(-0.4)}, make_method(config).rungs[0], Told())
         network, params = Told((1.0, 3.0)), {"scale": np.float32(0.7)}
-        states, losses = test_step.run(config, 3, network=network, params=params, teacher=teacher, **placed)
+        states, losses = run(config, 3, network=network, params=params, teacher=teacher, source=LABELLED, **placed)
         found.append((states[-1].params["scale"], losses))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
@@ -256,8 +254,10 @@ def test_label_dropout():
         config = make_config(batch_size=batch_rows, label_dropout=dropped, **train)
         rows = np.arange(batch_rows) % 64
         batch = {name: value[rows] for name, value in BATCH.items()}
-        state = init_state(config, {"scale": jnp.float32(0.7)})._replace(step=jnp.int32(step))
-        jax.block_until_ready(jax.jit(make_train_step(config, Telling()))(state, jax.random.key(0), None, batch))
+        state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})._replace(step=jnp.int32(step))
+        jax.block_until_ready(
+            jax.jit(make_train_step(config, make_method(config), Telling()))(state, jax.random.key(0), None, batch)
+        )
         jax.effects_barrier()
         y, z = (np.stack([seen[i][part] for i in range(batch_rows)]) for part in (0, 1))
         np.testing.assert_array_equal(y[y >= 0], batch["label"][y >= 0])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.models import KEY, SHAPE, WAYS, make_model
+from helpers.steps import AFFINE, NETWORK, SOURCE, make_config
 from methods.test_targets import METHODS
-from training.test_step import AFFINE, NETWORK, SOURCE, make_config
 
 from diffusion_distillation.config import rung_config
 from diffusion_distillation.data import read_batches
@@ -49,7 +49,8 @@ def test_64_bit_types_leave_training_as_it_is(name):
         teacher = None
         if "distillation" in TRAINED[name]:
             teacher = Teacher(jax.tree.map(lambda leaf: leaf + 0.1, AFFINE), make_method(config).rungs[0])
-        step, state, losses = jax.jit(make_train_step(config, NETWORK)), init_state(config, AFFINE), []
+        method, losses = make_method(config), []
+        step, state = jax.jit(make_train_step(config, method, NETWORK)), init_state(config, method, AFFINE)
         for batch in read_batches(SOURCE, 0, range(2), 16):
             state, metrics = step(state, seed_key(0), teacher, batch)
             losses.append(metrics)

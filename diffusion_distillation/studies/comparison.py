@@ -38,7 +38,7 @@ from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, paths_below, write_atomic
 from ..training.ladder import run_ladder, student_folder
-from ..training.loop import Load
+from ..training.prepare import LoadModel
 from ..training.runs import read_metrics
 from ..training.step import init_state
 from .seeds import SEED_OFFSET, evaluate_seed, mean_and_range, mean_curve, values_by_steps
@@ -175,7 +175,7 @@ def compare_methods(
     seeds: int = 3,
     budget: int | None = None,
     methods: Sequence[str] = (),
-    load_model: Load = load,
+    load_model: LoadModel = load,
 ) -> dict[str, MethodResult]:
     """Distill by every method, measure the students, and write the page. Finished parts are kept.
 
@@ -261,7 +261,7 @@ def _choose(known: Mapping[str, Recipe], names: Sequence[str]) -> dict[str, Reci
 
 
 def _train_students(
-    configs: Sequence[ConfigDict], folder: epath.Path, source: Source, load_model: Load
+    configs: Sequence[ConfigDict], folder: epath.Path, source: Source, load_model: LoadModel
 ) -> dict[int, epath.Path]:
     """Run the ladders of a method. Returns the folders of their students by sampling steps."""
     students = {}
@@ -313,7 +313,7 @@ def _copies(config: ConfigDict, source: Source) -> float:
     metadata = Metadata(config=config, image_shape=source.image_shape, num_classes=source.num_classes, num_steps=0)
     params = abstract_params(metadata)
     last = rung_config(config, ladder_rungs(config)[-1])
-    state = jax.eval_shape(functools.partial(init_state, last), params)
+    state = jax.eval_shape(functools.partial(init_state, last, make_method(last)), params)
     return 1 + _bytes(state) / _bytes(params)  # 1 for the teacher
 
 

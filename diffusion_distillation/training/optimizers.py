@@ -1,4 +1,4 @@
-"""The optimizer of a config's `train` section, in optax."""
+"""The optimizer and the learning rate of a config's `train` section, in optax."""
 
 from typing import Any
 
@@ -6,17 +6,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..shapes import Array, Params
+from ..shapes import Params
 
 EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj")
 
 
 def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam or momentum, then decoupled weight decay and the learning rate.
+    """Clip by global norm, then Adam or momentum, then decoupled weight decay.
+
+    The training step multiplies the updates by the learning rate. It depends on the step of the run, which counts
+    skipped updates too, while the optimizer sees only those that are not skipped.
 
     Args:
       train: the `train` section of a resolved config.
-      only_finetune_temb: update the layers of the embedding alone (`EMBEDDING_LAYERS`).
+      only_finetune_temb: update only the layers of the time embedding (`EMBEDDING_LAYERS`).
+
+    Returns:
+      A transformation of gradients into the change of the parameters at a learning rate of 1. It works on any tree of
+      arrays; with `only_finetune_temb`, on trees of named layers.
     """
     rule = {
         "adam": lambda: optax.scale_by_adam(train.adam_beta1, train.adam_beta2, train.adam_eps),
@@ -27,7 +34,8 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
         optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity(),
         rule,
         optax.add_decayed_weights(train.weight_decay) if train.weight_decay else optax.identity(),
-        optax.scale_by_learning_rate(learning_rate(train)),
+        # Downhill. `optax.scale(-1.0)` would do, but this keeps a count, unused, that checkpoints of format 1 have.
+        optax.scale_by_schedule(lambda count: -1.0),
     )
     if only_finetune_temb:
         optimizer = optax.partition({"embedding": optimizer, "rest": optax.set_to_zero()}, _embedding_or_rest)
@@ -40,7 +48,11 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
 
 
 def learning_rate(train: Any) -> optax.Schedule:
-    """The learning rate of each update: a linear warm-up times, if asked for, a linear anneal from the start to 0."""
+    """Return the learning rate as a function of the step, which is 0 for the first update.
+
+    It is `train.learning_rate`, times a linear warm-up over `learning_rate_warmup_steps`, times, if
+    `learning_rate_anneal_type` is 'linear', a linear decay from 1 at step 0 to 0 at `learning_rate_anneal_steps`.
+    """
     warmup = train.learning_rate_warmup_steps
     anneal = train.learning_rate_anneal_steps or train.num_train_steps
 
@@ -53,18 +65,6 @@ def learning_rate(train: Any) -> optax.Schedule:
         return rate
 
     return schedule
-
-
-def at_step(opt_state: optax.OptState, step: Array) -> optax.OptState:
-    """The optimizer's state with the learning rate at this step, and all else as it is.
-
-    A step that is skipped leaves the moments and their count alone, but the learning rate goes on.
-    """
-
-    def of_learning_rate(path, _):
-        return getattr(path[-1], "tuple_name", None) == optax.ScaleByScheduleState.__name__
-
-    return optax.tree.set(opt_state, of_learning_rate, count=step)
 
 
 def _embedding_or_rest(params: Params) -> Params:

@@ -1,7 +1,10 @@
-"""Parameters in one array: XLA then updates them in a few operations, where it has several for each.
+"""Parameters packed into one array, so that XLA updates them in a few operations instead of a few per array.
 
-A small U-Net has hundreds of arrays, and half of what is compiled for its training step, without this, updates them. On
-a GPU these are thousands of kernels a step.
+A small U-Net has hundreds of arrays. Without packing, half of what is compiled for its training step updates them, and
+on a GPU the update launches thousands of kernels. `optax.flatten` is not enough: it packs what the optimizer sees, so
+the parameters are packed anew at every step, and adding the updates and averaging remain operations per array.
+
+Packing stays between `Runner.place` and `Runner.collect`: checkpoints hold the arrays one by one.
 """
 
 import itertools
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..networks.layers import computed_once
 from ..shapes import Params
 
 
@@ -22,53 +26,75 @@ class Packed:
     """The arrays of a tree, all of one type, one after another.
 
     Attributes:
-      vector: all their elements, an array of shape [size]; or, as for any leaf of a tree, what stands for it.
+      vector: their elements, an array of shape [size].
       structure: of the tree.
       shapes: of its arrays.
     """
 
     vector: Any
-    structure: jax.tree_util.PyTreeDef = flax.struct.field(pytree_node=False)
+    structure: Any = flax.struct.field(pytree_node=False)
     shapes: tuple[tuple[int, ...], ...] = flax.struct.field(pytree_node=False)
 
 
 def pack(params: Params, xp: ModuleType = jnp) -> Packed:
-    """Packs the arrays of a tree, all of one type, by NumPy's functions or by JAX's."""
+    """Pack the arrays of a tree, all of one type, with NumPy or JAX (`xp`).
+
+    >>> pack({"a": jnp.zeros((2, 2)), "b": jnp.ones(1)}).vector
+    Array([0., 0., 0., 0., 1.], dtype=float32)
+    """
     leaves, structure = jax.tree.flatten(params)
     vector = xp.concatenate([xp.asarray(leaf).reshape(-1) for leaf in leaves])
     return Packed(vector, structure, tuple(leaf.shape for leaf in leaves))
 
 
 def pack_state(state: Any, xp: ModuleType = np) -> Any:
-    """A training state whose parameters, and all that has their structure, are packed, by default on the host.
+    """Pack the parameters of a training state and every tree in it that has their structure.
 
     Args:
-      state: with `params` of one or several types; if of several, it is returned as it is.
-      xp: as in `pack`.
+      state: has `params`. If these are of several types, the state is returned unchanged.
+      xp: NumPy or JAX's NumPy, which packs.
+
+    Returns:
+      The state, with a `Packed` for each such tree.
     """
     structure = jax.tree.structure(state.params)
 
-    def to_pack(node):
+    def is_like_params(node):
         return jax.tree.structure(node) == structure
 
-    def packed(node):
-        return pack(node, xp) if to_pack(node) else node
+    def pack_if_like_params(node):
+        return pack(node, xp) if is_like_params(node) else node
 
     one_type = len({leaf.dtype for leaf in jax.tree.leaves(state.params)}) == 1
-    return jax.tree.map(packed, state, is_leaf=to_pack) if one_type else state
+    return jax.tree.map(pack_if_like_params, state, is_leaf=is_like_params) if one_type else state
 
 
 def unpack(tree: Any) -> Any:
-    """The tree, with everything that is packed in it as it was before: views of NumPy arrays, else slices."""
+    """Undo `pack` everywhere in a tree. NumPy arrays become views, JAX arrays slices.
 
-    def unpacked(node):
+    >>> unpack(pack({"a": jnp.zeros(2), "b": jnp.ones(1)}))
+    {'a': Array([0., 0.], dtype=float32), 'b': Array([1.], dtype=float32)}
+    """
+
+    def unpack_node(node):
         if not is_packed(node):
             return node
         ranges = itertools.pairwise(itertools.accumulate(map(math.prod, node.shapes), initial=0))
         parts = zip(ranges, node.shapes, strict=True)
         return node.structure.unflatten([node.vector[start:end].reshape(shape) for (start, end), shape in parts])
 
-    return jax.tree.map(unpacked, tree, is_leaf=is_packed)
+    return jax.tree.map(unpack_node, tree, is_leaf=is_packed)
+
+
+def unpack_for_networks(state: Any) -> Any:
+    """Unpack what networks read of a training state: `params` and `average`.
+
+    On CPU each slice is written to memory once, or XLA would slice the vector anew at each use.
+    """
+    if not is_packed(state.params):
+        return state
+    params, average = (jax.tree.map(computed_once, unpack(tree)) for tree in (state.params, state.average))
+    return state._replace(params=params, average=average)
 
 
 def is_packed(node: Any) -> bool:

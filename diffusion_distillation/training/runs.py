@@ -26,7 +26,7 @@ from ..registry import check_foreign
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, file_lock, is_remote, parse_json, read_json, read_json_lines, write_atomic
-from .step import averaging_decay
+from .averages import averaging_decay
 
 # What may differ when a run is taken up again: it does not shape the result.
 OPERATIONAL = (
@@ -116,16 +116,33 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Map
         write_atomic(workdir / INPUTS_FILE, json.dumps({**recorded, **inputs}, indent=2) + "\n")
 
 
+def check_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False) -> None:
+    """Raise an InputError as `open_run` would, without comparing inputs and without writing anything.
+
+    Every process must call it.
+    """
+    multihost.on_main(lambda: len(changes_of_run(as_path(workdir), config, change, None)))
+
+
 def changes_of_run(
-    workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str]
+    workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str] | None
 ) -> list[Difference]:
-    """How a config and inputs differ from those of the run in a folder, if there is one; see `open_run`."""
+    """How a config and inputs differ from those of the run in a folder, if it holds one; see `open_run`.
+
+    Args:
+      workdir: the folder.
+      config: resolved.
+      change: allow differences.
+      inputs: fingerprints of inputs; None to compare neither inputs nor their paths.
+    """
     if not (workdir / "config.json").exists():
         return []
-    recorded = read_inputs(workdir)
-    earlier, now = json.loads(read_config(workdir).to_json()), json.loads(config.to_json())
-    known = [name for name in INPUTS if name in inputs and name in recorded]
-    ignored = (*OPERATIONAL, *(field for name in known for field in INPUTS[name].paths))
+    recorded = {} if inputs is None else read_inputs(workdir)
+    known = [name for name in recorded if name in inputs and name in INPUTS]
+    by_content = INPUTS if inputs is None else known
+    ignored = (*OPERATIONAL, *(field for name in by_content for field in INPUTS[name].paths))
+    earlier = json.loads(read_config(workdir).to_json())
+    now = json.loads(config.to_json())
     changes = [(field, old, new) for field, old, new in differences(earlier, now) if not _among(ignored, field)]
     changes += [(name, recorded[name], inputs[name]) for name in known if inputs[name] != recorded[name]]
     if changes:

@@ -1,9 +1,10 @@
 """The training step: a pure function of the state, the teacher and a batch.
 
-What is learned is the method's business (`methods`). All randomness of a step is drawn for each example from
-(seed, step, position in the global batch), so it does not depend on how the batch is spread over devices.
+The method defines what is learned (`methods`). Each example's randomness follows from (seed, step, position in the
+global batch), so it does not depend on how the batch is divided among devices.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,29 +15,26 @@ import optax
 
 from ..diffusion import q_sample
 from ..keys import normal
-from ..methods import Denoisers, Method, Rung, make_method
-from ..networks.layers import computed_once
+from ..methods import Denoisers, Method, Rung
 from ..networks.model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
 from ..shapes import Array, Condition, Params
-from .optimizers import at_step, learning_rate, make_optimizer
-from .packing import is_packed, pack, unpack
+from .averages import averaging_decay, corrected_decay, update_average
+from .optimizers import learning_rate, make_optimizer
 
-MOST_OF_FIRST = 0.1  # the weight of an average's first parameters above which samples are visibly worse
-
-Batch = dict[str, Array]
+TrainingBatch = dict[str, Array]  # uint8 `image`, [batch, height, width, channels]; int32 `label`, [batch], if any
 Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
-      step: updates done, skipped ones included.
-      params: what the optimizer works on. These, and all that has their structure, may be packed (`packing`).
-      ema_params: their running average, with which samples are drawn; None where nothing is averaged.
-      opt_state: of the optimizer.
-      skipped: updates left out because they were not finite.
-      average: the average that the method's target reads; None where it reads none.
+      step: int32; updates done, including skipped ones.
+      params: the parameters that the optimizer updates.
+      ema_params: their running average, to sample with; None if the config keeps no average.
+      opt_state: the optimizer's state.
+      skipped: int32; updates skipped because the loss or the gradient was not finite.
+      average: the running average that the method's target reads; None if it reads none.
     """
 
     step: Array
@@ -54,12 +52,13 @@ class TrainState(NamedTuple):
 
 @flax.struct.dataclass
 class Teacher:
-    """What distillation learns from.
+    """What a student learns from.
 
     Attributes:
       params: the teacher's sampling parameters.
-      rung: its student's place in the ladder.
-      network: its network, where that is not its student's: a guided student's teacher takes no weight of guidance.
+      rung: the student's rung. It may be traced.
+      network: the teacher's network; None if it is the student's. A guided student's first teacher has its own, which
+        takes no guidance weight.
     """
 
     params: Params
@@ -67,10 +66,16 @@ class Teacher:
     network: Network | None = flax.struct.field(pytree_node=False, default=None)
 
 
-def init_state(config: Any, params: Params) -> TrainState:
-    """The state before the first step of training from a copy of these parameters; `config` is resolved."""
+def init_state(config: Any, method: Method, params: Params) -> TrainState:
+    """The state before the first update.
 
-    def copy():  # a step uses up its state, and the parameters may be the teacher's too
+    Args:
+      config: resolved.
+      method: what is learned; it decides whether there is an `average`.
+      params: the initial parameters. The state holds copies, since a step consumes its state.
+    """
+
+    def copy():
         return jax.tree.map(jnp.array, params)
 
     return TrainState(
@@ -79,118 +84,147 @@ def init_state(config: Any, params: Params) -> TrainState:
         ema_params=copy() if averaging_decay(config.train) else None,
         opt_state=_optimizer(config).init(params),
         skipped=jnp.zeros((), jnp.int32),
-        average=copy() if make_method(config).average_decay is not None else None,
+        average=copy() if method.average_decay is not None else None,
     )
 
 
-TrainStep = Callable[[TrainState, Array, Teacher | None, Batch], tuple[TrainState, Metrics]]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """One update: `step(state, key, teacher, batch) -> (state, metrics)`.
+
+    It has two halves, so that a runner can pack the parameters between them (`packing`).
+
+    Attributes:
+      gradients: `gradients(state, key, teacher, batch) -> (loss, grads)`. The key is the run's, `seed_key(seed)`; the
+        teacher is None in base training.
+      update: `update(state, loss, grads) -> (state, metrics)`, for params, averages, moments and gradients in any tree
+        of arrays. The metrics are the loss, the gradient's norm before it is clipped, the updates skipped so far and
+        the learning rate.
+    """
+
+    gradients: Callable[[TrainState, Array, Teacher | None, TrainingBatch], tuple[Array, Params]]
+    update: Callable[[TrainState, Array, Params], tuple[TrainState, Metrics]]
+
+    def __call__(
+        self, state: TrainState, key: Array, teacher: Teacher | None, batch: TrainingBatch
+    ) -> tuple[TrainState, Metrics]:
+        """Do one update."""
+        loss, grads = self.gradients(state, key, teacher, batch)
+        return self.update(state, loss, grads)
 
 
-def make_train_step(config: Any, network: Network, *, axis_name: str | None = None, num_shards: int = 1) -> TrainStep:
-    """The training step of a resolved config.
+def make_train_step(
+    config: Any, method: Method, network: Network, *, axis_name: str | None = None, num_shards: int = 1
+) -> TrainStep:
+    """The training step of a config.
+
+    The step does not read the config's seed, and the teacher's rung may be traced, so one compiled step serves every
+    student of a ladder.
 
     Args:
       config: resolved.
+      method: what is learned.
       network: called as `UNet` is.
-      axis_name: of the pmap that the step runs in; its batch is then this device's part of the global batch.
-      num_shards: among how many devices the batch that the step is given is divided. Each takes its part of every
-        microbatch.
-
-    Returns:
-      `step(state, key, teacher, batch) -> (state, metrics)`. The key is the run's, `seed_key(seed)`; the teacher is
-      None in base training; the batch holds uint8 `image` and, for a conditional network, int32 `label`. The metrics
-      are the loss, the norm of the gradient before it is clipped, the updates skipped so far, and the learning rate.
-      The seed is not read, and the teacher's rung may be traced: one compiled step serves every student.
+      axis_name: the axis of the pmap that the step runs in; its batch is then one device's part of the global batch.
+      num_shards: the number of devices that share the batch. Each takes an equal part of every microbatch.
     """
-    train, method = config.train, make_method(config)
-    loss = _make_loss(config, network, method)
-    optimizer = _optimizer(config)
-    decay = averaging_decay(train)
-    num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
+    return TrainStep(
+        gradients=_make_gradients(config, method, network, axis_name, num_shards), update=_make_update(config, method)
+    )
 
-    def step(state, key, teacher, batch):
+
+def _make_gradients(
+    config: Any, method: Method, network: Network, axis_name: str | None, num_shards: int
+) -> Callable[[TrainState, Array, Teacher | None, TrainingBatch], tuple[Array, Params]]:
+    """`TrainStep.gradients`."""
+    train = config.train
+    num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
+    loss_and_gradient = jax.value_and_grad(_make_loss(config, method, network))
+
+    def gradients(state, key, teacher, batch):
         keys = jax.random.split(jax.random.fold_in(key, state.step))
         rows = len(batch["image"])
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows, dtype=jnp.int32)}
-        unpacked = state._replace(params=_unpacked(state.params), average=_unpacked(state.average))
-
-        def gradients(part):
-            value, grads = jax.value_and_grad(loss)(unpacked.params, unpacked, teacher, keys, part)
-            return value, pack(grads) if is_packed(state.params) else grads
-
-        value, grads = _mean_over_microbatches(gradients, _microbatches(batch, num_microbatches, num_shards))
-        if axis_name is not None:
-            value, grads = jax.lax.pmean((value, grads), axis_name)
-        counted = state.step - state.skipped  # an average starts at the first update that is not skipped
-        opt_state = at_step(state.opt_state, state.step)
-        updates, _ = optimizer.update(grads, opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # or else XLA on CPU reads the old moments for both, and copies them first, to write the new ones in their place
-        params, opt_state = computed_once((params, opt_state))
-        _, opt_state = optimizer.update(grads, opt_state, state.params)
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            ema_params=None if decay is None else _averaged(state.ema_params, params, decay(counted)),
-            opt_state=opt_state,
-            skipped=state.skipped,
-            average=(
-                None
-                if method.average_decay is None
-                else _averaged(state.average, params, corrected_decay(method.average_decay, counted))
-            ),
+        mean = _mean_over_microbatches(
+            lambda part: loss_and_gradient(state.params, state, teacher, keys, part),
+            _microbatches(batch, num_microbatches, num_shards),
         )
+        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+    return gradients
+
+
+def _make_update(config: Any, method: Method) -> Callable[[TrainState, Array, Params], tuple[TrainState, Metrics]]:
+    """`TrainStep.update`."""
+    optimizer = _optimizer(config)
+    learning_rate_at = learning_rate(config.train)
+    ema_decay = averaging_decay(config.train)
+
+    def update(state, loss, grads):
+        # The optimizer's step, times the learning rate.
+        rate = jnp.asarray(learning_rate_at(state.step), jnp.float32)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
+        params = optax.apply_updates(state.params, updates)
+
+        # The averages, which begin at the first update that is not skipped.
+        num_updates = state.step - state.skipped
+        ema_params = state.ema_params
+        if ema_decay is not None:
+            ema_params = update_average(state.ema_params, params, ema_decay(num_updates))
+        average = state.average
+        if method.average_decay is not None:
+            average = update_average(state.average, params, corrected_decay(method.average_decay, num_updates))
+        new = TrainState(state.step + 1, params, ema_params, opt_state, state.skipped, average)
+
+        # If the update is not finite, keep everything but the step as it was.
         gradient_norm = optax.tree.norm(grads)
-        if train.enable_update_skip:
+        if config.train.enable_update_skip:
             kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
-            finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
+            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
             new = jax.tree.map(lambda new, kept: jnp.where(finite, new, kept), new, kept)
-        return new, {
-            "loss": value,
-            "gradient_norm": gradient_norm,
-            "skipped": new.skipped,
-            "learning_rate": jnp.asarray(learning_rate(train)(state.step), jnp.float32),
-        }
+        metrics = {"loss": loss, "gradient_norm": gradient_norm, "skipped": new.skipped, "learning_rate": rate}
+        return new, metrics
 
-    return step
+    return update
 
 
-def _unpacked(params: Params | None) -> Params | None:
-    """As the networks take them; what is sliced is written once, and not read from the whole at each use."""
-    return jax.tree.map(computed_once, unpack(params)) if is_packed(params) else params
-
-
-def _make_loss(config: Any, network: Network, method: Method) -> Callable[..., Array]:
+def _make_loss(config: Any, method: Method, network: Network) -> Callable[..., Array]:
     """`loss(params, state, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
 
-    `keys` are those of this step, for data and for dropout; `batch` also has `index`, the position of each example.
+    `keys` are this step's, for data and for dropout; `batch` also has `index`, the position of each example.
     """
     model = config.model
-    schedule, tell = train_schedule(model), _make_condition(config, network)
+    schedule = train_schedule(model)
+    condition_of = _make_condition(config, network)
 
     def loss(params, state, teacher, keys, batch):
+        # Noisy images z at the times of the method.
         data_key, dropout_key = keys
         index = batch["index"]
-        of_example = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 4))(index)
-        x = preprocess(of_example[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
-        eps = normal(of_example[:, 1], x)
-        times = method.times(of_example[:, 2], state.step, None if teacher is None else teacher.rung)
+        example_keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 4))(index)
+        x = preprocess(example_keys[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
+        eps = normal(example_keys[:, 1], x)
+        times = method.times(example_keys[:, 2], state.step, None if teacher is None else teacher.rung)
         logsnr = schedule(times.t)
         z = q_sample(x, eps, logsnr)
 
-        condition = tell(of_example[:, 3], batch.get("label"))
+        # The networks, under the labels and guidance weights of the examples.
+        condition = condition_of(example_keys[:, 3], batch.get("label"))
 
-        def denoiser(params: Params, of: Network = network, **kwargs):
-            return network_denoiser(of, params, model.mean_type, condition, **kwargs)
+        def denoiser(params: Params, network: Network = network, **kwargs):
+            return network_denoiser(network, params, model.mean_type, condition, **kwargs)
 
-        in_training = dict(train=True, index=index, rngs={"dropout": dropout_key})
-        student = denoiser(params, **in_training)
+        training = dict(train=True, index=index, rngs={"dropout": dropout_key})
+        student = denoiser(params, **training)
         denoisers = Denoisers(
             teacher=None if teacher is None else denoiser(teacher.params, teacher.network or network),
-            student=denoiser(jax.lax.stop_gradient(params), **in_training),
+            student=denoiser(jax.lax.stop_gradient(params), **training),
             average=None if state.average is None else denoiser(state.average),
         )
+
+        # What the student predicts, and what it should predict.
         target = method.target(denoisers, x, eps, z, times)
         return jnp.mean(method.loss(student(z, logsnr), target, times))
 
@@ -198,17 +232,18 @@ def _make_loss(config: Any, network: Network, method: Method) -> Callable[..., A
 
 
 def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | None], Condition]:
-    """`condition(keys, labels)`, what the networks are told of each example.
+    """`condition(keys, labels)`, what the networks are conditioned on.
 
-    A share of train.label_dropout of the labels is left out; a network that takes weights of guidance gets one that is
+    A share `train.label_dropout` of the labels is dropped. A network that takes a guidance weight gets one that is
     uniform in its range (Meng et al. 2023, section 3.1).
     """
-    dropped, weights = config.train.label_dropout, guidance_range(network)
+    label_dropout = config.train.label_dropout
+    weights = guidance_range(network)
 
     def condition(keys, labels):
-        if dropped and labels is not None:
+        if label_dropout and labels is not None:
             labels = labels.astype(jnp.int32)  # NO_CLASS is negative
-            drops = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(dropped)))(keys)
+            drops = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(label_dropout)))(keys)
             labels = jnp.where(drops, NO_CLASS, labels)
         if weights is None:
             return {} if labels is None else {"y": labels}
@@ -219,8 +254,8 @@ def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | N
     return condition
 
 
-def _microbatches(batch: Batch, count: int, num_shards: int) -> Batch:
-    """The batch in `count` parts, stacked; each has a share of every shard, so that no row changes its device."""
+def _microbatches(batch: TrainingBatch, count: int, num_shards: int) -> TrainingBatch:
+    """The batch in `count` parts, stacked; each takes an equal share of every shard, so no row changes its device."""
 
     def split(leaf):
         parts = leaf.reshape(num_shards, count, -1, *leaf.shape[1:]).swapaxes(0, 1)
@@ -229,13 +264,14 @@ def _microbatches(batch: Batch, count: int, num_shards: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def _mean_over_microbatches(gradients: Callable[[Batch], Any], parts: Batch) -> Any:
-    """The mean of what `gradients` returns for each part, one part at a time."""
-    first, rest = jax.tree.map(lambda leaf: leaf[0], parts), jax.tree.map(lambda leaf: leaf[1:], parts)
+def _mean_over_microbatches(gradients: Callable[[TrainingBatch], Any], parts: TrainingBatch) -> Any:
+    """The mean of `gradients(part)` over the parts, one part at a time."""
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    rest = jax.tree.map(lambda leaf: leaf[1:], parts)
     count = len(parts["image"])
     if count == 1:
         return gradients(first)
-    # XLA's CPU backend is many times slower at the gradients of convolutions inside a loop
+    # XLA's CPU backend computes the gradients of convolutions inside a loop many times slower than outside of it.
     unroll = jax.default_backend() == "cpu"
     total, _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, gradients(part)), None), gradients(first), rest, unroll=unroll
@@ -244,7 +280,17 @@ def _mean_over_microbatches(gradients: Callable[[Batch], Any], parts: Batch) -> 
 
 
 def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
-    """uint8 images as float32 in [-1, 1]; with `flip`, half of them mirrored left to right."""
+    """Convert uint8 images to float32 in [-1, 1].
+
+    Args:
+      keys: one key per image, `[batch]`.
+      image: uint8, `[batch, height, width, channels]`.
+      flip: mirror half of the images, chosen by their keys, left to right.
+
+    >>> image = jnp.array([0, 255], jnp.uint8).reshape(1, 1, 2, 1)
+    >>> preprocess(jax.random.split(jax.random.key(0), 1), image, flip=False).ravel()
+    Array([-1.,  1.], dtype=float32)
+    """
     x = image.astype(jnp.float32) / 127.5 - 1
     if not flip:
         return x
@@ -252,61 +298,8 @@ def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
     return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
 
 
-def _averaged(average: Params, params: Params, decay: Array) -> Params:
-    return optax.incremental_update(params, average, 1 - decay)
-
-
-def corrected_decay(decay: float, step: Array) -> Array:
-    """The decay of a running average at each step that weighs n parameters as decay^(n-1), ..., decay, 1 do.
-
-    So the weights sum to one from the first step on, which replaces the initial parameters.
-    """
-    decay = jnp.float32(decay)
-    return decay * (1 - decay**step) / (1 - decay ** (step + 1))
-
-
-def averaging_decay(train: Any) -> Callable[[Array], Array] | None:
-    """The decay of the running average at each step, without skipped ones; None if the config keeps no average.
-
-    The first step replaces the average by the new parameters, so that the initial ones leave no trace in it.
-    """
-    if train.ema_decay is None and train.avg_type == "aa":
-
-        def arithmetic(step):
-            since = step % train.avg_steps
-            return since / (since + 1)
-
-        return arithmetic
-    decay = _constant_decay(train)
-    return (lambda step: jnp.where(step == 0, 0.0, jnp.float32(decay))) if decay else None
-
-
-def _constant_decay(train: Any) -> float:
-    """The decay of an exponential average; 0 if the config keeps none."""
-    if train.ema_decay is not None:
-        return train.ema_decay
-    return 1 - 1 / train.avg_steps if train.avg_type == "ema" else 0.0
-
-
-def doubts(train: Any) -> list[str]:
-    """Warn of settings in a config's `train` section that are allowed but waste the run, one sentence per setting."""
-    found, updates, decay = [], train.num_train_steps, _constant_decay(train)
-    if (warmup := train.learning_rate_warmup_steps) > updates:
-        found.append(
-            f"config.train.learning_rate_warmup_steps={warmup} is longer than the run of {updates:,} updates: the "
-            f"learning rate only reaches {updates / warmup:.0%} of config.train.learning_rate. Set a shorter warm-up."
-        )
-    if (weight := decay**updates) > MOST_OF_FIRST:
-        found.append(
-            f"The parameter average for sampling, with decay {decay:g}, still has {weight:.0%} of its first "
-            f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or "
-            "less."
-        )
-    return found
-
-
 def trains_embedding_only(config: Any) -> bool:
-    """Whether a student's other layers stay as the teacher's are."""
+    """Whether a student keeps its teacher's layers, except those of the time embedding."""
     return "distillation" in config and config.distillation.only_finetune_temb
 
 

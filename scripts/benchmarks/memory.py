@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
-from diffusion_distillation.methods import Rung
+from diffusion_distillation.methods import Rung, make_method
 from diffusion_distillation.networks.model import init_params, make_network
 from diffusion_distillation.runtime.devices import AXIS
 from diffusion_distillation.training.dry_run import bytes_held
@@ -46,7 +46,7 @@ def training_state(
     """The shapes of a training state and of its teacher, if there is one."""
     network = make_network(config.model, image_shape, num_classes)
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape, num_classes))
-    state = jax.eval_shape(lambda params: init_state(config, params), params)
+    state = jax.eval_shape(lambda params: init_state(config, make_method(config), params), params)
     return state, Teacher(params, Rung(np.int32(2), np.int32(1))) if "distillation" in config else None
 
 

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from worker import product_size, serve
 
 from diffusion_distillation.keys import seed_key
-from diffusion_distillation.methods import Rung
+from diffusion_distillation.methods import Rung, make_method
 from diffusion_distillation.networks.model import make_network
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.cpu import set_cpu_flags, use_all_cpu_cores
 from diffusion_distillation.runtime.devices import AXIS, data_mesh, map_rows, replicate
-from diffusion_distillation.training.runner import make_runner
+from diffusion_distillation.training.runner import Runner
 from diffusion_distillation.training.step import Teacher, init_state
 
 
@@ -94,9 +94,10 @@ class Work:
         kind, key = id(config), seed_key(0)
         if kind not in self.training:
             images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
-            runner = make_runner(config, make_network(config.model, self.shape, 1), self.mesh)
-            batches = [{"image": images}] * (config.train.substeps if runner.in_one_call else 1)
-            state = init_state(config, self.params)
+            method = make_method(config)
+            runner = Runner(config, method, make_network(config.model, self.shape, 1), self.mesh)
+            batches = [{"image": images}] * runner.call_length
+            state = init_state(config, method, self.params)
             runner.compile(state, key, teacher, batches)
             state, teacher = runner.place(state, teacher)
             self.training = {kind: (runner, state, teacher, batches)}

@@ -26,6 +26,7 @@ from diffusion_distillation.checkpoints import (
 from diffusion_distillation.checkpoints.integrity import fingerprints, seal, unseal
 from diffusion_distillation.data import ArraySource, load_source
 from diffusion_distillation.errors import InputError, RunError
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import init_state
 
@@ -36,7 +37,7 @@ ORIGIN = epath.Path("metadata")  # a local file
 @pytest.mark.parametrize(("train", "averages"), [(dict(ema_decay=0.9), True), (dict(ema_decay=0.0), False)])
 def test_a_saved_state_is_restored(tmp_path, train, averages):
     metadata, params = make_run(**train)
-    state = init_state(metadata.config, params)._replace(step=jnp.asarray(7, jnp.int32))
+    state = init_state(metadata.config, make_method(metadata.config), params)._replace(step=jnp.asarray(7, jnp.int32))
     if averages:
         state = state._replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, params))
     with Checkpoints(tmp_path) as checkpoints:
@@ -54,7 +55,7 @@ def test_a_saved_state_is_restored(tmp_path, train, averages):
 
 def test_the_last_two_and_every_so_many_are_kept(tmp_path):
     metadata, params = make_run()
-    state = init_state(metadata.config, params)
+    state = init_state(metadata.config, make_method(metadata.config), params)
     with Checkpoints(tmp_path, keep_every=4) as checkpoints:
         for step in range(2, 15, 2):
             checkpoints.save(state._replace(step=jnp.asarray(step, jnp.int32)), metadata)
@@ -83,7 +84,7 @@ def two_checkpoints(tmp_path_factory):
     """A run's folder with checkpoints of steps 3 and 6, and their states."""
     folder = tmp_path_factory.mktemp("run")
     metadata, params = make_run(ema_decay=0.9)
-    states = [at_step(init_state(metadata.config, params), step) for step in (3, 6)]
+    states = [at_step(init_state(metadata.config, make_method(metadata.config), params), step) for step in (3, 6)]
     with Checkpoints(folder) as checkpoints:
         for state in states:
             checkpoints.save(state, metadata)
@@ -173,7 +174,7 @@ def test_a_run_of_format_1_loads_and_resumes(tmp_path, capsys):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     config = cfg.resolve(ConfigDict(json.loads((run / "config.json").read_text())))
     train(config, run, load_source("digits"))
-    assert "going on from step 15" in capsys.readouterr().out
+    assert "resuming at step 15" in capsys.readouterr().out
     ended, metadata = load(run)
     assert metadata.step == 20
     for name, kernel in np.load(run / "step_20.npz").items():
@@ -323,7 +324,7 @@ def test_paths_that_lose_checkpoints_are_refused(tmp_path, name, message):
 def test_checkpoints_are_saved_below_unusual_paths(tmp_path, name):
     metadata, params = make_run()
     with Checkpoints(tmp_path / name) as checkpoints:
-        checkpoints.save(at_step(init_state(metadata.config, params), 3), metadata)
+        checkpoints.save(at_step(init_state(metadata.config, make_method(metadata.config), params), 3), metadata)
         checkpoints.wait()
     assert load(tmp_path / name)[1].step == 3
 
@@ -340,7 +341,7 @@ def test_a_run_that_was_moved_to_such_a_path_is_read(tmp_path, two_checkpoints):
 def test_a_checkpoint_that_cannot_be_opened_is_a_run_error(tmp_path, lost):
     metadata, params = make_run()
     with pytest.raises(RunError, match="could not be written"), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(at_step(init_state(metadata.config, params), 6), metadata)
+        checkpoints.save(at_step(init_state(metadata.config, make_method(metadata.config), params), 6), metadata)
         checkpoints._manager.wait_until_finished()
         path = tmp_path / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()

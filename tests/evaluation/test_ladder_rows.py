@@ -1,8 +1,7 @@
 """Which students and which teacher the evaluation of a ladder accepts."""
 
 import pytest
-from training.test_ladder import SOURCE, ladder_of
-from training.test_loop import make_config
+from helpers.small_runs import SOURCE, ladder_of, make_config
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluate import pipeline_loader

@@ -6,7 +6,8 @@ from flax import linen as nn
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
-from diffusion_distillation.training.runner import make_runner
+from diffusion_distillation.methods import make_method
+from diffusion_distillation.training.loop import make_runner
 from diffusion_distillation.training.step import init_state
 
 SOURCE = load_source("digits")
@@ -40,12 +41,30 @@ def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train
     return cfg.resolve(config)
 
 
-def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False):
-    """The states after each step (after all, in a scan), and the metrics of all steps."""
+# Settings of `run`, and fields of `train`, that give the same result as none.
+WAYS = {
+    "2 devices": dict(devices=2),
+    "8 devices": dict(devices=8),
+    "scan": dict(devices=4, scan=True),
+    "pmap": dict(devices=1, parallel="pmap"),
+    "pmap, 2 devices": dict(devices=2, parallel="pmap"),
+    "pmap, scan": dict(devices=4, parallel="pmap", scan=True),
+    "accumulation": dict(devices=1, microbatch_size=4),
+    "accumulation, 4 devices": dict(devices=4, microbatch_size=8),
+    "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=8),
+    "remat": dict(devices=2, remat=True),
+    "state sharded": dict(devices=8, shard_state=True),
+    "all at once": dict(devices=4, shard_state=True, microbatch_size=8, remat=True, scan=True),
+}
+
+
+def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False, source=SOURCE):
+    """The states after each step (after all, in a scan), and the losses of all steps."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-    runner = make_runner(config, network, mesh, scan=scan)
-    state, teacher = runner.place(init_state(config, params), teacher)
-    batches = list(read_batches(SOURCE, 0, range(num_steps), config.train.batch_size))
+    method = make_method(config)
+    runner = make_runner(config, method, network, mesh, scan=scan)
+    state, teacher = runner.place(init_state(config, method, params), teacher)
+    batches = list(read_batches(source, 0, range(num_steps), config.train.batch_size))
     states, losses = [], []
     for chunk in [batches] if scan else ([batch] for batch in batches):
         state, metrics = runner.steps(state, jax.random.key(config.seed), teacher, chunk)

@@ -3,20 +3,16 @@
 import jax
 import numpy as np
 import pytest
-from helpers import own_parts
+from helpers.small_runs import SOURCE, ladder_of, make_config, stop_at
+from helpers.steps import AFFINE, WAYS, run
+from helpers.steps import make_config as training_config
 from methods.test_targets import METHODS
-from training.test_ladder import ladder_of
-from training.test_loop import make_config, stop_at
-from training.test_step import AFFINE, WAYS, run
-from training.test_step import make_config as training_config
 
 from diffusion_distillation.checkpoints import Checkpoints, load
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.step import Teacher, init_state
-
-SOURCE = own_parts.stripes(64)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ def test_a_ladder_goes_on_where_it_stopped(name, base, tmp_path):
         assert about.step == 10 and about.num_steps == int(student.removeprefix("steps_"))
         jax.tree.map(np.testing.assert_array_equal, one, other)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(one))
-    state = jax.eval_shape(lambda: init_state(config, one))
+    state = jax.eval_shape(lambda: init_state(config, make_method(config), one))
     with Checkpoints(tmp_path / "run" / students[0], 0) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(sharded, state))
     assert (restored.average is not None) == (config.distillation.method == "tract")

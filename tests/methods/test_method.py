@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from training.test_step import AFFINE, SOURCE, make_config, run
+from helpers.steps import AFFINE, SOURCE, make_config, run
 
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracle
+from helpers.steps import make_config
 from hypothesis import given
 from hypothesis import strategies as st
 from methods.test_method import Dropping
-from training.test_step import make_config
 
 from diffusion_distillation.diffusion import Prediction, make_denoiser, q_sample
 from diffusion_distillation.distillation import several_step_target, two_step_target
@@ -383,13 +383,13 @@ def test_gradients_flow_to_the_student_alone(name, cosine):
     method, rung, network = make_method(config), make_method(config).rungs[0], Dropping()
     scales = {"student": 0.7, "teacher": -0.4, "average": 0.2}
     image = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
-    state = init_state(config, {"scale": jnp.float32(0.7)})
-    step = jax.jit(make_train_step(config, network))
+    state = init_state(config, method, {"scale": jnp.float32(0.7)})
+    step = jax.jit(make_train_step(config, method, network))
 
     def moved(**changed):
         scale = {who: jnp.float32(changed.get(who, value)) for who, value in scales.items()}
         average = None if state.average is None else {"scale": scale["average"]}
-        start = init_state(config, {"scale": scale["student"]})._replace(average=average)
+        start = init_state(config, method, {"scale": scale["student"]})._replace(average=average)
         new, metrics = step(start, jax.random.key(0), Teacher({"scale": scale["teacher"]}, rung), {"image": image})
         return float(new.params["scale"] - scale["student"]), float(metrics["loss"])
 

@@ -183,7 +183,7 @@ def test_processes_train_as_one(folder, printed, processes, devices, way):
 @pytest.mark.slow
 def test_resumed_by_other_numbers_of_processes(folder, printed):
     for numbers, step in TAKEN_UP.items():
-        assert f"going on from step {step}" in printed[numbers]
+        assert f"resuming at step {step}" in printed[numbers]
     assert_same(folder / "alone, small", folder / "resumed", atol=1e-5)
 
 
@@ -241,12 +241,14 @@ from diffusion_distillation import checkpoints
 from diffusion_distillation.checkpoints import store
 from diffusion_distillation.runtime.devices import data_mesh, put
 from diffusion_distillation.errors import InputError, RunError
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.training.runner import state_shardings
 from diffusion_distillation.training.step import init_state
 
 metadata, params = make_run(ema_decay=0.9)
 mesh = data_mesh()
-states = {step: at_step(init_state(metadata.config, params), step) for step in (3, 6)}
+start = init_state(metadata.config, make_method(metadata.config), params)
+states = {step: at_step(start, step) for step in (3, 6)}
 shardings = state_shardings(states[3], mesh, shard=True)
 like = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), states[3], shardings)
 read = store.read_arrays
@@ -310,19 +312,21 @@ import sys
 from diffusion_distillation.runtime import multihost
 assert multihost.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import jax
-from training.test_loop import SOURCE, make_config
+from helpers.small_runs import SOURCE, make_config
 from diffusion_distillation.training import loop
 
 make, before, idle = loop.make_runner, [], []
 
 def make_runner(*args):
     runner = make(*args)
+    do_steps = runner.steps
     def steps(*args):
         idle.append(all(metric.is_ready() for metric in jax.tree.leaves(before)))
-        state, metrics = runner.steps(*args)
+        state, metrics = do_steps(*args)
         before[:] = [metrics]
         return state, metrics
-    return runner._replace(steps=steps)
+    runner.steps = steps
+    return runner
 
 loop.make_runner = make_runner
 config = make_config(batch_size=512, log_loss_every_steps=1)
@@ -359,7 +363,7 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
     second.send_signal(signal.SIGKILL)
     assert first.wait(timeout=PATIENCE) != 0
     stopping = start_run()
-    gone_on = re.compile("going on from step.*images/s", re.DOTALL)
+    gone_on = re.compile("resuming at step.*images/s", re.DOTALL)
     wait_until(lambda: gone_on.search((tmp_path / "log" / "0.log").read_text()), *stopping)
     stopping[1].send_signal(signal.SIGTERM)
     assert {process.wait(timeout=PATIENCE) for process in stopping} == {128 + signal.SIGTERM}

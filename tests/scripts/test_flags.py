@@ -111,7 +111,7 @@ def test_a_dry_run_makes_nothing(tmp_path):
         "1,797 images of 8x8, 1 channel, no classes; a batch can be read",
         "8 cpu devices.*, 4 images of each batch per device",
         r"3\.6 MB on each device for 178,721 parameters",
-        r"Warning: .*still has 61% of its first parameters.*config.train.ema_decay=0.977237",
+        r"Warning: .*still has 61% of its initial parameters.*config.train.ema_decay=0.977237",
     ):
         assert re.search(line.replace("(s)", r"\(s\)"), printed), (line, printed)
     assert "batch_size=30 must be divisible" in call(
@@ -126,7 +126,7 @@ def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
     flags += ["--config.distillation.rungs=None", "--config.distillation.stages=None", f"--workdir={tmp_path}/ladder"]
     flags += ["--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)", "--dry_run"]
     printed = call("distill", *flags, "--config.distillation.start_num_steps=4")
-    assert "2 student(s)" in printed and "200,865 parameters" in printed and "10 classes" in printed
+    assert "2 students" in printed and "200,865 parameters" in printed and "10 classes" in printed
     error = call("distill", *flags, "--config.distillation.start_num_steps=8", fails=True)
     assert "was trained for 4 sampling steps" in error
     error = call("distill", *flags, "--config.distillation.start_num_steps=4", *AFFINE, fails=True)

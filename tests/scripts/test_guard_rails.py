@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
     again = start("train", *flags, env=OWN_PARTS)
     printed, error = again.communicate(timeout=PATIENCE)
-    assert again.returncode == 0 and "going on from step 5" in printed
+    assert again.returncode == 0 and "resuming at step 5" in printed
     assert "checkpoints/10 is damaged" in error and "Using step 5 instead" in error
     assert "Traceback" not in error and "never awaited" not in error
 
@@ -67,7 +67,7 @@ def test_signals_save_and_stop(tmp_path, number, network, moments):
             wait_until(lambda: (workdir / "config.json").exists(), process)
         else:
             if step:
-                read_until(process.stdout, f"going on from step {step:,}")
+                read_until(process.stdout, f"resuming at step {step:,}")
             read_until(process.stdout, "compiling the training step")
         if moment in ("step", "save"):
             read_until(process.stdout, "images/s")
@@ -170,7 +170,7 @@ def test_a_full_disk(tmp_path, small_disk):
     kept = steps_saved(small_disk / "run")
     assert kept and load(small_disk / "run")[1].step == kept[-1]
     (small_disk / "other").unlink()
-    assert f"going on from step {kept[-1]}" in run("train", *flags, f"--workdir={small_disk / 'run'}")
+    assert f"resuming at step {kept[-1]}" in run("train", *flags, f"--workdir={small_disk / 'run'}")
     assert_same(tmp_path / "undisturbed", small_disk / "run")
 
 

@@ -90,7 +90,7 @@ def test_base_run_resumes(base):
     steps = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
     assert steps == [15, 20]
     (workdir / "checkpoints" / "20").rename(workdir / "20")
-    assert "going on from step 15" in run("train", *flags)
+    assert "resuming at step 15" in run("train", *flags)
     assert_same(base[0], workdir)
     assert [line["step"] for line in metrics_of(workdir)] == [10, 20]
 
@@ -104,7 +104,7 @@ def test_distill(ladder):
         assert (metadata.num_steps, metadata.step) == (num_steps, 40)
         assert metadata.config.train.ema_decay == 0
         assert (workdir / f"steps_{num_steps:04d}" / "samples" / "step_0000040.png").exists()
-    assert "steps_0001: finished, 40 steps" in run(*distilling(workdir.with_name("base"), workdir))
+    assert "steps_0001: finished, 40 updates" in run(*distilling(workdir.with_name("base"), workdir))
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
             assert process.returncode == 128 + number
             assert "run the same command again to resume" in error
         assert 0 < load(workdir / student)[1].step < 40
-    assert "going on from step" in run(*distilling(base, workdir, *often), env=OWN_PARTS)
+    assert "resuming at step" in run(*distilling(base, workdir, *often), env=OWN_PARTS)
     for student in ("steps_0002", "steps_0001"):
         assert_same(whole / student, workdir / student)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers.runs import OWN_PARTS, call, run_together
-from training.test_step import make_config
+from helpers.steps import make_config
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.studies.claims import Variant, variant_configs

@@ -11,24 +11,13 @@ import numpy as np
 import pytest
 from helpers import own_parts
 from helpers.runs import ROOT
-from training.test_loop import make_config
+from helpers.small_runs import SOURCE, ladder_of, make_config
 
-from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import Checkpoints, load
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
 from diffusion_distillation.training.runs import read_config, read_metrics
-
-SOURCE = own_parts.stripes(64)
-
-
-def ladder_of(base, teacher, **changes):
-    """The resolved config of two halvings of the base model, with these fields changed."""
-    config = cfg.distillation_of(cfg.ConfigDict(base.to_dict()))
-    config.distillation.update(dict(teacher_checkpoint_path=str(teacher), start_num_steps=4, steps_per_iter=5))
-    config.update_from_flattened_dict(changes)
-    return cfg.resolve(config)
 
 
 def bytes_on_first_device():
@@ -132,7 +121,7 @@ def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
         run_ladder(changed, ladder, SOURCE, change=change)
         assert [load(ladder / f"steps_000{n}")[1].step for n in (2, 1)] == [5, 10]
     jax.tree.map(np.testing.assert_array_equal, first, load(ladder / "steps_0002")[0])
-    assert "steps_0001: finished, 10 steps" in capsys.readouterr().out
+    assert "steps_0001: finished, 10 updates" in capsys.readouterr().out
 
 
 def test_a_ladder_of_the_version_before_goes_on(tmp_path):
@@ -206,7 +195,7 @@ def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
         return params, dataclasses.replace(metadata, step=3)
 
     run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE, load_model=load_model)
-    assert "is not finished: it has done 3 of 5 training steps" in caplog.text
+    assert "is not finished: it has done 3 of 5 updates" in caplog.text
 
 
 def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):

@@ -11,28 +11,16 @@ import jax
 import numpy as np
 import pytest
 from helpers import own_parts
+from helpers.small_runs import SOURCE, make_config, stop_at
 from tensorboardX.proto.event_pb2 import Event
 
-from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load, newest_step
 from diffusion_distillation.runtime import signals
 from diffusion_distillation.runtime.files import as_path
-from diffusion_distillation.training import loop
-from diffusion_distillation.training.loop import Decisions, check_processes, memory_of, train
-
-SOURCE = own_parts.stripes(64)
-
-
-def make_config(**train):
-    config = cfg.defaults()
-    config.dataset.name = "helpers.own_parts:stripes"
-    config.dataset.args = dict(length=64)
-    config.model.name, config.model.args = "helpers.own_parts:affine", dict(width=8)
-    config.train.update(
-        dict(batch_size=16, learning_rate=1e-2, num_train_steps=20, ema_decay=0.9, log_loss_every_steps=5, substeps=5)
-        | train
-    )
-    return cfg.resolve(config)
+from diffusion_distillation.training import loop, monitor
+from diffusion_distillation.training.checks import check_processes
+from diffusion_distillation.training.loop import Decisions, train
+from diffusion_distillation.training.monitor import memory_of
 
 
 class Asked(list):
@@ -47,7 +35,7 @@ def test_what_is_said_and_written(tmp_path, capsys):
     seen = {}
     train(make_config(), tmp_path, SOURCE, on_metrics=lambda step, values: seen.update({step: dict(values)}))
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r".*: 25 parameters, 64 images, 8 cpu device\(s\)", lines[0])
+    assert re.fullmatch(r".*: 25 parameters, 64 images, 8 cpu devices", lines[0])
     assert lines[1].endswith("compiling the training step") and re.search(r"compiled and begun in \d+ s", lines[2])
     [estimate] = [line for line in lines if "updates left" in line]
     assert re.search(r": about 0:00:\d\d for the 15 updates left$", estimate)
@@ -60,14 +48,14 @@ def test_what_is_said_and_written(tmp_path, capsys):
 
 def test_settings_that_waste_a_run_are_named(tmp_path, caplog):
     train(make_config(), tmp_path / "one", SOURCE)
-    [doubt] = [record.message for record in caplog.records if "loop" in record.pathname]
-    assert doubt.endswith(
-        "still has 12% of its first parameters after 20 updates. Set config.train.ema_decay=0.891251 or less."
+    [warning] = [record.message for record in caplog.records if "loop" in record.pathname]
+    assert warning.endswith(
+        "still has 12% of its initial parameters after 20 updates. Set config.train.ema_decay=0.891251 or less."
     )
     caplog.clear()
     train(make_config(ema_decay=0.5, learning_rate_warmup_steps=40), tmp_path / "other", SOURCE)
-    [doubt] = [record.message for record in caplog.records if "loop" in record.pathname]
-    assert "warmup_steps=40 is longer than the run of 20 updates: the learning rate only reaches 50%" in doubt
+    [warning] = [record.message for record in caplog.records if "loop" in record.pathname]
+    assert "warmup_steps=40 is longer than the run of 20 updates: the learning rate only reaches 50%" in warning
 
 
 def test_a_single_step(tmp_path, capsys):
@@ -92,32 +80,22 @@ def read_events(folder):
 def test_little_is_in_flight(tmp_path, monkeypatch, slow):
     """Of what the devices are given, all but the last call is looked at; where calls are slow, all of it."""
     unseen, most = [0], [0]
-    sent, check = loop.Monitor.sent, loop.Health.check
+    add, check = monitor.Monitor.add, monitor.Health.check
     monkeypatch.setattr(loop, "SLOW", slow)
 
-    def counting_sent(self, call, metrics):
+    def counting_add(self, call, metrics):
         unseen[0] += len(call)
         most[0] = max(most[0], unseen[0]) if call.start > 2 else 0  # by then it is known how slow they are
-        sent(self, call, metrics)
+        return add(self, call, metrics)
 
-    def counting_check(self, metrics, workdir):
+    def counting_check(self, metrics):
         unseen[0] -= len(metrics["loss"])
-        check(self, metrics, workdir)
+        check(self, metrics)
 
-    monkeypatch.setattr(loop.Monitor, "sent", counting_sent)
-    monkeypatch.setattr(loop.Health, "check", counting_check)
+    monkeypatch.setattr(monitor.Monitor, "add", counting_add)
+    monkeypatch.setattr(monitor.Health, "check", counting_check)
     train(make_config(), tmp_path, SOURCE)
     assert unseen[0] == 0 and most[0] == (2 if slow else 1)
-
-
-def stop_at(step, number=signal.SIGTERM):
-    """An on_metrics that sends a signal to this process at a step."""
-
-    def hook(at, values):
-        if at == step:
-            signal.raise_signal(number)
-
-    return hook
 
 
 @pytest.mark.parametrize("step", [10, 20])
@@ -202,7 +180,9 @@ def test_a_finished_run_is_extended(tmp_path):
     """With other settings: in its folder when that is asked for, or in a new one; both end in the same parameters."""
     train(make_config(), tmp_path / "run", SOURCE)
     longer = dict(num_train_steps=30, learning_rate=1e-3)
-    with pytest.raises(ValueError, match=r"num_steps is 20 there and 30 here; .*init_from=\S+run goes on.*--change"):
+    with pytest.raises(
+        ValueError, match=r"num_train_steps is 20 there and 30 here; .*init_from=\S+run goes on.*--change"
+    ):
         train(make_config(**longer), tmp_path / "run", SOURCE)
     train(make_config(**longer, init_from=str(tmp_path / "run")), tmp_path / "new", SOURCE)
     before = load(tmp_path / "run")

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from helpers.steps import AFFINE, NETWORK, make_config, run
 
+from diffusion_distillation.methods import make_method
 from diffusion_distillation.runtime.devices import data_mesh
+from diffusion_distillation.training.loop import make_runner
 from diffusion_distillation.training.packing import is_packed, pack_state, unpack
-from diffusion_distillation.training.runner import make_runner
 from diffusion_distillation.training.step import init_state
 
 MIXED = AFFINE | {"dense0": AFFINE["dense0"].astype(jax.numpy.bfloat16)}
@@ -25,7 +26,8 @@ def test_packed_and_as_before(train, vectors):
         "matrix": np.float32([[1, 2, 3], [4, 5, 6]]),
         "layer": {"number": np.float32(7), "empty": np.ones((0, 2))},
     }
-    state = init_state(make_config(**train), jax.tree.map(np.float32, params))
+    config = make_config(**train)
+    state = init_state(config, make_method(config), jax.tree.map(np.float32, params))
     packed = pack_state(state)
     np.testing.assert_array_equal(packed.params.vector, [7, 1, 2, 3, 4, 5, 6])
     leaves = jax.tree.leaves(packed, is_leaf=is_packed)
@@ -36,7 +38,7 @@ def test_packed_and_as_before(train, vectors):
 
 def test_of_several_types():
     """As custom networks may have them: no vector holds them."""
-    state = init_state(make_config(), MIXED)
+    state = init_state(make_config(), make_method(make_config()), MIXED)
     assert_same(pack_state(state), state)
     [one, two], losses = run(make_config(), 2, params=MIXED)
     assert two.params["dense0"].dtype == jax.numpy.bfloat16 and np.isfinite(losses).all()
@@ -59,8 +61,8 @@ def test_where_it_is_done(monkeypatch, how, scan, packed, backend):
     """The saved form does not change, and no device ever holds both forms."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = make_config(**how)
-    runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
-    state = init_state(config, AFFINE)
+    runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+    state = init_state(config, make_method(config), AFFINE)
     before = jax.device_get(state)
     moved = packed or config.train.parallel == "pmap"
     put, gone = jax.device_put, []

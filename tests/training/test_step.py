@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers import oracle
-from helpers.steps import AFFINE, NETWORK, SOURCE, make_config, run
+from helpers.steps import AFFINE, NETWORK, SOURCE, WAYS, make_config, run
 
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
-from diffusion_distillation.methods import Rung, diffusion
+from diffusion_distillation.methods import Rung, diffusion, make_method
 from diffusion_distillation.networks.layers import GroupNorm, conv3x3
 from diffusion_distillation.networks.unet import AttentionBlock, ResidualBlock, dropout_seeds
 from diffusion_distillation.runtime.devices import data_mesh, first_shard
+from diffusion_distillation.training.checks import check_batch_size
+from diffusion_distillation.training.loop import make_runner
 from diffusion_distillation.training.optimizers import learning_rate, make_optimizer
-from diffusion_distillation.training.runner import begin, check_batch_size, make_runner
+from diffusion_distillation.training.runner import begin
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step, preprocess
 
 
@@ -40,22 +42,6 @@ class Block(nn.Module):
 def assert_close(a, b, atol):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=atol)
-
-
-WAYS = {
-    "2 devices": dict(devices=2),
-    "8 devices": dict(devices=8),
-    "scan": dict(devices=4, scan=True),
-    "pmap": dict(devices=1, parallel="pmap"),
-    "pmap, 2 devices": dict(devices=2, parallel="pmap"),
-    "pmap, scan": dict(devices=4, parallel="pmap", scan=True),
-    "accumulation": dict(devices=1, microbatch_size=4),
-    "accumulation, 4 devices": dict(devices=4, microbatch_size=8),
-    "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=8),
-    "remat": dict(devices=2, remat=True),
-    "state sharded": dict(devices=8, shard_state=True),
-    "all at once": dict(devices=4, shard_state=True, microbatch_size=8, remat=True, scan=True),
-}
 
 
 @functools.cache
@@ -89,8 +75,8 @@ def test_every_way_of_training_gives_the_same(way):
 def test_a_state_stays_where_it_was_placed(how, scan):
     """Or else the second call would be compiled once more."""
     config = make_config(**how)
-    runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
-    placed, _ = runner.place(init_state(config, AFFINE), None)
+    runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+    placed, _ = runner.place(init_state(config, make_method(config), AFFINE), None)
     before = jax.tree.map(lambda leaf: leaf.sharding, placed)
     after, _ = runner.steps(placed, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
     moved = jax.tree.map(lambda leaf, sharding: not leaf.sharding.is_equivalent_to(sharding, leaf.ndim), after, before)
@@ -116,8 +102,8 @@ def test_a_step_is_compiled_once(how, scan, given):
         return sum("backend_compile" in event for event in compiled)
 
     for _ in range(2):  # the first time there are small programs to compile besides
-        runner = make_runner(config, NETWORK, data_mesh(), scan=scan)
-        start = init_state(config, AFFINE)
+        runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+        start = init_state(config, make_method(config), AFFINE)
         like = jax.tree.map(np.array, start) if given == "arrays" else jax.eval_shape(lambda start=start: start)
         state, teacher = runner.place(start, student_of)
         before = compilations()
@@ -148,7 +134,8 @@ def test_a_state_is_made_where_it_lies():
     before = bytes_here()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_put", device_put)
-        state = begin(make_config(shard_state=True), {"table": np.zeros((512, 512), np.float32)}, data_mesh())
+        config = make_config(shard_state=True)
+        state = begin(config, make_method(config), {"table": np.zeros((512, 512), np.float32)}, data_mesh())
     held.append(bytes_here() - before)
     assert state.params["table"].shape == (512, 512)
     assert max(held) < 2.5 * size  # as given and as trained, and an eighth of three
@@ -156,8 +143,8 @@ def test_a_state_is_made_where_it_lies():
 
 def test_a_sharded_state_takes_less_on_each_device():
     config = make_config(shard_state=True)
-    runner = make_runner(config, NETWORK, data_mesh())
-    state, _ = runner.place(init_state(config, AFFINE), None)
+    runner = make_runner(config, make_method(config), NETWORK, data_mesh())
+    state, _ = runner.place(init_state(config, make_method(config), AFFINE), None)
     state, _ = runner.steps(state, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
 
     def share(leaf):
@@ -203,8 +190,8 @@ def test_distillation_loss_against_float64(num_steps):
 def test_one_program_for_every_halving():
     """num_steps is traced: it changes the loss, and not the compiled step."""
     config = make_config(distillation={})
-    step = jax.jit(make_train_step(config, NETWORK))
-    state, batch = init_state(config, AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
+    step = jax.jit(make_train_step(config, make_method(config), NETWORK))
+    state, batch = init_state(config, make_method(config), AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
     teachers = [Teacher(AFFINE, Rung(2 * num_steps, num_steps)) for num_steps in (1, 4, 1024)]
     losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
     # As steps shrink two of them become one, and a student that equals its teacher has less and less to learn.
@@ -215,11 +202,13 @@ def test_one_program_for_every_halving():
 def test_randomness_is_that_of_the_position():
     """The loss of a batch is the mean of what each row contributes alone, at its own position."""
     config = make_config()
-    step = jax.jit(make_train_step(config, NETWORK))
+    method = make_method(config)
+    step = jax.jit(make_train_step(config, method, NETWORK))
     batch = next(read_batches(SOURCE, 0, range(1), 16))
 
     def loss(image):
-        return float(step(init_state(config, AFFINE), jax.random.key(0), None, batch | {"image": image})[1]["loss"])
+        start = init_state(config, method, AFFINE)
+        return float(step(start, jax.random.key(0), None, batch | {"image": image})[1]["loss"])
 
     other = batch["image"].copy()
     other[5] = 255 - other[5]
@@ -300,14 +289,14 @@ def test_momentum_clip_and_decoupled_decay(train, rule):
         gradients = jax.tree.map(lambda leaf, g=gradient: jnp.full_like(leaf, g), params)
         updates, state = optimizer.update(gradients, state, params)
     step = rule(0.01 / 2, -0.01 / 2)  # four elements: each is its share of the clipped norm
-    assert_close(updates, jax.tree.map(lambda p: -1e-3 * (step + 0.1 * p), params), atol=1e-8)
+    assert_close(updates, jax.tree.map(lambda p: -(step + 0.1 * p), params), atol=1e-5)
 
 
 def test_adam_with_decoupled_decay():
     optimizer = make_optimizer(make_config(grad_clip=0.0, weight_decay=0.1).train)
     params = {"a": jnp.full(3, 2.0)}
     updates, _ = optimizer.update({"a": jnp.array([1e3, -1e-2, 0.0])}, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["a"], -1e-3 * (np.array([1, -1, 0]) + 0.2), rtol=1e-3)
+    np.testing.assert_allclose(updates["a"], -(np.array([1, -1, 0]) + 0.2), rtol=1e-3)
 
 
 def test_learning_rate():
