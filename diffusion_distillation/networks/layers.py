@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,28 +173,6 @@ def nearest(x: Array) -> Array:
 def pixels(x: Float[Array, "*batch_and_space channels"]) -> Float[Array, "rows channels"]:
     """A row for each pixel. With more axes, XLA on CPU transposes x for the gradient of a dense layer's kernel."""
     return x.reshape(-1, x.shape[-1])
-
-
-class DenseOfParts(nn.Module):
-    """`nn.Dense` of arrays whose channels are side by side, without a copy of them in one.
-
-    Attributes:
-      features: channels of the result.
-      dtype: of the arithmetic.
-    """
-
-    features: int
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, *parts: Float[Array, "rows _"]) -> Float[Array, "rows features"]:
-        """The rows of all parts, multiplied by one kernel."""
-        sizes = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", nn.linear.default_kernel_init, (sum(sizes), self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        *parts, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
-        kernels = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
-        return sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True)) + bias[None]
 
 
 def attention(

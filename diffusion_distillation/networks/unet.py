@@ -20,13 +20,11 @@ from ..schedules import Discrete, bounded
 from ..shapes import Array, Keys, at_least_float32
 from .layers import (
     EPSILON,
-    DenseOfParts,
     GroupNorm,
     attention,
     average_pool,
     computed_once,
     conv3x3,
-    for_cpu,
     nearest,
     pixels,
 )
@@ -243,7 +241,8 @@ class UNet(nn.Module):
         for level, mult in reversed(list(enumerate(self.ch_mult))):
             stage = f"up_{level}"
             for block in range(self.num_res_blocks + 1):
-                h = residual((h, skips.pop()), f"{stage}.block_{block}", out_ch=self.ch * mult)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
                 if self.attends(stage, h.shape[1]):
                     h = attention(h, f"{stage}.attn_{block}")
             if level > 0:
@@ -369,24 +368,21 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array | tuple[Array, ...],
+        x: Float[Array, "batch in_height in_width in_ch"],
         emb: Float[Array, "batch emb_ch"],
         seeds: UInt32[Array, "batch 2"] | None,
     ) -> Float[Array, "batch height width out_ch"]:
         """Returns the block's output.
 
         Args:
-          x: images of features, or several whose channels are side by side.
+          x: images of features.
           emb: the embedding of time and what else the network is told.
           seeds: of `dropout_seeds`, others for each block; None for no dropout.
         """
-        parts = x if isinstance(x, tuple) else (x,)
-        if for_cpu():  # one product for the shortcut is faster there than several
-            parts = (jnp.concatenate(parts, axis=-1),)
-        h = self.norm(activation=nn.swish, name="norm1")(jnp.concatenate(parts, axis=-1))
+        h = self.norm(activation=nn.swish, name="norm1")(x)
         upsamples = self.resample is nearest
         if self.resample is not None:
-            parts = [self.resample(part) for part in parts]
+            x = self.resample(x)
             if not upsamples:
                 h = self.resample(h)
         h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
@@ -400,9 +396,9 @@ class ResidualBlock(nn.Module):
             h = dropout(h, seeds, self.dropout)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
-        if sum(part.shape[-1] for part in parts) == self.out_ch:
-            return computed_once(jnp.concatenate(parts, axis=-1) + h)
-        shortcut = DenseOfParts(self.out_ch, self.dtype, name="nin_shortcut")(*map(pixels, parts))
+        if x.shape[-1] == self.out_ch:
+            return computed_once(x + h)
+        shortcut = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(pixels(x))
         return computed_once(shortcut.reshape(h.shape) + h)
 
 
