@@ -10,33 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.extend.random import threefry_2x32
 from jaxtyping import Float, Int, Integer, UInt32
 
 from ..diffusion import sigmoid
 from ..errors import InputError
-from ..keys import fold_in, threefry
 from ..schedules import Discrete, bounded
-from ..shapes import Array, Keys, at_least_float32
-from .layers import (
-    EPSILON,
-    DenseOfParts,
-    GroupNorm,
-    attention,
-    average_pool,
-    computed_once,
-    conv3x3,
-    for_cpu,
-    nearest,
-    pixels,
-)
+from ..shapes import Array, at_least_float32
+from .dropout import dropout, dropout_seeds, site_seeds
+from .layers import EPSILON, GroupNorm, add, attention, average_pool, conv3x3, flatten_pixels, nearest
 
-MOST_BLOCKS, MOST_SIZE = 32, 2**20  # of a level; of a width, a side or a number of classes
+MOST_BLOCKS = 32  # residual blocks of a level
+MOST_SIZE = 2**20  # of a width, a side or a number of classes
+TUPLES = ("ch_mult", "attn_resolutions", "logsnr_scale_range", "attn_stages", "resample_stages", "guidance_range")
 LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
 
 
 def check_guidance_range(weights: Sequence[Any]) -> None:
-    """Raise an InputError unless these are the smallest and largest guidance weights that a network can take."""
+    """Raise an InputError unless these are the smallest and the largest guidance weight of a network.
+
+    >>> check_guidance_range((0.0, 4.0))
+    """
     if not is_interval(weights) or weights[0] < 0:
         raise InputError(
             f"guidance_range={weights} must be the smallest weight, at least 0, and the largest, such as (0.0, 4.0)."
@@ -44,51 +37,53 @@ def check_guidance_range(weights: Sequence[Any]) -> None:
 
 
 def is_interval(ends: Sequence[Any]) -> bool:
-    """Whether these are two numbers, the smaller first."""
+    """Whether these are two numbers, the smaller one first.
+
+    >>> is_interval((0.0, 4.0)), is_interval((4.0, 0.0))
+    (True, False)
+    """
     return len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
 
 
 class UNet(nn.Module):
-    """Residual U-Net with self-attention (Nichol & Dhariwal 2021), conditioned on log-SNR and, if asked, on a class.
+    """Residual U-Net with self-attention (Nichol & Dhariwal 2021), conditioned on log-SNR and, optionally, on a class.
+
+    A stage is a level on the way down or up, or the middle: 'down_0', 'down_1', ..., 'mid', ..., 'up_1', 'up_0'.
 
     Attributes:
       num_classes: number of classes; 1 for an unconditional network.
       ch: channels at the first level, a multiple of norm_groups.
       emb_ch: width of the embedding of log-SNR and class.
-      out_ch: output channels: those of the image, twice that for mean_type 'both'.
-      ch_mult: channels of each level in multiples of ch; from level to level the resolution halves.
-      num_res_blocks: residual blocks of each level on the way down; there is one more on the way up.
-      attn_resolutions: heights at which every residual block is followed by self-attention.
-      num_heads: attention heads; give this or head_dim.
-      dropout: rate in every residual block, applied when `train`.
+      out_ch: output channels: those of the image, or twice as many for mean_type 'both'.
+      ch_mult: channels of each level, in multiples of ch. From level to level the resolution halves.
+      num_res_blocks: residual blocks per level on the way down. The way up has one more.
+      attn_resolutions: heights at which self-attention follows every residual block.
+      num_heads: attention heads. Set either this or head_dim.
+      dropout: rate in every residual block, from 0 to below 1, applied when `train`.
       logsnr_input_type: how log-SNR enters: 'inv_cos' is atan(exp(-logsnr / 2)) / (pi/2), 'sigmoid' is
-        sigmoid(logsnr), 'linear' maps logsnr_scale_range to [0, 1]; 'step' is the number of the step of `schedule`.
-      logsnr_scale_range: for 'linear'.
-      resblock_resample: resample inside a residual block (average pool, nearest neighbour), not by a convolution.
-      head_dim: channels of each attention head; give this or num_heads.
-      remat: in the backward pass, compute the activations inside blocks again and do not keep them: less memory, a
-        third more computation.
-      dtype: type of the activations (jnp.bfloat16 for mixed precision); by default the type of the input. Parameters
-        stay float32, and the head (`norm_out`, swish, `conv_out`) computes in float32 at least: an x rounded to
+        sigmoid(logsnr), 'linear' maps logsnr_scale_range to [0, 1], 'step' is the step of `schedule`.
+      logsnr_scale_range: the smallest and the largest log-SNR, for 'linear'.
+      resblock_resample: resample inside a residual block (average pool, nearest neighbor), not by a convolution.
+      head_dim: channels per attention head. Set either this or num_heads.
+      remat: recompute the activations inside blocks in the backward pass: less memory, a third more computation.
+      dtype: type of the activations, such as jnp.bfloat16 for mixed precision; by default that of the input.
+        Parameters stay float32. The head (`norm_out`, swish, `conv_out`) computes in float32 or wider: an x rounded to
         bfloat16 would be off by 1e-3, which the SNR weighs by up to 1e8.
       schedule: for 'step', the discrete schedule that the network was trained with.
+      guidance_range: the smallest and the largest guidance weight, for the student of a guided teacher, which takes the
+        weight as an input (Meng et al. 2023); None for a network without this input.
 
-    By the others, networks of other projects are this one. A stage is a level on the way down or up, or the middle:
-    'down_0', 'down_1', ..., 'mid', ..., 'up_1', 'up_0'.
+    The remaining attributes exist to reproduce other projects' U-Nets:
 
-      freq_shift: see `sinusoidal_embedding`.
-      scale_shift: the embedding scales and shifts inside residual blocks; if not, it is added before `norm2`.
+      freq_shift: 1 if the lowest frequency of the sinusoidal embedding is 1 / 10000, 0 if the one after it would be.
+      scale_shift: the embedding scales and shifts inside residual blocks; if False, it is added before `norm2`.
       norm_groups: groups of the group normalizations.
-      norm_eps: what they add to variances.
-      mid_attn_groups: groups of the middle's attention, if others; 0 for no normalization there.
-      pad_both_sides: pad images with zeros on all sides, not only below and on the right, for strided convolutions.
-      attn_stages: the stages with self-attention, where not attn_resolutions says it (and the middle has it).
-      resample_stages: the stages that resample inside a residual block, where not resblock_resample says it for all.
-
-    A student of a guided teacher has one more input:
-
-      guidance_range: the least and the largest weight of guidance that it takes (Meng et al. 2023); None for a network
-        that takes none.
+      norm_eps: added to variances.
+      mid_attn_groups: groups of the normalization in the middle's attention; 0 for no normalization, None for
+        norm_groups.
+      pad_both_sides: pad with zeros on all sides before strided convolutions, not only below and on the right.
+      attn_stages: the stages with self-attention; None for those of attn_resolutions, and the middle.
+      resample_stages: the stages that resample inside a residual block; None for all or none, as resblock_resample.
     """
 
     num_classes: int
@@ -119,15 +114,7 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         # Lists, as JSON has them, would keep the network from being a static argument of a jitted function.
-        tuples = (
-            "ch_mult",
-            "attn_resolutions",
-            "logsnr_scale_range",
-            "attn_stages",
-            "resample_stages",
-            "guidance_range",
-        )
-        for name in tuples:
+        for name in TUPLES:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
@@ -143,124 +130,124 @@ class UNet(nn.Module):
         train: bool = False,
         index: Int[Array, "batch"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
-        """Runs the network.
+        """Run the network.
 
         Args:
           x: noisy images, square.
-          logsnr: log-SNR of each.
-          y: labels, for a class-conditional network; -1 for no class.
-          guidance: the weight of each, for a network with a guidance_range, and for no other.
+          logsnr: log-SNR of each image, or of all.
+          y: class labels, for a class-conditional network; -1 for no class.
+          guidance: guidance weights, if and only if the network has a guidance_range.
           train: apply dropout; needs `rngs={'dropout': key}`.
-          index: position of each example in the global batch. Dropout masks depend on the key and on this alone, not
-            on how a batch is split over devices. By default, 0, 1, 2, ...
+          index: position of each example in the global batch, by default 0, 1, 2, ... Dropout masks depend on the key
+            and on the position alone, not on how a batch is divided among devices.
 
         Returns:
           The raw output, in the type of x.
 
         Raises:
-          InputError: for a size, a class label or an option that does not fit; see `validate`.
+          InputError: if the image size, a class label or an option does not fit; see `validate`.
         """
         batch, height, width, _ = x.shape
         self.validate(height, width)
-        if self.num_classes > 1 and y is None:
-            raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
-        if self.num_classes > 1 and not isinstance(y, jax.core.Tracer):
-            self._check_labels(np.asarray(y))
-        if (self.guidance_range is None) != (guidance is None):
-            raise InputError(f"A network of guidance_range={self.guidance_range} was called with guidance={guidance}.")
-        num_levels = len(self.ch_mult)
+        self._check_condition(batch, y, guidance)
         dtype = self.dtype or x.dtype
-        seeds = None
-        if train and self.dropout:
-            index = jnp.arange(batch, dtype=jnp.int32) if index is None else index
-            seeds = dropout_seeds(self.make_rng("dropout"), index)
-        sites = itertools.count()
-
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, at_least_float32(x.dtype)), (batch,))
-        emb = self.time_embedding(logsnr).astype(dtype)
-        emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense0")(emb)
-        emb = nn.Dense(self.emb_ch, dtype=dtype, name="dense1")(nn.swish(emb))
+        emb = self._embed(logsnr, y, guidance, dtype)
+        blocks = _Blocks(network=self, emb=emb, seeds=self._dropout_seeds(batch, train, index), dtype=dtype)
+
+        h = conv3x3(x.astype(dtype), self.ch, dtype=dtype, name="conv_in")
+        h, skips = self._down(h, blocks)
+        h = self._middle(h, blocks)
+        h = self._up(h, skips, blocks)
+        return self._head(h, blocks).astype(x.dtype)
+
+    def _embed(self, logsnr, y, guidance, dtype):
+        """The embedding of all that the network is conditioned on, of width emb_ch."""
+        dense = functools.partial(nn.Dense, self.emb_ch, dtype=dtype)
+        emb = dense(name="dense0")(self.time_embedding(logsnr).astype(dtype))
+        emb = dense(name="dense1")(nn.swish(emb))
         if self.num_classes > 1:
-            one_hot = jax.nn.one_hot(y, self.num_classes, dtype=dtype)
-            emb += nn.Dense(self.emb_ch, dtype=dtype, name="class_emb")(one_hot)
-        if guidance is not None:  # the last layer is zero at first: a student begins as its teacher without guidance
+            emb += dense(name="class_emb")(jax.nn.one_hot(y, self.num_classes, dtype=dtype))
+        if guidance is not None:
             low, high = self.guidance_range
             weight = 1000 * (guidance.astype(logsnr.dtype) - low) / (high - low)
             weight = sinusoidal_embedding(weight, self.ch, self.freq_shift).astype(dtype)
-            weight = nn.swish(nn.Dense(self.emb_ch, dtype=dtype, name="guidance0")(weight))
-            emb += nn.Dense(self.emb_ch, dtype=dtype, kernel_init=nn.initializers.zeros, name="guidance1")(weight)
-        emb = nn.swish(emb)
+            weight = nn.swish(dense(name="guidance0")(weight))
+            # Zero at first: a student starts as its teacher without guidance.
+            emb += dense(kernel_init=nn.initializers.zeros, name="guidance1")(weight)
+        return nn.swish(emb)
 
-        residual_block, attention_block = ResidualBlock, AttentionBlock
-        if self.remat:
-            residual_block, attention_block = nn.remat(ResidualBlock), nn.remat(AttentionBlock)
+    def _dropout_seeds(self, batch, train, index):
+        """Each example's seed for all dropout layers; None without dropout."""
+        if not (train and self.dropout):
+            return None
+        index = jnp.arange(batch, dtype=jnp.int32) if index is None else index
+        return dropout_seeds(self.make_rng("dropout"), index)
 
-        norm = functools.partial(GroupNorm, num_groups=self.norm_groups, dtype=dtype, epsilon=self.norm_eps)
-        mid_norm = norm
-        if self.mid_attn_groups is not None:
-            mid_norm = functools.partial(norm, num_groups=self.mid_attn_groups) if self.mid_attn_groups else None
-
-        def residual(h, name, out_ch=None, resample=None):
-            options = dict(resample=resample, scale_shift=self.scale_shift, norm=norm, dtype=dtype)
-            # one draw for all blocks: keys of Threefry may be as near to each other
-            of_site = None if seeds is None else seeds + jnp.array([[0, next(sites)]], jnp.uint32)
-            return residual_block(out_ch or h.shape[-1], self.dropout, **options, name=name)(h, emb, of_site)
-
-        def attention(h, name, norm=norm):
-            return attention_block(self.num_heads, self.head_dim, norm, dtype, name=name)(h)
-
-        def conv(h, name, **options):
-            return conv3x3(h, h.shape[-1], dtype=dtype, name=name, **options)
-
-        def downsample(h, stage):
-            if self.resamples_inside(stage):
-                return residual(h, f"{stage}.downsample", resample=average_pool)
-            return conv(h, f"{stage}.downsample", strides=2, padding=1 if self.pad_both_sides else "SAME")
-
-        def upsample(h, stage):
-            if self.resamples_inside(stage):
-                return residual(h, f"{stage}.upsample", resample=nearest)
-            return conv(h, f"{stage}.upsample", of_nearest=True)
-
-        h = conv3x3(x.astype(dtype), self.ch, dtype=dtype, name="conv_in")
+    def _down(self, h, blocks):
+        """The features at the lowest resolution, and those that the way up takes."""
         skips = [h]
         for level, mult in enumerate(self.ch_mult):
             stage = f"down_{level}"
             for block in range(self.num_res_blocks):
-                h = residual(h, f"{stage}.block_{block}", out_ch=self.ch * mult)
-                if self.attends(stage, h.shape[1]):
-                    h = attention(h, f"{stage}.attn_{block}")
+                h = blocks.residual(h, f"{stage}.block_{block}", self.ch * mult)
+                h = blocks.attention_if_any(h, stage, block)
                 skips.append(h)
-            if level < num_levels - 1:
-                h = downsample(h, stage)
+            if level < len(self.ch_mult) - 1:
+                h = blocks.downsample(h, stage)
                 skips.append(h)
+        return h, skips
 
-        h = residual(h, "mid.block_1")
-        if self.attends("mid"):
-            h = attention(h, "mid.attn_1", mid_norm)
-        h = residual(h, "mid.block_2")
+    def _middle(self, h, blocks):
+        h = blocks.residual(h, "mid.block_1")
+        h = blocks.attention_if_any(h, "mid", 1)
+        return blocks.residual(h, "mid.block_2")
 
+    def _up(self, h, skips, blocks):
         for level, mult in reversed(list(enumerate(self.ch_mult))):
             stage = f"up_{level}"
             for block in range(self.num_res_blocks + 1):
-                h = residual((h, skips.pop()), f"{stage}.block_{block}", out_ch=self.ch * mult)
-                if self.attends(stage, h.shape[1]):
-                    h = attention(h, f"{stage}.attn_{block}")
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.residual(h, f"{stage}.block_{block}", self.ch * mult)
+                h = blocks.attention_if_any(h, stage, block)
             if level > 0:
-                h = upsample(h, stage)
+                h = blocks.upsample(h, stage)
+        return h
 
-        head_dtype = at_least_float32(dtype)
-        h = norm(dtype=head_dtype, activation=nn.swish, name="norm_out")(h)
-        h = conv3x3(h, self.out_ch, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="conv_out")
-        return h.astype(x.dtype)
+    def _head(self, h, blocks):
+        dtype = at_least_float32(blocks.dtype)
+        h = blocks.norm(dtype=dtype, activation=nn.swish, name="norm_out")(h)
+        return conv3x3(h, self.out_ch, dtype=dtype, kernel_init=nn.initializers.zeros, name="conv_out")
+
+    def _check_condition(self, batch: int, y: Any, guidance: Any) -> None:
+        """Raise an InputError unless labels and guidance weights are those that the network takes."""
+        if self.num_classes > 1 and y is None:
+            raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
+        if self.num_classes > 1 and not isinstance(y, jax.core.Tracer):
+            y = np.asarray(y)
+            if not np.issubdtype(y.dtype, np.integer) or np.any((y < -1) | (y >= self.num_classes)):
+                raise InputError(
+                    f"labels must be integers from 0 to {self.num_classes - 1}, or -1 for none; got "
+                    f"{np.array2string(y, threshold=20, separator=', ')}."
+                )
+        if (self.guidance_range is None) != (guidance is None):
+            raise InputError(
+                f"guidance={guidance} does not fit a network with guidance_range={self.guidance_range}: pass weights if "
+                "and only if it has a range."
+            )
 
     def validate(self, height: int, width: int) -> None:
-        """Raises an InputError that names the attribute at fault, if these options or this image size cannot work."""
+        """Raise an InputError that names the attribute at fault, if these options or this image size cannot work."""
+        self._check_ranges()
+        self._check_sizes(height, width)
+        self._check_blocks(height)
+        self._check_embedding()
+
+    def _check_ranges(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):
             if not all(type(value) is int and value >= 1 for value in getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)} must hold integers of at least 1.")
-        levels = [self.ch * mult for mult in self.ch_mult]
-        if not levels or self.num_res_blocks < 0:
+        if not self.ch_mult or self.num_res_blocks < 0:
             raise InputError(
                 f"ch_mult={self.ch_mult} must not be empty, nor num_res_blocks={self.num_res_blocks} negative."
             )
@@ -270,39 +257,54 @@ class UNet(nn.Module):
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps={self.norm_eps} must be more than 0.")
         if not is_interval(self.logsnr_scale_range):
-            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller first.")
+            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller one first.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
+
+    def _check_sizes(self, height: int, width: int) -> None:
+        """Check sizes and divisibility. A larger size would take all memory before a parameter is read."""
+        if self.num_res_blocks > MOST_BLOCKS:
+            raise InputError(f"num_res_blocks={self.num_res_blocks} must be {MOST_BLOCKS} at most.")
+        widest = max(self.ch, *self._level_channels)
         sizes = dict(height=height, emb_ch=self.emb_ch, out_ch=self.out_ch, num_classes=self.num_classes)
-        sizes |= {"num_res_blocks": self.num_res_blocks, "ch times ch_mult": max(self.ch, *levels)}
-        for name, value in sizes.items():  # or else a config would take all memory before a parameter is read
-            if value > (most := MOST_BLOCKS if name == "num_res_blocks" else MOST_SIZE):
-                raise InputError(f"{name}={value} must be {most:,} at most.")
-        downsampling = 2 ** (len(levels) - 1)
-        if height != width or height % downsampling:
+        for name, value in {**sizes, "ch times ch_mult": widest}.items():
+            if value > MOST_SIZE:
+                raise InputError(f"{name}={value} must be {MOST_SIZE:,} at most.")
+        divisor = 2 ** (len(self.ch_mult) - 1)
+        if height != width or height % divisor:
             raise InputError(
-                f"The images are {height}x{width}; with ch_mult={self.ch_mult} they must be square, with a side "
-                f"that {downsampling} divides (one halving between levels)."
+                f"The images are {height}x{width}; with ch_mult={self.ch_mult} they must be square, with a side that "
+                f"{divisor} divides (one halving between levels)."
             )
-        for channels in levels:
+        for channels in self._level_channels:
             if channels % self.norm_groups:
                 raise InputError(
                     f"ch={self.ch} with ch_mult={self.ch_mult} gives a level {channels} channels; group normalization "
                     f"needs a multiple of {self.norm_groups}. Choose ch as a multiple of {self.norm_groups}."
                 )
+
+    def _check_blocks(self, height: int) -> None:
+        """Check what attention and resampling need."""
         if (self.num_heads is None) == (self.head_dim is None):
             raise InputError(
-                f"Give either num_heads or head_dim; got num_heads={self.num_heads}, head_dim={self.head_dim}."
+                f"Set either num_heads or head_dim; got num_heads={self.num_heads}, head_dim={self.head_dim}."
             )
-        middle = levels[-1] if self.num_res_blocks else self.ch
-        stages = {f"{way}_{level}": ch for level, ch in enumerate(levels) for way in ("down", "up")} | {"mid": middle}
+        middle = self._level_channels[-1] if self.num_res_blocks else self.ch
+        channels = {f"{way}_{level}": ch for level, ch in enumerate(self._level_channels) for way in ("down", "up")}
+        channels["mid"] = middle
         for name in ("attn_stages", "resample_stages"):
-            if unknown := sorted(set(getattr(self, name) or ()) - set(stages)):
-                raise InputError(f"{name} has {unknown}; the stages of this network are {sorted(stages)}.")
-        sides = {stage: height // 2 ** int(stage.partition("_")[2] or 0) for stage in stages}
-        attended = [ch for stage, ch in stages.items() if self.attends(stage, sides[stage])]
-        option, value = ("num_heads", self.num_heads) if self.head_dim is None else ("head_dim", self.head_dim)
-        for channels in attended:
-            if value < 1 or channels % value:
-                raise InputError(f"{option}={value} must divide the {channels} channels of every level with attention.")
+            if unknown := sorted(set(getattr(self, name) or ()) - set(channels)):
+                raise InputError(f"{name} has {unknown}; the stages of this network are {sorted(channels)}.")
+        sides = {stage: height // 2 ** int(stage.partition("_")[2] or 0) for stage in channels}
+        option = "num_heads" if self.head_dim is None else "head_dim"
+        value = getattr(self, option)
+        for stage, ch in channels.items():
+            if self.attends(stage, sides[stage]) and (value < 1 or ch % value):
+                raise InputError(f"{option}={value} must divide the {ch} channels of every level with attention.")
+        if self.mid_attn_groups and middle % self.mid_attn_groups:
+            raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
+
+    def _check_embedding(self) -> None:
         if self.logsnr_input_type not in LOGSNR_INPUT_TYPES:
             raise InputError(
                 f"Unknown logsnr_input_type {self.logsnr_input_type!r}; choose one of {list(LOGSNR_INPUT_TYPES)}."
@@ -314,8 +316,6 @@ class UNet(nn.Module):
             )
         if self.ch % 2 or self.ch // 2 <= self.freq_shift:
             raise InputError(f"ch={self.ch} must be even and above 2 * freq_shift, with freq_shift={self.freq_shift}.")
-        if self.mid_attn_groups and middle % self.mid_attn_groups:
-            raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
         if self.guidance_range is not None:
             check_guidance_range(self.guidance_range)
             if self.num_classes == 1:
@@ -323,15 +323,17 @@ class UNet(nn.Module):
                     f"guidance_range={self.guidance_range} is for networks with classes: set the dataset's "
                     "class_conditional=True."
                 )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
+
+    @property
+    def _level_channels(self) -> list[int]:
+        return [self.ch * mult for mult in self.ch_mult]
 
     def time_embedding(self, logsnr: Float[Array, "batch"]) -> Float[Array, "batch ch"]:
-        """The sinusoids that log-SNR enters as; they depend on no parameter."""
+        """Return the sinusoids of log-SNR that the network is conditioned on. They depend on no parameter."""
         return sinusoidal_embedding(self._time(logsnr), self.ch, self.freq_shift)
 
     def attends(self, stage: str, side: int | None = None) -> bool:
-        """Whether a stage has self-attention, with images of this side there."""
+        """Whether a stage, whose features have this height, has self-attention."""
         if self.attn_stages is not None:
             return stage in self.attn_stages
         return stage == "mid" or side in self.attn_resolutions
@@ -340,12 +342,8 @@ class UNet(nn.Module):
         """Whether a stage resamples inside a residual block."""
         return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
 
-    def _check_labels(self, y: np.ndarray) -> None:
-        if not np.issubdtype(y.dtype, np.integer) or np.any((y < -1) | (y >= self.num_classes)):
-            got = np.array2string(y, threshold=20, separator=", ")
-            raise InputError(f"labels must be integers from 0 to {self.num_classes - 1}, or -1 for none; got {got}.")
-
     def _time(self, logsnr):
+        """The number, from 0 to 1000 or a step, whose sinusoids stand for log-SNR."""
         if self.logsnr_input_type == "step":
             return self.schedule.step(logsnr)
         if self.logsnr_input_type == "inv_cos":
@@ -356,8 +354,77 @@ class UNet(nn.Module):
         return 1000 * ((logsnr - low) / (high - low))
 
 
+class _Blocks:
+    """The blocks of one call of a network, which share its options, the embedding and the dropout seeds.
+
+    Attributes:
+      network: the network; the blocks become its submodules.
+      emb: the embedding.
+      seeds: from `dropout_seeds`; None for no dropout.
+      dtype: type of the activations.
+      norm: `norm(...)` is a GroupNorm with the network's options.
+    """
+
+    def __init__(self, *, network: UNet, emb: Array, seeds: Array | None, dtype: Any):
+        self.network = network
+        self.emb = emb
+        self.seeds = seeds
+        self.dtype = dtype
+        self.norm = functools.partial(
+            GroupNorm, num_groups=network.norm_groups, dtype=dtype, epsilon=network.norm_eps
+        )
+        self._sites = itertools.count()
+        self._residual = nn.remat(ResidualBlock) if network.remat else ResidualBlock
+        self._attention = nn.remat(AttentionBlock) if network.remat else AttentionBlock
+
+    def residual(self, h, name, out_ch=None, resample=None):
+        block = self._residual(
+            out_ch=out_ch or h.shape[-1],
+            dropout=self.network.dropout,
+            resample=resample,
+            scale_shift=self.network.scale_shift,
+            norm=self.norm,
+            dtype=self.dtype,
+            name=name,
+        )
+        seeds = None if self.seeds is None else site_seeds(self.seeds, next(self._sites))
+        return block(h, self.emb, seeds)
+
+    def attention_if_any(self, h, stage, block):
+        network = self.network
+        if not network.attends(stage, h.shape[1]):
+            return h
+        norm = self.norm
+        if stage == "mid" and network.mid_attn_groups is not None:
+            norm = functools.partial(norm, num_groups=network.mid_attn_groups) if network.mid_attn_groups else None
+        name = f"{stage}.attn_{block}"
+        return self._attention(network.num_heads, network.head_dim, norm, self.dtype, name=name)(h)
+
+    def downsample(self, h, stage):
+        name = f"{stage}.downsample"
+        if self.network.resamples_inside(stage):
+            return self.residual(h, name, resample=average_pool)
+        padding = 1 if self.network.pad_both_sides else "SAME"
+        return conv3x3(h, h.shape[-1], strides=2, padding=padding, dtype=self.dtype, name=name)
+
+    def upsample(self, h, stage):
+        name = f"{stage}.upsample"
+        if self.network.resamples_inside(stage):
+            return self.residual(h, name, resample=nearest)
+        return conv3x3(h, h.shape[-1], upsample=True, dtype=self.dtype, name=name)
+
+
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block; the embedding scales and shifts the second normalization, or is added before."""
+    """Pre-activation residual block.
+
+    Attributes:
+      out_ch: channels of the result.
+      dropout: rate.
+      resample: `average_pool` or `nearest`, applied before the first convolution and on the shortcut; or None.
+      scale_shift: the embedding scales and shifts after the second normalization; if False, it is added before.
+      norm: `norm(activation=..., name=...)` is the GroupNorm to use.
+      dtype: type of the activations.
+    """
 
     out_ch: int
     dropout: float
@@ -369,45 +436,50 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array | tuple[Array, ...],
+        x: Float[Array, "batch height width channels"],
         emb: Float[Array, "batch emb_ch"],
         seeds: UInt32[Array, "batch 2"] | None,
-    ) -> Float[Array, "batch height width out_ch"]:
-        """Returns the block's output.
+    ) -> Float[Array, "batch out_height out_width out_ch"]:
+        """Run the block.
 
         Args:
-          x: images of features, or several whose channels are side by side.
-          emb: the embedding of time and what else the network is told.
-          seeds: of `dropout_seeds`, others for each block; None for no dropout.
+          x: features.
+          emb: the embedding of log-SNR and of the other conditions.
+          seeds: of `site_seeds`, different in each block; None for no dropout.
         """
-        parts = x if isinstance(x, tuple) else (x,)
-        if for_cpu():  # one product for the shortcut is faster there than several
-            parts = (jnp.concatenate(parts, axis=-1),)
-        h = self.norm(activation=nn.swish, name="norm1")(jnp.concatenate(parts, axis=-1))
-        upsamples = self.resample is nearest
+        h = self.norm(activation=nn.swish, name="norm1")(x)
+        if self.resample is average_pool:
+            h = average_pool(h)
         if self.resample is not None:
-            parts = [self.resample(part) for part in parts]
-            if not upsamples:
-                h = self.resample(h)
-        h = conv3x3(h, self.out_ch, of_nearest=upsamples, dtype=self.dtype, name="conv1")
+            x = self.resample(x)
+        h = conv3x3(h, self.out_ch, upsample=self.resample is nearest, dtype=self.dtype, name="conv1")
 
         emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
-        film = tuple(jnp.split(emb, 2, axis=-1)) if self.scale_shift else None
-        if film is None:
+        film = None
+        if self.scale_shift:
+            film = tuple(jnp.split(emb, 2, axis=-1))
+        else:
             h += emb[:, None, None]
         h = self.norm(activation=nn.swish, name="norm2")(h, film=film)
         if seeds is not None:
             h = dropout(h, seeds, self.dropout)
         h = conv3x3(h, self.out_ch, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")
 
-        if sum(part.shape[-1] for part in parts) == self.out_ch:
-            return computed_once(jnp.concatenate(parts, axis=-1) + h)
-        shortcut = DenseOfParts(self.out_ch, self.dtype, name="nin_shortcut")(*map(pixels, parts))
-        return computed_once(shortcut.reshape(h.shape) + h)
+        if x.shape[-1] != self.out_ch:
+            shortcut = nn.Dense(self.out_ch, dtype=self.dtype, name="nin_shortcut")(flatten_pixels(x))
+            x = shortcut.reshape(h.shape)
+        return add(x, h)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, added to its input."""
+    """Self-attention over all pixels, added to its input.
+
+    Attributes:
+      num_heads: attention heads, if head_dim is None.
+      head_dim: channels per head; None to divide the channels among num_heads.
+      norm: `norm(name=...)` is the GroupNorm to use; None for no normalization.
+      dtype: type of the activations.
+    """
 
     num_heads: int | None
     head_dim: int | None
@@ -415,46 +487,32 @@ class AttentionBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
-        """Returns x plus what it attends to."""
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Run the block."""
         batch, *_, channels = x.shape
         head_dim = self.head_dim or channels // self.num_heads
         heads = (channels // head_dim, head_dim)
-        h = pixels(x if self.norm is None else self.norm(name="norm")(x))
+        h = flatten_pixels(x if self.norm is None else self.norm(name="norm")(x))
         q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
         h = attention(*(part.reshape(batch, -1, *heads) for part in (q, k, v)))
         h = nn.DenseGeneral(
             channels, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
         )(h.reshape(-1, *heads))
-        return computed_once(x + h.reshape(x.shape))
+        return add(x, h.reshape(x.shape))
 
 
 def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: int = 1) -> Float[Array, "batch width"]:
-    """Sines and cosines of `time` at width / 2 frequencies, from 1 down to 1 / 10000 (Vaswani et al. 2017).
+    """Return sines and cosines of `time` at width / 2 frequencies, from 1 down to 1 / 10000 (Vaswani et al. 2017).
 
-    The last frequency is 1 / 10000 with a freq_shift of 1; with 0, the one after it would be.
+    Args:
+      time: usually from 0 to 1000.
+      width: an even number.
+      freq_shift: 1 if the last frequency is 1 / 10000, 0 if the one after it would be.
+
+    >>> sinusoidal_embedding(jnp.zeros(2), 4).tolist()
+    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) / (half - freq_shift) * jnp.arange(half, dtype=time.dtype))
     phases = time[:, None] * frequencies[None]
     return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
-
-
-def dropout_seeds(key: Keys, index: Int[Array, "batch"]) -> UInt32[Array, "batch 2"]:
-    """What `dropout` draws each example's mask from: depends on the key, of any kind, and on the example's index."""
-    return jax.vmap(lambda i: jax.random.bits(fold_in(threefry(key), i), (2,), jnp.uint32))(index)
-
-
-def dropout(x, seeds, rate):
-    """Dropout whose mask is drawn for each example from its seed, a key of Threefry, which is to be used once.
-
-    Sixteen bits decide on an element, half of a word of Threefry: a fourth of the work of `jax.random.bernoulli`.
-    """
-    size = math.prod(x.shape[1:])
-    kept = max(1, round((1 - rate) * 2**16))  # of the numbers that sixteen bits can be
-    counts = jnp.arange((size + 1) // 2, dtype=jnp.uint32)
-    words = jax.vmap(lambda seed: threefry_2x32(seed, counts))(seeds)
-    halves = (words[:, None] >> jnp.array([[[0], [16]]], jnp.uint32)) & 0xFFFF
-    # written to memory: XLA would draw it again for each use, in the backward pass too
-    keep = jax.lax.optimization_barrier(halves.reshape(len(x), -1)[:, :size].reshape(x.shape) < kept)
-    return jnp.where(keep, x * (2**16 / kept), 0)

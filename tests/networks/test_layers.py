@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_distillation.networks.layers import (
-    DenseOfParts,
     GroupNorm,
     attention,
     conv3x3,
@@ -77,26 +76,6 @@ def test_group_norm_of_bfloat16():
     rounded = ours(None)(weights, x, film)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize("channels", [(5,), (5, 3), (4, 1, 2)])
-def test_dense_layer_of_parts_and_its_gradients_against_float64(channels):
-    """Flax's of the parts as one array, with the same parameters from the same key."""
-    rng = np.random.default_rng(0)
-    parts = [rng.standard_normal((7, count), np.float32) for count in channels]
-    dense, of_flax = DenseOfParts(6), nn.Dense(6)
-    params = dense.init(jax.random.key(0), *parts)
-    got = gradients_of_squares(lambda params, *parts: dense.apply(params, *parts), params, *parts)
-    with jax.enable_x64():
-        expected = gradients_of_squares(
-            lambda params, *parts: of_flax.apply(params, jnp.concatenate(parts, axis=-1)),
-            *jax.tree.map(np.float64, (of_flax.init(jax.random.key(0), np.concatenate(parts, axis=-1)), *parts)),
-        )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max()), got, expected)
-
-
-def gradients_of_squares(apply, *inputs):
-    return jax.grad(lambda *inputs: jnp.sum(jnp.square(apply(*inputs) - 1)), tuple(range(len(inputs))))(*inputs)
 
 
 def test_group_norm_has_the_parameters_of_flax():
@@ -243,7 +222,9 @@ class Layers(nn.Module):
         q, k, v = (part.reshape(len(x), -1, 2, 16) for part in (pixels(h), jnp.sin(h), nn.swish(h)))
         h = attention(q, k, v).reshape(h.shape)
         norm = functools.partial(GroupNorm, 8, x.dtype)
-        h = ResidualBlock(32, 0.0, None, True, norm, x.dtype)((h, jnp.sin(h)), x[:, 0, 0], None)
+        h = ResidualBlock(32, 0.0, None, True, norm, x.dtype)(
+            jnp.concatenate([h, jnp.sin(h)], axis=-1), x[:, 0, 0], None
+        )
         return conv3x3(h, 8, dtype=x.dtype)
 
 
