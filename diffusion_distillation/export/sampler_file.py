@@ -5,7 +5,6 @@ on CPUs, GPUs and TPUs, wherever it was written. It generates the same images, b
 of the same kind.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +19,8 @@ from ..checkpoints import Metadata
 from ..errors import InputError
 from ..interop import archive
 from ..keys import seed_key
-from ..networks.layers import traced_for_cpu
 from ..pipeline import Pipeline, can_be_guided, start_noise, step_keys
+from ..runtime.devices import host_device
 from ..runtime.files import UNFINISHED, is_remote, write_atomic
 from ..shapes import Array, Params
 from . import card, runner
@@ -109,7 +108,8 @@ def export_sampler(params: Params, metadata: Metadata, options: ExportOptions) -
     sample = sampler_function(params, metadata, options)
     shapes = input_shapes(params, metadata, options)
     try:
-        exported = jax.export.export(jax.jit(sample), platforms=list(options.platforms))(**shapes)
+        with jax.default_device(host_device()):  # or the network would use what a GPU has and a file cannot hold
+            exported = jax.export.export(jax.jit(sample), platforms=list(options.platforms))(**shapes)
     except Exception as error:  # a user's network may use the batch size in any way
         if options.batch_size is not None or isinstance(error, InputError):
             raise
@@ -147,28 +147,12 @@ def input_shapes(params: Params, metadata: Metadata, options: ExportOptions) -> 
     return inputs
 
 
-def _on_each_platform(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function as it is traced for CPUs where it runs on one, and elsewhere as it is traced for others."""
-
-    def traced(*args, for_cpu):
-        with traced_for_cpu(for_cpu):
-            return draw(*args)
-
-    on_cpu, elsewhere = (functools.partial(traced, for_cpu=for_cpu) for for_cpu in (True, False))
-    return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=elsewhere)
-
-
 def sampler_function(params: Params, metadata: Metadata, options: ExportOptions) -> Callable[..., jax.Array]:
     """The function in a sampler's file. It takes the inputs of `input_shapes` by name and returns images."""
     pipeline = Pipeline(params, metadata, None if options.num_steps == FREE else options.num_steps)
     generate, _ = pipeline.pure_sampler(sampler=options.sampler)
     needs_key = not pipeline.is_deterministic(sampler=options.sampler)
     stored = archive.flat_arrays(params, options.dtype)
-
-    def by_position(weights, z, keys, num_steps, labels, guidance):
-        return generate(weights, z, key=keys, num_steps=num_steps, labels=labels, guidance=guidance)
-
-    on_each = _on_each_platform(by_position)
 
     # A barrier keeps XLA from precomputing with constants what the pipeline computes with arguments, and from merging
     # two of the pipeline's programs into one. Both would take longer to compile and round differently.
@@ -181,7 +165,7 @@ def sampler_function(params: Params, metadata: Metadata, options: ExportOptions)
         if z is None:
             z = barrier(start_noise(key, index, pipeline.image_shape))
         keys = step_keys(key, index) if needs_key else None
-        x = on_each(weights, z, keys, steps, labels, guidance)
+        x = generate(weights, z, key=keys, num_steps=steps, labels=labels, guidance=guidance)
         return _to_uint8(barrier(x)) if options.output == "uint8" else x
 
     return sample

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ..shapes import Array, at_least_float32
 from . import cpu_kernels
-from .cpu_kernels import materialize, nearest
+from .cpu_kernels import materialize
 
 EPSILON = 1e-6
 

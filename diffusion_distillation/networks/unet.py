@@ -16,8 +16,9 @@ from ..diffusion import sigmoid
 from ..errors import InputError
 from ..schedules import Discrete, bounded
 from ..shapes import Array, at_least_float32
+from .cpu_kernels import nearest
 from .dropout import dropout, dropout_seeds, site_seeds
-from .layers import EPSILON, GroupNorm, add, attention, average_pool, conv3x3, flatten_pixels, nearest
+from .layers import EPSILON, GroupNorm, add, attention, average_pool, conv3x3, flatten_pixels
 
 MOST_BLOCKS = 32  # residual blocks of a level
 MOST_SIZE = 2**20  # of a width, a side or a number of classes
@@ -232,8 +233,8 @@ class UNet(nn.Module):
                 )
         if (self.guidance_range is None) != (guidance is None):
             raise InputError(
-                f"guidance={guidance} does not fit a network with guidance_range={self.guidance_range}: pass weights if "
-                "and only if it has a range."
+                f"guidance={guidance} does not fit a network with guidance_range={self.guidance_range}: pass weights "
+                "if and only if it has a range."
             )
 
     def validate(self, height: int, width: int) -> None:
@@ -257,7 +258,7 @@ class UNet(nn.Module):
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps={self.norm_eps} must be more than 0.")
         if not is_interval(self.logsnr_scale_range):
-            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller one first.")
+            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller first.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
@@ -370,9 +371,7 @@ class _Blocks:
         self.emb = emb
         self.seeds = seeds
         self.dtype = dtype
-        self.norm = functools.partial(
-            GroupNorm, num_groups=network.norm_groups, dtype=dtype, epsilon=network.norm_eps
-        )
+        self.norm = functools.partial(GroupNorm, num_groups=network.norm_groups, dtype=dtype, epsilon=network.norm_eps)
         self._sites = itertools.count()
         self._residual = nn.remat(ResidualBlock) if network.remat else ResidualBlock
         self._attention = nn.remat(AttentionBlock) if network.remat else AttentionBlock

@@ -87,9 +87,7 @@ def _print_data(source: Source) -> None:
 def _print_devices(config: ConfigDict, prepared: Prepared, teacher: Teacher | None) -> None:
     mesh = prepared.mesh
     rows = config.train.batch_size // mesh.size
-    print_on_main(
-        f"Devices: {describe_devices(mesh)}, {rows} image{'s' * (rows != 1)} of each batch per device."
-    )
+    print_on_main(f"Devices: {describe_devices(mesh)}, {rows} image{'s' * (rows != 1)} of each batch per device.")
     make_state = functools.partial(init_state, config, make_method(config))
     state = jax.eval_shape(make_state, abstract_params(prepared.metadata))
     size = bytes_held(state, teacher, mesh, shard=config.train.shard_state)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..networks.layers import computed_once
+from ..networks.cpu_kernels import materialize
 from ..shapes import Params
 
 
@@ -93,7 +93,7 @@ def unpack_for_networks(state: Any) -> Any:
     """
     if not is_packed(state.params):
         return state
-    params, average = (jax.tree.map(computed_once, unpack(tree)) for tree in (state.params, state.average))
+    params, average = (materialize(unpack(tree)) for tree in (state.params, state.average))
     return state._replace(params=params, average=average)
 
 

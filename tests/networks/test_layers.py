@@ -9,16 +9,8 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_distillation.networks.layers import (
-    GroupNorm,
-    attention,
-    conv3x3,
-    convolution,
-    convolution_of_nearest,
-    nearest,
-    pixels,
-    traced_for_cpu,
-)
+from diffusion_distillation.networks.cpu_kernels import convolution, convolution_after_nearest, nearest
+from diffusion_distillation.networks.layers import GroupNorm, attention, conv3x3, flatten_pixels
 from diffusion_distillation.networks.unet import ResidualBlock
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -97,7 +89,7 @@ def of_lax_and_nearest(x, *args, **kwargs):
     [
         (convolution, of_lax, 1, 8, {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}),
         (convolution, of_lax, 2, 4, {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}),
-        (convolution_of_nearest, of_lax_and_nearest, 1, 16, {jnp.float32: 1e-6, jnp.bfloat16: 4e-3}),
+        (convolution_after_nearest, of_lax_and_nearest, 1, 16, {jnp.float32: 1e-6, jnp.bfloat16: 4e-3}),
     ],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -136,10 +128,10 @@ def test_convolution_and_its_gradients(apply, reference, stride, side, bounds, d
     ("height", "width", "strides", "padding"),
     [(1, 1, (1, 1), "SAME"), (5, 3, (1, 1), "SAME"), (5, 3, (2, 2), "SAME"), (5, 3, (1, 1), "VALID")],
 )
-def test_convolution_of_nearest_of_any_shape(height, width, strides, padding):
+def test_convolution_after_nearest_of_any_shape(height, width, strides, padding):
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((2, height, width, 4), (3, 3, 4, 5)))
-    ours = convolution_of_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
+    ours = convolution_after_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
     expected = of_lax_and_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -218,8 +210,8 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, of_nearest=True, dtype=x.dtype))
-        q, k, v = (part.reshape(len(x), -1, 2, 16) for part in (pixels(h), jnp.sin(h), nn.swish(h)))
+        h = GroupNorm(8, activation=nn.swish)(conv3x3(x, 32, upsample=True, dtype=x.dtype))
+        q, k, v = (part.reshape(len(x), -1, 2, 16) for part in (flatten_pixels(h), jnp.sin(h), nn.swish(h)))
         h = attention(q, k, v).reshape(h.shape)
         norm = functools.partial(GroupNorm, 8, x.dtype)
         h = ResidualBlock(32, 0.0, None, True, norm, x.dtype)(
@@ -242,39 +234,42 @@ def test_accelerators_do_what_the_cpu_does(monkeypatch, dtype):
         return jax.jit(jax.grad(loss, (0, 1)))(params, x)
 
     on_cpu = gradients()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **branches: default(*args))
     for a, b in zip(jax.tree.leaves(on_cpu), jax.tree.leaves(gradients()), strict=True):
         a, b = (np.asarray(part).astype(np.float64) for part in (a, b))
         assert np.linalg.norm(a - b) < {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}[dtype] * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize(
-    ("backend", "capability", "dtype", "length", "dim", "expected"),
+    ("capability", "dtype", "length", "dim", "expected"),
     [
-        ("gpu", "9.0", jnp.bfloat16, 256, 128, "cudnn"),
-        ("gpu", "8.0", jnp.float16, 1024, 64, "cudnn"),
-        ("gpu", "7.5", jnp.bfloat16, 256, 128, None),
-        ("gpu", "gfx90a", jnp.bfloat16, 256, 128, None),
-        ("gpu", "9.0", jnp.float32, 256, 128, None),
-        ("gpu", "9.0", jnp.bfloat16, 64, 128, None),
-        ("gpu", "9.0", jnp.bfloat16, 256, 256, None),
-        ("gpu", "9.0", jnp.bfloat16, 256, 36, None),
-        ("tpu", "9.0", jnp.bfloat16, 256, 128, None),
+        ("9.0", jnp.bfloat16, 256, 128, "cudnn"),
+        ("8.0", jnp.float16, 1024, 64, "cudnn"),
+        ("7.5", jnp.bfloat16, 256, 128, None),
+        ("gfx90a", jnp.bfloat16, 256, 128, None),
+        ("9.0", jnp.float32, 256, 128, None),
+        ("9.0", jnp.bfloat16, 64, 128, None),
+        ("9.0", jnp.bfloat16, 256, 256, None),
+        ("9.0", jnp.bfloat16, 256, 36, None),
+        (None, jnp.bfloat16, 256, 128, None),
     ],
 )
-def test_where_attention_is_that_of_cudnn(monkeypatch, backend, capability, dtype, length, dim, expected):
-    """And never in a program that is written for another machine."""
+def test_cudnn_attends_on_gpus_that_have_it_where_it_pays(monkeypatch, capability, dtype, length, dim, expected):
     used = []
 
-    def record(q, k, v, implementation):
+    def record(q, k, v, implementation=None):
         used.append(implementation)
         return q
 
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    def lower_for_cuda(*args, default, cuda=None, **branches):
+        return (cuda or default)(*args)
+
+    device = types.SimpleNamespace(**{} if capability is None else {"compute_capability": capability})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lower_for_cuda)
     q = np.zeros((1, length, 2, dim), dtype)
     attention(q, q, q)
-    with traced_for_cpu(False):
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # as an export has it
         attention(q, q, q)
     assert used == [expected, None]
