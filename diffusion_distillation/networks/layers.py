@@ -34,7 +34,9 @@ def add(x: Array, y: Array) -> Array:
     return materialize(x + y)
 
 
-def average_pool(x: Float[Array, "batch 2*height 2*width channels"]) -> Float[Array, "batch height width channels"]:
+def average_pool(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height//2 width//2 channels"]:
     """Downsample images to half their size: each pixel is the mean of 2x2."""
     return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from ..shapes import Array, Params
+from ..shapes import Array, Count, Params
 
 
 def update_average(average: Params, params: Params, decay: Array) -> Params:
@@ -14,7 +14,7 @@ def update_average(average: Params, params: Params, decay: Array) -> Params:
     return optax.incremental_update(params, average, 1 - decay)
 
 
-def corrected_decay(decay: float, update: Array) -> Array:
+def corrected_decay(decay: float, update: Count) -> Array:
     """The decay that makes a running average weigh n parameters by decay^(n-1), ..., decay, 1, normalized.
 
     The weights sum to 1 from the first update on, which replaces the initial parameters.
