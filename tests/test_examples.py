@@ -1,7 +1,11 @@
-"""The notebooks of examples/: they run from top to bottom, and show what they showed when they were stored."""
+"""The notebooks of examples/ show what they showed when they were stored, and the script in it runs."""
 
+import os
 import re
+import subprocess
+import sys
 
+import matplotlib.image
 import nbclient
 import nbformat
 import pytest
@@ -19,6 +23,16 @@ def shown(notebook):
                 yield cell.id, sorted({NUMBER.sub("#", line).rstrip() for line in output.text.splitlines()})
             else:
                 yield cell.id, sorted(output.data)
+
+
+def test_the_minimal_script_trains_a_ladder_and_saves_a_picture(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "minimal.py", "6", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    students = [f"{num_steps}-step student  update 3/3" for num_steps in (32, 16, 8, 4, 2, 1)]
+    lines = [line.partition("  loss ")[0] for line in done.stdout.splitlines()]
+    assert lines == ["teacher  update 6/6", *students, "Saved minimal.png"]
+    assert matplotlib.image.imread(tmp_path / "minimal.png").std() > 0.1
 
 
 @pytest.mark.slow
