@@ -202,7 +202,7 @@ class Pipeline:
     @property
     def params(self) -> Params:
         """A copy of the parameters, on the default device."""
-        return self._params_of_no_device()
+        return self._unplaced_params()
 
     def sample(
         self, key: Keys, num_samples: int, labels: Integer[Array, "_"] | None = None, **options: Any
