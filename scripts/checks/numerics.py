@@ -23,7 +23,7 @@ from diffusion_distillation import cli, sampling
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.distillation import several_step_target
 from diffusion_distillation.errors import RunError
-from diffusion_distillation.networks import layers
+from diffusion_distillation.networks import cpu_kernels, layers
 from diffusion_distillation.networks.unet import UNet
 from diffusion_distillation.runtime.cpu import compiler_options, set_cpu_flags
 from diffusion_distillation.schedules import get_logsnr_schedule
@@ -118,7 +118,7 @@ def compute(inputs: dict[str, Any], *, dtype: Any) -> dict[str, Any]:
 
     def convolved(h, kernel):
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return layers.convolution(h, kernel.astype(h.dtype), (1, 1), "SAME", dimension_numbers=dimensions)
+        return cpu_kernels.convolution(h, kernel.astype(h.dtype), (1, 1), "SAME", dimension_numbers=dimensions)
 
     convolution, pull = jax.vjp(convolved, activations, kernel)
 

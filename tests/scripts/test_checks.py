@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from helpers.runs import call, run
 
-from diffusion_distillation.networks import layers, unet
+from diffusion_distillation.networks import cpu_kernels, unet
 
 
 @pytest.mark.slow
@@ -26,13 +26,13 @@ class Linear(unet.UNet):
 
 
 def test_wrong_numerics(monkeypatch):
-    convolution = layers.convolution
+    convolution = cpu_kernels.convolution
 
     def wrong(x, *args, **kwargs):
         y = convolution(x, *args, **kwargs)
         return y * (1.001 if x.dtype == "float32" else 1)
 
-    monkeypatch.setattr(layers, "convolution", wrong)
+    monkeypatch.setattr(cpu_kernels, "convolution", wrong)
     monkeypatch.setattr(unet, "UNet", Linear)
     error = call("checks/numerics", fails=True)
     assert re.search(r"wrong: a convolution and its gradients\. Errors", error) and "Traceback" not in error
