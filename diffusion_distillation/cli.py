@@ -25,14 +25,13 @@ from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .hooks import training_hooks
 from .runtime import multihost
 from .runtime.console import install_safe_output
-from .runtime.cpu import large_pages, set_cpu_flags, use_all_cpu_cores
+from .runtime.cpu import set_cpu_flags, use_all_cpu_cores
 from .runtime.devices import enable_compilation_cache, start_jax
 from .runtime.files import as_path, read_json
 from .runtime.signals import exit_on_signals
 from .sampling import SAMPLER_ALIASES, SAMPLERS
 from .training.dry_run import dry_run
 
-STARTED_ANEW = "DIFFUSION_DISTILLATION_STARTED_ANEW"
 # An OSError with one of these comes from the machine and is printed in one line. Any other is a bug.
 MACHINE_ERRORS = TRANSIENT | {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
@@ -160,11 +159,6 @@ class RunFlags(ProcessFlags):
         self._wandb = flags.DEFINE_string("wandb_project", None, "Also send metrics to this Weights & Biases project.")
         flags.mark_flag_as_required("config")
 
-    def start(self, batch_size: int, dtype: str = "float32") -> None:
-        """As that of `ProcessFlags`; where training is faster in large pages of memory, the program starts anew."""
-        _start_anew(large_pages())
-        super().start(batch_size, dtype)
-
     def config(self, *, distillation: bool) -> ConfigDict:
         """Return the resolved config, checked to have or lack a `distillation` section. --print_config exits here."""
         config = self._config.value
@@ -197,17 +191,6 @@ class RunFlags(ProcessFlags):
         """The keyword arguments of `train` and `run_ladder` that the flags set. JAX must have started."""
         hooks = training_hooks(config, source, self.workdir, self._wandb.value)
         return {**hooks, "change": self._change.value}
-
-
-def _start_anew(variables: dict[str, str]) -> None:
-    """Starts the command of this process anew, once, with these variables too, if there are any.
-
-    Not where a script runs within another program, whose command is another one.
-    """
-    ours = sys.argv[0] in sys.orig_argv[-len(sys.argv) :][:1] and Path(sys.argv[0]).is_file()
-    if variables and ours and STARTED_ANEW not in os.environ:
-        sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables | {STARTED_ANEW: "1"})
 
 
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")

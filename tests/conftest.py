@@ -18,7 +18,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["DIFFUSION_DISTILLATION_CACHE"] = f"{KEPT.name}/data"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["GLIBC_TUNABLES"] = ""  # or scripts that train would start twice, to have large pages
 # Each of pytest-xdist's processes has cores of its own, and so have the scripts that it starts: their threads would
 # wait for each other, which takes a tenth of the time.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):

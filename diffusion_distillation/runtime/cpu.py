@@ -1,22 +1,20 @@
 """What tunes a host on whose CPU XLA runs: its devices, flags of XLA, options of the compiler, memory."""
 
+import contextlib
 import ctypes
 import gc
-import mmap
 import os
 import platform
 from pathlib import Path
 
 import jax
-import jaxlib
 
 MIN_EXAMPLES_PER_DEVICE = 16
 FLAGS = {  # of XLA, by what they enable
     "oneDNN": ("--xla_cpu_experimental_onednn_custom_call", "true"),
     "512-bit vectors": ("--xla_cpu_prefer_vector_width", "512"),
 }
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # '[always] madvise never' and the like
+KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # a flag that XLA does not know ends the process
 
 
 def use_all_cpu_cores(batch_size: int) -> None:
@@ -45,16 +43,14 @@ def set_cpu_flags(dtype: str) -> None:
     helps = {"oneDNN": dtype == "bfloat16", "512-bit vectors": "avx512_bf16" in describe_cpu()}
     for name, (flag, value) in FLAGS.items():
         flags = os.environ.get("XLA_FLAGS", "")
-        if helps[name] and flag not in flags and _xla_knows(flag):
+        if helps[name] and flag not in flags and KNOWS_FLAGS:
             os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()
 
 
 def active_flags() -> list[str]:
-    """Return the names of the `FLAGS` that XLA_FLAGS sets, and 'large pages' where memory has them."""
+    """Return the names of the `FLAGS` that XLA_FLAGS sets."""
     flags = os.environ.get("XLA_FLAGS", "").split()
-    names = [name for name, (flag, value) in FLAGS.items() if f"{flag}={value}" in flags]
-    asked = LARGE_PAGES in os.environ.get("GLIBC_TUNABLES", "").split(":")
-    return names + ["large pages"] * (asked and _large_pages_on_request())
+    return [name for name, (flag, value) in FLAGS.items() if f"{flag}={value}" in flags]
 
 
 def compiler_options(backend: str | None = None) -> dict[str, int] | None:
@@ -68,36 +64,6 @@ def compiler_options(backend: str | None = None) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if (backend or jax.default_backend()) == "cpu" else None
 
 
-def large_pages() -> dict[str, str]:
-    """What the environment must say when a program starts, for its memory to lie in pages of 2 MB.
-
-    On CPU, XLA takes hundreds of megabytes for a training step and gives them back, and to map these in pages of 4 kB
-    takes up to a fifth of the step. Some Linux systems use large pages for programs that ask, as the allocator of glibc
-    does from version 2.35 on, where the environment says so.
-
-    Returns:
-      Variables to set; none on other systems, or where GLIBC_TUNABLES is set: that is what the user wants.
-    """
-    wanted = "GLIBC_TUNABLES" not in os.environ and _large_pages_on_request()
-    return {"GLIBC_TUNABLES": LARGE_PAGES} if wanted else {}
-
-
-def _large_pages_on_request() -> bool:
-    try:
-        return "[madvise]" in PAGES.read_text() and _glibc() >= (2, 35)
-    except OSError:
-        return False
-
-
-def _glibc() -> tuple[int, ...]:
-    """The version of the C library; () if it is another one."""
-    try:
-        _, version = os.confstr("CS_GNU_LIBC_VERSION").split()  # 'glibc 2.36'
-    except (AttributeError, ValueError, OSError):
-        return ()
-    return tuple(map(int, version.split(".")))
-
-
 def describe_cpu() -> str:
     """Return the processor's name and features. CPUs with the same description run each other's programs."""
     lines = [platform.machine(), platform.processor()]
@@ -108,16 +74,8 @@ def describe_cpu() -> str:
     return "\n".join(lines)
 
 
-def _xla_knows(flag: str) -> bool:
-    """Whether this version has the flag: one that it does not know would end the process."""
-    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
-        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(flag.removeprefix("--").encode()) >= 0
-    return False
-
-
 def release_memory() -> None:
     """Return memory that the compiler has freed in this process to the system, where the C library can."""
     gc.collect()  # programs that are no longer used, such as that of the initial parameters, wait for it
-    if _glibc():
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # of other C libraries than glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -5,8 +5,8 @@
 
 The network is that of --config and its overrides; by default that of configs/cifar_base.py with a quarter of the
 channels and two blocks per level. Every kind of work of every library has a process of its own, which is idle while
-another is timed. A turn is --seconds of calls, one after another; tables show medians over turns. All processes use
-large pages of memory where Linux offers them, as training does. JAX has the devices that training would have;
+another is timed. A turn is --seconds of calls, one after another; tables show medians over turns. On
+Linux, set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as the Makefile does. JAX has the devices that training would have;
 JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch, of the Python that --peer names,
 computes the same function of the same parameters, eagerly and compiled; this is checked first.
 
@@ -41,7 +41,6 @@ from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.networks.model import count_params, init_params, make_network
-from diffusion_distillation.runtime.cpu import large_pages
 from diffusion_distillation.runtime.files import as_path, write_atomic
 
 HERE = Path(__file__).parent
@@ -66,7 +65,7 @@ class Worker:
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
         # Several processes share an accelerator: each takes only the memory it needs.
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | large_pages()
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -2,11 +2,11 @@ import os
 
 import jax
 import pytest
-from helpers.runs import AFFINE, OWN_PARTS, TINY, free_port, run
+from helpers.runs import AFFINE, OWN_PARTS, TINY, run
 
 from diffusion_distillation.runtime import cpu, devices
 
-FLAGS = ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
+ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer_vector_width"
 
 
 @pytest.mark.parametrize("given", ["", "--xla_cpu_enable_fast_math=false"])
@@ -19,65 +19,18 @@ def test_flags_that_pay(monkeypatch, given):
         cpu.set_cpu_flags(dtype)
         return os.environ["XLA_FLAGS"].split()
 
-    knows_onednn, knows_vectors = map(cpu._xla_knows, FLAGS)
-    onednn, vectors = [f"{ONEDNN}=true"] * knows_onednn, [f"{VECTORS}=512"] * knows_vectors
+    onednn = [f"{ONEDNN}=true"] * cpu.KNOWS_FLAGS
+    vectors = [f"{VECTORS}=512"] * cpu.KNOWS_FLAGS
     assert after(given, "float32", "flags: avx512f") == given.split()
     assert after(given, "float32", "flags: avx512f avx512_bf16") == given.split() + vectors
     assert after(given, "bfloat16", "flags: avx512f") == given.split() + onednn
-    assert devices.describe_devices(devices.data_mesh()) == f"8 cpu devices{' with oneDNN' * knows_onednn}"
+    assert devices.describe_devices(devices.data_mesh()) == f"8 cpu devices{' with oneDNN' * cpu.KNOWS_FLAGS}"
     assert after(given, "bfloat16", "flags: avx512f avx512_bf16") == given.split() + onednn + vectors
-    if knows_onednn and knows_vectors:
+    if cpu.KNOWS_FLAGS:
         assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices with oneDNN and 512-bit vectors"
     for refused in (f"{ONEDNN}=false {VECTORS}=256", f"{VECTORS}=128 {ONEDNN}=false"):
         assert after(refused, "bfloat16", "flags: avx512f avx512_bf16") == refused.split()
     assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices"
-
-
-def test_flags_that_xla_knows():
-    """One that it does not would end the process."""
-    assert cpu._xla_knows("--xla_force_host_platform_device_count")
-    assert not cpu._xla_knows("--xla_no_such_flag_is_there")
-
-
-@pytest.mark.parametrize(
-    ("setting", "libc", "asked"),
-    [
-        ("always [madvise] never", "glibc 2.35", True),
-        ("[always] madvise never", "glibc 2.36", False),
-        ("always madvise [never]", "glibc 2.36", False),
-        ("always [madvise] never", "glibc 2.34", False),
-        ("always [madvise] never", None, False),
-        (None, "glibc 2.36", False),
-    ],
-)
-def test_large_pages(tmp_path, monkeypatch, setting, libc, asked):
-    monkeypatch.setattr(cpu, "PAGES", tmp_path / "enabled")
-    monkeypatch.setattr(cpu.os, "confstr", lambda name: libc)
-    if setting is not None:
-        cpu.PAGES.write_text(f"{setting}\n")
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    assert cpu.large_pages() == {}
-    monkeypatch.delenv("GLIBC_TUNABLES")
-    assert cpu.large_pages() == ({"GLIBC_TUNABLES": cpu.LARGE_PAGES} if asked else {})
-    monkeypatch.setenv("GLIBC_TUNABLES", cpu.LARGE_PAGES)
-    assert devices.describe_devices(devices.data_mesh()) == f"8 cpu devices{' with large pages' * asked}"
-
-
-def test_training_has_large_pages(tmp_path, monkeypatch):
-    """It starts anew for them, with all that its command says."""
-    monkeypatch.delenv("GLIBC_TUNABLES")
-    if not cpu.large_pages():
-        pytest.skip("this system has them for all programs, or for none")
-    flags = [
-        "--config=configs/digits_base.py",
-        *TINY,
-        *AFFINE,
-        "--config.train.num_train_steps=1",
-        f"--workdir={tmp_path}",
-    ]
-    flags += [f"--coordinator=localhost:{free_port()}", "--num_processes=1", "--process_id=0"]
-    printed = run("train", *flags, env=OWN_PARTS)
-    assert "large pages" in printed.splitlines()[1] and "step 1/1" in printed
 
 
 def test_programs_are_kept_where_the_user_has_not_said_where():
