@@ -61,7 +61,7 @@ def test_networks():
     for name, message in {
         "unet_idpm": r"Unknown config.model.name='unet_idpm'. Did you mean 'unet_iddpm'\?",
         "no_such_module:net": "'no_such_module' cannot be imported",
-        "helpers.own_parts:nothing": "must return a Flax module, or what has its init and apply; it returned None",
+        "helpers.own_parts:nothing": "must return a Flax module, or an object with init and apply; it returned None",
         "helpers.own_parts:affine": r"cannot be called as network\(x, logsnr, y, train=True.*TypeError",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -69,7 +69,7 @@ def test_networks():
     both = config_with("helpers.own_parts:heavy")
     with both.unlocked():
         both.mean_type = "both"
-    with pytest.raises(ValueError, match=r"gives output of shape \(1, 8, 8, 1\).* must be \(1, 8, 8, 2\)"):
+    with pytest.raises(ValueError, match=r"returns output of shape \(1, 8, 8, 1\).* must be \(1, 8, 8, 2\)"):
         make_network(both, (8, 8, 1), 1)
 
 

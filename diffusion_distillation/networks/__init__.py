@@ -1,1 +1,1 @@
-"""Networks, and the way from a config to a network and its denoiser."""
+"""Networks, and how a config determines a network and its denoiser."""
