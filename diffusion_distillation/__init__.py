@@ -17,9 +17,9 @@ __all__ = ["diffusion", "distillation", "from_checkpoint", "losses", "model", "s
 
 
 def from_checkpoint(path, num_steps: int | None = None, config=None) -> "Pipeline":
-    """The pipeline of the model at a path: `from_checkpoint(path).sample(jax.random.key(0), 64)` draws images.
+    """Load a model as a pipeline: `from_checkpoint(path).sample(jax.random.key(0), 64)` generates 64 images.
 
-    See `interop.from_checkpoint`; it is loaded, and orbax with it, at the first call.
+    See `interop.from_checkpoint`, which the first call imports, together with orbax.
     """
     from .interop import from_checkpoint
 

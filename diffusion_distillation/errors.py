@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
-# Errors that say nothing about a file: the file system fails for a moment, or the machine lacks memory or handles.
+# Errors that do not come from the file: the file system fails for a moment, or the machine lacks memory or handles.
 TRANSIENT = {
     getattr(errno, name)
     for name in (

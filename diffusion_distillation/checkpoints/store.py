@@ -325,7 +325,7 @@ def _none_finished(path: epath.PathLike) -> str:
 
 
 def _describe_folder(path: epath.Path) -> str:
-    """Say what is at a path that is not the folder of a run, and what to pass instead."""
+    """Describe a path that is not the folder of a run, and what to pass instead."""
     if not path.exists():
         return "there is no such folder. Pass the folder of a run: the --workdir of train.py or a ladder's steps_*."
     if not path.is_dir():

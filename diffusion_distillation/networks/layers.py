@@ -1,4 +1,4 @@
-"""Layers of networks: those of Flax, with the same parameters and the same results to rounding, written to be fast."""
+"""Fast versions of Flax's layers, with the same parameters and, to rounding, the same results."""
 
 import functools
 from collections.abc import Callable
@@ -121,7 +121,7 @@ class GroupNorm(nn.Module):
             factor, offset = (part.astype(scale.dtype) for part in (1 + film[0], film[1]))
             scale, shift = scale * factor, shift * factor + offset
 
-        @jax.checkpoint  # the backward pass recomputes from x what is quickly computed
+        @jax.checkpoint  # recompute cheap intermediates from x in the backward pass instead of storing them
         def apply(x, scale, shift):
             y = x.astype(scale.dtype) * jnp.expand_dims(scale, space) + jnp.expand_dims(shift, space)
             if self.activation is not None:

@@ -99,7 +99,9 @@ def _check_network(network: Any, config: Any, image_shape: tuple[int, int, int],
     """Check a user's network: trace a call as in training, without computing anything."""
     field = f"config.model.name={config.name!r}"
     if not isinstance(network, Network):
-        raise InputError(f"{field} must return a Flax module, or an object with init and apply; it returned {network!r}.")
+        raise InputError(
+            f"{field} must return a Flax module, or an object with init and apply; it returned {network!r}."
+        )
 
     def call(key):
         x, logsnr = _example_inputs(image_shape)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# A line about each model, by name.
+# One line per model, by name.
 PRETRAINED = {
     "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a guidance weight from 0 to 4",
 }

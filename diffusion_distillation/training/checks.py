@@ -50,7 +50,9 @@ def check_processes(config: ConfigDict, source: Source) -> None:
     differing = next((process for process, values in enumerate(data) if values != data[0]), None)
     if differing is not None:
         first, other = map(_describe_data, (data[0], data[differing]))
-        raise InputError(f"Process 0 reads {first}, process {differing} reads {other}: give all the same data.")
+        raise InputError(
+            f"Process 0 reads {first}, process {differing} reads {other}: give all processes the same data."
+        )
     if multihost.all_max([bool(named)])[0]:
         raise InputError(f"{named or 'The processes have different configs'}: give all processes the same command.")
 

@@ -39,7 +39,7 @@ def dry_run(
         `distillation.teacher_checkpoint_path`.
 
     Raises:
-      InputError: as `train` and `run_ladder`.
+      InputError: for the reasons of `train` and `run_ladder`.
     """
     # Every run: its config, folder and teacher.
     workdir = as_path(workdir)

@@ -1,4 +1,4 @@
-"""The ladder: student after student, each the teacher of the next."""
+"""Train a ladder: a sequence of students, each the teacher of the next."""
 
 import datetime
 import functools
@@ -29,7 +29,7 @@ from .step import Teacher
 
 
 def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
-    """Where a ladder keeps the student with this number of sampling steps.
+    """The folder of the student with this number of sampling steps in a ladder's folder.
 
     >>> student_folder(epath.Path("runs/digits/ladder"), 4).name
     'steps_0004'
@@ -50,14 +50,14 @@ def run_ladder(
 ) -> None:
     """Train every student of a ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
-    A student starts from its teacher's parameters, with a new optimizer state. Run again, the ladder keeps its finished
-    students and resumes the unfinished one.
+    A student starts from its teacher's parameters, with a new optimizer state. Calling this function again keeps the
+    finished students and resumes the unfinished one.
 
     Args:
       config: resolved, with a `distillation` section.
       workdir: the ladder's folder; each student gets `steps_<number of steps>` in it.
       source: the training images.
-      on_eval: called as `on_eval(params, metadata, workdir)` with each student's folder; otherwise as for `loop.train`.
+      on_eval: called as `on_eval(params, metadata, workdir)` with each student's folder; see `loop.train`.
       on_metrics: called as `on_metrics(step, values)` in the main process; the values also have the student's
         `num_steps`.
       change: continue a ladder that has another config, other data or another teacher. Finished students stay as they
@@ -67,10 +67,10 @@ def run_ladder(
 
     Raises:
       InputError: if there is no model at `distillation.teacher_checkpoint_path`, or if students of this config cannot
-        start from it; and as `loop.train`.
+        start from it; and for the reasons of `loop.train`.
       RunError: if a student's last checkpoint cannot be read.
-      KeyboardInterrupt: as `loop.train`.
-      SystemExit: as `loop.train`.
+      KeyboardInterrupt: after SIGINT, once the state is saved. A second SIGINT raises it at once.
+      SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
     """
     workdir = as_path(workdir)
     check_path(workdir)
@@ -108,10 +108,10 @@ def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = loa
       load_model: returns the parameters and the metadata at `distillation.teacher_checkpoint_path`.
 
     Returns:
-      The teacher's parameters, and its network, or None if that is the students'.
+      The teacher's parameters, and its network, or None if the students have the same network.
 
     Raises:
-      InputError: if the processes disagree, or as `check_teacher` and `teacher_network`.
+      InputError: if the processes disagree, or for the reasons of `check_teacher` and `teacher_network`.
     """
     check_processes(config, source)
     path = config.distillation.teacher_checkpoint_path
@@ -152,7 +152,7 @@ def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Meta
 
 
 def teacher_network(config: ConfigDict, teacher: Metadata) -> Network | None:
-    """The network of a ladder's first teacher; None if it is the students'.
+    """The network of a ladder's first teacher; None if the students have the same network.
 
     Args:
       config: of the ladder, resolved.
@@ -174,9 +174,9 @@ def teacher_network(config: ConfigDict, teacher: Metadata) -> Network | None:
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:
-    """The config of a finished student, which may differ from the ladder's by now; None for other students.
+    """The config of a finished student, which may differ from the ladder's; None for a student that is not finished.
 
-    It is also None for a student whose config.json is missing, which then counts as a student of the ladder's config.
+    It is also None for a student whose config.json is missing. Such a student is treated as one of the ladder's config.
     """
 
     def read() -> dict[str, Any] | None:
@@ -201,12 +201,12 @@ def _load_student(folder: epath.Path, config: ConfigDict) -> Params:
     """The parameters of a student that has just been trained."""
     params, metadata = load(folder)
     if metadata.step < config.train.num_train_steps:
-        raise RunError(f"{folder}: its last checkpoint cannot be read; run the same command again to resume.")
+        raise RunError(f"{folder}: its last checkpoint cannot be read. Run the same command again to resume.")
     return params
 
 
 class Plan:
-    """The students of a ladder, and how long they take.
+    """The students of a ladder, and estimates of the time left.
 
     Attributes:
       rungs: the ladder's rungs, from the first to the last.
@@ -254,7 +254,7 @@ class Plan:
             )
 
     def watch(self, rung: Rung, step: int, values: Mapping[str, float]) -> None:
-        """Pass a student's metrics on. With a student's first ones, print the estimated time that is left."""
+        """Pass on a student's metrics. With its first metrics, print an estimate of the time left."""
         if rung.num_steps not in self._watched:
             self._watched.add(rung.num_steps)
             self._print_estimate(rung, step, values["images_per_sec"])

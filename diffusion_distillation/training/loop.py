@@ -59,11 +59,11 @@ def train(
       config: resolved; for a student, its rung's (`config.rung_config`).
       workdir: the run's folder.
       source: the training images.
-      teacher: for a student, which starts from the teacher's parameters; None for a base model.
+      teacher: the teacher of a student, which starts from its parameters; None for a base model.
       on_eval: called as `on_eval(params, metadata, workdir)` every `eval_every_steps` and at the end, in every process.
-        It is called again when a run that was stopped meanwhile resumes, so it should skip what is done. The parameters
-        are NumPy arrays, which it may keep.
-      on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
+        A run that was stopped during the call repeats it on resuming, so it should skip work that is done. The
+        parameters are NumPy arrays, which it may keep.
+      on_metrics: called in the main process as `on_metrics(step, values)` with each line of metrics.jsonl.
       change: continue a run that has another config, other data or another teacher (`runs.open_run`).
       load_model: returns the parameters and the metadata at `train.init_from` if that is not a run of this package.
 
@@ -101,7 +101,7 @@ def train(
 
 
 def make_runner(config: Any, method: Method, network: Network, mesh: Mesh, *, scan: bool | None = None) -> Runner:
-    """The runner of `config.train.parallel`. Arguments are those of `Runner`."""
+    """Make the runner of `config.train.parallel`. See `Runner` for the arguments."""
     kind = PmapRunner if config.train.parallel == "pmap" else Runner
     return kind(config, method, network, mesh, scan=scan)
 
@@ -116,7 +116,7 @@ def _cached_runner(config: FrozenConfigDict, make: Callable[..., Method], networ
 
 
 class _Run(NamedTuple):
-    """What a run consists of, from its first update to its last."""
+    """The parts of a run that stay the same from its first update to its last."""
 
     metadata: Metadata
     workdir: epath.Path
@@ -194,10 +194,10 @@ def _resume(run: _Run, like: TrainState, change: bool) -> tuple[Placed | None, i
 
 
 def _update_to_end(run: _Run, like: TrainState, placed: Placed | None, step: int, interrupt: Interrupt) -> None:
-    """Do the updates from `step` to the last, and save and evaluate when it is time to.
+    """Do the updates from `step` to the last, and save and evaluate when due.
 
-    Each round gives the devices their next call, then looks at the metrics of the call before it. So the devices always
-    have work, and are never far ahead of what is known of them.
+    Each iteration starts the next call on the devices, then reads the metrics of the call before it. So the devices
+    always have work, and are at most one call ahead of the monitoring.
 
     Args:
       run: the run.
@@ -223,7 +223,7 @@ def _update_to_end(run: _Run, like: TrainState, placed: Placed | None, step: int
         state, teacher = _compile(run, like, placed, key, upcoming[1])
         del placed
         while upcoming is not None:
-            # The next call. While the devices are at work, read the batches of the one after it.
+            # Start the next call. While the devices are busy, read the batches of the call after it.
             call, batches = upcoming
             began = time.monotonic()
             state, metrics = run.runner.steps(state, key, teacher, batches)
@@ -231,7 +231,7 @@ def _update_to_end(run: _Run, like: TrainState, placed: Placed | None, step: int
             is_first = monitor.add(call, metrics)
             upcoming = next(calls, None)
 
-            # Look at the call before it.
+            # Read the metrics of the previous call.
             monitor.look(unseen=0 if decisions.slow else 1)
 
             # Decide.
@@ -303,7 +303,7 @@ def _save(run: _Run, state: TrainState, step: int, *, is_good: bool) -> None:
 
 
 def _stop(run: _Run, signal_number: int) -> NoReturn:
-    """Stop a run whose state was saved, as a signal asked."""
+    """Stop a run after a signal, once its state is saved."""
     run.checkpoints.wait()
     step = run.checkpoints.latest_step() or 0
     print(f"{run.workdir}: saved at step {step:,}; {RESUME_HINT}", file=sys.stderr, flush=True)
@@ -311,10 +311,10 @@ def _stop(run: _Run, signal_number: int) -> NoReturn:
 
 
 class Decisions:
-    """What all processes of a run do together, from what each of them asks for.
+    """Joint decisions of all processes: a request of any process holds for all of them.
 
-    With several processes, the answer to what they asked for one call ago is taken. It is there by now, so nothing
-    waits for the devices, unless calls are slow anyway.
+    With several processes, requests take effect one call later. Their results have arrived by then, so nothing waits
+    for the devices, unless calls are slow anyway.
 
     Attributes:
       slow: whether to wait for the devices after every call.
@@ -325,7 +325,7 @@ class Decisions:
         self._asked: deque[Callable[[], list[int]]] = deque()
 
     def take(self, stop: int, save: bool, slow: bool) -> tuple[int, bool]:
-        """Ask for something in this process, and return what all processes do.
+        """Make this process's requests, and return the joint decision.
 
         Args:
           stop: the signal to stop for; 0 for none.
@@ -345,5 +345,5 @@ class Decisions:
         return stop, bool(save)
 
     def forget(self) -> None:
-        """Drop what was asked for and not answered yet, because it is done."""
+        """Drop the requests without an answer, because they are fulfilled."""
         self._asked.clear()

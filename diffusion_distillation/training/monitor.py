@@ -1,4 +1,4 @@
-"""What is seen of a run in training: its metrics, whether its updates are finite, and how fast it is."""
+"""Monitor a run: its metrics, whether its updates are finite, and its speed."""
 
 import contextlib
 import datetime
@@ -22,12 +22,12 @@ from .runner import CallMetrics
 from .runs import MetricsLog
 
 MOST_BAD_STEPS = 100
-LAST = ("skipped", "learning_rate")  # metrics that are shown as their last value; of the others, the mean
+LAST = ("skipped", "learning_rate")  # metrics that are logged by their last value; the others by their mean
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 class Monitor:
-    """Watches a run: writes its metrics, prints its progress, and stops it if its updates are not finite.
+    """Write the metrics of a run, print its progress, and stop it if its updates are not finite.
 
     Metrics stay on the devices until `look` reads them, which waits for the devices.
 
@@ -39,7 +39,7 @@ class Monitor:
       workdir: the run's folder.
       train: the `train` section of its config.
       step: updates done.
-      on_metrics: called as `on_metrics(step, values)` with what is written to metrics.jsonl, in the main process.
+      on_metrics: called in the main process as `on_metrics(step, values)` with each line of metrics.jsonl.
       prints_estimate: print how long the run will take once its speed is known.
     """
 
@@ -63,14 +63,18 @@ class Monitor:
         self._began = time.monotonic()
         self._unseen: deque[tuple[range, CallMetrics]] = deque()
         self._unwritten: list[CallMetrics] = []
-        self._lengths: set[int] = set()  # of the calls so far: the first of each length tells nothing of speed
+        self._lengths: set[int] = set()  # of the calls so far. The first call of each length includes compilation
 
     def add(self, call: range, metrics: CallMetrics) -> bool:
-        """Take the metrics of the updates of a call that the devices have begun.
+        """Add the metrics of a call that the devices have begun.
+
+        Args:
+          call: the updates of the call.
+          metrics: the metrics of these updates, still on the devices.
 
         Returns:
-          Whether this is the first call of its length. Then this has waited for its end, as its time tells nothing of
-          the speed: it was compiled, or it is shorter than its program.
+          Whether this is the first call of its length. If so, the function has waited for its end and excludes it from
+          the speed, because it was compiled, or it is shorter than its program.
         """
         self._unseen.append((call, metrics))
         if len(call) in self._lengths:
@@ -83,7 +87,7 @@ class Monitor:
         return True
 
     def look(self, *, unseen: int) -> None:
-        """Read all metrics except those of the last `unseen` calls, and show and write them when it is time to.
+        """Read the metrics of all calls but the last `unseen`, and print and write them when they are due.
 
         Raises:
           DivergedError: if no update was finite for 100 steps.
@@ -96,7 +100,7 @@ class Monitor:
                 self._write(call.stop)
 
     def close(self) -> None:
-        """Flush what is written."""
+        """Flush and close TensorBoard's files."""
         if self._events is not None:
             self._events.close()
 
@@ -124,12 +128,12 @@ class Monitor:
 
 
 def _event_files(workdir: epath.Path, step: int) -> SummaryWriter:
-    """A writer of TensorBoard's files that withdraws what an earlier process wrote of later steps."""
+    """A writer of TensorBoard's files that removes what an earlier process wrote about later steps."""
     return SummaryWriter(os.fspath(workdir), purge_step=step + 1, write_to_disk=not is_remote(workdir))
 
 
 def _summary(metrics: Sequence[CallMetrics]) -> dict[str, float]:
-    """One value per metric over several calls: the mean, or the last value of those in `LAST`."""
+    """One value per metric over several calls: the mean, or, for metrics in `LAST`, the last value."""
     values = {name: np.concatenate([np.asarray(part[name]) for part in metrics]) for name in metrics[0]}
     return {name: value[-1 if name in LAST else slice(None)].mean().item() for name, value in values.items()}
 
@@ -200,7 +204,7 @@ class Progress:
         self._time = time.monotonic()
 
     def show(self, step: int, loss: float) -> float:
-        """Print the line and return the images/s since the last one."""
+        """Print the line and return the images/s since the previous line."""
         now = time.monotonic()
         if step == self._step:  # no call came after the first ones, which took longer
             self._step, self._time = self._begun

@@ -1,10 +1,10 @@
 """Parameters packed into one array, so that XLA updates them in a few operations instead of a few per array.
 
-A small U-Net has hundreds of arrays. Without packing, half of what is compiled for its training step updates them, and
-on a GPU the update launches thousands of kernels. `optax.flatten` is not enough: it packs what the optimizer sees, so
-the parameters are packed anew at every step, and adding the updates and averaging remain operations per array.
+A small U-Net has hundreds of arrays. Without packing, updating them is half of its compiled training step, and launches
+thousands of kernels on a GPU. `optax.flatten` is not enough: it packs only the optimizer's inputs. The parameters would
+be packed again at every step, and adding the updates and averaging would remain operations per array.
 
-Packing stays between `Runner.place` and `Runner.collect`: checkpoints hold the arrays one by one.
+Parameters are packed in `Runner.place` and unpacked in `Runner.collect`. Checkpoints hold separate arrays.
 """
 
 import itertools
@@ -87,9 +87,9 @@ def unpack(tree: Any) -> Any:
 
 
 def unpack_for_networks(state: Any) -> Any:
-    """Unpack what networks read of a training state: `params` and `average`.
+    """Unpack the parts of a training state that networks read: `params` and `average`.
 
-    On CPU each slice is written to memory once, or XLA would slice the vector anew at each use.
+    On CPU, each slice is written to memory once. Otherwise XLA would slice the vector again at each use.
     """
     if not is_packed(state.params):
         return state

@@ -1,4 +1,4 @@
-"""What a run starts from: checked before its folder is created, and before anything is compiled."""
+"""Check and prepare a run before its folder is created and before anything is compiled."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -128,7 +128,7 @@ def _check_shapes(init_from: str, params: Params, like: Params) -> None:
     if here != there:
         name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
         raise InputError(
-            f"config.train.init_from={init_from!r} is of another network: {name} is {there.get(name, 'missing')} "
+            f"config.train.init_from={init_from!r} has another network: {name} is {there.get(name, 'missing')} "
             f"there and {here.get(name, 'missing')} here."
         )
 
@@ -139,6 +139,6 @@ def holds_run(path: str) -> bool:
 
 
 def inputs_of(source: Source, teacher: Params | None = None) -> Mapping[str, str]:
-    """The fingerprints of what a run learns from: the data and, for a student, the teacher (`runs.INPUTS`)."""
+    """The fingerprints of a run's inputs: the data and, for a student, the teacher (`runs.INPUTS`)."""
     data = {"data": fingerprint(source)}
     return data if teacher is None else data | {"teacher": params_hash(teacher)}

@@ -23,16 +23,16 @@ CallMetrics = dict[str, Array | list[Array]]  # one entry per update of a call: 
 class Runner:
     """The training step of a config, compiled for a mesh of devices.
 
-    A call does one update; or, on accelerators, up to `train.substeps` updates in one program. Where it pays, on CPU
-    and GPU, the devices hold packed parameters (`packing`), unless these are divided or only some of them are trained.
+    A call does one update; or, on accelerators, up to `train.substeps` updates in one program. On CPU and GPU, the
+    devices hold packed parameters (`packing`), unless parameters are sharded or only some of them are trained.
 
     Attributes:
-      method: what is learned.
-      call_length: the most updates of a call.
+      method: the training objective.
+      call_length: the largest number of updates in a call.
 
     Args:
       config: resolved.
-      method: what is learned.
+      method: the training objective.
       network: the network to train.
       mesh: from `data_mesh`.
       scan: do the updates of a call in one program. By default on accelerators only: XLA's CPU backend computes the
@@ -69,18 +69,18 @@ class Runner:
     ) -> None:
         """Compile `steps` before the devices hold anything.
 
-        `steps` would compile too, but then the host holds what compiling leaves in its memory beside the activations.
+        `steps` would compile too, but then the compiler's memory and the activations would be in use at the same time.
 
         Args:
-          state: as `place` takes it; its shapes suffice.
-          key: as `steps` takes it.
-          teacher: as `place` takes it; its shapes suffice.
-          batches: as `steps` takes them.
+          state: a state for `place`; its shapes suffice.
+          key: see `steps`.
+          teacher: a teacher for `place`; its shapes suffice.
+          batches: see `steps`.
         """
         if self._packs:
             state = jax.eval_shape(functools.partial(pack_state, xp=jnp), state)
         state, teacher = self._like_placed(state, teacher)
-        # The compiled program is kept where `_program` finds it.
+        # JAX caches the compiled program, and `_program` finds it there.
         self._program.lower(state, key, teacher, *self._put_call(batches)).compile()
         release_memory()
 
@@ -109,14 +109,14 @@ class Runner:
         return state, {name: [metrics[name] for metrics in per_update] for name in per_update[0]}
 
     def collect(self, tree: Any) -> Any:
-        """A state, or a part of it, in the form that is saved.
+        """Return a state, or a part of it, in the form that checkpoints have.
 
-        These are arrays that span all devices; or, if the devices hold another form, copies on the host, so that no
-        device holds both.
+        The result has arrays that span all devices; or, if the devices hold another form, copies on the host, so that
+        no device holds both forms.
         """
         return unpack(to_host(tree)) if self._packs else tree
 
-    # What is compiled.
+    # The compiled program.
 
     def _make_program(self, call: Any) -> Any:
         return jax.jit(call, donate_argnums=0, compiler_options=compiler_options())
@@ -151,10 +151,10 @@ class Runner:
         )
         return jax.lax.with_sharding_constraint((state, metrics), shardings)
 
-    # How its arguments get to the devices.
+    # The program's arguments.
 
     def _like_placed(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
-        """What stands for the placed state and teacher in `compile`."""
+        """The shapes and shardings of the placed state and teacher."""
         return (
             abstract(state, state_shardings(state, self._mesh, shard=self._shards)),
             abstract(teacher, teacher_shardings(teacher, self._mesh, shard=self._shards)),
@@ -163,7 +163,8 @@ class Runner:
     def _put_call(self, batches: Sequence[TrainingBatch]) -> tuple[Any, ...]:
         """The batches of a call on the devices, as arguments of the program.
 
-        A short call has the program of a full one: the last batch fills it up, and the number of batches tells.
+        A short call uses the program of a full one: it is filled up with its last batch, and the count of batches is
+        an argument.
         """
         if not self._scans:
             return (self._put(batches[0]),)
@@ -191,7 +192,7 @@ def move_to_host(state: TrainState, change: Callable[[TrainState], TrainState] =
 
 
 def begin(config: Any, method: Method, params: Params, mesh: Mesh) -> TrainState:
-    """The state before the first update, made where its arrays live: no device ever holds more than its share."""
+    """Make the state before the first update, directly with its shardings: no device ever holds more than its share."""
     make = functools.partial(init_state, config, method)
     shardings = state_shardings(jax.eval_shape(make, params), mesh, shard=config.train.shard_state)
     params = put(params, jax.tree.map(lambda _: replicated(mesh), params))
@@ -199,7 +200,7 @@ def begin(config: Any, method: Method, params: Params, mesh: Mesh) -> TrainState
 
 
 def state_shardings(state: TrainState, mesh: AnyMesh, *, shard: bool) -> TrainState:
-    """Where each array of a state lives: on every device; with `shard`, all but the parameters are divided."""
+    """The sharding of each array of a state: replicated; with `shard`, all but the parameters are divided."""
     everywhere = jax.tree.map(lambda _: replicated(mesh), state)
     if not shard:
         return everywhere
@@ -210,12 +211,12 @@ def state_shardings(state: TrainState, mesh: AnyMesh, *, shard: bool) -> TrainSt
 
 
 def teacher_shardings(teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> Teacher | None:
-    """Where each array of the teacher lives: on every device; with `shard`, divided."""
+    """The sharding of each array of the teacher: replicated; with `shard`, divided."""
     return jax.tree.map(lambda leaf: _divided(leaf, mesh=mesh) if shard else replicated(mesh), teacher)
 
 
 def _divided(leaf: Any, *, mesh: AnyMesh) -> NamedSharding:
-    """Along the longest axis that the devices can share evenly; whole if there is none."""
+    """Divide an array along its longest axis that the devices can share evenly; replicate it if there is none."""
     sizes = [size if size % mesh.size == 0 else 0 for size in np.shape(leaf)]
     if not any(sizes):
         return replicated(mesh)

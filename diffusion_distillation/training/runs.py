@@ -28,7 +28,7 @@ from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, file_lock, is_remote, parse_json, read_json, read_json_lines, write_atomic
 from .averages import averaging_decay
 
-# What may differ when a run is taken up again: it does not shape the result.
+# Fields that may change when a run resumes, as they do not shape the result.
 OPERATIONAL = (
     "eval",
     "model.args.remat",
@@ -42,8 +42,8 @@ OPERATIONAL = (
     "train.eval_every_steps",
 )
 
-# What cannot differ at all: another state would be needed, or what is there would be of something else. So it is with
-# whether an average is kept.
+# Fields that can never change: the state would not fit, or would belong to another task. Whether an average is kept
+# cannot change either.
 FIXED = (
     "dataset.name",
     "dataset.args.image_size",
@@ -83,26 +83,26 @@ BEST = "best"  # the folder of the best checkpoint by the first metric
 
 Difference = tuple[str, Any, Any]  # a field, its old value and its new one
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without them, and of some FUSE systems
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from Lustre mounted without locks, and some FUSE systems
 
 
 def open_run(
     workdir: epath.PathLike, config: ConfigDict, change: bool = False, inputs: Mapping[str, str] | None = None
 ) -> None:
-    """Create the folder of a run and write its config.json, or check that the existing one has this config.
+    """Create the folder of a run and write its config.json, or check that an existing run has this config.
 
-    Only the main process does so, and every process gets its result. Every process must call it.
+    Only the main process works. Every process must call this function, and gets its errors.
 
     Args:
       workdir: the run's folder.
       config: resolved.
-      change: continue a run that has another config or other inputs. The differences go to config_history.jsonl.
+      change: continue a run that has another config or other inputs. config_history.jsonl records the differences.
       inputs: fingerprints of the `INPUTS` of the run. An input that was recorded before is compared by
         fingerprint; its path may differ.
 
     Raises:
-      InputError: if the folder holds a run with another config or other inputs; with `change`, only if its state would
-        not fit.
+      InputError: if the folder holds a run with another config or other inputs; with `change`, only if the run's state
+        would not fit.
     """
     multihost.on_main(lambda: _open_run(as_path(workdir), config, change, inputs or {}))
 
@@ -119,7 +119,7 @@ def _open_run(workdir: epath.Path, config: ConfigDict, change: bool, inputs: Map
 def check_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False) -> None:
     """Raise an InputError as `open_run` would, without comparing inputs and without writing anything.
 
-    Every process must call it.
+    Every process must call this function.
     """
     multihost.on_main(lambda: len(changes_of_run(as_path(workdir), config, change, None)))
 
@@ -127,13 +127,16 @@ def check_run(workdir: epath.PathLike, config: ConfigDict, change: bool = False)
 def changes_of_run(
     workdir: epath.Path, config: ConfigDict, change: bool, inputs: Mapping[str, str] | None
 ) -> list[Difference]:
-    """How a config and inputs differ from those of the run in a folder, if it holds one; see `open_run`.
+    """Compare a config and inputs with the run in a folder; see `open_run`.
 
     Args:
       workdir: the folder.
       config: resolved.
       change: allow differences.
       inputs: fingerprints of inputs; None to compare neither inputs nor their paths.
+
+    Returns:
+      The differences; none if the folder holds no run.
     """
     if not (workdir / "config.json").exists():
         return []
@@ -151,7 +154,10 @@ def changes_of_run(
 
 
 def record_environment(workdir: epath.Path) -> None:
-    """Add a line to environment.jsonl, see `environment.describe_environment`. Every process must call it."""
+    """Add a line to environment.jsonl; see `environment.describe_environment`.
+
+    Every process must call this function.
+    """
     path = workdir / "environment.jsonl"
 
     def record() -> None:
@@ -162,17 +168,17 @@ def record_environment(workdir: epath.Path) -> None:
 
 
 def read_inputs(workdir: epath.Path) -> dict[str, str]:
-    """The fingerprints of a run's inputs; empty if the run is from before there were any, or if the file is damaged."""
+    """The fingerprints of a run's inputs; empty if the run is older than fingerprints, or if the file is damaged."""
     path = workdir / INPUTS_FILE
     try:
         return parse_json(path.read_text()) if path.exists() else {}
     except (ValueError, TypeError):
-        logging.warning("%s is damaged. The data and the teacher cannot be compared with the earlier ones.", path)
+        logging.warning("%s is damaged. The data and the teacher cannot be compared with the run's earlier ones.", path)
         return {}
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """Read the resolved config of an existing run. Fields that the run is too old to have get their defaults.
+    """Read the resolved config of an existing run. Fields that are newer than the run get their defaults.
 
     Raises:
       InputError: if the config is missing, is damaged, or cannot be run here.
@@ -184,35 +190,35 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise InputError(f"{str(path)!r} is missing. Run the command that made the run again to restore it.") from None
     except InputError as error:
         raise InputError(
-            f"{error} If the run has the config that you give now, delete this file and run the same "
-            "command again. If not, give another --workdir."
+            f"{error} If your command has the config of this run, delete the file and run the command again. If not, "
+            "pass another --workdir."
         ) from None
     check_foreign(config, path)
     try:
         return resolve(ConfigDict(config))
     except InputError as error:
-        raise InputError(f"{str(path)!r} is of no run that can go on here: {error}") from None
+        raise InputError(f"{str(path)!r} describes a run that cannot continue here: {error}") from None
 
 
 def _check_change(
     workdir: epath.Path, changes: Sequence[Difference], earlier: dict[str, Any], now: dict[str, Any], change: bool
 ) -> None:
-    """Raises an InputError unless these differences are asked for and leave the state as it is."""
+    """Raise an InputError unless --change allows these differences and the run's state still fits."""
     if not change:
         named = "; ".join(_described(*difference) for difference in changes)
         what = "other inputs" if all(field in INPUTS for field, *_ in changes) else "another config"
-        elsewhere = f", where --config.train.init_from={workdir} goes on from this run's state"
+        elsewhere = f", where --config.train.init_from={workdir} continues from this run's state"
         elsewhere = "" if "distillation" in now else elsewhere
         raise InputError(
-            f"{str(workdir)!r} holds a run of {what}: {named}. Give another --workdir{elsewhere}; or --change, to "
-            "continue here with what is given now; or delete this folder to start again."
+            f"{str(workdir)!r} holds a run with {what}: {named}. Pass another --workdir{elsewhere}. Or add --change to "
+            "continue this run with the changes. Or delete the folder to start again."
         )
     fixed = [f"config.{field}" for field, *_ in changes if _among(FIXED, field) and field not in NOT_FIXED]
     if _averages(earlier) != _averages(now):
         fixed.append("whether an average is kept (config.train.ema_decay, config.train.avg_type)")
     if fixed:
         raise InputError(
-            f"{str(workdir)!r} cannot be changed in {', '.join(fixed)}: its state would not fit. Give another "
+            f"{str(workdir)!r} cannot be changed in {', '.join(fixed)}: its state would not fit. Pass another "
             "--workdir."
         )
 
@@ -228,7 +234,7 @@ def _averages(config: dict[str, Any]) -> bool:
 
 
 def _keep_history(workdir: epath.Path, changes: Sequence[Difference]) -> None:
-    """Adds a line to config_history.jsonl: when, after how many updates (that are saved) and what was changed."""
+    """Add a line to config_history.jsonl: the time, the step of the newest checkpoint, and the changes."""
     path = workdir / "config_history.jsonl"
     entry = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -240,12 +246,13 @@ def _keep_history(workdir: epath.Path, changes: Sequence[Difference]) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: epath.PathLike) -> Iterator[None]:
-    """Keeps other processes from working in a run's folder; the system lifts the lock when the process ends.
+    """Lock a run's folder within the context, so that no other run works in it.
 
-    The main process holds it, and all get its verdict: every process must call it.
+    The main process holds the lock. The operating system releases it when that process ends. Every process must call
+    this function.
 
     Raises:
-      InputError: if another process works in it that is not of this run.
+      InputError: in every process, if another run has the lock.
     """
     with contextlib.ExitStack() as stack:
         multihost.on_main(lambda: _lock(as_path(workdir), stack))
@@ -255,12 +262,12 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
 def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if is_remote(workdir):
-        logging.warning("%s: a bucket has no locks; take care that no other run works there.", workdir)
+        logging.warning("%s: a bucket has no locks. Make sure that no other run works there.", workdir)
         return
 
     def refuse(holder: str) -> None:
         raise InputError(
-            f"Another process works in {str(workdir)!r} ({holder}). Wait for it, stop it, or give another --workdir."
+            f"Another process works in {str(workdir)!r} ({holder}). Wait for it, stop it, or pass another --workdir."
         ) from None
 
     try:
@@ -268,14 +275,14 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logging.warning("%s: its file system has no locks; take care that no other run works there.", workdir)
+        logging.warning("%s: its file system has no locks. Make sure that no other run works there.", workdir)
 
 
 def forget_after(workdir: epath.Path, step: int) -> None:
     """Remove what a run wrote after this step. Call it when the run resumes from the step and repeats the later ones.
 
-    It removes sample grids, lines of evaluations.jsonl and checkpoints in `best`. `MetricsLog` and TensorBoard's files
-    remove theirs. Only the main process may call it.
+    It removes sample grids, lines of evaluations.jsonl and checkpoints in `best`. `MetricsLog` and TensorBoard's
+    writer remove their own lines. Only the main process may call this function.
     """
     for grid in _children(workdir / "samples"):
         found = re.fullmatch(r"step_(\d+)\.png", grid.name)
@@ -304,9 +311,11 @@ def write_evaluations(workdir: epath.Path, lines: Sequence[Mapping[str, Any]]) -
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, with its `step`. A resumed run goes on from its step: later lines go.
+    """Write metrics.jsonl: one JSON object per line, with its `step`. For the main process only.
 
-    It is the main process's alone.
+    Args:
+      workdir: the run's folder.
+      step: updates done. Lines of later steps, which a resumed run repeats, are removed.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int):
@@ -315,7 +324,7 @@ class MetricsLog:
         write_atomic(self.path, self._kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line."""
+        """Append a line."""
         line = json.dumps({"step": step, **values}) + "\n"
         if is_remote(self.path):
             self._kept += line
@@ -335,7 +344,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def _step_of(line: str) -> int | float:
-    """The step of a line of metrics.jsonl; infinite for one that was being written when the run was killed."""
+    """The step of a line of metrics.jsonl; infinite for a line that a killed run did not finish."""
     try:
         return parse_json(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, TypeError, KeyError):
@@ -343,12 +352,12 @@ def _step_of(line: str) -> int | float:
 
 
 def _among(names: Sequence[str], field: str) -> bool:
-    """Whether a field is one of these or in a section that is."""
+    """Whether a field is one of these, or in one of these sections."""
     return any(field == name or field.startswith(name + ".") for name in names)
 
 
 def differences(old: Any, new: Any, field: str = "") -> Iterator[Difference]:
-    """The fields in which two configs, as JSON has them, differ."""
+    """Yield the fields in which two configs of JSON's types differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from differences(old.get(name), new.get(name), f"{field}.{name}" if field else name)

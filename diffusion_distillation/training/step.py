@@ -52,7 +52,7 @@ class TrainState(NamedTuple):
 
 @flax.struct.dataclass
 class Teacher:
-    """What a student learns from.
+    """The teacher of a student.
 
     Attributes:
       params: the teacher's sampling parameters.
@@ -67,11 +67,11 @@ class Teacher:
 
 
 def init_state(config: Any, method: Method, params: Params) -> TrainState:
-    """The state before the first update.
+    """Return the state before the first update.
 
     Args:
       config: resolved.
-      method: what is learned; it decides whether there is an `average`.
+      method: the training objective, which determines whether there is an `average`.
       params: the initial parameters. The state holds copies, since a step consumes its state.
     """
 
@@ -92,7 +92,7 @@ def init_state(config: Any, method: Method, params: Params) -> TrainState:
 class TrainStep:
     """One update: `step(state, key, teacher, batch) -> (state, metrics)`.
 
-    It has two halves, so that a runner can pack the parameters between them (`packing`).
+    An update has two parts, so that a runner can pack the parameters between them (`packing`).
 
     Attributes:
       gradients: `gradients(state, key, teacher, batch) -> (loss, grads)`. The key is the run's, `seed_key(seed)`; the
@@ -116,15 +116,15 @@ class TrainStep:
 def make_train_step(
     config: Any, method: Method, network: Network, *, axis_name: str | None = None, num_shards: int = 1
 ) -> TrainStep:
-    """The training step of a config.
+    """Make the training step of a config.
 
     The step does not read the config's seed, and the teacher's rung may be traced, so one compiled step serves every
     student of a ladder.
 
     Args:
       config: resolved.
-      method: what is learned.
-      network: called as `UNet` is.
+      method: the training objective.
+      network: from `make_network`.
       axis_name: the axis of the pmap that the step runs in; its batch is then one device's part of the global batch.
       num_shards: the number of devices that share the batch. Each takes an equal part of every microbatch.
     """

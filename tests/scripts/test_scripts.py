@@ -214,7 +214,7 @@ def test_errors_of_distillation(base, ladder, tmp_path):
         (teacher, workdir, "--config.model.mean_type=x"): "config.model.mean_type is 'v' in the teacher and 'x' here",
         (teacher, workdir, "--config.dataset.args.class_conditional=True"): "classes is 1 in the teacher and 10 here",
         (ladder[0] / "steps_0002", workdir): "trained for 2 sampling steps: set .*start_num_steps=2",
-        (teacher, ladder[0], "--config.seed=1"): "holds a run of another config: config.seed is 0 there and 1 here",
+        (teacher, ladder[0], "--config.seed=1"): "holds a run with another config: config.seed is 0 there and 1 here",
     }.items():
         error = call(*distilling(*arguments), fails=True)
         assert re.search(message, error) and "Traceback" not in error

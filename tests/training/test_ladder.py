@@ -173,7 +173,7 @@ def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_p
     run_ladder(other, ladder, SOURCE)
     assert "steps_0001 was distilled from another teacher" in caplog.text
     shutil.rmtree(ladder / "steps_0001" / "checkpoints" / "10")
-    with pytest.raises(ValueError, match=r"steps_0001' holds a run of other inputs: the teacher changed"):
+    with pytest.raises(ValueError, match=r"steps_0001' holds a run with other inputs: the teacher changed"):
         run_ladder(other, ladder, SOURCE)
 
 

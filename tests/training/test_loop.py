@@ -234,9 +234,7 @@ def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
     ):
         train(other, tmp_path / "other", SOURCE, load_model=load_model)
     narrow = jax.tree.map(lambda leaf: leaf[..., :1], given[0])  # as if the user had edited the network
-    with pytest.raises(
-        ValueError, match=r"init_from='elsewhere://model' is of another network: .* is \(.*\) there and"
-    ):
+    with pytest.raises(ValueError, match=r"init_from='elsewhere://model' has another network: .* is \(.*\) there and"):
         train(config, tmp_path / "other", SOURCE, load_model=lambda path: (narrow, given[1]))
     assert not (tmp_path / "other").exists()
 

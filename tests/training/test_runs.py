@@ -32,8 +32,8 @@ def test_a_workdir_is_of_one_config(tmp_path):
     config.train.learning_rate = 0.2
     with pytest.raises(
         ValueError,
-        match=r"another config: config.train.learning_rate is 0.001 there and 0.2 here\. Give another --workdir, where "
-        r"--config.train.init_from=\S+ goes on .*; or --change, to continue here",
+        match=r"another config: config.train.learning_rate is 0.001 there and 0.2 here\. Pass another --workdir, where "
+        r"--config.train.init_from=\S+ continues .*\. Or add --change to continue this run",
     ):
         open_run(tmp_path / "new", config)
 
