@@ -1,14 +1,17 @@
-# make demo     installs what it needs, then trains, distills and reports on the embedded digits
-# make compare  compares all methods of distillation on the digits at equal cost, three times
-# make claims   shows the paper's claims again on the digits: every output and weight of its table 1, three times
-# make mnist    MNIST, 28x28, with classes and guidance: teacher, student that takes the weight, ladder to 1 step, report
-# make letters  the same with coloured letters of 32x32, which are drawn by the typefaces that come with matplotlib
-# make test     installs what tests need besides (TensorFlow among it, to prepare datasets), then runs every check and test
-# make peer     installs PyTorch, torch-fidelity and diffusers in an environment of their own, to compare with: tests/peers
-#               and scripts/benchmarks/benchmark.py --peer
-# make docs     builds the documentation, site/index.html, in an environment of its own; what is missing in it is an error
+# make demo     trains, distills and reports on the digits of scikit-learn
+# make compare  compares all distillation methods on the digits at equal cost, with three seeds
+# make claims   reproduces the paper's claims on the digits: every output and weight of its table 1, with three seeds
+# make mnist    MNIST, 28x28, with classes and guidance: a teacher, a student that takes the guidance weight, a ladder
+#               to 1 step, and a report
+# make letters  the same on colored 32x32 letters, rendered in the typefaces of matplotlib
+# make test     runs all checks and tests
+# make peer     makes an environment with PyTorch, torch-fidelity and diffusers to compare with, for tests/peers and
+#               scripts/benchmarks/benchmark.py --peer
+# make docs     builds the documentation, site/index.html; fails if a docstring or a link is missing
+# make clean    removes the environments, the runs of the digits and the site
 #
-# PYTHON: the interpreter of the virtual environment; by default the newest working one of 3.13, 3.12, 3.11.
+# The commands first install what they need. PYTHON is the interpreter to make the environment with; by default the
+# newest working one of Python 3.13, 3.12 and 3.11.
 
 VENV ?= .venv
 RUNS ?= runs/digits
@@ -17,11 +20,11 @@ RUN := $(VENV)/bin/python
 PEER ?= .venv-peer
 DOCS ?= .venv-docs
 
-# pip compiles no Python here, most of which nobody loads; what is loaded is compiled once, where images of containers say
-# that it is not to be kept, too.
+# pip does not compile Python files here, since most are never imported. Python compiles a file at its first import and
+# keeps the result. Clear this variable, which container images often set, as it would discard the result.
 export PYTHONDONTWRITEBYTECODE :=
 
-# On some Linux systems, training on a CPU is 11 to 18% faster with large pages of memory, which the C library then uses.
+# Let the C library use large memory pages. On some Linux systems, CPU training is 11 to 18% faster with them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo compare claims mnist letters test install lint peer docs clean
@@ -30,7 +33,7 @@ demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
 	$(RUN) scripts/distill.py --config=configs/digits_distill.py \
 		--config.distillation.teacher_checkpoint_path=$(RUNS)/base --workdir=$(RUNS)/ladder
-	@echo "Open $(RUNS)/ladder/report/index.html; digits drawn in one step are in $(RUNS)/ladder/steps_0001/samples."
+	@echo "Open $(RUNS)/ladder/report/index.html. Digits sampled in 1 step are in $(RUNS)/ladder/steps_0001/samples."
 
 compare: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
@@ -93,7 +96,7 @@ $(PEER)/installed: scripts/benchmarks/requirements-peer.txt scripts/benchmarks/r
 docs: $(DOCS)/installed
 	$(DOCS)/bin/python -m ruff check --select D1 --ignore D105,D107 diffusion_distillation
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
-	@echo "Open site/index.html; with search, http://localhost:8000 after 'python3 -m http.server --directory site'."
+	@echo "Open site/index.html. For search, run 'python3 -m http.server --directory site', open http://localhost:8000."
 
 $(DOCS)/installed: setup.py
 	test -n "$(PYTHON)"

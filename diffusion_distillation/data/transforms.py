@@ -16,7 +16,7 @@ GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillo
 
 
 class BrokenImageError(ValueError):
-    """Bytes that are not a usable image; the message says why."""
+    """Bytes that are not a usable image. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,7 @@ def measurement_is_due(step: int, measured: Sequence[int], config: ConfigDict) -
 
     Args:
       step: the number of updates so far.
-      measured: the numbers of updates at which the run was measured, those of an interrupted attempt included.
+      measured: the numbers of updates at which the run was measured, including interrupted attempts.
       config: of the run.
     """
     last = max((earlier for earlier in measured if earlier <= step), default=0)

@@ -48,7 +48,7 @@ def evaluate(
       make_samples: `make_samples(entry, first)` returns the samples of a row from number `first` on.
       evaluators: the metrics to compute.
       reference: what samples are compared with.
-      path: the evaluation.json. Unfinished work is saved beside it.
+      path: the evaluation.json. Unfinished work is saved in the same folder.
       settings: everything else that shapes the numbers, of JSON's types.
       num_samples: samples per set.
       repeats: the number of sets per row. The best value of each metric is reported, as in EDM.
@@ -89,7 +89,7 @@ def evaluate(
     def evaluation() -> Evaluation:
         return Evaluation(settings, kept.baselines, [rows[entry] for entry in runs if entry in rows])
 
-    # Measure the others, and write each as soon as it is done.
+    # Measure the missing rows, and write each one as soon as it is done.
     for entry in runs:
         if entry not in rows:
             digest = sha256([json.dumps([entry, versions[entry], settings], sort_keys=True)], 16)

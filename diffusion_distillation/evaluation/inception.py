@@ -304,14 +304,14 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
       batch_size: see `InceptionExtractor`.
 
     Raises:
-      InputError: if the file is missing or has other content; the message says how to make it.
+      InputError: if the file is missing or has other content. The message explains how to make it.
     """
     path = as_path(path or os.environ.get(VARIABLE) or default_path())
     try:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(
-            f"{path}: Inception's weights are not there. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
+            f"{path}: Inception's weights are missing. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
             f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py --weights={PUBLISHED}"
             f"{'' if os.fspath(path) == os.fspath(default_path()) else f' --out={path}'}"
         ) from None

@@ -151,7 +151,7 @@ def evaluate_runs(
     samples_folder: epath.Path | None = None,
     log: Callable[[str], Any] = multihost.print_on_main,
 ) -> Evaluation:
-    """Measure models, by default as a config's `eval` section says.
+    """Measure models, by default with the settings of a config's `eval` section.
 
     Args:
       config: resolved.

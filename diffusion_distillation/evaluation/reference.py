@@ -1,6 +1,6 @@
 """What samples are compared with: a dataset, images from elsewhere, or published statistics.
 
-Files with statistics are those of EDM and pytorch-fid (`mu`, `sigma`) and of ADM (with images, `arr_0`, as well).
+Files with statistics have the format of EDM and pytorch-fid (`mu`, `sigma`) and of ADM (with images, `arr_0`, as well).
 """
 
 import contextlib

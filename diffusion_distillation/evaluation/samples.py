@@ -49,7 +49,9 @@ def generated_samples(pipeline: Pipeline, key: Keys, *, batch_size: int, first: 
         return None if pipeline.num_classes == 1 else (first + index) % pipeline.num_classes
 
     def images(index, **options):
-        filled_up = np.resize(index, max(len(index), batch_size))  # a short batch would need a program of its own
+        filled_up = np.resize(
+            index, max(len(index), batch_size)
+        )  # fill up a short batch, which would need another program
         numbers = (first + filled_up).astype(np.int32)
         for x in pipeline.stream(key, numbers, labels(filled_up), batch_size=batch_size, **options):
             yield to_uint8(x)[: len(index)]

@@ -22,7 +22,7 @@ MONTHS_READABLE = 6  # for which JAX promises to read a file of jax.export
 
 
 class CardInfo(NamedTuple):
-    """What a card says that the model does not determine.
+    """The contents of a card that the model does not determine.
 
     Attributes:
       license: an identifier of the Hugging Face Hub, such as 'apache-2.0'. Default: 'unknown'.

@@ -1,4 +1,4 @@
-"""What an exported sampler takes and returns."""
+"""Options of an exported sampler: its inputs, outputs and platforms."""
 
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ class ExportOptions(NamedTuple):
       num_steps: sampling steps; 'free' makes them an input. Default: None, the model's number.
       sampler: a name in `sampling.SAMPLERS`. Default: None, the config's.
       platforms: some of KNOWN_PLATFORMS, on which the file runs.
-      params: 'inside': the file holds the parameters; 'beside': they are in a safetensors file, whose arrays are an
-        input.
+      params: 'inside': the file holds the parameters; 'beside': they are in a separate safetensors file, whose arrays
+        are an input.
       dtype: the dtype of the stored parameters: 'float32', or 'float16' for half the size. The network's activations
         have the dtype of the config.
     """

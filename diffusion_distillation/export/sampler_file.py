@@ -46,8 +46,8 @@ def write(
       params: the model's parameters.
       metadata: the model's metadata.
       format: 'sampler', 'archive' or 'both'.
-      options: the options of the sampler's file. `dtype` is that of the archive too.
-      info: what the card says besides.
+      options: the options of the sampler's file. Its `dtype` applies to the archive too.
+      info: license, metrics and date for the card.
 
     Returns:
       The files, the largest first.
@@ -108,7 +108,7 @@ def export_sampler(params: Params, metadata: Metadata, options: ExportOptions) -
     sample = sampler_function(params, metadata, options)
     shapes = input_shapes(params, metadata, options)
     try:
-        with jax.default_device(host_device()):  # or the network would use what a GPU has and a file cannot hold
+        with jax.default_device(host_device()):  # on a GPU, the network would use operations that a file cannot hold
             exported = jax.export.export(jax.jit(sample), platforms=list(options.platforms))(**shapes)
     except Exception as error:  # a user's network may use the batch size in any way
         if options.batch_size is not None or isinstance(error, InputError):

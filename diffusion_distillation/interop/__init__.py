@@ -1,14 +1,14 @@
-"""Models from elsewhere, and ours for elsewhere.
+"""Load models of this package and of other projects.
 
 `load` detects the kind of model at a path and calls its reader:
 
-- a run of ours: `checkpoints`
-- an archive of ours: `archive`
+- a run of this package: `checkpoints`
+- an archive of this package: `archive`
 - a checkpoint of the paper's code: `published`
 - a diffusers folder: `diffusers`
 
 To add a kind, write a reader that returns `(params, metadata)` and call it from `load`. `arrays` has what readers
-share, `torch_file` reads the tensors of PyTorch's files, and `download` copies what is at a URL.
+share, `torch_file` reads the tensors of PyTorch's files, and `download` copies a file or folder from a URL.
 """
 
 from .load import from_checkpoint as from_checkpoint

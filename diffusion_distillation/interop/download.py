@@ -39,10 +39,10 @@ def is_url(path: epath.PathLike) -> bool:
 
 
 def local_copy(url: str) -> Path:
-    """Copy what is at a URL into the cache, unless it is there.
+    """Copy the file or folder at a URL into the cache, unless it is there already.
 
     An interrupted download resumes if the server confirms that the files did not change, and starts again if not. The
-    copy appears in the cache once all its files are complete. After that the server is not asked again.
+    copy appears in the cache once all its files are complete. After that, the server is not contacted again.
 
     Args:
       url: of a file, or of a folder, whose JSON, safetensors and msgpack files are copied.

@@ -98,7 +98,7 @@ def model_version(path: epath.Path) -> str:
 
 
 def _is_run_in_bucket(path: epath.PathLike) -> bool:
-    """Whether a URL is that of a run or a ladder in a bucket. These are read in place."""
+    """Whether a URL points to a run or a ladder in a bucket. These are read in place."""
     if not os.fspath(path).startswith("gs://"):
         return False
     folder = as_path(path)

@@ -71,14 +71,12 @@ class _RefusedError(Exception):
     """Why a file is refused, as the end of a sentence about it."""
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as much memory as a damaged file asks for
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as much memory as a damaged file declares
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if (module, name) == (
-            "torch._utils",
-            "_rebuild_tensor_v2",
-        ):  # a new function, as a pickle may set its attributes
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            # Return a new function each time, as a pickle may set attributes of it.
             return lambda storage, offset, shape, strides, *_: Tensor(storage, offset, shape, strides)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor

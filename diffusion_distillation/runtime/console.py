@@ -9,7 +9,7 @@ from typing import Any
 # The reader is gone or the disk is full; a signal handler prints during a write; the stream is closed.
 UNWRITABLE = (OSError, RuntimeError, ValueError)
 
-_progress_length = 0  # of the progress line before the terminal's cursor; 0 if there is none
+_progress_length = 0  # characters of the progress line on the terminal; 0 if there is none
 
 
 class SafeStream:

@@ -1,4 +1,4 @@
-"""What tunes a host on whose CPU XLA runs: its devices, flags of XLA, options of the compiler, memory."""
+"""Tuning for XLA on CPUs: devices, XLA flags, compiler options, memory."""
 
 import contextlib
 import ctypes
@@ -14,11 +14,11 @@ FLAGS = {  # of XLA, by what they enable
     "oneDNN": ("--xla_cpu_experimental_onednn_custom_call", "true"),
     "512-bit vectors": ("--xla_cpu_prefer_vector_width", "512"),
 }
-KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # a flag that XLA does not know ends the process
+KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # an unknown flag in XLA_FLAGS ends the process
 
 
 def use_all_cpu_cores(batch_size: int) -> None:
-    """Make every CPU core a JAX device. Call it before JAX starts; accelerators are not affected.
+    """Make every CPU core a JAX device. Call this function before JAX starts. Accelerators are not affected.
 
     Within one CPU device, XLA runs parts of a program on a single core. The number of devices divides `batch_size` and
     leaves each device 16 examples or more. JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence.
@@ -31,11 +31,11 @@ def use_all_cpu_cores(batch_size: int) -> None:
 
 
 def set_cpu_flags(dtype: str) -> None:
-    """Add to XLA_FLAGS what makes a network faster on this CPU. Call it before JAX starts.
+    """Add the XLA_FLAGS that make a network faster on this CPU. Call this function before JAX starts.
 
-    oneDNN halves the time of a bfloat16 network. It stays off for others, as JAX cannot cache the programs that use it.
-    512-bit vectors help CPUs that compute with bfloat16, and slow down older ones. A flag that XLA_FLAGS already sets
-    stays as it is.
+    oneDNN halves the time of a bfloat16 network. It stays off for other types, as JAX cannot cache programs with
+    oneDNN. 512-bit vectors help CPUs with bfloat16 instructions, and slow down older CPUs. Flags that XLA_FLAGS already
+    sets are kept.
 
     Args:
       dtype: type of the network's activations, such as 'bfloat16'.
@@ -56,10 +56,10 @@ def active_flags() -> list[str]:
 def compiler_options(backend: str | None = None) -> dict[str, int] | None:
     """Return options of `jax.jit` for large programs: on CPU, fewer optimizations than XLA's default.
 
-    A training step compiles in five sixths of the time and runs as fast; initial parameters compile in half the time.
+    A training step compiles in 5/6 of the time and runs as fast. Initial parameters compile in half the time.
 
     Args:
-      backend: that compiles; by default JAX's default backend.
+      backend: the backend to compile for, such as 'cpu'. Default: JAX's default backend.
     """
     return {"xla_backend_optimization_level": 1} if (backend or jax.default_backend()) == "cpu" else None
 
@@ -76,6 +76,6 @@ def describe_cpu() -> str:
 
 def release_memory() -> None:
     """Return memory that the compiler has freed in this process to the system, where the C library can."""
-    gc.collect()  # programs that are no longer used, such as that of the initial parameters, wait for it
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # of other C libraries than glibc
+    gc.collect()  # frees compiled programs that are no longer used, such as the program of the initial parameters
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # C libraries other than glibc
         ctypes.CDLL(None).malloc_trim(0)

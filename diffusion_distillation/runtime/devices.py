@@ -1,4 +1,4 @@
-"""The devices of all processes in one mesh, and how arrays are put on them."""
+"""A mesh of the devices of all processes, and functions that put arrays on it."""
 
 import itertools
 import os
@@ -27,9 +27,9 @@ def describe_devices(mesh: Mesh) -> str:
 
 
 def enable_compilation_cache() -> None:
-    """Let JAX store compiled programs in the user's cache folder, so that a second start of a run compiles nothing.
+    """Let JAX store compiled programs in the user's cache folder, so that a restarted run compiles nothing.
 
-    Each kind of CPU has a folder of its own. A `jax_compilation_cache_dir` that the user has set stays.
+    Each kind of CPU has a separate folder. A `jax_compilation_cache_dir` that the user has set is kept.
     """
     if jax.config.jax_compilation_cache_dir is None:
         kind = sha256([cpu.describe_cpu()], 16)
@@ -151,7 +151,7 @@ def map_rows(fn: Callable[..., jax.Array], mesh: Mesh, parallel: str) -> Callabl
 
     def run_on_host(params, shared, rows):
         result = np.asarray(run(params, shared, rows))
-        if next(calls) == 0:  # which has compiled the program
+        if next(calls) == 0:  # the first call has compiled the program
             cpu.release_memory()
         return result
 

@@ -1,4 +1,4 @@
-"""Several processes, on one host or many, that work as one run."""
+"""Run as several processes, on one host or many."""
 
 import atexit
 import contextlib
@@ -116,7 +116,7 @@ def all_max(values: Sequence[int]) -> list[int]:
 def all_max_async(values: Sequence[int]) -> Callable[[], list[int]]:
     """Start `all_max` without waiting for it.
 
-    The devices compute the result after the programs that they were given before. Every process must call this
+    The devices compute the result after the programs that are already in their queues. Every process must call this
     function, at the same point between the programs for its devices.
 
     Returns:

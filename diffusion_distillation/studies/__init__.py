@@ -1,1 +1,1 @@
-"""Studies, which train and measure: a comparison of methods, and the paper's claims."""
+"""Studies that train and evaluate: a comparison of methods, and the paper's claims."""

@@ -1,4 +1,4 @@
-"""The claims of Salimans & Ho (2022) on other data: what a network should predict, and what a ladder costs.
+"""Test claims of Salimans & Ho (2022) on other data: what a network should predict, and what a ladder costs.
 
 For every network output and loss weight of the paper's table 1, a base model is trained and distilled, with several
 seeds. Undistilled samples, by DDIM and by ancestral sampling, are compared with the students' (figure 4).
@@ -37,7 +37,7 @@ from ..training.loop import train
 from .seeds import SEED_OFFSET, evaluate_seed, mean_and_range, mean_curve, values_by_steps
 
 WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
-FEW_STEPS = 4  # the paper distills to so many steps "without losing much"
+FEW_STEPS = 4  # the paper distills to this number of steps "without losing much"
 
 
 class Variant(NamedTuple):
@@ -115,8 +115,8 @@ def reproduce_claims(
       ladder: config of the students; only its `distillation` and `train` sections and its dropout are used.
       workdir: for the runs and the page.
       source: the training images.
-      evaluators: what samples are measured by.
-      reference: what samples are compared with.
+      evaluators: the features and metrics to measure samples by.
+      reference: the images to compare samples with.
       outputs: network outputs, of `diffusion.MEAN_TYPES`.
       weights: loss weights, of `WEIGHTS`.
       seeds: repetitions with different seeds, at least 1.

@@ -61,14 +61,14 @@ class Recipe(NamedTuple):
 
 
 class MethodResult(NamedTuple):
-    """What a method reached, and at what cost.
+    """The quality and the cost of a method's students.
 
     Attributes:
       evaluations: the measured students, one evaluation for each seed.
       nfe: network evaluations that trained a student and the students before it, by its sampling steps.
       nfe_per_example: network evaluations per example of an update, by the student's sampling steps.
       seconds_per_update: the median of all updates.
-      copies: memory of training in copies of the parameters: those of student, optimizer, averages and teacher.
+      copies: training memory of student, optimizer, averages and teacher, in copies of the parameters.
     """
 
     evaluations: Sequence[Evaluation]
@@ -81,8 +81,8 @@ class MethodResult(NamedTuple):
 def recipes(teacher_steps: int, steps: Sequence[int]) -> dict[str, Recipe]:
     """The methods that can be compared, by name.
 
-    `halvings` halves the steps down to the last student. `strides` is progressive distillation to the given steps
-    alone, which makes the first stride a long one. `tract_two_phases` trains the first and the last student alone.
+    `halvings` halves the steps down to the last student. `strides` is progressive distillation with only the students
+    of `steps`, so the first stride is long. `tract_two_phases` trains only the first and the last student.
 
     Args:
       teacher_steps: sampling steps of the teacher.
@@ -180,16 +180,16 @@ def compare_methods(
     """Distill by every method, measure the students, and write the page. Finished parts are kept.
 
     Args:
-      config: of a ladder, resolved. Its rungs give the teacher's steps; its teacher, data, network and training are
-        those of every method.
+      config: of a ladder, resolved. Its rungs determine the teacher's steps. All methods share its teacher, data,
+        network and training.
       workdir: for the ladders and the page.
       source: the training images.
-      evaluators: what samples are measured by.
-      reference: what samples are compared with.
+      evaluators: the features and metrics to measure samples by.
+      reference: the images to compare samples with.
       steps: sampling steps of the students, from most to fewest; each divides the one before it, and the first divides
         the teacher's.
       seeds: repetitions with different seeds, at least 1.
-      budget: network evaluations for each method; by default those of the config's own ladder.
+      budget: network evaluations for each method. Default: as many as the config's ladder takes.
       methods: names of `recipes`; by default all.
       load_model: see `training.ladder.run_ladder`.
 
@@ -237,7 +237,7 @@ def compare_methods(
 
 
 def _with_distillation(config: ConfigDict, fields: Mapping[str, Any], seed: int) -> ConfigDict:
-    """A ladder's config with other fields of config.distillation, one update per student, and another seed."""
+    """A ladder's config with the given fields of config.distillation, 1 update per student, and a repetition's seed."""
     defaults = dict(
         method="progressive", args={}, start_num_steps=None, end_num_steps=1, rungs=(), teacher_step="ddim", stages={}
     )
@@ -284,7 +284,7 @@ def _student_entries(students: Mapping[int, epath.Path], sampler: str, steps: Se
 def _result(
     evaluations: Sequence[Evaluation], configs: Sequence[ConfigDict], source: Source, folder: epath.Path
 ) -> MethodResult:
-    """What the ladders of a method reached and cost; the configs are those of the first seed."""
+    """The quality and the cost of a method's students. `configs` has the method's ladders for the first seed."""
     nfe = {}
     nfe_per_example = {}
     for config in configs:
@@ -429,13 +429,15 @@ def _quality_curves(
     save_curves([panel(first)], STEPS_LABEL, workdir / "distances.png")
     seeds = "1 seed" if len(of_teacher) == 1 else f"{len(of_teacher)} seeds: means and ranges"
     caption = (
-        f"Each curve is a method; each point has {num_samples:,} samples with {seeds}. All methods had the same number "
-        "of network evaluations for their training."
+        f"Each curve is a method; each point has {num_samples:,} samples with {seeds}. All methods were trained "
+        "with the same number of network evaluations."
     )
     pictures = [Picture("Quality by sampling steps", caption, workdir / "distances.png")]
     if others:
         save_curves([panel(criterion) for criterion in others], STEPS_LABEL, workdir / "metrics.png")
-        pictures.append(Picture("Other metrics", "The same samples by the other metrics.", workdir / "metrics.png"))
+        pictures.append(
+            Picture("Other metrics", "The same samples, evaluated by the other metrics.", workdir / "metrics.png")
+        )
     return pictures
 
 

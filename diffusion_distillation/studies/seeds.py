@@ -1,4 +1,4 @@
-"""A study's results over several seeds: measured, as numbers in a table, and as a curve of a plot."""
+"""Measure a study's runs with several seeds, and show the results as numbers in tables and curves in plots."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,10 +28,10 @@ def evaluate_seed(
     """Measure runs with one seed of the noise, and keep evaluation.json and the first samples in a folder.
 
     Args:
-      config: resolved; its `eval` section says how many samples are measured.
+      config: resolved; its `eval` section has the number of samples.
       runs: the rows to measure, and the folder of each one's run.
-      evaluators: what samples are measured by.
-      reference: what samples are compared with.
+      evaluators: the features and metrics to measure samples by.
+      reference: the images to compare samples with.
       folder: for evaluation.json and the samples.
       seed: of the noise.
     """
@@ -81,7 +81,7 @@ def mean_curve(
     """Make a curve through the means of several seeds, with their ranges.
 
     Args:
-      label: see `plots.Curve`, as `model`, `color` and `dotted`.
+      label: the name in the legend.
       model: 'teacher' or 'student'.
       values: one value per seed, by x.
       color: index into the model's palette.

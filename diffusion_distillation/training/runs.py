@@ -190,7 +190,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise InputError(f"{str(path)!r} is missing. Run the command that made the run again to restore it.") from None
     except InputError as error:
         raise InputError(
-            f"{error} If your command has the config of this run, delete the file and run the command again. If not, "
+            f"{error} If your command has the config of this run, delete this file and run the command again. If not, "
             "pass another --workdir."
         ) from None
     check_foreign(config, path)

@@ -1,14 +1,14 @@
-"""Time the network, training and sampling, alone or in turns with the same work in PyTorch, and print tables.
+"""Time the network, training and sampling, alone or in turns with PyTorch, and print tables.
 
     python scripts/benchmarks/benchmark.py --out=runs/benchmark.json
     make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=runs/benchmark.json
 
-The network is that of --config and its overrides; by default that of configs/cifar_base.py with a quarter of the
-channels and two blocks per level. Every kind of work of every library has a process of its own, which is idle while
-another is timed. A turn is --seconds of calls, one after another; tables show medians over turns. On
-Linux, set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as the Makefile does. JAX has the devices that training would have;
-JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and CUDA_VISIBLE_DEVICES choose others. PyTorch, of the Python that --peer names,
-computes the same function of the same parameters, eagerly and compiled; this is checked first.
+--config and its overrides choose the network; by default, configs/cifar_base.py with a quarter of the channels and two
+blocks per level. Each kind of work of each library has its own process, which is idle while another one is timed. A
+turn is --seconds of calls, one after another. Tables show medians over turns. On Linux, set
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as the Makefile does. JAX uses the same devices as in training; set JAX_PLATFORMS,
+JAX_NUM_CPU_DEVICES or CUDA_VISIBLE_DEVICES to choose others. PyTorch runs in the Python that --peer names, eagerly and
+compiled. The script first checks that it computes the same outputs from the same parameters.
 
 Columns: images/s; our rate divided by PyTorch's better one; the network's arithmetic as a share of the rate of a matrix
 product in the same run; seconds of the first call, most of which is compilation; and the peak memory of the process in
@@ -52,15 +52,15 @@ CONFIG = cli.define_config()
 IMAGE_SHAPE = flags.DEFINE_list("image_shape", ["32", "32", "3"], "Height, width and channels of the images.")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["16"], "Images per training step or call.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Types of the activations.")
-WHAT = flags.DEFINE_list("work", list(WORK), "Work to time; 'sample 4' samples in 4 steps.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each work.", lower_bound=1)
+WHAT = flags.DEFINE_list("work", list(WORK), "Kinds of work to time; 'sample 4' samples in 4 steps.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns per kind of work.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 2, "Length of a turn.", lower_bound=0)
 PEER = flags.DEFINE_string("peer", None, "A Python with torch to compare with, as from make peer.")
-OUT = flags.DEFINE_string("out", None, "A JSON file to save all figures in.")
+OUT = flags.DEFINE_string("out", None, "A JSON file to save all results in.")
 
 
 class Worker:
-    """A process that works on request."""
+    """A process that does work on request."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any]):
         self.began = time.perf_counter()
@@ -88,7 +88,7 @@ class Worker:
 
 
 class Timed:
-    """Work in a process of its own: done once at the start, then one turn at a time."""
+    """Work that is timed in its own process: one call at the start, then one turn after another."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any], what: str, batch: int):
         self.worker, self._request = Worker(command, setup), {"what": what, "batch": batch}
@@ -97,7 +97,7 @@ class Timed:
         self._turns: list[dict[str, Any]] = []
 
     def turn(self) -> None:
-        """Work for a turn."""
+        """Time one turn."""
         self._turns.append(self.worker.ask({**self._request, "seconds": SECONDS.value}))
 
     def result(self) -> dict[str, Any]:
@@ -124,8 +124,10 @@ def main() -> None:
     if len(IMAGE_SHAPE.value) != 3 or not all(size.isdigit() and int(size) for size in IMAGE_SHAPE.value):
         raise InputError(f"--image_shape={','.join(IMAGE_SHAPE.value)} must be height, width and channels: 32,32,3.")
     if PEER.value is not None and shutil.which(PEER.value) is None:
-        raise InputError(f"--peer={PEER.value} is not a program: give a Python that has torch, as from make peer.")
-    jax.config.update("jax_platforms", "cpu")  # of this process, which leaves accelerators to those that it times
+        raise InputError(
+            f"--peer={PEER.value} is not a program. Pass a Python that has torch, such as the one of make peer."
+        )
+    jax.config.update("jax_platforms", "cpu")  # leave accelerators to the timed processes
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
     network = make_network(resolve(config).model, shape, 1)
@@ -135,7 +137,7 @@ def main() -> None:
     x, logsnr = rng.standard_normal((4, *shape), np.float32), np.linspace(-5, 5, 4, dtype=np.float32)
     apply = jax.jit(network.apply)
     out = apply({"params": params}, x, logsnr)
-    # Count the operations of a program for another platform: CPUs do some of the work with fewer.
+    # Count the operations for another platform: the CPU kernels need fewer.
     lowered = apply.trace({"params": params}, x, logsnr).lower(lowering_platforms=("tpu",))
     flops = lowered.cost_analysis()["flops"] / len(x)
     machine = f"{cpu_model()}, {os.cpu_count()} cores"
@@ -178,7 +180,7 @@ def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
 
 
 def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float) -> Iterator[dict[str, Any]]:
-    """Time all work in turns. Yields a row for each work and worker."""
+    """Time all kinds of work in turns. Yields a row for each kind and worker."""
     commands = [[sys.executable, str(HERE / "ours.py")]]
     if PEER.value:
         commands += [[PEER.value, str(HERE / "peer.py"), *compiled] for compiled in ([], ["--compile"])]

@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/checkpoints.py --workdir=runs/benchmark_checkpoints
 
-The model is that of configs/cifar_base.py with fewer channels. Its state (parameters, average, Adam's moments) takes
-about 100 MB in 1,820 arrays. Steps and saves are those of scripts/train.py, on random images; the cost of a save
-includes the call that starts it. Steps with and without a save take turns, so that other load affects both alike. On a
-CPU, the steps keep all cores busy, so a save slows them by all the CPU time it takes.
+The script trains configs/cifar_base.py with fewer channels on random images, and saves as scripts/train.py does. The
+state (parameters, average, Adam's moments) takes about 100 MB in 1,820 arrays. The cost of a save includes the call
+that starts it. Steps with and without a save take turns, so that other load affects both alike. On a CPU, the steps
+keep all cores busy, so a save slows them by all the CPU time that it takes.
 """
 
 import time

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class PngRecords:
-    """PNG images in an array_record file, as `decoding.EncodedImages` wants them."""
+    """PNG images in an array_record file, as `decoding.EncodedImages`."""
 
     title, num_classes, class_names, trusted = "PNG records", 1, None, True
 

@@ -20,10 +20,10 @@ def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
     """Answer requests on stdin until it ends. The process computes only while it answers.
 
     The first line is the setup; the answer has the name, and the `devices` and `platform` of `make(setup)`. The line
-    "error" asks for its `error()`. Every other line names work, {"what": "sample 4", "batch": 16, "seconds": 1}: the
-    method `sample(16, 4)` is called again and again for so many seconds. The call before these does not count, since
-    the first call after a pause is slower: the host of a virtual machine may have reclaimed free memory. A method
-    that works several times per call returns how often. The answer has the median seconds and the peak memory: the
+    "error" requests its `error()`. Every other line names work, {"what": "sample 4", "batch": 16, "seconds": 1}: the
+    method `sample(16, 4)` is called repeatedly for this many seconds. One more call before them is not timed, since the
+    first call after a pause is slower: the host of a virtual machine may have reclaimed free memory. A method that does
+    its work several times per call returns how often. The answer has the median seconds and the peak memory: the
     accelerator's, from `accelerator_memory()`, or on CPUs the process's. With 0 seconds, a single call is timed.
 
     Args:

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A run on all workers of a TPU VM or pod slice, from your own machine:
+# Run on all workers of a TPU VM or pod slice, from your own machine:
 #
 #   export TPU=my-pod ZONE=us-central2-b
 #   scripts/launch/tpu_vm.sh setup <URL of your copy of the repository>
 #   scripts/launch/tpu_vm.sh start scripts/train.py --config=configs/imagenet64_base.py --workdir=/mnt/shared/imagenet64
 #   scripts/launch/tpu_vm.sh log     # what worker 0 prints
-#   scripts/launch/tpu_vm.sh stop    # saves and stops; the same `start` goes on from there
+#   scripts/launch/tpu_vm.sh stop    # saves and stops; the same `start` command resumes
 #
-# Workers need Python 3.11 or newer, with venv, and a file system that they share (Filestore, NFS) for --workdir.
+# Workers need Python 3.11 or newer with venv, and a shared file system (Filestore, NFS) for --workdir.
 set -euo pipefail
 : "${TPU:?the name of the TPU VM}" "${ZONE:?the zone it is in}"
 

@@ -70,7 +70,7 @@ def test_the_benchmark_rejects_bad_flags(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
     for flag, message in {
         "--image_shape=32,x,3": "must be height, width and channels",
-        "--peer=/nowhere/python": "is not a program: give a Python that has torch",
+        "--peer=/nowhere/python": "is not a program. Pass a Python that has torch",
     }.items():
         error = call("benchmarks/benchmark", flag, fails=True)
         assert message in error and "Traceback" not in error

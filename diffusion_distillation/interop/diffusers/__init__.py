@@ -1,4 +1,4 @@
-"""Read and write folders of Hugging Face diffusers, without diffusers. Their format is that of diffusers 0.42.
+"""Read and write folders in the format of Hugging Face diffusers 0.42, without diffusers.
 
 - `folder`: a pipeline or a model as a whole.
 - `unet2d`: the config of the network, both ways.

@@ -1,4 +1,4 @@
-"""Read and write folders of diffusers: pipelines and models of the DDPM family, as networks of ours."""
+"""Read and write folders of diffusers: pipelines and models of the DDPM family, as networks of this package."""
 
 import json
 
@@ -22,8 +22,8 @@ from .unet2d import UNET
 from .weights import WEIGHTS
 
 PIPELINE = "model_index.json"
-METADATA = "diffusion_distillation.json"  # the metadata of a model of ours
-TIMES = "time_proj.weight"  # the table of times in a model of ours
+METADATA = "diffusion_distillation.json"  # the metadata, in folders that `write` made
+TIMES = "time_proj.weight"  # the table of times, in folders that `write` made
 
 
 def is_diffusers(folder: epath.Path) -> bool:

@@ -38,7 +38,7 @@ def read_scheduler(folder: epath.Path) -> dict[str, Any]:
     """Read the scheduler's config in the folder of a pipeline or of a UNet2DModel.
 
     Returns:
-      The config with diffusers' defaults. Without a file, those of DDPMScheduler.
+      The config, filled up with diffusers' defaults; without a file, the defaults of DDPMScheduler.
 
     Raises:
       InputError: if the scheduler is not supported.
@@ -95,7 +95,7 @@ def scheduler_config(model: ConfigDict, logsnr: Any) -> dict[str, Any]:
     return {
         **header("DDIMScheduler"),
         "num_train_timesteps": len(logsnr),
-        "beta_start": 0.0001,  # not used, as trained_betas are given
+        "beta_start": 0.0001,  # not used, as there are trained_betas
         "beta_end": 0.02,
         "beta_schedule": "linear",
         "trained_betas": _betas(logsnr, model.mean_type),

@@ -49,7 +49,7 @@ OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj
 
 
 def find_weights(folder: epath.Path) -> list[epath.Path]:
-    """The files with a network's weights: one, or the ones that an index names.
+    """The files with a network's weights: one file, or the files that an index names.
 
     Raises:
       InputError: if there are none, or weights of several variants.
