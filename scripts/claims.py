@@ -3,9 +3,9 @@ r"""Reproduce the claims of Salimans & Ho (2022): train and distill every output
     python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
         --workdir=runs/digits/claims
 
---config trains the base models, each with an output and a weight of its own; --ladder distills them. Everything is
-repeated with --seeds seeds. index.html in the workdir shows which outputs are good in few steps, what the ladder costs
-in addition to the base model, and how undistilled DDIM and ancestral sampling compare. An interrupted command resumes.
+--config trains the base models, one per output and loss weight; --ladder distills them. Everything is repeated with
+--seeds seeds. index.html in the workdir shows which outputs are good in few steps, what the ladder costs in addition to
+the base model, and how undistilled DDIM and ancestral sampling compare. An interrupted command resumes.
 `make claims` reproduces the claims on the embedded digits.
 """
 

@@ -1,4 +1,4 @@
-"""What XLA's CPU backend needs written in another way to be fast. Programs for other platforms hold none of it.
+"""Operations rewritten to be fast in XLA's CPU backend. Programs for other platforms contain none of this code.
 
 Every function here equals the plain one in its docstring, to rounding, and has its derivatives in forward and reverse
 mode. `jax.lax.platform_dependent` chooses when a program is lowered, so that one trace serves several platforms.
@@ -37,7 +37,7 @@ def convolution(
     padding: Any,
     **options: Any,
 ) -> Float[Array, "batch out_height out_width features"]:
-    """`jax.lax.conv_general_dilated`, whose options these are.
+    """Convolve as `jax.lax.conv_general_dilated` does, with its options.
 
     On CPU, large 3x3 convolutions in float32 use Winograd's algorithm, and in bfloat16 the gradient of x is one that
     oneDNN computes.
@@ -122,7 +122,7 @@ def _four_rows_at_a_time(plain: Convolution, x: Array, kernel: Array) -> Array:
 
 
 def nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch 2*height 2*width channels"]:
-    """Upsample images to twice their size: each pixel becomes 2x2 equal ones."""
+    """Upsample images to twice their size: each pixel becomes 2x2 equal pixels."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 

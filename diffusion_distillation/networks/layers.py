@@ -17,13 +17,13 @@ EPSILON = 1e-6
 
 
 def conv3x3(x: Array, features: int, *, upsample: bool = False, **options: Any) -> Array:
-    """A 3x3 convolution with a bias, as a submodule of the module that is being called.
+    """Apply a 3x3 convolution with a bias, as a submodule of the calling module.
 
     Args:
       x: images, `[batch, height, width, channels]`.
       features: channels of the result.
-      upsample: convolve `nearest(x)`, which is twice the size, not x.
-      **options: go to `flax.linen.Conv`, such as `name`, `dtype` or `strides`.
+      upsample: upsample x to twice its size by `nearest` before the convolution.
+      **options: further arguments of `flax.linen.Conv`, such as `name`, `dtype` or `strides`.
     """
     convolve = cpu_kernels.convolution_after_nearest if upsample else cpu_kernels.convolution
     return materialize(nn.Conv(features, (3, 3), conv_general_dilated=convolve, **options)(x))

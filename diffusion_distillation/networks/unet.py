@@ -163,7 +163,7 @@ class UNet(nn.Module):
         return self._head(h, blocks).astype(x.dtype)
 
     def _embed(self, logsnr, y, guidance, dtype):
-        """The embedding of all that the network is conditioned on, of width emb_ch."""
+        """The embedding of log-SNR, class and guidance weight, of width emb_ch."""
         dense = functools.partial(nn.Dense, self.emb_ch, dtype=dtype)
         emb = dense(name="dense0")(self.time_embedding(logsnr).astype(dtype))
         emb = dense(name="dense1")(nn.swish(emb))
@@ -186,7 +186,7 @@ class UNet(nn.Module):
         return dropout_seeds(self.make_rng("dropout"), index)
 
     def _down(self, h, blocks):
-        """The features at the lowest resolution, and those that the way up takes."""
+        """The features at the lowest resolution, and the skip features for the way up."""
         skips = [h]
         for level, mult in enumerate(self.ch_mult):
             stage = f"down_{level}"
@@ -221,7 +221,7 @@ class UNet(nn.Module):
         return conv3x3(h, self.out_ch, dtype=dtype, kernel_init=nn.initializers.zeros, name="conv_out")
 
     def _check_condition(self, batch: int, y: Any, guidance: Any) -> None:
-        """Raise an InputError unless labels and guidance weights are those that the network takes."""
+        """Raise an InputError unless the network takes these labels and guidance weights."""
         if self.num_classes > 1 and y is None:
             raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
         if self.num_classes > 1 and not isinstance(y, jax.core.Tracer):

@@ -4,9 +4,9 @@
     python scripts/checks/numerics.py --dtype=bfloat16
 
 Run it on a new accelerator or after an update: compilers have returned wrong sums before (jax issues 39103, 39257 and
-40412, on CPU). The parts of training and sampling, compiled for the devices here, are compared with the same in float64
-on the CPU, one operation at a time, which no compiler has fused. The script prints one line. The exit status is 1 if a
-relative error exceeds its bound.
+40412, on CPU). It compiles the parts of training and sampling for these devices, and compares their results with
+float64 on the CPU, one operation at a time, which no compiler has fused. The script prints one line. The exit status is
+1 if a relative error exceeds its bound.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     python scripts/checks/stopping.py --workdir=runs/stopping
 
-The run is that of the digits with more channels and larger batches, so that a step takes about a second on two CPU
+The run trains on the digits with more channels and larger batches, so that an update takes about a second on two CPU
 cores. After each stop, the same command resumes the run.
 """
 
