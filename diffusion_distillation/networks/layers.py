@@ -59,8 +59,13 @@ def attention(
     *_, length, _, dim = q.shape
     branches = {"cpu": cpu_kernels.attention}
     if q.dtype.itemsize == 2 and length >= 256 and dim <= 128 and dim % 8 == 0 and _has_cudnn_attention():
-        branches["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    return jax.lax.platform_dependent(q, k, v, **branches, default=jax.nn.dot_product_attention)
+        branches["cuda"] = functools.partial(_attention_of_jax, implementation="cudnn")
+    return jax.lax.platform_dependent(q, k, v, **branches, default=_attention_of_jax)
+
+
+def _attention_of_jax(q: Array, k: Array, v: Array, implementation: str | None = None) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes types, which a user may have forbidden
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
 def _has_cudnn_attention() -> bool:

@@ -175,7 +175,7 @@ def test_stanford_cars_are_found_in_both_layouts(tmp_path, layout):
     source = load_source("StanfordCars", path=str(tmp_path / "data"), image_size=8)
     images = [np.asarray(Image.open(file).resize((8, 8), Image.Resampling.BILINEAR)) for file in files]
     np.testing.assert_array_equal(everything(source)["image"], np.stack(images))
-    with pytest.raises(ValueError, match=r"needs the labels that TFDS has: .*--dataset=cars196"):
+    with pytest.raises(ValueError, match=r"needs the labels that TFDS has. .*--dataset=cars196"):
         load_source("StanfordCars", path=str(tmp_path / "data"), image_size=8, class_conditional=True)
     shutil.rmtree(parts["cars_test"])
     with pytest.raises(ValueError, match=r"No images in a folder 'cars_test' in"):

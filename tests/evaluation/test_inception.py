@@ -193,14 +193,14 @@ def test_conversion_refuses_other_files(tmp_path):
     )
     error = call("convert_inception", *flags, "--sha256=00", fails=True)
     assert f"has sha256 {hashlib.sha256(b'Not Found').hexdigest()}, not 00. Is --sha256" in error
-    assert_refused(path, tmp_path / "out", "cannot be read as a file that torch.save wrote")
+    assert_refused(path, tmp_path / "out", "cannot be read as a file of torch.save")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_file_is_not_run(small, tmp_path, legacy):
     trap = Call(os.system, f"touch {tmp_path / 'trap'}")
     (tmp_path / "w.pth").write_bytes(saved_by_torch(small, legacy, trap=trap))
-    message = f"asks for {os.system.__module__}.system, which is no part of"
+    message = f"asks for {os.system.__module__}.system, which is not part of"
     assert_refused(tmp_path / "w.pth", tmp_path / "out", message)
     assert not (tmp_path / "trap").exists()
 

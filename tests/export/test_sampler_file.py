@@ -237,7 +237,7 @@ def test_the_script_exports_with_metrics_of_this_model_only(unchecked, checkpoin
     row = Row(Entry("student", "ddim", 4), values, 100.0, interop.model_version(as_path(checkpoint)))
     found = Evaluation({"num_samples": 2000, "reference": ["digits", ""]}, {}, [row])
     (tmp_path / "evaluation.json").write_text(found.to_json())
-    (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(content="step 7")]).to_json())
+    (tmp_path / "other.json").write_text(found._replace(rows=[row._replace(version="step 7")]).to_json())
     (tmp_path / "no.json").write_text(json.dumps({}))
     flags = [f"--checkpoint={checkpoint}", f"--out={tmp_path}/out", "--platforms=cpu"]
     for name, message in {

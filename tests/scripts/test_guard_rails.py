@@ -199,7 +199,7 @@ def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
     config["train"] |= {"num_train_steps": 400, "learning_rate": 1e38}
     (workdir / "config.json").write_text(json.dumps(config))
     error = call("train", *flags, "--config.train.num_train_steps=400", "--config.train.learning_rate=1e38", fails=True)
-    began = int(re.search(r"no update was finite for 100 steps, from step (\d+) on", error)[1])
+    began = int(re.search(r"no update was finite for 100 steps, starting at step (\d+)", error)[1])
     assert 10 < began <= 15 and "Traceback" not in error
     params, metadata = load(workdir)
     assert metadata.step == 10

@@ -44,7 +44,7 @@ def test_devices_hold_what_the_table_says(tmp_path):
     run_ladder(config, tmp_path / "ladder", SOURCE, on_metrics=on_metrics)
     table = runpy.run_path(str(ROOT / "scripts" / "benchmarks" / "memory.py"))
     gradients = 512 * 512 * 4  # which are gone after the step
-    expected = table["bytes_per_device"](*table["what_is_held"](config, SOURCE.image_shape, 1), 8) - gradients
+    expected = table["bytes_per_device"](*table["training_state"](config, SOURCE.image_shape, 1), 8) - gradients
     assert expected == pytest.approx(gradients * (1 + 3 / 8), rel=1e-3)  # parameters; Adam's moments and the teacher
     for num_steps in (2, 1):
         assert held[num_steps] == pytest.approx(expected, rel=0.02)
