@@ -181,7 +181,7 @@ def test_a_finished_run_is_extended(tmp_path):
     train(make_config(), tmp_path / "run", SOURCE)
     longer = dict(num_train_steps=30, learning_rate=1e-3)
     with pytest.raises(
-        ValueError, match=r"num_train_steps is 20 there and 30 here; .*init_from=\S+run goes on.*--change"
+        ValueError, match=r"num_train_steps is 20 there and 30 here; .*init_from=\S+run continues.*--change"
     ):
         train(make_config(**longer), tmp_path / "run", SOURCE)
     train(make_config(**longer, init_from=str(tmp_path / "run")), tmp_path / "new", SOURCE)
