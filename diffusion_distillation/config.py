@@ -65,7 +65,9 @@ FIELDS = {
             "guidance_range": OrNone(tuple),  # of a ladder whose students take a weight of guidance: (0.0, 4.0)
         },
         "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
-        "mean_type": one_of("x", MEAN_TYPES),
+        "mean_type": one_of("x", MEAN_TYPES),  # what the network outputs: see `diffusion.make_denoiser`
+        "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
+        "sigma_min": 0.002,  # least noise, for mean_type 'consistency'
         "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
         "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),
         "train_num_steps": 0,  # base training at the times i / N; 0 for continuous time

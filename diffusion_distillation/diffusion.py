@@ -4,6 +4,9 @@ Notation follows Salimans & Ho (2022): z = alpha x + sigma eps with alpha^2 + si
 logsnr = log(alpha^2 / sigma^2), v = alpha eps - sigma x. With alpha = cos(phi) and sigma = sin(phi), the pairs (x, eps)
 and (z, v) are one vector in two frames that are turned against each other by phi.
 
+Flow matching and EDM are this process with z rescaled: the t of flow matching is sigma / (alpha + sigma), the sigma of
+EDM is tan(phi).
+
 `make_denoiser` turns a network into a function `denoise(z, logsnr) -> Prediction(x, eps, v)`. Samplers, losses and
 distillation call that function and never ask what the network was trained to output.
 
@@ -22,7 +25,7 @@ from jaxtyping import Float
 from .errors import InputError
 from .shapes import Array, DataArray, ScalarOrBatch, mixed_precision
 
-MEAN_TYPES = ("eps", "x", "v", "both")
+MEAN_TYPES = ("eps", "x", "v", "both", "flow", "edm", "consistency")
 
 
 class Prediction(NamedTuple):
@@ -142,16 +145,34 @@ def posterior(
 
 
 def make_denoiser(
-    model_fn: Callable[[DataArray, Array], DataArray], mean_type: str, *, clip_x: bool = False
+    model_fn: Callable[[DataArray, Array], DataArray],
+    mean_type: str,
+    *,
+    clip_x: bool = False,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
 ) -> Denoiser:
     """Turn a network into a denoiser.
 
+    Networks of flow matching and EDM see z in the scale that they were trained with. Everything else is the same.
+
     Args:
-      model_fn: `model_fn(z, logsnr)` returns the network's raw output for z, `[batch, height, width, channels]`, and
-        logsnr, always `[batch]`. The output is shaped as z; if `mean_type` is 'both', with twice the channels.
-      mean_type: what the network outputs: 'eps', 'x', 'v', or 'both', an x and an eps stacked along the channels in
-        this order, which are combined to x = sigma^2 x_head + alpha^2 x_from_eps (section 4).
+      model_fn: `model_fn(z, logsnr)` returns the network's raw output. z, `[batch, height, width, channels]`, is in the
+        scale that `scale_input` documents for this `mean_type`; logsnr is always `[batch]`. The output is shaped as z;
+        if `mean_type` is 'both', with twice the channels.
+      mean_type: what the network outputs:
+
+        * 'eps', 'x' or 'v';
+        * 'both': an x and an eps stacked along the channels in this order, which are combined to
+          x = sigma^2 x_head + alpha^2 x_from_eps (Salimans & Ho 2022, section 4);
+        * 'flow': the velocity u = eps - x of flow matching (Liu et al. 2023). Its z is (1 - t) x + t eps with
+          t = sigma / (alpha + sigma). For networks that output x - eps, negate the output;
+        * 'edm': the F of EDM, x = c_skip x_edm + c_out F, with x_edm = z / alpha (Karras et al. 2022, table 1);
+        * 'consistency': the same with the c_skip and c_out of consistency models, whose x is x_edm where
+          sigma / alpha = sigma_min (Song et al. 2023, appendix C).
       clip_x: whether to clip the predicted x to [-1, 1], and to compute eps and v from the clipped x; default False.
+      sigma_data: standard deviation of the data, for 'edm' and 'consistency'; default 0.5.
+      sigma_min: least noise, for 'consistency'; default 0.002.
 
     Returns:
       `denoise(z, logsnr) -> Prediction`, in the shape and dtype of z. logsnr may be a scalar or `[batch]`.
@@ -170,19 +191,94 @@ def make_denoiser(
 
     def denoise(z: DataArray, logsnr: ScalarOrBatch) -> Prediction:
         logsnr_per_example = per_example(logsnr, z)
-        output = model_fn(z, jnp.broadcast_to(jnp.asarray(logsnr), z.shape[:-3]))
+        network_input = scale_input(z, logsnr_per_example, mean_type, sigma_data=sigma_data)
+        output = model_fn(network_input, jnp.broadcast_to(jnp.asarray(logsnr), z.shape[:-3]))
         channels = z.shape[-1] * (2 if mean_type == "both" else 1)
         if output.shape != (*z.shape[:-1], channels):
             raise InputError(
                 f"mean_type {mean_type!r} on images of shape {z.shape} needs a network output of {channels} channels; "
                 f"the network gave shape {output.shape}. Set its out_ch to {channels}."
             )
-        prediction = predict(z, logsnr_per_example, **{mean_type: output})
+        prediction = interpret(output, z, logsnr_per_example, mean_type, sigma_data=sigma_data, sigma_min=sigma_min)
         if clip_x:
             prediction = predict(z, logsnr_per_example, x=jnp.clip(prediction.x, -1, 1))
         return Prediction(*(part.astype(z.dtype) for part in prediction))
 
     return denoise
+
+
+@mixed_precision
+def scale_input(z: DataArray, logsnr: Array, mean_type: str, *, sigma_data: float = 0.5) -> DataArray:
+    """Scale z to what a network with this `mean_type` was trained on.
+
+    Args:
+      z: noisy images, `[batch, height, width, channels]`.
+      logsnr: log-SNR of z, which must broadcast against z; see `per_example`.
+      mean_type: with 'flow', z / (alpha + sigma), which is (1 - t) x + t eps. With 'edm' and 'consistency',
+        z / sqrt(sigma^2 + sigma_data^2 alpha^2), which is c_in x_edm. With all others, z.
+      sigma_data: standard deviation of the data; default 0.5.
+
+    >>> scale_input(jnp.ones((1, 1, 1, 1)), jnp.float32(0.0), "flow").round(4)  # alpha = sigma = sqrt(1 / 2)
+    Array([[[[0.7071]]]], dtype=float32)
+    """
+    alpha, sigma = alpha_sigma(logsnr)
+    if mean_type == "flow":
+        return (z / (alpha + sigma)).astype(z.dtype)
+    if mean_type in ("edm", "consistency"):
+        return (z * _edm_scale(alpha, sigma, sigma_data)).astype(z.dtype)
+    return z
+
+
+def _edm_scale(alpha: Array, sigma: Array, sigma_data: float) -> Array:
+    """1 / sqrt(sigma^2 + sigma_data^2 alpha^2), EDM's c_in / alpha."""
+    return jax.lax.rsqrt(jnp.square(sigma) + sigma_data**2 * jnp.square(alpha))
+
+
+@mixed_precision
+def interpret(
+    output: Float[Array, "*batch height width channels_out"],
+    z: DataArray,
+    logsnr: Array,
+    mean_type: str,
+    *,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+) -> Prediction:
+    """Turn a network's raw output into a prediction.
+
+    Args:
+      output: the raw output for `scale_input(z, ...)`, `[batch, height, width, channels]`; with 'both', it has twice
+        the channels of z.
+      z: noisy images, `[batch, height, width, channels]`.
+      logsnr: log-SNR of z, which must broadcast against z; see `per_example`.
+      mean_type: see `make_denoiser`.
+      sigma_data: see `make_denoiser`.
+      sigma_min: see `make_denoiser`.
+
+    >>> z, u = jnp.full((1, 1, 1, 1), 0.8), jnp.full((1, 1, 1, 1), 0.6)
+    >>> interpret(u, z, jnp.float32(0.0), "flow").x.round(4)  # z / sqrt(2) - u / 2
+    Array([[[[0.2657]]]], dtype=float32)
+    """
+    alpha, sigma = alpha_sigma(logsnr)
+    if mean_type == "both":
+        x_head, eps_head = jnp.split(output, 2, axis=-1)
+        x = sigma**2 * x_head + alpha * (z - sigma * eps_head)  # alpha^2 x_from_eps, without dividing by alpha
+        return predict(z, logsnr, x=x)
+    if mean_type == "flow":
+        return predict(z, logsnr, v=(output - (sigma - alpha) * z) / (alpha + sigma))
+    if mean_type == "edm":
+        # v = (alpha z - x) / sigma, from x = c_skip x_edm + c_out F, with sigma divided out.
+        scale = _edm_scale(alpha, sigma, sigma_data)
+        v = (1 - sigma_data**2) * alpha * sigma * jnp.square(scale) * z - sigma_data * scale * output
+        return predict(z, logsnr, v=v)
+    if mean_type == "consistency":
+        # x = c_skip x_edm + c_out F. With s = sigma / alpha, c_skip = sd^2 / ((s - sigma_min)^2 + sd^2) and
+        # c_out = (s - sigma_min) sd / sqrt(s^2 + sd^2), both here without dividing by alpha.
+        above = sigma - sigma_min * alpha
+        skip = sigma_data**2 * alpha / (jnp.square(above) + sigma_data**2 * jnp.square(alpha))
+        x = skip * z + above * sigma_data * _edm_scale(alpha, sigma, sigma_data) * output
+        return predict(z, logsnr, x=x)
+    return predict(z, logsnr, **{mean_type: output})
 
 
 @mixed_precision
@@ -193,7 +289,6 @@ def predict(
     x: DataArray | None = None,
     eps: DataArray | None = None,
     v: DataArray | None = None,
-    both: Float[Array, "*batch height width both"] | None = None,
 ) -> Prediction:
     """Complete a prediction from one of its parts.
 
@@ -202,8 +297,7 @@ def predict(
       logsnr: log-SNR of z, which must broadcast against z; see `per_example`.
       x: the predicted clean images.
       eps: the predicted noise.
-      v: the predicted v.
-      both: predictions of x and of eps, stacked along the channels. Exactly one of the four must be set.
+      v: the predicted v. Exactly one of the three must be set.
 
     >>> predict(jnp.ones((1, 1, 1, 1)), jnp.float32(0.0), x=jnp.zeros((1, 1, 1, 1))).eps.round(4)  # z / sigma
     Array([[[[1.4142]]]], dtype=float32)
@@ -211,9 +305,6 @@ def predict(
     alpha, sigma = alpha_sigma(logsnr)
     if v is not None:
         return Prediction(x=alpha * z - sigma * v, eps=sigma * z + alpha * v, v=v)
-    if both is not None:
-        x_head, eps_head = jnp.split(both, 2, axis=-1)
-        x = sigma**2 * x_head + alpha * (z - sigma * eps_head)  # alpha^2 x_from_eps, without dividing by alpha
     # XLA rewrites `a / b` as `a * (1 / b)` in some programs. Written so, all programs round alike.
     if eps is not None:
         x = (z - sigma * eps) * (1 / alpha)

@@ -127,7 +127,7 @@ def two_step_target(
     check_num_steps(num_steps)
     time_type = at_least_float32(z_t.dtype)
     t = schedule.grid_time(i, num_steps, time_type)
-    half = 0.5 / jnp.asarray(num_steps, time_type)
+    half = 0.5 * schedule.grid_step(i, num_steps, time_type)
     return two_stage_target(teacher, teacher, z_t, t, half, half, schedule)
 
 

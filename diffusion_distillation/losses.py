@@ -1,7 +1,8 @@
 """Training losses: a prediction against a target at random times, weighted by the signal-to-noise ratio.
 
 Base training and distillation differ in the target alone: the data themselves (`data_target`), or where several steps
-of a teacher end (`distillation.two_step_target`). The weights are those of Salimans & Ho (2022), section 4.
+of a teacher end (`distillation.two_step_target`). The weights are those of Salimans & Ho (2022), section 4, of flow
+matching (Liu et al. 2023) and of EDM (Karras et al. 2022).
 """
 
 import jax
@@ -10,12 +11,20 @@ from jaxtyping import Float, Int, Key
 
 from .diffusion import Prediction, alpha_sigma, per_example
 from .errors import InputError
+from .schedules import Schedule, time_of
 from .shapes import Array, Count, DataArray, ScalarOrBatch
 
-WEIGHT_TYPES = ("constant", "snr", "snr_trunc", "v_mse")
+WEIGHT_TYPES = ("constant", "snr", "snr_trunc", "v_mse", "flow_mse", "edm_mse")
 
 
-def training_loss(prediction: Prediction, target: Prediction, weight_type: str) -> Float[Array, "*batch"]:
+def training_loss(
+    prediction: Prediction,
+    target: Prediction,
+    weight_type: str,
+    logsnr: ScalarOrBatch | None = None,
+    *,
+    sigma_data: float = 0.5,
+) -> Float[Array, "*batch"]:
     """Compute the weighted squared error of each example, as a mean over pixels and channels.
 
     Args:
@@ -23,13 +32,16 @@ def training_loss(prediction: Prediction, target: Prediction, weight_type: str) 
       target: the prediction that the network should make for the same z, in the same shapes.
       weight_type: 'constant' for the error of x; 'snr' for the error of eps, which is SNR times the error of x;
         'snr_trunc' for the larger of the two, weight max(SNR, 1) (equation 9); 'v_mse' for the error of v, weight
-        SNR + 1 (equation 10).
+        SNR + 1 (equation 10); 'flow_mse' for the error of flow matching's u = eps - x; 'edm_mse' for the error of EDM's
+        F, weight (s^2 + sigma_data^2) / (s sigma_data)^2 with s = sigma / alpha (Karras et al. 2022, table 1).
+      logsnr: log-SNR of z, a scalar or `[batch]`; for 'flow_mse' and 'edm_mse'.
+      sigma_data: standard deviation of the data, for 'edm_mse'; default 0.5.
 
     Returns:
       One loss per example, `[batch]`.
 
     Raises:
-      InputError: for another `weight_type`.
+      InputError: for another `weight_type`, or a missing logsnr.
 
     >>> x, eps, logsnr = jnp.zeros((2, 8, 8, 1)), jnp.ones((2, 8, 8, 1)), jnp.array([0.0, 2.0])
     >>> target = data_target(x, eps, logsnr)
@@ -48,6 +60,13 @@ def training_loss(prediction: Prediction, target: Prediction, weight_type: str) 
         return jnp.maximum(mse("x"), mse("eps"))
     if weight_type == "v_mse":
         return mse("v")
+    if weight_type in ("flow_mse", "edm_mse"):
+        if logsnr is None:
+            raise InputError(f"mean_loss_weight_type {weight_type!r} needs the log-SNR of z: pass logsnr.")
+        alpha, sigma = alpha_sigma(logsnr)
+        if weight_type == "flow_mse":
+            return mse("v") * jnp.square(alpha + sigma)  # u = (alpha + sigma) v + (sigma - alpha) z
+        return mse("v") * (jnp.square(sigma / sigma_data) + jnp.square(alpha))
     raise InputError(f"Unknown mean_loss_weight_type {weight_type!r}; choose one of {list(WEIGHT_TYPES)}.")
 
 
@@ -78,6 +97,45 @@ def continuous_times(keys: Key[Array, "batch"]) -> Float[Array, "batch"]:
     """
     tiny = jnp.finfo(jnp.float32).tiny
     return jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, tiny))(keys)
+
+
+def logit_normal_times(keys: Key[Array, "batch"], mean: float = 0.0, std: float = 1.0) -> Float[Array, "batch"]:
+    """Sample training times whose logit log(t / (1 - t)) is normal (Esser et al. 2024, equation 19).
+
+    Args:
+      keys: one key per example.
+      mean: mean of the logit; default 0.
+      std: standard deviation of the logit; default 1.
+
+    >>> t = logit_normal_times(jax.random.split(jax.random.key(0), 1000))
+    >>> round(float(jnp.mean((t > 0.27) & (t < 0.73))), 1)  # one standard deviation
+    0.7
+    """
+    return jax.nn.sigmoid(mean + std * _normals(keys))
+
+
+def log_normal_times(
+    keys: Key[Array, "batch"], schedule: Schedule, mean: float = -1.2, std: float = 1.2
+) -> Float[Array, "batch"]:
+    """Sample training times at which log(sigma / alpha) is normal (Karras et al. 2022, table 1).
+
+    Args:
+      keys: one key per example.
+      schedule: the noise schedule. Noise outside of its range becomes that at the nearest end.
+      mean: mean of log(sigma / alpha); default -1.2, as in EDM.
+      std: standard deviation of log(sigma / alpha); default 1.2, as in EDM.
+
+    >>> from diffusion_distillation import schedules
+    >>> keys, schedule = jax.random.split(jax.random.key(0), 1000), schedules.get_logsnr_schedule("karras")
+    >>> logsnr = schedule(log_normal_times(keys, schedule))
+    >>> round(float(jnp.mean((logsnr > 0) & (logsnr < 4.8))), 1)  # one standard deviation, -2 (mean - std, mean + std)
+    0.7
+    """
+    return time_of(schedule, -2 * (mean + std * _normals(keys)))
+
+
+def _normals(keys: Key[Array, "batch"]) -> Float[Array, "batch"]:
+    return jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(keys)
 
 
 def discrete_steps(keys: Key[Array, "batch"], num_steps: Count) -> Int[Array, "batch"]:

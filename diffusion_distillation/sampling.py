@@ -395,11 +395,11 @@ def sample(
     if not sampler.needs_key(eta):
         key = None
     time_type = at_least_float32(z.dtype)
-    dt = 1 / jnp.asarray(num_steps, time_type)
 
     def step(carry, i):
         z, memory = carry
         t = schedule.grid_time(i, num_steps, time_type) - (1 - start)
+        dt = schedule.grid_step(i, num_steps, time_type)
         step_key = None if key is None else fold_in(key, i)
         z, x, memory = sampler.step(denoise, z, memory, schedule=schedule, t=t, dt=dt, key=step_key, **options)
         return (z, memory), x

@@ -6,7 +6,8 @@ t = 0 (data) to t = 1 (noise). A schedule computes
 * `schedule(t)`, the log signal-to-noise ratio log(alpha^2 / sigma^2), which conditions the network;
 * `schedule.angle(t)`, the angle phi;
 * `schedule.angle_step(t, dt)`, the angle phi(t) - phi(t - dt) by which a DDIM step turns z;
-* `schedule.grid_time(i, num_steps)`, the time of a sampler's step i.
+* `schedule.grid_time(i, num_steps)` and `schedule.grid_step(i, num_steps)`, the time at which a sampler's step i starts
+  and the length of this step.
 
 `angle_step` is a function of its own because subtracting two angles in float32 keeps four of seven digits at 8192
 steps.
@@ -71,6 +72,21 @@ class Schedule(Protocol):
         """
         # XLA rewrites `a / b` as `a * (1 / b)` in some programs. Written so, all programs round alike.
         return (jnp.asarray(i) + 1).astype(dtype) * (1 / jnp.asarray(num_steps, dtype))
+
+    def grid_step(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the length of step i of a `num_steps`-step sampler in time: 1 / num_steps.
+
+        Args:
+          i: index of the step, from num_steps - 1 (the first) to 0 (the last, which ends at t = 0).
+          num_steps: sampling steps; may be traced.
+          dtype: of the length; default float32.
+        """
+        return jnp.broadcast_to(1 / jnp.asarray(num_steps, dtype), jnp.shape(i))
+
+    @property
+    def grids_nest(self) -> bool:
+        """Whether the grid of k N steps contains the grid of N steps, as halving the steps of a student requires."""
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +349,162 @@ class Discrete(Schedule):
         return np.concatenate([[20.0], np.log(products) - np.log1p(-products)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Flow(Schedule):
+    """Schedule of flow matching: tan(phi) = shift t / (1 - t) (Liu et al. 2023; Lipman et al. 2023).
+
+    Without a shift, z sqrt(t^2 + (1 - t)^2) = (1 - t) x + t eps, a straight line from data to noise. A shift replaces t
+    by shift t / (1 + (shift - 1) t), which spends more steps on noisy images (Esser et al. 2024, section 5.3.2). The
+    angle covers 0 to pi/2, so z is pure noise at t = 1. The log-SNR is finite: it changes no more within 2e-9 of the
+    ends, where it is 40 and -40 without a shift.
+
+    Attributes:
+      shift: factor of tan(phi), above 0; default 1.
+      mu: logarithm of the shift, as in Flux; set at most one of the two.
+
+    Raises:
+      InputError: if the shift is not above 0 or not finite, or both attributes are set.
+
+    >>> schedule = Flow(shift=3.0)
+    >>> [round(logsnr, 2) for logsnr in schedule(jnp.array([0.25, 0.5, 0.75])).tolist()]  # -2 log(3 t / (1 - t))
+    [0.0, -2.2, -4.39]
+    """
+
+    shift: float = 1.0
+    mu: float | None = None
+
+    def __post_init__(self):
+        if self.mu is not None and self.shift != 1:
+            raise InputError(
+                f"The 'flow' schedule needs shift or mu = log(shift); got shift={self.shift}, mu={self.mu}."
+            )
+        if not 1e-4 <= self._shift <= 1e4:
+            name, value = ("shift", self.shift) if self.mu is None else ("exp(mu)", f"exp({self.mu})")
+            raise InputError(f"The 'flow' schedule needs {name} between 0.0001 and 10000; got {value}.")
+
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
+        t = _as_time(t)
+        data = bounded(1 - t, _LEAST_SHARE, 1.0)
+        noise = bounded(t, _LEAST_SHARE, 1.0)
+        return 2 * (jnp.log(data) - jnp.log(noise)) - 2 * math.log(self._shift)
+
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians."""
+        t = _as_time(t)
+        return jnp.arctan2(self._shift * t, 1 - t)
+
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the angle from t to t - dt in radians; see `Schedule.angle_step`."""
+        t = _as_time(t)
+        dt = _as_time(dt)
+        s = bounded(t - dt, 0.0, math.inf)
+        # tan(phi_t - phi_s) by the tangents' difference, shift (t (1 - s) - s (1 - t)) = shift dt.
+        step = jnp.arctan2(self._shift * dt, (1 - t) * (1 - s) + self._shift**2 * t * s)
+        return jnp.where(t <= dt, self.angle(t), step)
+
+    @property
+    def _shift(self) -> float:
+        if self.mu is None:
+            return self.shift
+        return math.exp(self.mu) if abs(self.mu) < 100 else math.inf
+
+
+_LEAST_SHARE = math.exp(-20)  # of data or noise in z, for a finite log-SNR
+
+
+@dataclasses.dataclass(frozen=True)
+class Karras(Schedule):
+    """Schedule of EDM: tan(phi) = sigma_max t^rho (Karras et al. 2022, equation 5).
+
+    EDM's sigma is tan(phi). The grid of N steps starts at the N values of sigma whose roots sigma^(1 / rho) are evenly
+    spaced from sigma_max to sigma_min. The last step goes from sigma_min to the data. These grids do not nest. With
+    sigma_min = 0, the N + 1 ends of the steps are evenly spaced from sigma_max to 0: such grids nest, as ladders need.
+
+    Attributes:
+      sigma_min: the noise at the start of a sampler's last step; default 0.002.
+      sigma_max: the noise at t = 1; default 80.
+      rho: how much shorter the steps are near the data; default 7.
+      num_scales: a grid of this many steps was used in training, and a sampler starts its steps at every
+        (num_scales // N)th of them, beginning at sigma_max. This is the grid of published consistency models (Song et
+        al. 2023). Default: None, a grid of its own for each N.
+
+    Raises:
+      InputError: unless 0 <= sigma_min < sigma_max, sigma_max is finite and rho is at least 1.
+
+    >>> schedule = Karras()
+    >>> t = schedule.grid_time(jnp.arange(3), 3)
+    >>> jnp.tan(schedule.angle(t)).round(3)
+    Array([2.0000e-03, 2.5150e+00, 8.0000e+01], dtype=float32)
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    num_scales: int | None = None
+
+    def __post_init__(self):
+        if not (0 <= self.sigma_min < self.sigma_max <= 1e6 and 1 <= self.rho <= 100):
+            raise InputError(
+                f"The 'karras' schedule needs 0 <= sigma_min < sigma_max <= 1e6 and 1 <= rho <= 100; got "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, rho={self.rho}."
+            )
+        if self.num_scales is not None and (self.num_scales < 2 or self.sigma_min == 0):
+            raise InputError(
+                f"num_scales={self.num_scales} of the 'karras' schedule must be at least 2, and needs sigma_min above "
+                f"0; got sigma_min={self.sigma_min}."
+            )
+
+    def __call__(self, t: ScalarOrBatch) -> Array:
+        """Return the log signal-to-noise ratio at time t."""
+        least = math.exp((math.log(_LEAST_SHARE) - math.log(self.sigma_max)) / self.rho)  # log-SNR 40
+        return -2 * math.log(self.sigma_max) - 2 * self.rho * jnp.log(bounded(_as_time(t), least, math.inf))
+
+    def angle(self, t: ScalarOrBatch) -> Array:
+        """Return the angle phi at time t in radians."""
+        return jnp.arctan(self._sigma(_as_time(t)))
+
+    def angle_step(self, t: ScalarOrBatch, dt: ScalarOrBatch) -> Array:
+        """Return the angle from t to t - dt in radians; see `Schedule.angle_step`."""
+        t = _as_time(t)
+        dt = _as_time(dt)
+        ends_at_0 = t <= dt
+        part = jnp.where(ends_at_0, 0.5, dt / jnp.where(ends_at_0, 1, t))
+        sigma_t = self._sigma(t)
+        difference = -sigma_t * jnp.expm1(self.rho * jnp.log1p(-part))
+        step = jnp.arctan(difference / (1 + sigma_t * (sigma_t - difference)))
+        return jnp.where(ends_at_0, self.angle(t), step)
+
+    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the time at which step i of a `num_steps`-step sampler starts; see `Schedule.grid_time`."""
+        if self.grids_nest:
+            return super().grid_time(i, num_steps, dtype)
+        done = (jnp.asarray(num_steps) - 1 - jnp.asarray(i)).astype(dtype)
+        return 1 - done * self._spacing(num_steps, dtype)
+
+    def grid_step(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the length of step i of a `num_steps`-step sampler in time; see `Schedule.grid_step`."""
+        if self.grids_nest:
+            return super().grid_step(i, num_steps, dtype)
+        return jnp.where(jnp.asarray(i) > 0, self._spacing(num_steps, dtype), self.grid_time(i, num_steps, dtype))
+
+    @property
+    def grids_nest(self) -> bool:
+        """Whether the grid of k N steps contains the grid of N steps: only with sigma_min = 0."""
+        return self.sigma_min == 0
+
+    def _sigma(self, t: Array) -> Array:
+        return self.sigma_max * t**self.rho
+
+    def _spacing(self, num_steps: Count, dtype: Any) -> Array:
+        """The time between the starts of two steps."""
+        range_ = 1 - (self.sigma_min / self.sigma_max) ** (1 / self.rho)
+        if self.num_scales is None:
+            return range_ / jnp.maximum(jnp.asarray(num_steps, dtype) - 1, 1)
+        stride = self.num_scales // jnp.asarray(num_steps)
+        return stride.astype(dtype) * (range_ / (self.num_scales - 1))
+
+
 def _betas(schedule: Discrete) -> np.ndarray:
     """Compute the betas in float32, in the steps in which diffusers rounds."""
     num_steps, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
@@ -362,15 +534,21 @@ def _linspace(start: float, end: float, count: int) -> np.ndarray:
     return np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
 
 
-SCHEDULES = {"cosine": Cosine, "nichol_dhariwal": NicholDhariwal, "discrete": Discrete}
+SCHEDULES = {
+    "cosine": Cosine,
+    "nichol_dhariwal": NicholDhariwal,
+    "discrete": Discrete,
+    "flow": Flow,
+    "karras": Karras,
+}
 
 
 def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
     """Make the schedule with this name.
 
     Args:
-      name: 'cosine', 'nichol_dhariwal' or 'discrete'.
-      **kwargs: attributes of `Cosine`, `NicholDhariwal` or `Discrete`.
+      name: 'cosine', 'nichol_dhariwal', 'discrete', 'flow' or 'karras'.
+      **kwargs: attributes of `Cosine`, `NicholDhariwal`, `Discrete`, `Flow` or `Karras`.
 
     Returns:
       A `Schedule`: a function from t in [0, 1] to log(alpha^2 / sigma^2).

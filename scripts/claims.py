@@ -14,12 +14,11 @@ from absl import flags
 from diffusion_distillation import cli
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
-from diffusion_distillation.diffusion import MEAN_TYPES
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.runtime.files import as_path
-from diffusion_distillation.studies.claims import WEIGHTS, reproduce_claims
+from diffusion_distillation.studies.claims import OUTPUTS, WEIGHTS, reproduce_claims
 
 CONFIG = cli.define_config()
 LADDER = cli.define_config("ladder")
@@ -27,7 +26,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder for all runs and the page; created if it is missing.", required=True
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "Repetitions with different seeds.", lower_bound=1)
-OUTPUTS = cli.define_some("outputs", MEAN_TYPES, "Network outputs, such as v,x; by default all.")
+OUTPUT_TYPES = cli.define_some("outputs", OUTPUTS, "Network outputs, such as v,x; by default all.")
 WEIGHT_TYPES = cli.define_some("weights", WEIGHTS, "Loss weights, such as snr,v_mse; by default all.")
 PROCESSES = cli.ProcessFlags()
 flags.mark_flags_as_required(["config", "ladder"])
@@ -50,7 +49,7 @@ def main() -> None:
         source,
         config_evaluators(base, source, base.eval.num_samples),
         dataset_reference(source, base.dataset),
-        outputs=OUTPUTS.value,
+        outputs=OUTPUT_TYPES.value,
         weights=WEIGHT_TYPES.value,
         seeds=SEEDS.value,
     )

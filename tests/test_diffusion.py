@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import MEAN_TYPES, alpha_sigma, log1mexp, make_denoiser, posterior, q_sample
+from diffusion_distillation.schedules import get_logsnr_schedule
 from diffusion_distillation.shapes import at_least_float32
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -61,6 +62,14 @@ def test_log1mexp(x):
     np.testing.assert_allclose(jax.grad(log1mexp)(jnp.float32(x)), 1 / np.expm1(np.float64(x)), rtol=1e-4, atol=1e-12)
 
 
+def perfect_f(x, eps, logsnr, sigma_min, sd=0.5):
+    """The F of x = c_skip x_edm + c_out F in float64 (Karras et al. 2022, table 1; Song et al. 2023, appendix C)."""
+    sigma = np.exp(-0.5 * np.float64(logsnr))
+    c_skip = sd**2 / ((sigma - sigma_min) ** 2 + sd**2)
+    c_out = (sigma - sigma_min) * sd / np.sqrt(sigma**2 + sd**2)
+    return ((x - c_skip * (x + sigma * eps.astype(np.float64))) / c_out).astype(np.float32)
+
+
 @pytest.mark.parametrize("mean_type", MEAN_TYPES)
 @given(logsnr=st.floats(-8, 8, width=32))
 def test_a_perfect_network_is_read_back(mean_type, logsnr):
@@ -69,10 +78,43 @@ def test_a_perfect_network_is_read_back(mean_type, logsnr):
     z = q_sample(x, eps, logsnr)
     alpha, sigma = alpha_sigma(logsnr)
     v = alpha * eps - sigma * x
-    output = {"x": x, "eps": eps, "v": v, "both": jnp.concatenate([x, eps], axis=-1)}[mean_type]
-    prediction = make_denoiser(lambda z, logsnr: jnp.asarray(output), mean_type)(z, logsnr)
+    outputs = {"x": x, "eps": eps, "v": v, "both": jnp.concatenate([x, eps], axis=-1), "flow": eps - x}
+    outputs["edm"], outputs["consistency"] = (perfect_f(x, eps, logsnr, sigma_min) for sigma_min in (0.0, 0.002))
+    prediction = make_denoiser(lambda z, logsnr: jnp.asarray(outputs[mean_type]), mean_type)(z, logsnr)
     for got, expected in zip(prediction, (x, eps, v), strict=True):
         np.testing.assert_allclose(got, expected, atol=5e-4)  # x from eps divides by alpha, 0.018 at the least
+
+
+@pytest.mark.parametrize("t", [1.0, 0.5, 0.001])
+def test_networks_see_z_in_their_own_scale(t):
+    """Flow matching's (1 - t) x + t eps, and EDM's c_in (x + s eps), s = t / (1 - t); also for pure noise."""
+    x, eps = np.float64(normal(0)), np.float64(normal(1))
+    z = (((1 - t) * x + t * eps) / np.hypot(1 - t, t)).astype(np.float32)
+    logsnr = get_logsnr_schedule("flow")(t)
+    seen = {}
+    for mean_type in MEAN_TYPES[:3] + MEAN_TYPES[4:]:
+        make_denoiser(lambda z, logsnr, mean_type=mean_type: seen.setdefault(mean_type, z), mean_type)(z, logsnr)
+    np.testing.assert_allclose(seen["flow"], (1 - t) * x + t * eps, atol=1e-6)
+    c_in_x_edm = ((1 - t) * x + t * eps) / np.hypot(0.5 * (1 - t), t)  # c_in = 1 / sqrt(s^2 + 0.5^2)
+    for mean_type in ("edm", "consistency"):
+        np.testing.assert_allclose(seen[mean_type], c_in_x_edm, rtol=1e-5, atol=1e-6)
+    for mean_type in ("x", "eps", "v"):
+        np.testing.assert_array_equal(seen[mean_type], z)
+
+
+def test_flow_predictions_are_regular_at_both_ends():
+    """At t = 1 x = z - u, at t = 0 eps = x + u."""
+    z, u = normal(0), normal(1)
+    logsnr = get_logsnr_schedule("flow")(jnp.array([1.0, 1.0, 0.0]))
+    prediction = make_denoiser(lambda z, logsnr: jnp.asarray(u), "flow")(z, logsnr)
+    np.testing.assert_allclose(prediction.x, np.concatenate([(z - u)[:2], z[2:]]), atol=1e-6)
+    np.testing.assert_allclose(prediction.eps, np.concatenate([z[:2], (z + u)[2:]]), atol=1e-6)
+
+
+def test_a_consistency_model_returns_its_input_at_the_least_noise():
+    z, logsnr = normal(0), np.float32(-2 * np.log(0.002))
+    denoise = make_denoiser(lambda z, logsnr: 10 * z, "consistency")
+    np.testing.assert_allclose(denoise(z, logsnr).x, z * np.sqrt(1 + 0.002**2), rtol=1e-5)
 
 
 def test_both_mixes_its_heads():
@@ -101,6 +143,7 @@ def test_dtypes(dtype):
         assert q_sample(z, z, logsnr).dtype == dtype
         assert posterior(z, z, logsnr, logsnr + 1, "large")[0].dtype == dtype
         assert {part.dtype for part in make_denoiser(lambda z, _: z, "v")(z, logsnr)} == {jnp.dtype(dtype)}
+        assert {part.dtype for part in make_denoiser(lambda z, _: z, "edm")(z, logsnr)} == {jnp.dtype(dtype)}
 
 
 def test_vmap_over_examples():
@@ -112,7 +155,7 @@ def test_vmap_over_examples():
 
 def test_errors():
     z = normal(0)
-    with pytest.raises(ValueError, match=r"mean_type 'epsilon'; choose one of \['eps', 'x', 'v', 'both'\]"):
+    with pytest.raises(ValueError, match=r"mean_type 'epsilon'; choose one of \['eps', 'x', 'v', 'both', 'flow', "):
         make_denoiser(lambda z, logsnr: z, "epsilon")
     with pytest.raises(ValueError, match="needs a network output of 4 channels"):
         make_denoiser(lambda z, logsnr: z, "both")(z, 0.0)

@@ -4,10 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 from diffusion_distillation.diffusion import Prediction, alpha_sigma, q_sample
 from diffusion_distillation.distillation import two_step_target
-from diffusion_distillation.losses import WEIGHT_TYPES, continuous_times, data_target, discrete_steps, training_loss
+from diffusion_distillation.losses import (
+    WEIGHT_TYPES,
+    continuous_times,
+    data_target,
+    discrete_steps,
+    log_normal_times,
+    logit_normal_times,
+    training_loss,
+)
+from diffusion_distillation.schedules import get_logsnr_schedule
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -29,7 +40,7 @@ def test_golden(golden, golden_denoiser, cosine, mean_type, case):
     else:
         target = data_target(x, eps, logsnr)
     prediction = golden_denoiser(mean_type)(z, logsnr)
-    for weight_type in WEIGHT_TYPES:
+    for weight_type in ("constant", "snr", "snr_trunc", "v_mse"):
         loss = training_loss(prediction, target, weight_type)
         expected = d[f"loss_{mean_type}_{weight_type}_{case}"]
         # At t = 1 the published logsnr is off by 1e-3 (see test_schedules), and with it alpha^2 = 2e-9, by which x read
@@ -39,7 +50,7 @@ def test_golden(golden, golden_denoiser, cosine, mean_type, case):
 
 
 def test_weights_are_functions_of_snr():
-    """The x error times 1, SNR, max(SNR, 1) and SNR + 1 (Salimans & Ho, section 4)."""
+    """The x error times 1, SNR, max(SNR, 1) and SNR + 1 (Salimans & Ho, section 4), and as in flow matching and EDM."""
     rng = np.random.default_rng(0)
     z, x, other = rng.standard_normal((3, 5, 4, 4, 2)).astype(np.float32)
     logsnr = np.linspace(-4, 4, 5, dtype=np.float32)
@@ -51,8 +62,12 @@ def test_weights_are_functions_of_snr():
 
     snr, mse = np.exp(logsnr), np.square(x - other).mean(axis=(1, 2, 3))
     weights = {"constant": np.ones(5), "snr": snr, "snr_trunc": np.maximum(snr, 1), "v_mse": snr + 1}
+    weights["flow_mse"] = (1 + np.exp(0.5 * logsnr)) ** 2  # 1 / t^2, as x - x* = -t (u - u*)
+    edm_sigma, sigma_data = np.exp(-0.5 * logsnr), 0.3
+    weights["edm_mse"] = (edm_sigma**2 + sigma_data**2) / (edm_sigma * sigma_data) ** 2  # 1 / c_out^2
+    assert set(weights) == set(WEIGHT_TYPES)
     for weight_type, weight in weights.items():
-        loss = training_loss(prediction(other), prediction(x), weight_type)
+        loss = training_loss(prediction(other), prediction(x), weight_type, logsnr, sigma_data=sigma_data)
         np.testing.assert_allclose(loss, weight * mse, rtol=1e-4)
 
 
@@ -65,8 +80,24 @@ def test_times():
     assert np.array_equal(i[:10], discrete_steps(keys[:10], 8))
 
 
+def test_logits_and_noise_of_training_times_are_normal():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    logits = scipy.special.logit(np.float64(logit_normal_times(keys, -0.5, 2.0)))
+    assert scipy.stats.kstest(logits, scipy.stats.norm(-0.5, 2.0).cdf).pvalue > 0.01
+    schedule = get_logsnr_schedule("karras")
+    log_sigma = -0.5 * schedule(log_normal_times(keys, schedule))
+    assert scipy.stats.kstest(np.float64(log_sigma), scipy.stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
+
+
+def test_weights_that_depend_on_the_noise_need_its_log_snr():
+    prediction = Prediction(*[jnp.zeros((1, 2, 2, 1))] * 3)
+    for weight_type in ("flow_mse", "edm_mse"):
+        with pytest.raises(ValueError, match=f"{weight_type!r} needs the log-SNR of z: pass logsnr"):
+            training_loss(prediction, prediction, weight_type)
+
+
 def test_unknown_weight():
     prediction = Prediction(*[jnp.zeros((1, 2, 2, 1))] * 3)
-    allowed = re.escape("['constant', 'snr', 'snr_trunc', 'v_mse']")
+    allowed = re.escape("['constant', 'snr', 'snr_trunc', 'v_mse', 'flow_mse', 'edm_mse']")
     with pytest.raises(ValueError, match=f"mean_loss_weight_type 'snr_truncated'; choose one of {allowed}"):
         training_loss(prediction, prediction, "snr_truncated")

@@ -17,6 +17,20 @@ pytestmark = pytest.mark.usefixtures("strict")
 ORACLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
 names = pytest.mark.parametrize("name", ORACLES)
 
+# The arguments of more schedules, their angles, and by how much rounding t to float32 changes an angle.
+OTHERS = {
+    "flow": (dict(name="flow"), oracle.flow_angle, 1),
+    "shifted flow": (dict(name="flow", shift=3.0), functools.partial(oracle.flow_angle, shift=3.0), 1),
+    "flow by mu": (dict(name="flow", mu=-0.7), functools.partial(oracle.flow_angle, shift=np.exp(-0.7)), 1),
+    "karras": (dict(name="karras"), oracle.karras_angle, 7),
+    "karras to 0": (
+        dict(name="karras", sigma_min=0.0, sigma_max=10.0, rho=3.0),
+        functools.partial(oracle.karras_angle, sigma_max=10.0, rho=3.0),
+        3,
+    ),
+}
+others = pytest.mark.parametrize("name", OTHERS)
+
 
 def test_golden(golden, cosine):
     d = golden("schedule")
@@ -52,6 +66,60 @@ def test_angle_step_does_not_cancel(name):
     i = np.concatenate([np.arange(2**k) for k in range(14)])
     step = get_logsnr_schedule(name).angle_step(jnp.float32((i + 1) / num_steps), jnp.float32(1 / num_steps))
     np.testing.assert_allclose(step, step_angles(name, (i + 1) / num_steps, i / num_steps), rtol=5e-7)
+
+
+@others
+@given(t=st.floats(2**-10, 1 - 2**-10, width=32))
+def test_log_snr_and_angle_of_flow_and_karras(name, t):
+    args, angle, lost = OTHERS[name]
+    schedule = get_logsnr_schedule(**args)
+    np.testing.assert_allclose(schedule(np.float32(t)), np.minimum(oracle.logsnr(angle(t)), 40), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(schedule.angle(np.float32(t)), angle(t), rtol=3e-7 * lost)
+
+
+@others
+def test_angle_steps_of_flow_and_karras_do_not_cancel(name):
+    args, angle, lost = OTHERS[name]
+    num_steps = np.concatenate([np.full(2**k, 2**k) for k in range(14)])
+    i = np.concatenate([np.arange(2**k) for k in range(14)])
+    t, dt = np.float32((i + 1) / num_steps), np.float32(1 / num_steps)
+    step = get_logsnr_schedule(**args).angle_step(t, dt)
+    np.testing.assert_allclose(step, angle((i + 1) / num_steps) - angle(i / num_steps), rtol=3e-7 * lost + 2e-7)
+
+
+def test_flow_begins_with_pure_noise():
+    flow = get_logsnr_schedule("flow")
+    assert flow.angle(1.0) == np.float32(np.pi / 2)
+    np.testing.assert_allclose(flow(jnp.array([0.0, 1.0])), [40, -40], rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.sigmoid(-0.5 * flow(jnp.array([0.001, 0.5, 1.0]))), [0.001, 0.5, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 18, 1000])
+def test_grid_of_karras(num_steps):
+    """The noise at the starts of the steps is EDM's, and each step ends where the next one starts."""
+    schedule = get_logsnr_schedule("karras")
+    i = np.arange(num_steps)[::-1]
+    t, dt = schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)
+    sigmas = oracle.karras_sigmas(num_steps)
+    np.testing.assert_allclose(jnp.tan(schedule.angle(t)), sigmas[:-1], rtol=2e-5)
+    steps = np.arctan(sigmas[:-1]) - np.arctan(sigmas[1:])
+    np.testing.assert_allclose(schedule.angle_step(t, dt), steps, rtol=1e-3 if num_steps == 1000 else 2e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 40])
+def test_grid_of_published_consistency_models(num_steps):
+    """They start at every (40 // N)th step of a grid of 40, beginning at sigma_max; the last step ends at the data."""
+    schedule = get_logsnr_schedule("karras", num_scales=40)
+    i = np.arange(num_steps)[::-1]
+    t, dt = schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)
+    expected = oracle.karras_sigmas(40)[np.arange(num_steps) * (40 // num_steps)]
+    np.testing.assert_allclose(jnp.tan(schedule.angle(t)), expected, rtol=2e-5)
+    np.testing.assert_allclose(t - dt, np.append(t[1:], 0), atol=1e-6)
+
+
+def test_grids_nest_where_the_last_step_is_like_the_others():
+    assert get_logsnr_schedule("flow").grids_nest and get_logsnr_schedule("karras", sigma_min=0.0).grids_nest
+    assert not get_logsnr_schedule("karras").grids_nest
 
 
 @names
@@ -145,7 +213,7 @@ def test_discrete_in_float64():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'discrete', 'nichol_dhariwal'\]"),
+        (dict(name="cosin"), r"'cosin'; choose one of \['cosine', 'discrete', 'flow', 'karras', 'nichol_dhariwal'\]"),
         (dict(name="cosine", logsnr_mn=-20), "'logsnr_mn'; it takes"),
         (dict(name="discrete", betas="quadratic"), "no betas='quadratic'; choose one of"),
         (dict(name="discrete", num_steps=0), "needs 1 to 1,048,576 steps; got num_steps=0"),
@@ -154,6 +222,11 @@ def test_discrete_in_float64():
         (dict(name="discrete", betas=(0.1, 1.0)), "must be above 0 and below 1"),
         (dict(name="discrete", betas=(float("nan"),)), "must be above 0 and below 1"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "logsnr_min < logsnr_max"),
+        (dict(name="flow", shift=0.0), "needs shift between 0.0001 and 10000; got 0.0"),
+        (dict(name="flow", mu=1e9), r"needs exp\(mu\) between .* got exp\(1000000000.0\)"),
+        (dict(name="flow", shift=2.0, mu=1.0), "needs shift or mu"),
+        (dict(name="karras", sigma_min=3.0, sigma_max=2.0), "0 <= sigma_min < sigma_max"),
+        (dict(name="karras", sigma_min=0.0, num_scales=40), "needs sigma_min above 0"),
     ],
 )
 def test_errors(args, message):
@@ -165,6 +238,7 @@ EVERY = {
     "cosine": dict(),
     "nichol_dhariwal": dict(),
     **{betas: dict(name="discrete", betas=betas, **kwargs) for betas, kwargs in DISCRETE.items()},
+    **{name: args for name, (args, *_) in OTHERS.items()},
 }
 
 
@@ -195,7 +269,8 @@ def test_derivatives_by_time(name):
         found = jax.vmap(jax.grad(function))(np.float32(t))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 if what == "sigmoid" else 1e-6, err_msg=what)
     if not of_its_own:
-        back = jax.vmap(jax.grad(lambda t: time_of(schedule, schedule(t))))(np.float32(t[t < 1]))
+        inside = (t < 1) & (schedule(np.float32(t)) < 40)  # further towards the data, 'karras' stays at 40
+        back = jax.vmap(jax.grad(lambda t: time_of(schedule, schedule(t))))(np.float32(t[inside]))
         np.testing.assert_allclose(back, 1, rtol=1e-3)
         inside = np.float32([0.1, 0.5, 0.9])
         by_length = jax.vmap(jax.grad(lambda dt, t: schedule.angle_step(t, dt)))(np.zeros(3, np.float32), inside)

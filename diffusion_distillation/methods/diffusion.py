@@ -20,6 +20,6 @@ def make(config: Any, schedule: Schedule) -> Method:
         return data_target(x, eps, schedule(times.t))
 
     def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type)
+        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
     return Method(times, target, loss)

@@ -49,6 +49,6 @@ def make(config: Any, schedule: Schedule) -> Method:
         return denoisers.teacher(z, schedule(times.t))  # guided by the weight, as it does not take it itself
 
     def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type)
+        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
     return Method(times, target, loss, target_calls=lambda rung: 2)

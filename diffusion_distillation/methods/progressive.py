@@ -38,6 +38,6 @@ def make(config: Any, schedule: Schedule) -> Method:
         return several_step_target(denoisers.teacher, z, times.i, below, count, schedule, displacement=beside)
 
     def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type)
+        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
     return Method(times, target, loss, target_calls=lambda rung: rung.teacher_num_steps // rung.num_steps)

@@ -42,6 +42,6 @@ def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) ->
         return two_stage_target(first, second, z, times.t, times.first, times.rest, schedule, displacement=beside)
 
     def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type)
+        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
     return Method(times, target, loss, target_calls=lambda rung: 2, average_decay=self_teacher_decay)

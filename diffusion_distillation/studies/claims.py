@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from ..config import resolve, rung_config
 from ..data import Source
-from ..diffusion import MEAN_TYPES
 from ..errors import DivergedError, RunError
 from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
@@ -36,6 +35,7 @@ from ..training.ladder import run_ladder, student_folder
 from ..training.loop import train
 from .seeds import SEED_OFFSET, evaluate_seed, mean_and_range, mean_curve, values_by_steps
 
+OUTPUTS = ("eps", "x", "v", "both")  # network outputs of the paper's table 1
 WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
 FEW_STEPS = 4  # the paper distills to this number of steps "without losing much"
 
@@ -44,7 +44,7 @@ class Variant(NamedTuple):
     """A network output and a loss weight.
 
     Attributes:
-      output: one of `diffusion.MEAN_TYPES`.
+      output: one of `OUTPUTS`.
       weight: one of `WEIGHTS`.
     """
 
@@ -104,7 +104,7 @@ def reproduce_claims(
     evaluators: Sequence[Evaluator],
     reference: Reference,
     *,
-    outputs: Sequence[str] = MEAN_TYPES,
+    outputs: Sequence[str] = OUTPUTS,
     weights: Sequence[str] = tuple(WEIGHTS),
     seeds: int = 3,
 ) -> dict[Variant, dict[int, Evaluation]]:
@@ -117,7 +117,7 @@ def reproduce_claims(
       source: the training images.
       evaluators: the features and metrics to measure samples by.
       reference: the images to compare samples with.
-      outputs: network outputs, of `diffusion.MEAN_TYPES`.
+      outputs: network outputs, of `OUTPUTS`.
       weights: loss weights, of `WEIGHTS`.
       seeds: repetitions with different seeds, at least 1.
 

@@ -22,6 +22,24 @@ def nichol_dhariwal_angle(t, s=0.008):
     return np.where(alpha > least, np.arctan2(sigma, alpha), np.arccos(least))
 
 
+def flow_angle(t, shift=1.0):
+    """The angle of (1 - t') x + t' eps at the shifted time t' (Esser et al. 2024, section 5.3.2)."""
+    t = np.asarray(t, np.float64)
+    shifted = shift * t / (1 + (shift - 1) * t)
+    return np.arctan2(shifted, 1 - shifted)
+
+
+def karras_angle(t, sigma_max=80.0, rho=7.0):
+    return np.arctan(sigma_max * np.asarray(t, np.float64) ** rho)
+
+
+def karras_sigmas(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """EDM's grid, from sigma_max to sigma_min and then 0 (Karras et al. 2022, equation 5)."""
+    i = np.arange(num_steps)
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return np.append((first + i / max(num_steps - 1, 1) * (last - first)) ** rho, 0)
+
+
 def alpha_sigma(angle):
     return np.cos(angle), np.sin(angle)
 
