@@ -256,8 +256,8 @@ def interpret(
       sigma_min: see `make_denoiser`.
 
     >>> z, u = jnp.full((1, 1, 1, 1), 0.8), jnp.full((1, 1, 1, 1), 0.6)
-    >>> interpret(u, z, jnp.float32(0.0), "flow").x.round(4)  # z / sqrt(2) - u / 2
-    Array([[[[0.2657]]]], dtype=float32)
+    >>> round(interpret(u, z, jnp.float32(0.0), "flow").x.item(), 4)  # z / sqrt(2) - u / 2
+    0.2657
     """
     alpha, sigma = alpha_sigma(logsnr)
     if mean_type == "both":
