@@ -1,8 +1,7 @@
-"""The fields of a run's configuration, their defaults, and the check that a config is one we can run.
+"""The fields of a run's config: their names, defaults and allowed values.
 
-Field names are those of the published code, so that its config files work here. Our own files start from `defaults`
-and, for a ladder, go on with `distillation_of` the base model's config, so that every field can be set on the command
-line.
+Field names follow the published code, so that its config files work here. A config file starts from `defaults`, or, for
+a ladder, from `distillation_of` the base model's config. Both have every field, so that the command line can set each.
 """
 
 import copy
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from .diffusion import MEAN_TYPES
 from .errors import InputError
-from .fields import Free, OneOf, OrNone, defaults_of, fill, listed, one_of, options_of, tuples_for_lists
+from .fields import Free, OneOf, OrNone, defaults_of, fill, list_fields, one_of, options_of, tuples_for_lists
 from .fields import add_missing as add_missing_fields
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
@@ -29,18 +28,18 @@ from .runtime.files import as_path, read_json
 from .sampling import SAMPLER_ALIASES, SAMPLERS, posterior_variance
 from .schedules import get_logsnr_schedule
 
-# A line a field: its name and default; or, where every config must give a value, its type; or its allowed values. What
-# is in a Free section is not checked here but by whom it is for.
+# One line per field, in the notation of `fields`: its default, or its type if every config must set it, or its allowed
+# values. The fields of a Free section are checked by the function that receives them.
 FIELDS = {
-    "seed": 0,  # all that is random in a run follows from it
+    "seed": 0,  # determines everything random in a run
     "dataset": {
-        "name": str,  # a source of `data.DATASETS`, or 'package.module:function'
-        "args": Free(),  # its arguments, see there; and randflip, to mirror half of the training images
+        "name": str,  # a key of `data.DATASETS`, or 'package.module:function'
+        "args": Free(),  # arguments of that function; and randflip, which mirrors half of the training images
     },
     "sampler": one_of("ddim", SAMPLERS),
     "model": {
-        "name": "unet_iddpm",  # a network of `model.NETWORKS`, or 'package.module:function' with args of its own
-        "args": {  # of unet_iddpm: see `unet.UNet`; num_classes and out_ch follow from dataset and mean_type
+        "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
+        "args": {  # of unet_iddpm, see `unet.UNet`; the dataset sets num_classes, mean_type sets out_ch
             "ch": int,
             "emb_ch": int,
             "ch_mult": tuple,
@@ -52,8 +51,8 @@ FIELDS = {
             "logsnr_input_type": one_of("inv_cos", LOGSNR_INPUT_TYPES),
             "logsnr_scale_range": (-10.0, 10.0),
             "resblock_resample": False,
-            "remat": False,  # save memory by computing activations twice
-            # what makes networks of other projects of it
+            "remat": False,  # compute activations twice to save memory
+            # The following fields reproduce other projects' U-Nets.
             "freq_shift": 1,
             "scale_shift": True,
             "norm_groups": 32,
@@ -62,81 +61,84 @@ FIELDS = {
             "pad_both_sides": False,
             "attn_stages": OrNone(tuple),
             "resample_stages": OrNone(tuple),
-            "guidance_range": OrNone(tuple),  # of a ladder whose students take a weight of guidance: (0.0, 4.0)
+            "guidance_range": OrNone(tuple),  # for students with a guidance weight as an input, such as (0.0, 4.0)
         },
-        "dtype": OneOf(("float32", "bfloat16")),  # of the activations; parameters are float32
-        "mean_type": one_of("x", MEAN_TYPES),  # what the network outputs: see `diffusion.make_denoiser`
+        "dtype": OneOf(("float32", "bfloat16")),  # of activations; parameters are float32
+        "mean_type": one_of("x", MEAN_TYPES),  # output of the network, see `diffusion.make_denoiser`
         "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
-        "sigma_min": 0.002,  # least noise, for mean_type 'consistency'
+        "sigma_min": 0.002,  # smallest noise level, for mean_type 'consistency'
         "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
         "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),
-        "train_num_steps": 0,  # base training at the times i / N; 0 for continuous time
+        "train_num_steps": 0,  # N, for base training at the times i / N; 0 for continuous time
         "eval_sampling_num_steps": 1024,
         "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
         "eval_logsnr_schedule": Free(name="cosine"),
         "eval_clip_denoised": True,
-        "eval_guidance": 0.0,  # weight of guidance of samples; 0 for none, see `Pipeline.sample`
+        "eval_guidance": 0.0,  # guidance weight of samples, see `Pipeline.sample`; 0 for no guidance
     },
     "train": {
-        "num_train_steps": 800_000,  # updates of base training; distillation has steps_per_iter
-        "init_from": OrNone(str),  # a run whose state, with its step, average and optimizer, this one goes on from
-        "batch_size": int,  # over all devices
-        "microbatch_size": 0,  # how much of a batch is worked on at a time, over all devices; 0 for all of it
-        # jit: one program over all devices; pmap: a program for each, gradients averaged between them
+        "num_train_steps": 800_000,  # updates of base training; a ladder has distillation.steps_per_iter
+        "init_from": OrNone(str),  # a run to continue from: its step, parameters, EMA and optimizer state
+        "batch_size": int,  # images per update, over all devices
+        "microbatch_size": 0,  # images per forward and backward pass, over all devices; 0 for the whole batch
+        # jit: one program over all devices; pmap: one program per device, with gradients averaged between devices
         "parallel": OneOf(("jit", "pmap")),
-        "shard_state": False,  # with jit, divide optimizer state, average and teacher among the devices
+        "shard_state": False,  # with jit, divide optimizer state, EMA and teacher among the devices
         "optimizer": OneOf(("adam", "momentum", "nesterov")),
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_eps": 1e-8,
         "optimizer_beta": 0.9,  # of momentum and nesterov
-        "label_dropout": 0.0,  # share of images whose class is left out, to guide samples by; 0.1 is usual
+        "label_dropout": 0.0,  # share of images trained without their label, for guidance; usually 0.1
         "learning_rate": float,
         "learning_rate_warmup_steps": 0,
-        "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: to 0
-        "learning_rate_anneal_steps": 0,  # 0 for the whole training
+        "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: down to 0
+        "learning_rate_anneal_steps": 0,  # updates until the learning rate is 0; 0 for all updates of the training
         "weight_decay": 0.0,  # decoupled, as in AdamW
-        # The average that samples are drawn with: ema_decay, 0 for none; or, where that is left out, avg_type: ema,
-        # with decay 1 - 1 / avg_steps, or aa, the arithmetic mean since the last multiple of avg_steps.
+        # The average of the parameters, which generates the samples: an EMA with decay ema_decay, 0 for no average. If
+        # ema_decay is None, avg_type decides: 'ema' for an EMA with decay 1 - 1 / avg_steps, 'aa' for the arithmetic
+        # mean since the last multiple of avg_steps.
         "ema_decay": OrNone(float),
         "avg_type": OneOf(("none", "ema", "aa")),
         "avg_steps": 0,
-        "grad_clip": 1.0,  # on the global norm of the averaged gradient
-        "substeps": 10,  # updates that an accelerator does in one call
-        "enable_update_skip": True,  # leave out updates that are not finite
+        "grad_clip": 1.0,  # largest global norm of a batch's mean gradient
+        "substeps": 10,  # updates per call of the compiled program, on accelerators
+        "enable_update_skip": True,  # skip updates that are not finite
         "log_loss_every_steps": 100,
         "checkpoint_every_secs": 900,
-        "retain_checkpoint_every_steps": 0,  # keep these for good; 0 for none
-        "eval_every_steps": 10_000,  # grids of samples
+        "retain_checkpoint_every_steps": 0,  # never delete the checkpoints at these updates; 0 for none
+        "eval_every_steps": 10_000,  # updates between two grids of samples
     },
-    "eval": {  # the report of a ladder; and metrics during training
-        "features": ("pixels",),  # what images are compared by, see `evaluation.features`
-        "metrics": ("frechet",),  # names of `evaluation.metrics.METRICS`
-        "inception": OrNone(str),  # the file of Inception's weights, where it is not in its place
-        "metrics_every_steps": 0,  # a multiple of train.eval_every_steps, or 0: only the report measures
-        "metrics_num_samples": 1000,  # then; the best model by the first metric is kept in the run's folder `best`
-        "num_samples": 10_000,  # of each model and sampler
+    "eval": {  # the report of a ladder, and metrics during training
+        "features": ("pixels",),  # of images, for the metrics; see `evaluation.features`
+        "metrics": ("frechet",),  # keys of `evaluation.metrics.METRICS`
+        "inception": OrNone(str),  # path of Inception's weights, if not the default one
+        # Updates between two evaluations during training, a multiple of train.eval_every_steps; 0 for none. The run's
+        # folder `best` keeps the best model by the first metric.
+        "metrics_every_steps": 0,
+        "metrics_num_samples": 1000,  # per evaluation during training
+        "num_samples": 10_000,  # in the report, per model and sampler
         "batch_size": 500,
-        "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # DDIM, undistilled
-        "ancestral_num_steps": (16, 64, 256),
+        "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # sampling steps of the undistilled model with DDIM
+        "ancestral_num_steps": (16, 64, 256),  # sampling steps of the undistilled model with the ancestral sampler
     },
 }
 
 DISTILLATION = {
-    "method": "progressive",  # what students learn: one of `methods.METHODS`, or 'package.module:function'
-    "teacher_checkpoint_path": str,  # the folder of a run
-    "steps_per_iter": 50_000,  # updates a student
-    "only_finetune_temb": False,  # train nothing but the layers of the embedding
-    "start_num_steps": OrNone(int),  # sampling steps of the teacher; of consistency the last grid, 1280 where left out
-    "end_num_steps": 1,  # and of the last student
-    "rungs": (),  # in their place, for other factors than 2: the steps of the teacher and of every student, (64, 8, 1)
-    # How the teacher steps: by DDIM, or by the adjusted sampler in the first addim_rungs rungs (`sampling.addim_step`).
+    "method": "progressive",  # what students learn: a key of `methods.METHODS`, or 'package.module:function'
+    "teacher_checkpoint_path": str,  # folder of the teacher's run, or name of a packaged model
+    "steps_per_iter": 50_000,  # updates per student
+    "only_finetune_temb": False,  # train only the layers of the time embedding
+    "start_num_steps": OrNone(int),  # sampling steps of the teacher; for method 'consistency', size of the last grid
+    "end_num_steps": 1,  # sampling steps of the last student
+    "rungs": (),  # instead of these two, the sampling steps of the teacher and every student, such as (64, 8, 1)
+    # How the teacher steps: with DDIM, or with adjusted DDIM in the first `addim_rungs` rungs (`sampling.addim_step`).
     "teacher_step": OneOf(("ddim", "addim")),
     "addim_rungs": 1,
     "addim_variance": 0.1,
-    "args": Free(),  # options of the method: the keyword arguments of its function
-    # Overrides by the student's number of steps, of fields of `train`, steps_per_iter, or updates_factor, which is in
-    # multiples of the ladder's steps_per_iter: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}
+    "args": Free(),  # options of the method: the keyword-only arguments of its function
+    # Overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}. They may
+    # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter.
     "stages": Free(),
 }
 
@@ -149,7 +151,7 @@ OLD_FIELDS = {
     "distillation.consistency": "distillation.args",
 }
 
-# Fields that hold the path of a file or a folder. A teacher may instead be a model that comes with the package.
+# Fields that hold the path of a file or a folder. The teacher may also be the name of a packaged model.
 PATHS = (
     ("dataset.args", "path"),
     ("dataset.args", "data_dir"),
@@ -159,7 +161,7 @@ PATHS = (
     ("distillation", "teacher_checkpoint_path"),
 )
 
-# Numbers whose range is narrower than "not negative".
+# Numbers with a narrower range than "not negative".
 AT_LEAST_1 = (
     "model.eval_sampling_num_steps",
     "train.num_train_steps",
@@ -181,12 +183,12 @@ ABOVE_0 = ("train.adam_eps",)
 
 
 def defaults() -> ConfigDict:
-    """A config with every field at its default, or a placeholder where it has none, to start a config file from."""
+    """Return a config with every field, to start a config file from. A field without a default is a placeholder."""
     return ConfigDict(defaults_of(FIELDS))
 
 
 def paper_base() -> ConfigDict:
-    """A config to start that of a base model from, with what the paper's four share (section 5 and appendix B)."""
+    """Return `defaults` with the settings that the paper's four base models share (section 5 and appendix B)."""
     config = defaults()
     config.model.args.resblock_resample = True
     config.train.learning_rate_warmup_steps = 1000
@@ -195,13 +197,16 @@ def paper_base() -> ConfigDict:
 
 
 def distillation_of(base: ConfigDict) -> ConfigDict:
-    """A ladder's config for the model and the data of a base config, with what the paper's ladders share.
+    """Return a ladder's config for a base model, with the settings that the paper's ladders share (appendix B).
 
-    No dropout, of labels neither, no weight decay, no average, no warm-up, a learning rate that falls linearly to 0
-    over every halving (appendix B). Students start from their teachers, so `train.init_from` is reset too.
+    These are: no dropout, no label dropout, no weight decay, no EMA and no warmup, and for each student a learning rate
+    that falls linearly to 0. Students start from their teachers, so `train.init_from` is unset.
+
+    Args:
+      base: the base model's config, as its file returns it.
     """
-    config = copy.deepcopy(base)  # fields without a value keep their type
-    config.sampler = "ddim"  # the only one that students are made for
+    config = copy.deepcopy(base)  # a deep copy keeps the types of placeholders
+    config.sampler = "ddim"  # students learn DDIM steps
     config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
@@ -216,7 +221,13 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
 
 
 def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float) -> ConfigDict:
-    """The ladder of one of the paper's base models, down to 1 step (section 5)."""
+    """Return the config of a ladder from one of the paper's base models down to 1 step (section 5).
+
+    Args:
+      base: the base model's config, as its file returns it.
+      start_num_steps: sampling steps of the first teacher.
+      learning_rate: initial learning rate of each student.
+    """
     config = distillation_of(base)
     config.distillation.start_num_steps = start_num_steps
     config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
@@ -225,7 +236,11 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
 
 
 def load(path: str | Path) -> ConfigDict:
-    """Load a config: what `get_config()` of a Python file returns, or the content of a run's config.json."""
+    """Load a config from a Python file, by its `get_config()`, or from a run's config.json.
+
+    Raises:
+      InputError: if a config.json that was downloaded names code to run.
+    """
     if str(path).endswith(".json"):
         values = read_json(as_path(path))
         check_foreign(values, as_path(path))
@@ -241,7 +256,7 @@ def load(path: str | Path) -> ConfigDict:
 def rename_old_fields(config: ConfigDict) -> None:
     """Replace the old names of fields (`OLD_FIELDS`) in a config by their current names.
 
-    A value under an old name wins: a config file that starts from `defaults` also has the default under the new name.
+    If a field has values under both names, the one under the old name is kept: the other is the default of `defaults`.
     """
     for old, new in OLD_FIELDS.items():
         *sections, old_name = old.split(".")
@@ -258,14 +273,14 @@ def rename_old_fields(config: ConfigDict) -> None:
 
 
 def _add_old_sections(config: ConfigDict) -> None:
-    """Add the old sections of a ladder's config, empty, so that older config files can set fields in them."""
+    """Add a ladder's old sections, empty, so that older config files can set fields in them."""
     if isinstance(config.get("distillation"), ConfigDict):
         with config.unlocked():
             config.distillation.update({"tract": ConfigDict(), "consistency": ConfigDict()})
 
 
 def current_field(field: str) -> str:
-    """The current name of a field, by its dotted name.
+    """Return the current dotted name of a field.
 
     >>> current_field("train.num_steps"), current_field("distillation.consistency.kind")
     ('train.num_train_steps', 'distillation.args.kind')
@@ -277,7 +292,7 @@ def current_field(field: str) -> str:
 
 
 def add_missing(config: ConfigDict) -> None:
-    """Adds the fields that a config file leaves out, so that they can be set on the command line."""
+    """Add the fields that a config file omits, so that the command line can set them."""
     add_missing_fields(config, _fields_of(config))
 
 
@@ -292,24 +307,35 @@ def listing(name: str, config: ConfigDict | None = None) -> list[str]:
         config = ConfigDict({"distillation": {"method": DISTILLATION["method"]}})
     fields, values = _fields_of(config), config.to_dict()
     lines = []
-    for field, value, allowed in listed(fields, values):
+    for field, value, allowed in list_fields(fields, values):
         quoted = f'"{value}"' if re.search(r"[^\w.,:/+-]", value) else value  # quoted for the shell
         lines.append(f"{f'--{name}.{field}={quoted}':<70}  {allowed}".rstrip())
     return lines
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with every default filled in, checked.
+    """Check a config and fill in the defaults.
 
     Args:
-      config: as a config file gives it; it is left as it is.
+      config: as a config file returns it; not changed.
 
     Returns:
-      A new, locked config that has every field of `FIELDS`, and a `distillation` section if `config` has one. Local
-      paths (`PATHS`) are absolute in it, so that a stored config means the same files in another working folder.
+      A new, locked config with every field of `FIELDS`, and of `DISTILLATION` if `config` has such a section. Its local
+      paths (`PATHS`) are absolute, so that a stored config refers to the same files from every working folder.
 
     Raises:
-      InputError: for a field that is unknown, missing, of the wrong type or outside its allowed values.
+      InputError: if a field is unknown, missing, of the wrong type or outside its allowed values.
+
+    >>> config = defaults()
+    >>> config.dataset.name = "digits"
+    >>> config.train.update(batch_size=64, learning_rate=1e-3)
+    >>> config.model.args.update(ch=16, emb_ch=64, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,))
+    >>> resolve(config).train.optimizer
+    'adam'
+    >>> config.train.batch_size = 0
+    >>> resolve(config)
+    Traceback (most recent call last):
+    diffusion_distillation.errors.InputError: config.train.batch_size=0 must be at least 1.
     """
     config = ConfigDict(config.to_dict())
     rename_old_fields(config)
@@ -328,7 +354,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def to_share(config: ConfigDict) -> ConfigDict:
-    """A resolved config for others: of each local path only the last part, without the owner's folders."""
+    """Return a copy of a resolved config to publish: its local paths are cut to their last part."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         _change_paths(config, lambda value: Path(value).name)
@@ -336,14 +362,17 @@ def to_share(config: ConfigDict) -> ConfigDict:
 
 
 def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
-    """The resolved config of one student: that of its ladder with the overrides of `distillation.stages`.
+    """Return the config of one student: its ladder's config with the overrides of `distillation.stages`.
 
     Its train.num_train_steps is the student's number of updates. Its seed is shifted by rung.num_steps, modulo 2^32, so
     that every student sees the data in a different order.
 
     Args:
-      config: of the ladder, resolved.
-      rung: one of `methods.ladder_rungs(config)`.
+      config: the ladder's config, resolved.
+      rung: the student's rung, one of `methods.ladder_rungs(config)`.
+
+    Returns:
+      A new config, resolved but not locked.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -358,7 +387,7 @@ def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
 
 
 def _fields_of(config: ConfigDict) -> dict:
-    """The table of a config's fields, with the options of its method; a network of the user's own checks its args."""
+    """The table of a config's fields, with its method's options. The args of a network by dotted name stay free."""
     fields = dict(FIELDS)
     if ":" in str(_get(config, "model.name")):
         fields["model"] = {**FIELDS["model"], "args": Free()}
@@ -370,7 +399,7 @@ def _fields_of(config: ConfigDict) -> dict:
 
 
 def _make_paths_absolute(config: ConfigDict) -> None:
-    """A path that leads nowhere is made absolute too: it may lead somewhere at another time."""
+    """Make the local paths of a config absolute, whether or not they exist yet."""
 
     def absolute(value: str) -> str:
         path = Path(value).expanduser()
@@ -380,7 +409,7 @@ def _make_paths_absolute(config: ConfigDict) -> None:
 
 
 def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
-    """Replaces each local path by what `change` returns for it."""
+    """Replace each local path by `change(path)`."""
     for section, name in PATHS:
         fields = config
         for part in section.split("."):
@@ -405,7 +434,7 @@ def _get(config: ConfigDict, field: str) -> Any:
 
 
 def _check(path: str, build: Callable[[], Any]) -> Any:
-    """What `build`, which a field is for, returns; says of a ValueError which field it came from."""
+    """Return `build()`. If it raises a ValueError, name the field at `path` in the message."""
     try:
         return build()
     except ValueError as error:
@@ -413,6 +442,8 @@ def _check(path: str, build: Callable[[], Any]) -> Any:
 
 
 def _check_ranges(config: ConfigDict) -> None:
+    """Check what the table of fields cannot express: narrower ranges, and fields that depend on each other."""
+    # Ranges.
     ranges = [
         (AT_LEAST_1, lambda value: value >= 1, "at least 1"),
         (BELOW_1, lambda value: value < 1, "below 1"),
@@ -426,6 +457,8 @@ def _check_ranges(config: ConfigDict) -> None:
     flip = config.dataset.args.get("randflip")
     if flip not in (None, True, False):
         raise InputError(f"config.dataset.args.randflip={flip!r} must be True or False.")
+
+    # Batches and updates.
     train = config.train
     if train.microbatch_size and train.batch_size % train.microbatch_size:
         raise InputError(
@@ -437,23 +470,30 @@ def _check_ranges(config: ConfigDict) -> None:
     if train.retain_checkpoint_every_steps % train.substeps:
         raise InputError(
             f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "
-            f"config.train.substeps={train.substeps}, the updates done in one call."
+            f"config.train.substeps={train.substeps}, the updates per call."
         )
-    weights, shown = config.model.args.get("guidance_range"), config.model.eval_guidance
-    if weights is not None:
-        _check("model.args", lambda: check_guidance_range(weights))
-    if "distillation" not in config and weights is not None:
+
+    # Guidance.
+    guidance_range = config.model.args.get("guidance_range")
+    guidance = config.model.eval_guidance
+    if guidance_range is not None:
+        _check("model.args", lambda: check_guidance_range(guidance_range))
+    if "distillation" not in config and guidance_range is not None:
         raise InputError(
-            f"config.model.args.guidance_range={weights} is for students, which learn it from a teacher. A teacher is "
-            "made with train.label_dropout=0.1."
+            f"config.model.args.guidance_range={guidance_range} is for students of a ladder, which learn guidance from "
+            "a teacher. For a base model, unset it (None) and set config.train.label_dropout=0.1."
         )
-    if weights is None and shown and not train.label_dropout:
+    if guidance_range is None and guidance and not train.label_dropout:
         raise InputError(
-            f"config.model.eval_guidance={shown} is for models that can be guided: set train.label_dropout, or "
-            "model.args.guidance_range of students."
+            f"config.model.eval_guidance={guidance} needs a model that can be guided: set config.train.label_dropout="
+            "0.1 for a base model, or config.model.args.guidance_range=(0.0, 4.0) for the students of a ladder."
         )
-    if weights is not None and not min(weights) <= shown <= max(weights):
-        raise InputError(f"config.model.eval_guidance={shown} must lie in model.args.guidance_range={weights}.")
+    if guidance_range is not None and not min(guidance_range) <= guidance <= max(guidance_range):
+        raise InputError(
+            f"config.model.eval_guidance={guidance} must be within config.model.args.guidance_range={guidance_range}."
+        )
+
+    # The average and the evaluations.
     if train.ema_decay is None and train.avg_type != "none" and train.avg_steps < 1:
         raise InputError(f"config.train.avg_type={train.avg_type!r} needs config.train.avg_steps, at least 1.")
     if config.eval.metrics_every_steps % max(train.eval_every_steps, 1):
@@ -463,51 +503,55 @@ def _check_ranges(config: ConfigDict) -> None:
         )
     for name in ("teacher_num_steps", "ancestral_num_steps"):
         if name == "teacher_num_steps" and not config.eval[name]:
-            raise InputError("config.eval.teacher_num_steps=() must hold one number of steps at least.")
+            raise InputError("config.eval.teacher_num_steps=() must have at least one number of sampling steps.")
         if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name]):
-            raise InputError(f"config.eval.{name}={config.eval[name]} must hold numbers of steps, at least 1 each.")
+            raise InputError(f"config.eval.{name}={config.eval[name]} must be numbers of sampling steps, at least 1.")
 
 
 def _resolve_distillation(config: ConfigDict) -> None:
-    """Checks the ladder, and turns each updates_factor into the steps_per_iter that it stands for."""
+    """Check a ladder's config, and replace each updates_factor by the steps_per_iter that it amounts to."""
+    # The sampler and the schedules.
     distillation = config.distillation
     if config.sampler != "ddim":
         raise InputError(
-            f"config.sampler={config.sampler!r}: students are made for steps of DDIM; set config.sampler='ddim'. "
-            "Another one can be chosen when samples are drawn."
+            f"config.sampler={config.sampler!r} must be 'ddim' for a ladder: students learn DDIM steps. You can choose "
+            "another sampler when you sample, with --sampler."
         )
     if train_schedule(config.model) != eval_schedule(config.model):
         raise InputError(
             f"config.model.eval_logsnr_schedule={config.model.eval_logsnr_schedule.to_dict()} differs from "
-            f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}: a student must be sampled at the "
-            "times that it was trained for."
+            f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}. Set both alike: students are "
+            "sampled at the times that they are trained at."
         )
     if config.train.init_from is not None:
         raise InputError(
-            f"config.train.init_from={config.train.init_from!r} is for base models: students start from their teachers."
+            f"config.train.init_from={config.train.init_from!r} is for base models. Unset it (None): students start "
+            "from their teachers."
         )
+
+    # The method and the students' overrides.
     rungs = {rung.num_steps: rung for rung in _check("distillation", lambda: make_method(config)).rungs}
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
     del fields["init_from"], fields["num_train_steps"]
     stages = {}
-    for name, given in distillation.stages.to_dict().items():
+    for name, override in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"
-        if given is None:
+        if override is None:
             continue
         if name not in map(str, rungs):
             raise InputError(
                 f"config.{path}: no student has {name} step{'s' * (name != '1')}; the students have {list(rungs)}. "
                 f"Drop this override with --config.{path}=None, or all of them with --config.distillation.stages={{}}."
             )
-        if not isinstance(given, dict):
-            raise InputError(f"config.{path}={given!r} must be a section with fields of its own.")
-        checked = fill(fields, {"batch_size": 1, "learning_rate": 0.0, **given}, path + ".")
-        stages[name] = {field: checked[field] for field in given if field != "updates_factor"}
+        if not isinstance(override, dict):
+            raise InputError(f"config.{path}={override!r} must be a section, such as {{'updates_factor': 2.0}}.")
+        checked = fill(fields, {"batch_size": 1, "learning_rate": 0.0, **override}, path + ".")
+        stages[name] = {field: checked[field] for field in override if field != "updates_factor"}
         if checked["updates_factor"] and not checked["steps_per_iter"]:
             stages[name]["steps_per_iter"] = max(1, round(checked["updates_factor"] * distillation.steps_per_iter))
         if checked["updates_factor"] == 0:
             raise InputError(f"config.{path}.updates_factor=0.0 must be more than 0.")
     distillation.stages = ConfigDict(stages)
     for name in stages:
-        of_rung = rung_config(config, rungs[int(name)])
-        _check(f"distillation.stages.{name}", lambda of_rung=of_rung: _check_ranges(of_rung))
+        student = rung_config(config, rungs[int(name)])
+        _check(f"distillation.stages.{name}", lambda student=student: _check_ranges(student))

@@ -1,11 +1,12 @@
-"""Tables of config fields: what each may hold, its default, and checking and listing values by such a table.
+"""Tables of config fields: to check the values of a config, fill in its defaults, and list its fields.
 
-A table is a dict from a field's name to what it may hold:
+A table maps the name of a field to its specification:
 
-- a value, which is the default, and whose type is the type of the field; numbers are not negative unless it is;
-- a type, for a field that every config must set;
-- `OneOf`, `OrNone`, `Option` or `Free`;
-- another table, for a section.
+- a value: the field's default. Its type is the field's type, and a number must not be negative unless the default is;
+- a type: every config must set this field;
+- `OneOf`, `OrNone` or `Option`: a field with other rules;
+- a table: a section of fields;
+- `Free`: a section of any fields.
 """
 
 import dataclasses
@@ -24,32 +25,28 @@ from .registry import signature
 
 
 class OneOf(tuple):
-    """The values that a field may take, its default first.
-
-    >>> one_of("v", ("x", "eps", "v"))
-    ('v', 'x', 'eps')
-    """
+    """The allowed values of a field, the default first."""
 
 
 class Free(dict):
-    """A section whose fields are checked by whatever reads it; it holds their defaults, if there are any."""
+    """A section of any fields, with the defaults of some. The function that receives the fields checks them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OrNone:
-    """A field of this type that may be None, which is the default."""
+    """A field of this type or None. The default is None."""
 
     kind: type
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An argument of a function, which checks its range.
+    """A keyword argument of a function. The function checks its range.
 
     Attributes:
-      kind: its type; None for any.
+      kind: its type; None for any type.
       default: its default.
-      optional: whether it may be None.
+      optional: whether None is allowed.
     """
 
     kind: type | None
@@ -61,15 +58,23 @@ SIMPLE = (bool, int, float, str, tuple)
 
 
 def one_of(default: Any, values: Any) -> OneOf:
-    """The values that a field may take, with the default moved to the front."""
+    """Return the allowed values of a field, with the default moved to the front.
+
+    >>> one_of("v", ("x", "eps", "v"))
+    ('v', 'x', 'eps')
+    """
     return OneOf(dict.fromkeys((default, *values)))
 
 
 def options_of(function: Callable) -> dict[str, Any]:
-    """The table of a function's keyword-only arguments: their types are its annotations.
+    """Return the table of a function's keyword-only arguments.
 
     Args:
-      function: any; one that takes `**kwargs` takes any field.
+      function: any function. Annotations of bool, int, float, str, tuple, Literal and `| None` are checked; arguments
+        with other annotations take any value.
+
+    Returns:
+      A table with one field per keyword-only argument. It is a `Free` section if the function takes `**kwargs`.
 
     >>> def make(config, schedule, *, decay: float = 0.5, kind: typing.Literal["a", "b"] = "a"): ...
     >>> options_of(make)
@@ -84,6 +89,7 @@ def options_of(function: Callable) -> dict[str, Any]:
 
 
 def _spec_of(parameter: inspect.Parameter) -> Any:
+    """The specification of the field for a keyword argument."""
     hint, default = parameter.annotation, parameter.default
     if typing.get_origin(hint) is typing.Literal:
         values = typing.get_args(hint)
@@ -99,7 +105,7 @@ def _spec_of(parameter: inspect.Parameter) -> Any:
 
 
 def defaults_of(table: dict) -> dict:
-    """The default of every field of a table; a placeholder of the field's type where it has none."""
+    """Return the default of every field of a table, or a placeholder of its type if it has no default."""
     return {name: _default(spec) for name, spec in table.items()}
 
 
@@ -116,7 +122,7 @@ def _default(spec: Any) -> Any:
 
 
 def add_missing(config: ConfigDict, table: dict) -> None:
-    """Add to a config every field of a table that it lacks, in its sections too."""
+    """Add the fields of a table that a config lacks, with their defaults, in sections too."""
     for name, spec in table.items():
         if name not in config:
             config[name] = _default(spec)
@@ -124,21 +130,35 @@ def add_missing(config: ConfigDict, table: dict) -> None:
             add_missing(config[name], spec)
 
 
-def listed(table: dict, values: dict, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield the dotted name of each field, its value or else its default, and what is allowed, in words."""
+def list_fields(table: dict, values: dict, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """List the fields of a table.
+
+    Args:
+      table: the fields.
+      values: their values. A field without a value is listed with its default.
+      path: prefix of the names, such as 'train.'.
+
+    Yields:
+      The dotted name of each field, its value, and a description of the allowed values.
+
+    >>> list(list_fields({"name": "x", "kind": one_of("a", "ab")}, {"name": "y"}))
+    [('name', 'y', 'str'), ('kind', 'a', 'one of a, b')]
+    """
     for name, spec in table.items():
         value = values.get(name)
         if isinstance(spec, Free):
-            found = {f"{path}{name}.{field}": str(part) for field, part in {**spec, **(value or {})}.items()}
-            yield from ((field, part, "") for field, part in (found or {f"{path}{name}": "{}"}).items())
+            fields = {**spec, **(value or {})}
+            yield from ((f"{path}{name}.{field}", str(part), "") for field, part in fields.items())
+            if not fields:
+                yield f"{path}{name}", "{}", ""
         elif isinstance(spec, dict):
-            yield from listed(spec, value or {}, f"{path}{name}.")
+            yield from list_fields(spec, value or {}, f"{path}{name}.")
         else:
-            yield f"{path}{name}", *_described(spec, value)
+            yield f"{path}{name}", *_describe(spec, value)
 
 
-def _described(spec: Any, value: Any) -> tuple[str, str]:
-    """A field's value or else its default, and what is allowed."""
+def _describe(spec: Any, value: Any) -> tuple[str, str]:
+    """The value of a field, or its default if it has none, and a description of the allowed values."""
     if isinstance(spec, OneOf):
         return str(spec[0] if value is None else value), f"one of {', '.join(map(str, spec))}"
     if isinstance(spec, OrNone):
@@ -152,35 +172,35 @@ def _described(spec: Any, value: Any) -> tuple[str, str]:
 
 
 def fill(table: dict, values: dict, path: str = "") -> dict:
-    """Check values by a table and fill in the defaults.
+    """Check values against a table and fill in the defaults.
 
     Args:
       table: the fields.
       values: their values; None counts as unset.
-      path: goes before a field's name in messages, such as 'train.'.
+      path: prefix of the names in messages, such as 'train.'.
 
     Returns:
-      A value for every field, with tuples in place of lists and floats in place of integers where the table has them.
+      A value for every field. Lists become tuples and integers become floats if the field's type requires it.
 
     Raises:
-      InputError: for an unknown field, or a value that the table does not allow.
+      InputError: for an unknown field, or a value that is not allowed.
 
     >>> fill({"name": "x", "rate": 0.5}, {"rate": 1})
     {'name': 'x', 'rate': 1.0}
     """
     for name in values:
         if name not in table:
-            nearest = did_you_mean(name, table) if table else " There are none here."
-            raise InputError(f"Unknown field config.{path}{name}.{nearest}")
+            hint = did_you_mean(name, table) if table else f" config.{path[:-1]} takes no fields."
+            raise InputError(f"Unknown field config.{path}{name}.{hint}")
     return {name: _value(spec, values.get(name), f"{path}{name}") for name, spec in table.items()}
 
 
 def _value(spec: Any, value: Any, path: str) -> Any:
-    """The value of a field, or its default, checked against its line of a table."""
+    """The value of a field, checked against its specification, or its default."""
     if isinstance(spec, dict):
         value = {} if value is None else value
         if not isinstance(value, dict):
-            raise InputError(f"config.{path}={value!r} must be a section with fields of its own.")
+            raise InputError(f"config.{path}={value!r} must be a section of fields, not a value.")
         return tuples_for_lists({**spec, **value}) if isinstance(spec, Free) else fill(spec, value, path + ".")
     if isinstance(spec, OneOf):
         value = spec[0] if value is None else value
@@ -204,7 +224,7 @@ def _value(spec: Any, value: Any, path: str) -> Any:
 
 
 def _of_kind(kind: type, value: Any, path: str) -> Any:
-    """The value, checked to be of this type; an integer is a float too, and a list a tuple."""
+    """The value, checked to be of this type. An integer becomes a float, and a list a tuple, if the type is one."""
     if kind is float and type(value) is int:
         value = float(value)
     if kind is tuple and isinstance(value, list):
@@ -215,16 +235,16 @@ def _of_kind(kind: type, value: Any, path: str) -> Any:
 
 
 def _element(kind: type, element: Any, value: tuple, path: str) -> Any:
-    """An element of a tuple, checked to be of the one type that the field's default holds."""
+    """An element of a field's tuple, checked to be of this type. An integer becomes a float if the type is float."""
     if kind is float and type(element) is int:
         element = float(element)
     if type(element) is not kind:
-        raise InputError(f"config.{path}={value!r} must hold values of type {kind.__name__}; {element!r} is not.")
+        raise InputError(f"config.{path}={value!r} must contain values of type {kind.__name__}, not {element!r}.")
     return element
 
 
 def tuples_for_lists(value: Any) -> Any:
-    """The value with tuples in place of the lists that JSON has, in sections too.
+    """Replace lists, which JSON has in place of tuples, by tuples, in sections too.
 
     >>> tuples_for_lists({"ch_mult": [1, 2]})
     {'ch_mult': (1, 2)}

@@ -1,7 +1,7 @@
-"""What a config names: an entry of ours, or a function of the user's own as 'package.module:function'.
+"""Find the function that a config names: one of the package's, or the user's as 'package.module:function'.
 
-A config that others may have written must not name code: it would be imported and called. `check_foreign` refuses such
-a config as it is read, unless one of the user's own configs names the same function in this process.
+A downloaded config must not name code, which would be imported and called. `check_foreign` rejects such a config when
+it is read, unless one of the user's own configs names the same function in this process.
 """
 
 import importlib
@@ -18,19 +18,22 @@ from etils import epath
 from .errors import InputError, did_you_mean
 from .runtime.files import is_foreign
 
-_of_the_user: set[str] = set()  # names of code in the user's own configs, in this process
+_trusted: set[str] = set()  # functions that the user's own configs name, in this process
 
 
 def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
-    """The function that a field of a config names.
+    """Return the function that a field of a config names.
 
     Args:
       name: a key of `known`, or 'package.module:function'.
-      known: ours.
-      field: of the config, for messages.
+      known: the package's own functions, by name.
+      field: the dotted name of the field, for messages.
 
     Raises:
-      InputError: for a name that is not known, or one that cannot be imported or is no function.
+      InputError: for an unknown name, or a name that cannot be imported or is not a function.
+
+    >>> look_up("math:sqrt", {}, "model.name")(4)
+    2.0
     """
     if name in known:
         return known[name]
@@ -38,25 +41,25 @@ def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
     if not _names_code(name):
         raise InputError(
             f"Unknown config.{field}={name!r}.{did_you_mean(name, known)} "
-            "For one of your own give 'package.module:function'."
+            "To use a function of your own, set 'package.module:function'."
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # anything that the module does as it is imported
+    except Exception as error:  # importing a module may raise anything
         raise InputError(
-            f"config.{field}={name!r}: {module_name!r} cannot be imported ({type(error).__name__}: {error}). It is "
-            "looked for in the current folder, on PYTHONPATH and among the installed packages."
+            f"config.{field}={name!r}: {module_name!r} cannot be imported ({type(error).__name__}: {error}). Modules "
+            "are imported from the current folder, PYTHONPATH and the installed packages."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(
             f"config.{field}={name!r}: {module_name!r} has no function {attribute!r}."
-            f"{did_you_mean(attribute, [known for known in vars(module) if not known.startswith('_')])}"
+            f"{did_you_mean(attribute, [public for public in vars(module) if not public.startswith('_')])}"
         )
     return function
 
 
-KINDS = {  # the simple types of arguments: a check for a value, and the type's name in messages
+KINDS = {  # for each simple type, whether a value is of this type, and the type's name in messages
     bool: (lambda value: isinstance(value, numbers.Integral) and value in (0, 1), "True or False"),
     int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "an integer"),
     float: (lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"),
@@ -68,19 +71,25 @@ KINDS = {  # the simple types of arguments: a check for a value, and the type's 
 def check_arguments(function: Callable, args: Mapping[str, Any], prefix: str = "") -> None:
     """Check arguments from a config against the simple types (bool, int, float, str, None) in a function's signature.
 
-    Arguments with other annotations are not checked. Without one, a default of True or False counts as bool.
+    An argument with another annotation is not checked. An argument without annotation is checked as a bool if its
+    default is one.
 
     Args:
-      function: takes the arguments by name.
-      args: the arguments.
-      prefix: goes before an argument's name in messages, such as 'config.dataset.args.'.
+      function: the function that the arguments are for.
+      args: the arguments by name.
+      prefix: prefix of the names in messages, such as 'config.dataset.args.'.
 
     Raises:
       InputError: for the first argument that is not of its type.
+
+    >>> def folder(path: str, image_size: int): ...
+    >>> check_arguments(folder, {"path": "images", "image_size": "64"}, "config.dataset.args.")
+    Traceback (most recent call last):
+    diffusion_distillation.errors.InputError: config.dataset.args.image_size='64' must be an integer.
     """
     for name, parameter in signature(function).parameters.items():
-        unknown = parameter.annotation is parameter.empty
-        hint = bool if unknown and isinstance(parameter.default, bool) else parameter.annotation
+        untyped = parameter.annotation is parameter.empty
+        hint = bool if untyped and isinstance(parameter.default, bool) else parameter.annotation
         kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         if name not in args or not all(kind in KINDS for kind in kinds):
             continue
@@ -90,22 +99,22 @@ def check_arguments(function: Callable, args: Mapping[str, Any], prefix: str = "
 
 
 def signature(function: Callable) -> inspect.Signature:
-    """The signature of a function, with annotations as types where they can be evaluated."""
+    """Return the signature of a function, with its annotations evaluated if they can be."""
     try:
         return inspect.signature(function, eval_str=True)
-    except Exception:  # evaluating annotations may raise anything
+    except Exception:  # evaluating an annotation may raise anything
         return inspect.signature(function)
 
 
 def trust(values: Any) -> None:
-    """Allow the code that one of the user's own configs names, for other configs in this process too."""
-    _of_the_user.update(_code_in(values))
+    """Allow the functions that one of the user's own configs names, for every config in this process."""
+    _trusted.update(_code_in(values))
 
 
 def check_foreign(values: Any, origin: epath.Path) -> None:
-    """Raise an InputError if a config that others may have written names code that no config of the user names.
+    """Raise an InputError if a downloaded config names a function that none of the user's own configs names.
 
-    Every config that is read from JSON goes through here before it is resolved.
+    Call it with every config that is read from JSON, before the config is resolved.
 
     Args:
       values: the config as JSON. All its strings are checked, in `args` too.
@@ -114,14 +123,15 @@ def check_foreign(values: Any, origin: epath.Path) -> None:
     if not is_foreign(origin):
         return
     for name in _code_in(values):
-        if name not in _of_the_user:
+        if name not in _trusted:
             raise InputError(
                 f"{str(origin)!r} names code to run, {name!r}, and others may have written this file. Read that "
-                "code. If you trust it, copy the folder to this machine and give the path of the copy."
+                "code. If you trust it, copy the folder to this machine and use the path of the copy."
             )
 
 
 def _code_in(values: Any) -> Iterator[str]:
+    """Yield every string of a config that names a function."""
     if isinstance(values, str) and _names_code(values):
         yield values
     elif isinstance(values, Mapping | list | tuple):
@@ -130,6 +140,6 @@ def _code_in(values: Any) -> Iterator[str]:
 
 
 def _names_code(name: str) -> bool:
-    """Whether this is 'package.module:function'; 'fixed_medium:0.5' is not."""
+    """Whether a string has the form 'package.module:function'. 'fixed_medium:0.5' has not."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])

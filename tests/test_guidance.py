@@ -300,11 +300,11 @@ def test_errors(guidable):
     config = make_config().copy_and_resolve_references()
     with config.unlocked():
         config.model.args.guidance_range = (0.0, 4.0)
-    with pytest.raises(ValueError, match="is for students, which learn it from a teacher"):
+    with pytest.raises(ValueError, match="is for students of a ladder, which learn guidance from a teacher"):
         cfg.resolve(config)
     for shown, weights, message in (
-        (1.0, None, "set train.label_dropout, or model.args.guidance_range"),
-        (1.0, (2.0, 3.0), r"eval_guidance=1.0 must lie in model.args.guidance_range=\(2.0, 3.0\)"),
+        (1.0, None, "set config.train.label_dropout=0.1 for a base model, or config.model.args.guidance_range"),
+        (1.0, (2.0, 3.0), r"eval_guidance=1.0 must be within config.model.args.guidance_range=\(2.0, 3.0\)"),
     ):
         with pytest.raises(ValueError, match=message):
             make_model(guidance_range=weights, eval_guidance=shown, unet=True)

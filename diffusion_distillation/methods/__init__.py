@@ -1,7 +1,8 @@
-"""Methods: what a student (or a base model) learns. Each has a file of its own.
+"""Methods: what a student (or a base model) learns, one per file.
 
-To add one, write such a file and add a line to `METHODS`. A method of your own needs no line: name its function in the
-config, `distillation.method='package.module:function'`.
+To add a method, write a file with a function `make(config, schedule, *, option=default)`, and add it to `METHODS`. To
+use a function of your own without changing this package, set distillation.method='package.module:function'. The
+keyword-only arguments of the function are options: the config and the command line set them as distillation.args.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..registry import look_up
 from ..schedules import get_logsnr_schedule
-from . import consistency, diffusion, guidance, progressive, tract
+from . import base, consistency, guidance, progressive, tract
 from .method import Denoisers as Denoisers
 from .method import Method as Method
 from .method import Rung as Rung
@@ -20,12 +21,12 @@ from .rungs import descending_rungs
 
 
 class Entry(NamedTuple):
-    """A method as `METHODS` lists it.
+    """An entry of `METHODS`.
 
     Attributes:
       make: `make(config, schedule, **options)`, which returns the `Method`. Its keyword-only arguments are the fields
-        of `distillation.args`.
-      rungs: `rungs(distillation)`, the rungs of a ladder, from the config's `distillation` section.
+        of distillation.args.
+      rungs: `rungs(distillation)`, which returns the rungs of a ladder from a config's `distillation` section.
     """
 
     make: Callable[..., Method]
@@ -41,17 +42,16 @@ METHODS = {
 
 
 def make_method(config: Any) -> Method:
-    """The method of a config: base training, or for a ladder what config.distillation.method names.
+    """Make the method of a config: base training, or the method of a ladder's distillation.method.
 
     Args:
-      config: resolved.
+      config: a resolved config.
 
     Returns:
       The method, with the rungs of `ladder_rungs(config)`.
 
     Raises:
-      InputError: for a method that is unknown, cannot be imported, does not return a `Method`, or does not accept the
-        config.
+      InputError: if the method is unknown, cannot be imported, does not return a `Method`, or rejects the config.
     """
     make = find_method(config)
     schedule = get_logsnr_schedule(**config.model.train_logsnr_schedule)
@@ -63,44 +63,49 @@ def make_method(config: Any) -> Method:
             f"method={config.distillation.method!r} must be a function that returns a diffusion_distillation.methods."
             f"Method; it returned {method!r:.200}."
         )
-    return method._replace(rungs=_rungs(config, method.rungs))
+    return method._replace(rungs=_select_rungs(config, method.rungs))
 
 
 def ladder_rungs(config: Any) -> tuple[Rung, ...]:
-    """The rungs of a ladder, from the first to the last.
+    """Return the rungs of a ladder, from the first to the last.
+
+    The rungs of a method in `METHODS` follow from the `distillation` section. A function of your own is called: it may
+    set the rungs of the `Method` that it returns, and `descending_rungs` of the section are the default.
 
     Args:
-      config: resolved, with a `distillation` section. Only a function of your own is called, which may set the rungs of
-        the `Method` that it returns; for all other methods, the rungs follow from the section alone.
+      config: a resolved config with a `distillation` section.
 
     Raises:
-      InputError: for rungs that do not fit the method, or as `make_method`.
+      InputError: for rungs that do not fit the method; for a function of your own, see also `make_method`.
     """
     if config.distillation.method not in METHODS:
         return make_method(config).rungs
-    return _rungs(config)
+    return _select_rungs(config)
 
 
 def find_method(config: Any) -> Callable[..., Method]:
-    """The function that makes the method of a config.
+    """Return the function that makes the method of a config.
+
+    Args:
+      config: a config, which need not be resolved.
 
     Raises:
       InputError: for an unknown name.
     """
     if "distillation" not in config:
-        return diffusion.make
+        return base.make
     known = {name: entry.make for name, entry in METHODS.items()}
     return look_up(config.distillation.method, known, "distillation.method")
 
 
-def _rungs(config: Any, of_method: tuple[Rung, ...] = ()) -> tuple[Rung, ...]:
-    """The rungs of a ladder; of a function of the user's own, those of its method, if it has any."""
+def _select_rungs(config: Any, method_rungs: tuple[Rung, ...] = ()) -> tuple[Rung, ...]:
+    """The rungs of a ladder, checked. A function of the user's own may have set them as `method_rungs`."""
     name = config.distillation.method
     if name in METHODS:
         rungs = METHODS[name].rungs(config.distillation)
     else:
-        rungs = of_method or descending_rungs(config.distillation)
-    students = [rung.num_steps for rung in rungs]
-    if len(set(students)) < len(students):
-        raise InputError(f"method={name!r} has two students with the same number of steps: {students}.")
+        rungs = method_rungs or descending_rungs(config.distillation)
+    num_steps = [rung.num_steps for rung in rungs]
+    if len(set(num_steps)) < len(num_steps):
+        raise InputError(f"method={name!r} has two students with the same number of sampling steps: {num_steps}.")
     return rungs

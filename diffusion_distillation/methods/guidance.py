@@ -1,7 +1,8 @@
-"""Distilled guidance: what took two evaluations takes one, at any weight (Meng et al. 2023, arXiv 2210.03142, stage 1).
+"""Guidance distillation: a student takes the guidance weight as an input (Meng et al. 2023, arXiv 2210.03142, stage 1).
 
-The student is told the weight of guidance and learns what its teacher says so guided. It keeps its teacher's number of
-steps; the other methods then make them fewer, with teachers and students that take the weight alike (stage 2).
+The student learns what its guided teacher predicts, in one network evaluation instead of two. It keeps its teacher's
+number of sampling steps. Other methods then reduce the steps, with teachers and students that both take the weight
+(stage 2).
 """
 
 from typing import Any
@@ -13,10 +14,13 @@ from .method import Method, Rung, Times
 
 
 def rungs(distillation: Any) -> tuple[Rung, ...]:
-    """One student, with distillation.end_num_steps sampling steps like its teacher.
+    """Return the only rung: one student with distillation.end_num_steps sampling steps, like its teacher.
+
+    Args:
+      distillation: the `distillation` section of a config.
 
     Raises:
-      InputError: if the `distillation` section describes another ladder.
+      InputError: if the section describes another ladder.
     """
     num_steps = distillation.end_num_steps
     if distillation.rungs or distillation.start_num_steps not in (None, num_steps) or num_steps < 1:
@@ -29,10 +33,14 @@ def rungs(distillation: Any) -> tuple[Rung, ...]:
 
 
 def make(config: Any, schedule: Schedule) -> Method:
-    """Distillation of guidance, at the times of the student's sampling steps.
+    """Make the method, which trains at the times of the student's sampling steps.
 
-    The weights are uniform in model.args.guidance_range, 0 to 4 in the paper, whose loss weight is
-    model.mean_loss_weight_type='snr_trunc'.
+    The paper trains with guidance weights in model.args.guidance_range=(0.0, 4.0), where the training step samples them
+    uniformly, and with the loss weight model.mean_loss_weight_type='snr_trunc'.
+
+    Args:
+      config: the config of the ladder or of its student, resolved.
+      schedule: the training schedule.
 
     Raises:
       InputError: if model.args.guidance_range is not set.
@@ -46,7 +54,7 @@ def make(config: Any, schedule: Schedule) -> Method:
         return Times(schedule.grid_time(discrete_steps(keys, rung.num_steps), rung.num_steps))
 
     def target(denoisers, x, eps, z, times):
-        return denoisers.teacher(z, schedule(times.t))  # guided by the weight, as it does not take it itself
+        return denoisers.teacher(z, schedule(times.t))  # the training step guides a teacher that takes no weight
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))

@@ -1,4 +1,4 @@
-"""What a method is: the times it trains at, its target, its loss, and the rungs of its ladder."""
+"""The parts of a method: the training times, the target, the loss, and the rungs of its ladder."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from ..shapes import Array, Count, DataArray
 
 
 class Rung(NamedTuple):
-    """A student of a ladder: what it is taught from, and what it becomes.
+    """One rung of a ladder: a teacher, and the student that it trains.
 
     Attributes:
-      teacher_num_steps: sampling steps of its teacher, or of the grid that it is taught on.
-      num_steps: its own sampling steps.
+      teacher_num_steps: sampling steps of the teacher; for methods that train on a grid of times, steps of the grid.
+      num_steps: sampling steps of the student.
     """
 
     teacher_num_steps: Count
@@ -22,25 +22,26 @@ class Rung(NamedTuple):
 
 
 class Times(NamedTuple):
-    """When an example is trained, the least a method draws. A method that draws more has a NamedTuple of its own.
+    """The training times of a batch. A method that needs more than `t` defines a NamedTuple with more fields.
 
     Attributes:
-      t: time of each example, in (0, 1].
+      t: the time of each example, in (0, 1].
     """
 
     t: Float[Array, "batch"]
 
 
 class Denoisers(NamedTuple):
-    """The networks that a target may ask, all under the labels, and the weights of guidance, of the examples.
+    """The networks that a target can evaluate, conditioned on the labels and guidance weights of the examples.
 
-    No gradient flows through them; one that is not asked costs nothing.
+    No gradient flows through them. A network that is not evaluated costs nothing.
 
     Attributes:
-      teacher: without dropout; None in base training. One that takes no weight of guidance, where the student does, is
-        guided by it: it says (1 + w) times what it says under the label, less w times what it says without.
-      student: the student as it is, with the dropout mask of the prediction that is to meet the target.
-      average: the method's own average of the student, without dropout; None unless it has an `average_decay`.
+      teacher: the teacher, without dropout; None in base training. If the student takes a guidance weight w and the
+        teacher does not, the teacher is guided: (1 + w) times its conditional prediction minus w times its
+        unconditional prediction.
+      student: the current student, with the dropout mask of the prediction that the target is for.
+      average: the method's average of the student, without dropout; None unless the method has an `average_decay`.
     """
 
     teacher: Denoiser | None
@@ -49,18 +50,18 @@ class Denoisers(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A training objective, in pure functions. The training step draws x and eps and makes z of them.
+    """A training objective as pure functions. The training step samples x and eps, and computes z at the times.
 
     Attributes:
-      times: `times(keys, update, rung)`, a NamedTuple that has `t` and what else the other functions read. `keys` is a
-        key an example, `update` the number of updates done, `rung` the student's (None in base training); the last two
-        are traced, so that one program serves a whole ladder.
-      target: `target(denoisers, x, eps, z, times)`, what the student should say of z at t.
-      loss: `loss(prediction, target, times)`, of each example.
-      rungs: the students of a ladder, each the teacher of the next; none in base training.
-      target_calls: `target_calls(rung)`, the evaluations of networks that a target takes: methods are compared by it.
-      average_decay: the decay of the average that the target reads as `denoisers.average`, corrected for its short
-        history in the beginning. It is not the average that samples are drawn with. None for none.
+      times: `times(keys, update, rung)` samples a NamedTuple with `t`, and with all else that `target` and `loss` need.
+        `keys` has one key per example, `update` is the number of updates done, and `rung` is the student's (None in
+        base training). `update` and the numbers of `rung` are traced: one compiled program serves a whole ladder.
+      target: `target(denoisers, x, eps, z, times)` returns what the student should predict for z at t.
+      loss: `loss(prediction, target, times)` returns the loss of each example, `[batch]`.
+      rungs: the rungs of the ladder; each student is the next student's teacher. Empty in base training.
+      target_calls: `target_calls(rung)`, network evaluations per target. Comparisons count the cost of a method by it.
+      average_decay: decay of the average of the parameters that the target evaluates as `denoisers.average`, with bias
+        correction. This average is separate from the EMA that generates samples. None for no average.
     """
 
     times: Callable[[Key[Array, "batch"], Array, Rung | None], Any]
@@ -71,9 +72,14 @@ class Method(NamedTuple):
     average_decay: float | None = None
 
 
-UPDATE = 3  # evaluations of the student: forward and backward
+FORWARD_AND_BACKWARD = 3  # evaluations of the student per update: a backward pass costs as much as two forward passes
 
 
 def evaluations_of_update(method: Method, rung: Rung) -> int:
-    """The network evaluations that an update takes for each example."""
-    return UPDATE + method.target_calls(rung)
+    """Return the network evaluations of one update, per example.
+
+    >>> method = Method(times=None, target=None, loss=None, target_calls=lambda rung: 2)
+    >>> evaluations_of_update(method, Rung(8, 4))
+    5
+    """
+    return FORWARD_AND_BACKWARD + method.target_calls(rung)

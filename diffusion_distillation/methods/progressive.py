@@ -1,4 +1,4 @@
-"""Progressive distillation: a step of the student does several of its teacher (Salimans & Ho 2022, algorithm 2)."""
+"""Progressive distillation: one student step does several teacher steps (Salimans & Ho 2022, algorithm 2)."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,13 @@ from .rungs import descending_rungs, teacher_displacement
 
 
 class StepTimes(NamedTuple):
-    """Step i of the student's, and its time t."""
+    """Training times at the student's sampling steps.
+
+    Attributes:
+      t: the time of each example.
+      i: the index of the student's step at this time.
+      rung: the student's rung.
+    """
 
     t: Float[Array, "batch"]
     i: Int[Array, "batch"]
@@ -21,21 +27,26 @@ class StepTimes(NamedTuple):
 
 
 def make(config: Any, schedule: Schedule) -> Method:
-    """Halvings from distillation.start_num_steps to end_num_steps, or the rungs of distillation.rungs."""
+    """Make the method, for rungs that halve the steps or for those of distillation.rungs.
+
+    Args:
+      config: the config of the ladder or of one of its students, resolved.
+      schedule: the training schedule.
+    """
     rungs = descending_rungs(config.distillation)
     displacement = teacher_displacement(config.distillation, rungs)
-    factors = {above // below for above, below in rungs}
-    factor = factors.pop() if len(factors) == 1 else None  # of every rung, if they are alike: not traced
+    factors = {teacher_num_steps // num_steps for teacher_num_steps, num_steps in rungs}
+    factor = factors.pop() if len(factors) == 1 else None  # if all rungs have the same factor, it need not be traced
 
     def times(keys, update, rung):
         i = discrete_steps(keys, rung.num_steps)
         return StepTimes(schedule.grid_time(i, rung.num_steps), i, rung)
 
     def target(denoisers, x, eps, z, times):
-        above, below = times.rung
-        count = factor or above // below
-        beside = displacement and displacement(times.rung)
-        return several_step_target(denoisers.teacher, z, times.i, below, count, schedule, displacement=beside)
+        teacher_num_steps, num_steps = times.rung
+        count = factor or teacher_num_steps // num_steps
+        adjusted = displacement and displacement(times.rung)
+        return several_step_target(denoisers.teacher, z, times.i, num_steps, count, schedule, displacement=adjusted)
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))

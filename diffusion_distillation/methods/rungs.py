@@ -1,4 +1,4 @@
-"""What the ladders of several methods share: their rungs, their grids in groups, and how their teachers step."""
+"""What several methods share: the rungs of a ladder, training times on a grid in groups, and the adjusted teacher."""
 
 import itertools
 from collections.abc import Callable
@@ -17,44 +17,55 @@ from .method import Rung
 
 
 def descending_rungs(distillation: Any) -> tuple[Rung, ...]:
-    """The rungs that a config's `distillation` section describes: `rungs`, or halvings from start_num_steps down.
+    """Return the rungs of a ladder: those that `rungs` lists, or halvings from start_num_steps to end_num_steps.
+
+    Args:
+      distillation: the `distillation` section of a config.
 
     Raises:
-      InputError: if the section has both or neither; and as `halvings` and `listed_rungs`.
+      InputError: if the section sets both `rungs` and start_num_steps, or neither; see also `listed_rungs` and
+        `halvings`.
     """
     rungs = tuple(distillation.rungs)
     start = distillation.start_num_steps
     if rungs and start is not None:
-        raise InputError(f"rungs={rungs} lists all steps of the ladder: unset start_num_steps={start} (None).")
+        raise InputError(f"rungs={rungs} is the whole ladder: unset start_num_steps={start} (None).")
     if start is None and not rungs:
         raise InputError("start_num_steps is missing: set it to the teacher's number of sampling steps, or set rungs.")
     return listed_rungs(rungs) if rungs else halvings(start, distillation.end_num_steps)
 
 
 def listed_rungs(num_steps: tuple[Any, ...]) -> tuple[Rung, ...]:
-    """The rungs from a teacher with num_steps[0] sampling steps to students with the following ones.
+    """Return the rungs from a teacher with num_steps[0] sampling steps to students with num_steps[1], num_steps[2], ...
+
+    Args:
+      num_steps: at least two numbers of sampling steps, each a multiple of the next.
 
     Raises:
-      InputError: if there are not two numbers or more, each a multiple of the next.
+      InputError: for other numbers.
 
     >>> listed_rungs((1024, 32, 1))
     (Rung(teacher_num_steps=1024, num_steps=32), Rung(teacher_num_steps=32, num_steps=1))
     """
-    integers = all(isinstance(number, int) and number >= 1 for number in num_steps)
+    are_integers = all(isinstance(number, int) and number >= 1 for number in num_steps)
     rungs = tuple(Rung(*pair) for pair in itertools.pairwise(num_steps))
-    if not integers or not rungs or any(above <= below or above % below for above, below in rungs):
+    if not are_integers or not rungs or any(teacher <= student or teacher % student for teacher, student in rungs):
         raise InputError(
-            f"rungs={num_steps} must be the teacher's number of sampling steps and then the students', each a multiple "
+            f"rungs={num_steps} must be the sampling steps of the teacher and of each student, every number a multiple "
             "of the next, such as (1024, 32, 1)."
         )
     return rungs
 
 
 def halvings(start_num_steps: int, end_num_steps: int) -> tuple[Rung, ...]:
-    """The rungs from a teacher with start_num_steps sampling steps to a student with end_num_steps, each half the last.
+    """Return the rungs from start_num_steps sampling steps to end_num_steps, each with half the steps of the last.
+
+    Args:
+      start_num_steps: sampling steps of the first teacher, end_num_steps times 2, 4, 8, ...
+      end_num_steps: sampling steps of the last student, at least 1.
 
     Raises:
-      InputError: if start_num_steps is not end_num_steps times a power of two, two at least.
+      InputError: for other numbers.
 
     >>> [rung.num_steps for rung in halvings(16, 2)]
     [8, 4, 2]
@@ -73,47 +84,70 @@ def halvings(start_num_steps: int, end_num_steps: int) -> tuple[Rung, ...]:
 
 
 class GroupTimes(NamedTuple):
-    """Times of a grid in groups.
+    """Training times for `two_stage_target`: one step of a grid, then one to the end of a group of grid steps.
 
     Attributes:
-      t: the time of each example.
-      first: the length of a step of the grid.
-      rest: what is then left down to the start of the group; 0 for nothing, 1 where that is t = 0.
-      rung: the student's.
+      t: the time of each example, where the first step starts.
+      dt1: length of the first step.
+      dt2: length of the second step; 0 if the first step ends the group, 1 if the group ends at t = 0.
+      rung: the student's rung.
     """
 
     t: Float[Array, "batch"]
-    first: Float[Array, "batch"]
-    rest: Float[Array, "batch"]
+    dt1: Float[Array, "batch"]
+    dt2: Float[Array, "batch"]
     rung: Rung
 
 
 def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Rung, schedule: Schedule) -> GroupTimes:
-    """Uniform on a grid of `grid` steps in `groups` groups, of which it is a multiple; both may be traced."""
-    grid, groups = jnp.asarray(grid, jnp.int32), jnp.asarray(groups, jnp.int32)
-    i, size = discrete_steps(keys, grid), grid // groups
-    place = i % size
-    rest = jnp.where((i < size) & (place > 0), 1.0, place / grid)
+    """Sample training times, uniform on a grid that is divided into groups of equal size.
+
+    Args:
+      keys: one key per example.
+      grid: steps of the grid, a multiple of `groups`; may be traced.
+      groups: number of groups; may be traced.
+      rung: the student's rung, for the result.
+      schedule: the training schedule.
+
+    >>> import jax
+    >>> from diffusion_distillation.schedules import get_logsnr_schedule
+    >>> keys, schedule = jax.random.split(jax.random.key(0), 100), get_logsnr_schedule("cosine")
+    >>> times = group_times(keys, 8, 2, Rung(8, 2), schedule)
+    >>> sorted({(float(t), float(dt2)) for t, dt2 in zip(times.t, times.dt2)})
+    [(0.125, 0.0), (0.25, 1.0), (0.375, 1.0), (0.5, 1.0), (0.625, 0.0), (0.75, 0.125), (0.875, 0.25), (1.0, 0.375)]
+    """
+    grid = jnp.asarray(grid, jnp.int32)
+    size = grid // jnp.asarray(groups, jnp.int32)  # grid steps per group
+    i = discrete_steps(keys, grid)
+    remaining = i % size  # grid steps from the end of the first step to the end of the group
+    dt2 = jnp.where((i < size) & (remaining > 0), 1.0, remaining / grid)
     t = schedule.grid_time(i, grid)
-    return GroupTimes(t, jnp.ones_like(t) / grid.astype(t.dtype), rest, rung)
+    return GroupTimes(t, jnp.ones_like(t) / grid.astype(t.dtype), dt2, rung)
 
 
 def teacher_displacement(distillation: Any, rungs: tuple[Rung, ...]) -> Callable[[Rung], Displacement] | None:
-    """How far beside a step of DDIM the teacher of a rung steps; None where no teacher does.
+    """Return the correction of each rung's teacher steps (Heek et al. 2024, algorithm 3).
 
-    By distillation.teacher_step='addim' the teachers of the first `addim_rungs` rungs do (Heek et al. 2024, algorithm
-    3): it is for teachers that predict a mean, and students do so less and less.
+    With distillation.teacher_step='addim', the teachers of the first `addim_rungs` rungs take adjusted DDIM steps. The
+    adjustment is for denoisers that predict a mean, which later students do less and less.
+
+    Args:
+      distillation: the `distillation` section of a config.
+      rungs: the rungs of its ladder.
+
+    Returns:
+      `displacement(rung)`, the `displacement` of `two_stage_target`; None if every teacher takes plain DDIM steps.
     """
     if distillation.teacher_step == "ddim" or distillation.addim_rungs == 0:
         return None
-    last = rungs[min(distillation.addim_rungs, len(rungs)) - 1].num_steps
+    last_adjusted = rungs[min(distillation.addim_rungs, len(rungs)) - 1].num_steps
 
-    def of_rung(rung):
-        adjusted = jnp.asarray(rung.num_steps >= last, jnp.float32)  # traced: one program serves all rungs
+    def rung_displacement(rung):
+        is_adjusted = jnp.asarray(rung.num_steps >= last_adjusted, jnp.float32)  # traced: one program serves all rungs
 
         def displacement(prediction, phi, d):
-            return adjusted * addim_displacement(prediction, phi, d, distillation.addim_variance)
+            return is_adjusted * addim_displacement(prediction, phi, d, distillation.addim_variance)
 
         return displacement
 
-    return of_rung
+    return rung_displacement

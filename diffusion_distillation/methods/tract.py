@@ -1,7 +1,7 @@
-"""TRACT: a step of the student does a whole group of its teacher's (Berthelot et al. 2023, arXiv 2303.04248).
+"""TRACT: one student step does a whole group of teacher steps (Berthelot et al. 2023, arXiv 2303.04248).
 
-One step is the teacher's, the rest of the group is done by an average of the student. So the groups may be long, and
-few rungs lead from a thousand steps to one.
+The teacher takes the first step of the group. An average of the student, the self-teacher, takes the rest in one step.
+A target costs 2 network evaluations however long the group is, so two rungs lead from 1024 steps to 1.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from .rungs import descending_rungs, group_times, teacher_displacement
 
 
 def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) -> Method:
-    """TRACT, for the rungs of distillation.rungs; the paper's two phases are (1024, 32, 1).
+    """Make the method, for the rungs of distillation.rungs. The paper's two phases are rungs=(1024, 32, 1).
 
     The paper's loss weight max(SNR, 1) is model.mean_loss_weight_type='snr_trunc'.
 
     Args:
-      config: of the ladder or of one of its students.
+      config: the config of the ladder or of one of its students, resolved.
       schedule: the training schedule.
-      self_teacher_decay: decay of the student's average that the target reads, in [0, 1). The average that is sampled
-        and that teaches the next student is a slower one, of decay train.ema_decay.
+      self_teacher_decay: decay of the self-teacher, in [0, 1). The EMA that generates samples and teaches the next
+        student is slower: its decay is train.ema_decay.
 
     Raises:
       InputError: for a decay outside its range.
@@ -37,9 +37,11 @@ def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) ->
         return group_times(keys, rung.teacher_num_steps, rung.num_steps, rung, schedule)
 
     def target(denoisers, x, eps, z, times):
-        first, second = denoisers.teacher, denoisers.average
-        beside = displacement and (displacement(times.rung), None)
-        return two_stage_target(first, second, z, times.t, times.first, times.rest, schedule, displacement=beside)
+        teacher, self_teacher = denoisers.teacher, denoisers.average
+        adjusted = displacement and (displacement(times.rung), None)
+        return two_stage_target(
+            teacher, self_teacher, z, times.t, times.dt1, times.dt2, schedule, displacement=adjusted
+        )
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))

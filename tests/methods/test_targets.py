@@ -198,11 +198,11 @@ def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, versi
 def test_rungs():
     assert listed_rungs((1024, 32, 1)) == (Rung(1024, 32), Rung(32, 1))
     for rungs in ((8,), (8, 3), (8, 8), (1, 8), (8, 0), (8, 4.0)):
-        with pytest.raises(ValueError, match=r"rungs=.* must be the teacher's number of sampling steps and then"):
+        with pytest.raises(ValueError, match=r"rungs=.* must be the sampling steps of the teacher and of each student"):
             listed_rungs(rungs)
     of_consistency = dict(method="consistency", start_num_steps=None)
     for changes, message in [
-        (dict(rungs=(8, 1)), r"rungs=\(8, 1\) lists all steps of the ladder: unset start_num_steps=8"),
+        (dict(rungs=(8, 1)), r"rungs=\(8, 1\) is the whole ladder: unset start_num_steps=8"),
         (dict(start_num_steps=None), "is missing: set it to the teacher's number of sampling steps, or set rungs"),
         (of_consistency | dict(rungs=(8, 1)), r"rungs=\(8, 1\): method='consistency' trains one student"),
         (of_consistency | dict(end_num_steps=6), "must be a multiple of end_num_steps=6 .the groups"),
@@ -235,9 +235,9 @@ def test_a_bad_option_of_a_method_is_named(method, args, message):
 
 def test_options_that_do_not_go_together_are_refused():
     two_groups = dict(METHODS["tuning"], start_num_steps=None, end_num_steps=2)
-    with pytest.raises(ValueError, match=r"args.times='tuning' is for one group: end_num_steps=2 must be 1"):
+    with pytest.raises(ValueError, match=r"args.times='tuning' needs one group: end_num_steps=2 must be 1"):
         make_config(distillation=two_groups)
-    with pytest.raises(ValueError, match="kind='training' evaluates no teacher: set teacher_step='ddim'"):
+    with pytest.raises(ValueError, match="kind='training' does not evaluate the teacher: set teacher_step='ddim'"):
         make_config(distillation=METHODS["training"] | ADDIM)
 
 
@@ -271,7 +271,7 @@ def test_times_of_groups(grid, groups):
     steps, counts = np.unique(np.asarray(times.t) * grid, return_counts=True)
     np.testing.assert_allclose(steps, np.arange(1, grid + 1), rtol=1e-6)
     assert counts.min() > 4000 / grid * 0.8
-    end = np.maximum(times.t - times.first - times.rest, 0) * groups
+    end = np.maximum(times.t - times.dt1 - times.dt2, 0) * groups
     np.testing.assert_allclose(end, np.floor(times.t * groups - 1e-3), atol=1e-5)
 
 

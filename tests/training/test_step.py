@@ -11,7 +11,7 @@ from helpers.steps import AFFINE, NETWORK, SOURCE, WAYS, make_config, run
 
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
-from diffusion_distillation.methods import Rung, diffusion, make_method
+from diffusion_distillation.methods import Rung, base, make_method
 from diffusion_distillation.networks.layers import GroupNorm, conv3x3
 from diffusion_distillation.networks.unet import AttentionBlock, ResidualBlock, dropout_seeds
 from diffusion_distillation.runtime.devices import data_mesh, first_shard
@@ -350,7 +350,7 @@ def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
         def loss(prediction, target, times):
             return jnp.where(times.update < 2, jnp.nan, prediction.x.mean((1, 2, 3)))
 
-        method = diffusion.make(config, schedule)
+        method = base.make(config, schedule)
         return method._replace(times=times, loss=loss, average_decay=0.9)
 
     monkeypatch.setitem(methods.METHODS, "progressive", methods.Entry(make))

@@ -1,4 +1,4 @@
-"""Base training: the network learns to tell the data from the noise (Salimans & Ho 2022, algorithm 1)."""
+"""Base training: a network learns to denoise data (Salimans & Ho 2022, algorithm 1)."""
 
 from typing import Any
 
@@ -8,7 +8,13 @@ from .method import Method, Times
 
 
 def make(config: Any, schedule: Schedule) -> Method:
-    """Base training at uniform times, or at those of a sampler of model.train_num_steps steps."""
+    """Make the method of base models: the target is the data.
+
+    Args:
+      config: resolved. With model.train_num_steps = 0, training times are uniform in (0, 1). With N, they are the times
+        of an N-step sampler.
+      schedule: the training schedule.
+    """
     num_steps = config.model.train_num_steps
 
     def times(keys, update, rung):
