@@ -1,11 +1,11 @@
-"""Distills a teacher, halving by halving, and reports on the students.
+r"""Distill a teacher into a ladder of students, and write a report on them.
 
     python scripts/distill.py --config=configs/digits_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/digits/base --workdir=runs/digits/ladder
 
-Each student gets a folder in the workdir, here steps_0032 to steps_0001; at the end report/index.html shows them. Every
-field of the config can be set on the command line. Run again, the command resumes where it stopped. --dry_run checks
-data, teacher, devices and config first, and prints what the run would do.
+Each student has a folder in the workdir, here steps_0032 to steps_0001. The report is report/index.html. The command
+line can set every field of the config, as in --config.distillation.steps_per_iter=500. The same command resumes an
+interrupted ladder. --dry_run checks config, data, teacher and devices, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
@@ -18,11 +18,10 @@ FLAGS = cli.RunFlags()
 
 
 def main() -> None:
-    """Runs the script."""
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    evaluators = config_evaluators(config, source, config.eval.num_samples)  # first, for what it may lack
+    evaluators = config_evaluators(config, source, config.eval.num_samples)  # first: it fails if weights are missing
     if FLAGS.dry_run(config, source):
         return
     to_report = report_nfe(config, FLAGS.workdir)
@@ -32,7 +31,7 @@ def main() -> None:
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
     following = cli.command("sample", checkpoint=last, out=last / "samples.png")
     students = cli.counted(len(rungs), "student")
-    cli.saved(f"{students} to {FLAGS.workdir}, and their report to its report/index.html", following)
+    cli.saved(f"{students} to {FLAGS.workdir}, and the report to {FLAGS.workdir / 'report' / 'index.html'}", following)
 
 
 if __name__ == "__main__":

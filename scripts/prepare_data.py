@@ -1,11 +1,11 @@
-"""Downloads a dataset with TensorFlow Datasets (TFDS) and prepares it for training: once, with TensorFlow installed.
+"""Download a dataset with TensorFlow Datasets (TFDS) and prepare it for training.
 
     pip install -e ".[prepare]"
     python scripts/prepare_data.py --dataset=cifar10
 
-The configs read cifar10, imagenet2012 (or imagenet_resized/64x64), lsun/bedroom, lsun/church_outdoor and cars196; any
-other dataset of images in https://www.tensorflow.org/datasets/catalog works too. imagenet2012 cannot be downloaded by a
-program: put its two tar files into <data_dir>/downloads/manual first. Training then needs no TensorFlow.
+The configs read cifar10, imagenet2012 (or imagenet_resized/64x64), lsun/bedroom, lsun/church_outdoor and cars196. Every
+other image dataset of https://www.tensorflow.org/datasets/catalog works too. For imagenet2012, download its two tar
+files yourself and put them into <data_dir>/downloads/manual first. Training needs no TensorFlow.
 """
 
 from absl import flags
@@ -14,16 +14,17 @@ from diffusion_distillation import cli
 from diffusion_distillation.data.tfds import data_folder
 from diffusion_distillation.data.tfds_prepare import prepare_dataset
 
-DATASET = flags.DEFINE_string("dataset", None, "The name in TFDS, such as cifar10 or lsun/bedroom.", required=True)
+DATASET = flags.DEFINE_string("dataset", None, "Name in TFDS, such as cifar10 or lsun/bedroom.", required=True)
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where it is kept; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, where training looks."
+    "data_dir",
+    None,
+    "The folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets, as for training.",
 )
 
 
 def main() -> None:
-    """Runs the script."""
     path = prepare_dataset(DATASET.value, data_folder(DATA_DIR.value))
-    print(f"{DATASET.value}: prepared in {path}")
+    cli.saved(f"{DATASET.value} to {path}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Uploads an exported model to the Hugging Face Hub.
+"""Upload an exported model to the Hugging Face Hub.
 
     python scripts/export.py --checkpoint=runs/digits/ladder/steps_0004 --format=both --license=mit --out=digits_4/
     python scripts/push_to_hub.py --folder=digits_4/ --repo=user/digits-4
 
-It needs huggingface_hub, `pip install -e ".[hub]"`, and a token that may write: `hf auth login` keeps one, and HF_TOKEN
-is taken instead where it is set. `from_checkpoint('hf://user/digits-4')`, and every --checkpoint here, read an archive
-from there; `hf://user/digits-4@revision` that of a branch, a tag or a commit.
+Install huggingface_hub with `pip install -e ".[hub]"`. Store a token with write access with `hf auth login`, or set
+HF_TOKEN. Afterwards, `from_checkpoint('hf://user/digits-4')` and the --checkpoint of every script read the archive from
+the Hub; `hf://user/digits-4@revision` is the one of a branch, a tag or a commit.
 """
 
 from absl import flags
@@ -14,13 +14,12 @@ from diffusion_distillation import cli
 from diffusion_distillation.export import hub
 from diffusion_distillation.runtime.files import as_path
 
-FOLDER = flags.DEFINE_string("folder", None, "That scripts/export.py wrote.", required=True)
-REPO = flags.DEFINE_string("repo", None, "Where to: user/name, made if it is missing.", required=True)
-PRIVATE = flags.DEFINE_bool("private", False, "Make it a private one.")
+FOLDER = flags.DEFINE_string("folder", None, "A folder that scripts/export.py wrote.", required=True)
+REPO = flags.DEFINE_string("repo", None, "The repository, user/name; created if it is missing.", required=True)
+PRIVATE = flags.DEFINE_bool("private", False, "Create a private repository.")
 
 
 def main() -> None:
-    """Runs the script."""
     print(hub.push(as_path(FOLDER.value), REPO.value, private=PRIVATE.value))
 
 

@@ -1,9 +1,9 @@
-"""Trains a base model.
+"""Train a base model.
 
     python scripts/train.py --config=configs/digits_base.py --workdir=runs/digits/base
 
-Every field of the config can be set on the command line, as in --config.train.num_train_steps=5000. The same command
-resumes an interrupted run. --dry_run checks data, devices and config, and prints what the run would do.
+The command line can set every field of the config, as in --config.train.num_train_steps=5000. The same command resumes
+an interrupted run. --dry_run checks config, data and devices, and prints what the run would do.
 """
 
 from diffusion_distillation import cli
@@ -13,7 +13,6 @@ FLAGS = cli.RunFlags()
 
 
 def main() -> None:
-    """Runs the script."""
     config = FLAGS.config(distillation=False)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)

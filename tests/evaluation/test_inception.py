@@ -186,13 +186,11 @@ def test_converted_weights_equal_the_published_ones(small, tmp_path, legacy):
 def test_conversion_refuses_other_files(tmp_path):
     path = tmp_path / "w.pth"
     flags = [f"--weights={path}", f"--out={tmp_path / 'out'}"]
-    assert "there is no such file; it is published at https://" in call("convert_inception", *flags, fails=True)
+    assert "w.pth does not exist. Download it from https://" in call("convert_inception", *flags, fails=True)
     path.write_bytes(b"Not Found")
-    assert "has 9 bytes; pt_inception-2015-12-05-6726825d.pth has 95,628,359" in call(
-        "convert_inception", *flags, fails=True
-    )
+    assert "has 9 bytes instead of 95,628,359" in call("convert_inception", *flags, fails=True)
     error = call("convert_inception", *flags, "--sha256=00", fails=True)
-    assert f"has sha256 {hashlib.sha256(b'Not Found').hexdigest()}, not 00. Is --sha256" in error
+    assert f"has SHA-256 {hashlib.sha256(b'Not Found').hexdigest()} instead of 00. Check --sha256" in error
     assert_refused(path, tmp_path / "out", "cannot be read as a file of torch.save")
 
 
