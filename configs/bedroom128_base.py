@@ -1,8 +1,8 @@
 """The paper's teacher for LSUN bedrooms: 128x128, unconditional, 3,033,042 images.
 
-139,578,502 parameters; 400,000 updates of 2,048 images, with random flips. The paper trained it on 64 TPUv4 chips. It
-takes 321 EFLOP: 14 hours on 64 devices that sustain 100 TFLOP/s each (calculated from the program, not timed).
-FID: the paper gives it as a curve against sampling steps (figure 4), not in numbers.
+139,578,502 parameters; 400,000 updates of 2,048 images, with random flips. The paper used 64 TPUv4 chips. Cost: 321
+EFLOP, 14 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
+FID: only as a curve over sampling steps, in the paper's figure 4.
 
     python scripts/prepare_data.py --dataset=lsun/bedroom
     python scripts/train.py --config=configs/bedroom128_base.py --workdir=runs/bedroom128/base

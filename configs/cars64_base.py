@@ -1,12 +1,11 @@
-"""The seed project's teacher: Stanford Cars, training and test set, squeezed into 64x64, unconditional.
+r"""The seed project's teacher: Stanford Cars, training and test set, squeezed to 64x64, unconditional.
 
 44,173,827 parameters, the architecture of `folder_base.py`; 100,000 updates of 32 images (198 epochs), with random
-flips. One GPU: it takes 0.5 EFLOP, 1.4 hours on a device that sustains 100 TFLOP/s (calculated from the program, not
-timed).
-FID: none has been published for it.
+flips. Cost: 0.5 EFLOP, 1.4 hours on one GPU at 100 TFLOP/s (calculated, not timed).
+FID: not published.
 
-Give the folder that cars_train and cars_test are in, as Kaggle and torchvision lay them out, or leave the path out and
-prepare the dataset with `python scripts/prepare_data.py --dataset=cars196`.
+Set `path` to the folder with cars_train and cars_test, in the layout of Kaggle and torchvision. Or omit it, and prepare
+the dataset with `python scripts/prepare_data.py --dataset=cars196`.
 
     python scripts/train.py --config=configs/cars64_base.py --config.dataset.args.path=stanford_cars \
         --workdir=runs/cars64/base

@@ -1,8 +1,8 @@
-"""The seed project's ladder: the model of `cars64_base.py`, from 256 sampling steps to 2.
+r"""The seed project's ladder: the model of `cars64_base.py`, from 256 sampling steps to 2.
 
-44,173,827 parameters; 7 halvings of 10,000 updates, at a tenth of the learning rate. One GPU: it takes 0.6 EFLOP, 1.6
-hours on a device that sustains 100 TFLOP/s (calculated from the program, not timed).
-FID: none has been published for it.
+44,173,827 parameters; 7 students of 10,000 updates each, at a tenth of the base model's learning rate. Cost: 0.6 EFLOP,
+1.6 hours on one GPU at 100 TFLOP/s (calculated, not timed).
+FID: not published.
 
     python scripts/distill.py --config=configs/cars64_distill.py --config.dataset.args.path=stanford_cars \
         --config.distillation.teacher_checkpoint_path=runs/cars64/base --workdir=runs/cars64/ladder

@@ -1,8 +1,8 @@
-"""The paper's ladder for LSUN churches: the model of `church128_base.py`, from 1024 sampling steps to 1.
+r"""The paper's ladder for LSUN churches: the model of `church128_base.py`, from 1024 sampling steps to 1.
 
-139,578,502 parameters; 10 halvings of 50,000 updates, 100,000 for 2 steps and for 1. The paper used 64 TPUv4 chips. It
-takes 799 EFLOP: 35 hours on 64 devices that sustain 100 TFLOP/s each (calculated from the program, not timed).
-FID: the paper gives it as a curve against sampling steps (figure 4), not in numbers.
+139,578,502 parameters; 10 students: 50,000 updates each, 100,000 for 2 steps and for 1 step. The paper used 64 TPUv4
+chips. Cost: 799 EFLOP, 35 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
+FID: only as a curve over sampling steps, in the paper's figure 4.
 
     python scripts/distill.py --config=configs/church128_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/church128/base --workdir=runs/church128/ladder

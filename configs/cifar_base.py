@@ -1,8 +1,8 @@
 """The paper's teacher for CIFAR-10: 32x32, unconditional.
 
-60,004,099 parameters; 800,000 updates of 128 images, with random flips. The paper trained it on 8 TPUv4 chips. It takes
-10.6 EFLOP: 29 hours on one device that sustains 100 TFLOP/s (calculated from the program, not timed).
-FID: the paper gives its students' (table 2), 2.57 at 8 steps; the teacher's own is in figure 4 alone.
+60,004,099 parameters; 800,000 updates of 128 images, with random flips. The paper used 8 TPUv4 chips. Cost: 10.6 EFLOP,
+29 hours on one device at 100 TFLOP/s (calculated, not timed).
+FID: the teacher's only as a curve, in the paper's figure 4; for the students', see `cifar_distill.py`.
 
     python scripts/prepare_data.py --dataset=cifar10
     python scripts/train.py --config=configs/cifar_base.py --workdir=runs/cifar/base

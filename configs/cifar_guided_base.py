@@ -1,7 +1,7 @@
-"""A teacher for CIFAR-10 that can be guided: that of `cifar_base.py`, with classes.
+"""A base model for CIFAR-10 that can be guided: the model of `cifar_base.py`, with classes.
 
-60,015,363 parameters. A tenth of the images come without their class, as in Ho & Salimans (2022); all else is the
-unguided model's, and nothing was trained or tuned here.
+60,015,363 parameters. A tenth of the images are trained without their label, as in Ho & Salimans (2022). All other
+settings are those of `cifar_base.py`; they are not tuned.
 
     python scripts/prepare_data.py --dataset=cifar10
     python scripts/train.py --config=configs/cifar_guided_base.py --workdir=runs/cifar_guided/base

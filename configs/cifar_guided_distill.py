@@ -1,7 +1,7 @@
-"""Stage 2 of Meng et al. (2023) for CIFAR-10: the student of `cifar_guided_student.py`, from 1024 sampling steps to 1.
+r"""Stage 2 of Meng et al. (2023) for CIFAR-10: the student of `cifar_guided_student.py`, from 1024 sampling steps to 1.
 
-61,328,131 parameters; 10 halvings as in `cifar_distill.py`, of teachers and students that take the weight of guidance
-alike. Nothing was tuned here.
+61,328,131 parameters; 10 students, trained as in `cifar_distill.py`. Teachers and students take a guidance weight. The
+settings are not tuned.
 
     python scripts/distill.py --config=configs/cifar_guided_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/cifar_guided/student/steps_1024 \

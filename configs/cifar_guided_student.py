@@ -1,7 +1,7 @@
-"""Stage 1 of Meng et al. (2023) for CIFAR-10: a student of `cifar_guided_base.py` that takes the weight of guidance.
+r"""Stage 1 of Meng et al. (2023) for CIFAR-10: a student of `cifar_guided_base.py` that takes a guidance weight.
 
-61,328,131 parameters; weights from 0 to 4, as in the paper, at the times of 1024 sampling steps. The number of
-updates and the learning rate are those of a halving in `cifar_distill.py`; nothing was tuned here.
+61,328,131 parameters; guidance weights from 0 to 4, as in the paper, at the times of 1024 sampling steps. The number of
+updates and the learning rate are those of one student of `cifar_distill.py`; they are not tuned.
 
     python scripts/distill.py --config=configs/cifar_guided_student.py \
         --config.distillation.teacher_checkpoint_path=runs/cifar_guided/base --workdir=runs/cifar_guided/student

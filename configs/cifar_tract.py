@@ -1,8 +1,8 @@
-"""TRACT for CIFAR-10 in two phases: the model of `cifar_base.py`, from 1024 sampling steps to 32 and from there to 1.
+r"""TRACT for CIFAR-10 in two phases: the model of `cifar_base.py`, from 1024 sampling steps to 32 and then to 1.
 
-60,004,099 parameters; 187,500 updates of 256 images a phase, 96 million images in all. Rungs, learning rate, batch and
-the self-teacher's decay are those of Berthelot et al. (2023), the sampled average's decay is ours. Their FID of 1 step:
-5.02, and 4.45 after 256 million images. Nobody has trained it here.
+60,004,099 parameters; 187,500 updates of 256 images per phase, 96 million images in all. Rungs, learning rate, batch
+size and self-teacher decay follow Berthelot et al. (2023); the EMA decay is our choice.
+FID at 1 step (Berthelot et al. 2023): 5.02, and 4.45 after 256 million images.
 
     python scripts/distill.py --config=configs/cifar_tract.py \
         --config.distillation.teacher_checkpoint_path=runs/cifar/base --workdir=runs/cifar/tract

@@ -1,8 +1,8 @@
-"""Ladder of the embedded example with one long stride: from 64 sampling steps to 8 at once, and then 4, 2 and 1.
+"""Ladder of the built-in example with a long first rung: from 64 sampling steps to 8, then to 4, 2 and 1.
 
-178,721 parameters; the teacher steps by the adjusted DDIM sampler in the first rung. 4 students and 720 updates, a
-tenth less work than in `digits_distill.py`. Pixel-space Frechet distance of 2,000 samples to all digits: 0.36 at 8
-steps, 0.38 at 4, 0.43 at 2, 0.58 at 1, as there.
+178,721 parameters; 4 students and 720 updates. In the first rung, the teacher takes adjusted DDIM steps. This costs a
+tenth less than `digits_distill.py`. Fréchet distance (pixels) of 2,000 samples to all digits: 0.36 at 8 steps, 0.38 at
+4, 0.43 at 2 and 0.58 at 1, as with `digits_distill.py`.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Base model of the embedded example: scikit-learn's 1,797 handwritten digits, 8x8, unconditional.
+"""Base model of the built-in example: scikit-learn's 1,797 handwritten digits, 8x8, unconditional.
 
-178,721 parameters. 1,200 updates take about 45 seconds on two CPU cores (JAX 0.12), compilation included. Pixel-space
-Frechet distance of 2,000 samples to all digits: 0.33 at 256 DDIM steps, 0.64 at 8, 3.7 at 2, 16.3 at 1 (`make demo`).
+178,721 parameters; 1,200 updates in about 45 seconds on two CPU cores (JAX 0.12), including compilation. Fréchet
+distance (pixels) of 2,000 samples to all digits: 0.33 with 256 DDIM steps, 0.64 with 8, 3.7 with 2, 16.3 with 1
+(`make demo`).
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.learning_rate_warmup_steps = 100
     config.train.learning_rate_anneal_type = "linear"
-    config.train.adam_eps = 1e-6  # or else gradients that are rounding errors move biases that do nothing
+    config.train.adam_eps = 1e-6  # with 1e-8, rounding errors as gradients would move biases that have no effect
     config.train.ema_decay = 0.995
     config.train.log_loss_every_steps = 100
     config.train.checkpoint_every_secs = 30

@@ -1,7 +1,8 @@
-"""Base model of the embedded example that can be guided: `digits_base.py` with classes.
+"""Base model of the built-in example that can be guided: `digits_base.py` with classes.
 
-180,129 parameters; as long a training, a tenth of the images without their class. Of 2,000 samples in 64 steps a
-classifier sees the asked class in 96.7% without guidance, 99.9% with a weight of 1.
+180,129 parameters; as many updates as `digits_base.py`, with a tenth of the images without their label. Of 2,000
+samples with 64 steps, a classifier recognizes the requested class in 96.7% without guidance, and in 99.9% with guidance
+weight 1.
 
     python scripts/train.py --config=configs/digits_guided_base.py --workdir=runs/digits_guided/base
     python scripts/sample.py --checkpoint=runs/digits_guided/base --guidance=1 --num_steps=64 --out=guided.png

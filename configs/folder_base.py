@@ -1,15 +1,17 @@
-"""A teacher for images of your own, any folder of them, at 64x64.
+r"""A base model for your own images at 64x64.
 
-44,173,827 parameters; 100,000 updates of 64 images, with random flips: fit for some thousand images to some hundred
-thousand. One GPU: it takes 1.0 EFLOP, 2.8 hours on a device that sustains 100 TFLOP/s (calculated from the program, not
-timed). FID: it depends on your images; the ladder's report compares its models with them.
+44,173,827 parameters; 100,000 updates of 64 images, with random flips. It suits some thousand to some hundred thousand
+images. Cost: 1.0 EFLOP, 2.8 hours on one GPU at 100 TFLOP/s (calculated, not timed).
+FID: the ladder's report compares its models with your images.
 
     python scripts/train.py --config=configs/folder_base.py --config.dataset.args.path=my_images \
         --workdir=runs/mine/base
 
-Sub-folders become classes with --config.dataset.args.class_conditional=True. For 32x32 set
---config.dataset.args.image_size=32; for 128x128 set it to 128 and --config.model.args.ch_mult="(1,1,2,2,2)". Text and
-other images that must not be mirrored need --config.dataset.args.randflip=False.
+Change the config with flags:
+
+* --config.dataset.args.class_conditional=True: subfolders are classes.
+* --config.dataset.args.image_size=32: smaller images. For 128x128, also set --config.model.args.ch_mult="(1,1,2,2,2)".
+* --config.dataset.args.randflip=False: no flips, for text and other images that must not be mirrored.
 """
 
 from ml_collections import ConfigDict

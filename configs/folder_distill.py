@@ -1,13 +1,13 @@
-"""A ladder for images of your own: the model of `folder_base.py`, from 256 sampling steps to 1.
+r"""A ladder for your own images: the model of `folder_base.py`, from 256 sampling steps to 1.
 
-44,173,827 parameters; 8 halvings of 10,000 updates, 20,000 for 2 steps and for 1. One GPU: it takes 1.7 EFLOP, 4.7
-hours on a device that sustains 100 TFLOP/s (calculated from the program, not timed).
-FID: it depends on your images; the ladder's report compares its models with them.
+44,173,827 parameters; 8 students: 10,000 updates each, 20,000 for 2 steps and for 1 step. Cost: 1.7 EFLOP, 4.7 hours on
+one GPU at 100 TFLOP/s (calculated, not timed).
+FID: the ladder's report compares its models with your images.
 
     python scripts/distill.py --config=configs/folder_distill.py --config.dataset.args.path=my_images \
         --config.distillation.teacher_checkpoint_path=runs/mine/base --workdir=runs/mine/ladder
 
-Give every flag that the base model was trained with.
+Repeat every flag that you trained the base model with.
 """
 
 from pathlib import Path

@@ -1,13 +1,16 @@
-"""A teacher for images of your own on a CPU: any folder of them, at 32x32.
+r"""A base model for your own images on a CPU, at 32x32.
 
-1,192,387 parameters; 4,000 updates of 64 images in bfloat16, with random flips: fit for some hundred images. Two CPU
-cores: 26 minutes, at 150 to 190 images/s.
+1,192,387 parameters; 4,000 updates of 64 images in bfloat16, with random flips. It suits some hundred images. Two CPU
+cores take 26 minutes, at 150 to 190 images/s.
 
     python scripts/train.py --config=configs/folder_small_base.py --config.dataset.args.path=my_images \
         --workdir=runs/mine/base
 
-Sub-folders become classes with --config.dataset.args.class_conditional=True. More images want more updates,
---config.train.num_train_steps=10000; text must not be mirrored, --config.dataset.args.randflip=False.
+Change the config with flags:
+
+* --config.dataset.args.class_conditional=True: subfolders are classes.
+* --config.train.num_train_steps=10000: more updates, for more images.
+* --config.dataset.args.randflip=False: no flips, for text and other images that must not be mirrored.
 """
 
 from ml_collections import ConfigDict

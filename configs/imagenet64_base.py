@@ -1,13 +1,13 @@
 """The paper's teacher for ImageNet: 64x64, conditional on 1,000 classes.
 
-295,905,222 parameters; 550,000 updates of 2,048 images, with random flips. The paper trained it on 64 TPUv4 chips. It
-takes 717 EFLOP: 31 hours on 64 devices that sustain 100 TFLOP/s each (calculated from the program, not timed).
-FID: the paper gives it in figure 4 alone; for its students' see `imagenet64_distill.py`.
+295,905,222 parameters; 550,000 updates of 2,048 images, with random flips. The paper used 64 TPUv4 chips. Cost: 717
+EFLOP, 31 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
+FID: the teacher's only as a curve, in the paper's figure 4; for the students', see `imagenet64_distill.py`.
 
     python scripts/prepare_data.py --dataset=imagenet2012
     python scripts/train.py --config=configs/imagenet64_base.py --workdir=runs/imagenet64/base
 
-With --config.dataset.args.pre_shrunk=True it reads imagenet_resized/64x64, which can be downloaded freely.
+With --config.dataset.args.pre_shrunk=True, it reads imagenet_resized/64x64, which TFDS downloads freely.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""A teacher for ImageNet, 64x64, that can be guided: that of `imagenet64_base.py`.
+"""A base model for ImageNet, 64x64, that can be guided: the model of `imagenet64_base.py`.
 
-295,905,222 parameters. A tenth of the images come without their class, as in Ho & Salimans (2022); all else is the
-unguided model's, and nothing was trained or tuned here.
+295,905,222 parameters. A tenth of the images are trained without their label, as in Ho & Salimans (2022). All other
+settings are those of `imagenet64_base.py`; they are not tuned.
 
     python scripts/prepare_data.py --dataset=imagenet2012
     python scripts/train.py --config=configs/imagenet64_guided_base.py --workdir=runs/imagenet64_guided/base

@@ -1,7 +1,7 @@
-"""Stage 2 of Meng et al. (2023) for ImageNet, 64x64: from 1024 sampling steps to 1.
+r"""Stage 2 of Meng et al. (2023) for ImageNet, 64x64: from 1024 sampling steps to 1.
 
-296,644,038 parameters; the student of `imagenet64_guided_student.py`, and 10 halvings as in `imagenet64_distill.py`,
-of teachers and students that take the weight of guidance alike. Nothing was tuned here.
+296,644,038 parameters; the first teacher is the student of `imagenet64_guided_student.py`. 10 students, trained as in
+`imagenet64_distill.py`. Teachers and students take a guidance weight. The settings are not tuned.
 
     python scripts/distill.py --config=configs/imagenet64_guided_distill.py \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/student/steps_1024 \

@@ -1,8 +1,8 @@
-"""Stage 1 of Meng et al. (2023) for ImageNet, 64x64: a student that takes the weight of guidance.
+r"""Stage 1 of Meng et al. (2023) for ImageNet, 64x64: a student that takes a guidance weight.
 
-296,644,038 parameters; the teacher is that of `imagenet64_guided_base.py`. Weights from 0 to 4, as in the paper, at
-the times of 1024 sampling steps. The number of updates and the learning rate are those of a halving in
-`imagenet64_distill.py`; nothing was tuned here.
+296,644,038 parameters; the teacher is the model of `imagenet64_guided_base.py`. Guidance weights are from 0 to 4, as in
+the paper, at the times of 1024 sampling steps. The number of updates and the learning rate are those of one student of
+`imagenet64_distill.py`; they are not tuned.
 
     python scripts/distill.py --config=configs/imagenet64_guided_student.py \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/base \

@@ -1,7 +1,7 @@
-"""Coloured letters with classes, to be guided: 10,400 images of 32x32, in the typefaces that come with matplotlib.
+"""A base model of colored letters that can be guided: 10,400 images of 32x32, in matplotlib's typefaces.
 
-1,195,843 parameters; `mnist_base.py` on other data, with 8,000 updates: after 2,000 the colours are right and the
-letters are not. Two CPU cores: 45 minutes, at 190 images/s (JAX 0.12).
+1,195,843 parameters; `mnist_base.py` with other data and 8,000 updates. After 2,000 updates, the colors are right and
+the letters are not. Two CPU cores take 45 minutes, at 190 images/s (JAX 0.12).
 
     python scripts/train.py --config=configs/letters_base.py --workdir=runs/letters/base
 """
