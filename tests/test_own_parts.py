@@ -1,15 +1,21 @@
-"""A source, a network and a method of one's own, through the scripts, by their names."""
+"""Sources, networks and methods of the user's own, which a config names as 'package.module:function'."""
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
-from helpers.runs import OWN_PARTS, ROOT, run_together
+from helpers.runs import OWN_PARTS, ROOT, call, run_together
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.checkpoints import load
+from diffusion_distillation.diffusion import make_denoiser, q_sample
+from diffusion_distillation.losses import data_target
+from diffusion_distillation.methods import Denoisers, Rung, make_method
 from diffusion_distillation.networks.model import make_network
+from diffusion_distillation.schedules import get_logsnr_schedule
 
 FLAGS = [
     "--config.dataset.name=helpers.own_parts:stripes",
@@ -47,6 +53,46 @@ def test_through_the_scripts(tmp_path, monkeypatch):
     log = (ladder / "steps_0002" / "metrics.jsonl").read_text().splitlines()
     assert all(np.isfinite(json.loads(line)["loss"]) for line in log)
     assert from_checkpoint(ladder / "steps_0001").num_steps == 1
+
+
+@pytest.fixture
+def distill_with_mixed(tmp_path, monkeypatch):
+    """Runs scripts/distill.py --print_config with the method `mixed` of docs/own_parts.md and these flags."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_parts.md").read_text(), re.DOTALL)
+    [example] = [block for block in blocks if "def mixed" in block]
+    (tmp_path / "my_methods.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--config=configs/digits_distill.py", "--config.distillation.teacher_checkpoint_path=digits"]
+    flags += ["--config.distillation.method=my_methods:mixed", f"--workdir={tmp_path / 'run'}", "--print_config"]
+    return lambda *more, **kwargs: call("distill", *flags, *more, **kwargs)
+
+
+def test_options_of_a_method_come_from_the_command_line(distill_with_mixed):
+    """They reach the method: with data_weight=1, its target is the data."""
+    printed = json.loads(distill_with_mixed("--config.distillation.args.data_weight=1"))
+    assert printed["distillation"]["args"] == {"data_weight": 1.0, "weight_type": "snr_trunc"}
+    method = make_method(cfg.resolve(cfg.ConfigDict(printed)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    times = method.times(keys[:2], 0, Rung(4, 2))
+    x, eps = jax.random.normal(keys[2], (2, 2, 8, 8, 1))
+    schedule = get_logsnr_schedule("cosine")
+    z = q_sample(x, eps, schedule(times.t))
+    teacher = make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    target = method.target(Denoisers(teacher, student=None, average=None), x, eps, z, times)
+    expected = data_target(x, eps, schedule(times.t))
+    jax.tree.map(np.testing.assert_array_equal, target, expected)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("data_weight=much", "--config.distillation.args.data_weight=much: could not convert string to float"),
+        ("weight_type=snr", "config.distillation.args.weight_type='snr' is not one of ['snr_trunc', 'v_mse']"),
+        ("data_wieght=1", "data_wieght"),
+    ],
+)
+def test_a_bad_option_of_the_users_method_is_named(distill_with_mixed, flag, message):
+    assert message in distill_with_mixed(f"--config.distillation.args.{flag}", fails=True)
 
 
 def config_with(name, **args):

@@ -49,8 +49,9 @@ def test_the_first_images_come_as_shown():
     assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
 
 
-def test_every_block_is_run_here_or_in_interop():
+def test_every_block_is_run_in_a_test():
     elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
+    elsewhere += blocks_with("def mixed")  # test_own_parts.py
     run_here = [block for name in ("two_step_target", "edm_denoiser", "from_checkpoint") for block in blocks_with(name)]
     assert sorted(elsewhere + run_here) == sorted(BLOCKS)
 
@@ -121,7 +122,8 @@ def test_the_fields_are_there():
         fields = config.load(ROOT / path)
         config.add_missing(fields)
         for name in re.findall(r"--config\.([\w.]+)=", flags):
-            assert name in names(fields) or name.startswith("dataset.args."), name
+            args = ("dataset.args.", "distillation.args.") if "distillation.method=" in flags else ("dataset.args.",)
+            assert name in names(fields) or name.startswith(args), name
     for name in re.findall(r"`((?:train|model|eval)\.[\w.]+)", PAGES):
         assert name in names(config.defaults()), name
     base = config.load(ROOT / "configs" / "folder_distill.py")

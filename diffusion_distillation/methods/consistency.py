@@ -213,8 +213,8 @@ def pair_distance(tau: Float[Array, "batch"], phase: Count) -> Float[Array, "bat
       tau: tan(angle) where the first step starts.
       phase: the phase of the tuning, from 0.
 
-    >>> pair_distance(jnp.array([0.1, 10.0]), phase=3).round(4)
-    Array([0.3, 0.0627], dtype=float32)
+    >>> [round(float(part), 4) for part in pair_distance(jnp.array([0.1, 10.0]), phase=3)]
+    [0.3, 0.0625]
     """
     return jnp.minimum(0.5 ** jnp.asarray(phase + 1, jnp.float32) * (1 + 8 * jax.nn.sigmoid(-tau)), 1)
 
