@@ -190,7 +190,7 @@ def test_a_config_of_the_published_schema_runs():
     [
         ("train.learning_rat", 1e-3, r"Unknown field config.train.learning_rat. Did you mean 'learning_rate'\?"),
         ("modle", {}, r"Unknown field config.modle. Did you mean 'model'\?"),
-        ("model.mean_type", "epsilon", r"config.model.mean_type='epsilon' is not one of \['x', 'eps', 'v', 'both'\]"),
+        ("model.mean_type", "epsilon", r"config.model.mean_type='epsilon' is not one of \['x', 'eps', 'v', 'both'"),
         ("model.mean_loss_weight_type", "snr_trnc", r"is not one of .* Did you mean 'snr_trunc'\?"),
         (
             "sampler",
