@@ -20,7 +20,7 @@ def printed_config(script, *flags):
 def test_help_lists_flags_and_fields(capsys):
     assert main("train", *BASE, "--help") == 0
     shown = capsys.readouterr().out
-    for line in ("Trains a base model.", "  --workdir: ", "  --\\[no\\]dry_run: ", "  --coordinator: "):
+    for line in ("Train a base model.", "  --workdir: ", "  --\\[no\\]dry_run: ", "  --coordinator: "):
         assert re.search(f"^{line}", shown, re.M), line
     assert re.search(r"^  --config.train.batch_size=32 +int, must be set$", shown, re.M)
     assert "config.distillation" not in shown
