@@ -1,4 +1,4 @@
-"""The picture in docs/architecture.md is the package: every room is in it, and no import goes up."""
+"""The imports of the package follow the picture in docs/architecture.md, and tests share code through helpers alone."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def rooms_from_top_to_bottom():
-    """The rooms of the picture, floor by floor and from left to right."""
+    """The rooms in the picture, floor by floor and from left to right."""
     _, picture, *_ = PAGE.split("```")
     columns = [line[14:52].split() for line in picture.splitlines()[3:] if "↓" not in line]
     return [name.rstrip("/") for floor in columns for name in floor]
@@ -23,7 +23,7 @@ def rooms_of_the_package():
 
 
 def imported_rooms(path):
-    """The rooms that a module imports from, inside functions too."""
+    """The rooms from which a module imports, at its top or inside functions."""
     folder = list(path.relative_to(PACKAGE).parent.parts)
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -45,6 +45,22 @@ def test_rooms_import_only_from_below_and_from_the_right():
         if room not in ("__init__", "__main__"):
             upward = [other for other in imported_rooms(path) - {room} if order[other] < order[room]]
             assert not upward, f"{path.relative_to(ROOT)} imports from {upward}, which is above {room}"
+
+
+def imported_modules(path):
+    """The full names of all modules and members that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def test_no_test_imports_another_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in imported_modules(path):
+            tests = [part for part in name.split(".") if part.startswith("test_") or part == "conftest"]
+            assert not tests, f"{path.relative_to(ROOT)} imports {name}. Move what they share to tests/helpers/."
 
 
 def test_the_registries_that_the_page_names_exist():

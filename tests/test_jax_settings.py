@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.models import KEY, SHAPE, WAYS, make_model
-from helpers.steps import AFFINE, NETWORK, SOURCE, make_config
-from methods.test_targets import METHODS
+from helpers.steps import AFFINE, METHODS, NETWORK, SOURCE, make_config
 
 from diffusion_distillation.config import rung_config
 from diffusion_distillation.data import read_batches

@@ -7,6 +7,7 @@ from flax import linen as nn
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.methods import make_method
+from diffusion_distillation.networks.unet import dropout, dropout_seeds
 from diffusion_distillation.training.loop import make_runner
 from diffusion_distillation.training.step import init_state
 
@@ -20,6 +21,15 @@ class Affine(nn.Module):
     def __call__(self, z, logsnr, y=None, *, train=False, index=None):
         scale = self.param("dense0", nn.initializers.constant(0.3), (8, 8, 1))
         return z * scale + self.param("bias", nn.initializers.zeros, (1,))
+
+
+class Dropping(nn.Module):
+    """A network that drops out most of its output in training."""
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+        out = z * self.param("scale", nn.initializers.ones, ())
+        return dropout(out, dropout_seeds(self.make_rng("dropout"), index), 0.9) if train else out
 
 
 NETWORK = Affine()
@@ -40,6 +50,20 @@ def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train
         config.distillation = dict(teacher_checkpoint_path="-", start_num_steps=8) | distillation
     return cfg.resolve(config)
 
+
+ADDIM = dict(teacher_step="addim")
+# The `distillation` section of every method, for `make_config`.
+METHODS = {
+    "progressive": dict(),
+    "adjusted": ADDIM,
+    "factor 8": dict(start_num_steps=None, rungs=(64, 8, 1)),
+    "tract": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1)),
+    "tract, adjusted": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1), addim_rungs=2, **ADDIM),
+    "distillation": dict(method="consistency", start_num_steps=64, end_num_steps=4),
+    "distillation, adjusted": dict(method="consistency", start_num_steps=64, **ADDIM),
+    "training": dict(method="consistency", start_num_steps=64, end_num_steps=4, args=dict(kind="training")),
+    "tuning": dict(method="consistency", start_num_steps=64, args=dict(kind="training", times="tuning", norm="norm")),
+}
 
 # Settings of `run`, and fields of `train`, that give the same result as none.
 WAYS = {

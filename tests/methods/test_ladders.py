@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 from helpers.small_runs import SOURCE, ladder_of, make_config, stop_at
-from helpers.steps import AFFINE, WAYS, run
+from helpers.steps import AFFINE, METHODS, WAYS, run
 from helpers.steps import make_config as training_config
-from methods.test_targets import METHODS
 
 from diffusion_distillation.checkpoints import Checkpoints, load
 from diffusion_distillation.methods import make_method

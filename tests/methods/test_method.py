@@ -4,26 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from helpers.steps import AFFINE, SOURCE, make_config, run
+from helpers.steps import AFFINE, SOURCE, Dropping, make_config, run
 
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Method, Rung, Times, make_method
-from diffusion_distillation.networks.unet import dropout, dropout_seeds
 from diffusion_distillation.training.step import Teacher
 
 BATCH = next(read_batches(SOURCE, 0, range(1), 16))
-
-
-class Dropping(nn.Module):
-    """A network that drops out most of its output in training."""
-
-    @nn.compact
-    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
-        out = z * self.param("scale", nn.initializers.ones, ())
-        return dropout(out, dropout_seeds(self.make_rng("dropout"), index), 0.9) if train else out
 
 
 def use(monkeypatch, method):

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracle
-from helpers.steps import make_config
+from helpers.steps import ADDIM, METHODS, Dropping, make_config
 from hypothesis import given
 from hypothesis import strategies as st
-from methods.test_method import Dropping
 
 from diffusion_distillation.diffusion import Prediction, make_denoiser, q_sample
 from diffusion_distillation.distillation import several_step_target, two_step_target
@@ -23,18 +22,6 @@ from diffusion_distillation.training.step import Teacher, init_state, make_train
 
 SHAPE = (8, 4, 4, 1)
 ANGLES = {"cosine": oracle.cosine_angle, "nichol_dhariwal": oracle.nichol_dhariwal_angle}
-ADDIM = dict(teacher_step="addim")
-METHODS = {
-    "progressive": dict(),
-    "adjusted": ADDIM,
-    "factor 8": dict(start_num_steps=None, rungs=(64, 8, 1)),
-    "tract": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1)),
-    "tract, adjusted": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1), addim_rungs=2, **ADDIM),
-    "distillation": dict(method="consistency", start_num_steps=64, end_num_steps=4),
-    "distillation, adjusted": dict(method="consistency", start_num_steps=64, **ADDIM),
-    "training": dict(method="consistency", start_num_steps=64, end_num_steps=4, args=dict(kind="training")),
-    "tuning": dict(method="consistency", start_num_steps=64, args=dict(kind="training", times="tuning", norm="norm")),
-}
 
 
 def made(name, schedule):

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.runs import OWN_PARTS, call, run_together
-from helpers.steps import make_config
-from methods.test_targets import METHODS
+from helpers.steps import METHODS, make_config
 
 from diffusion_distillation.diffusion import predict
 from diffusion_distillation.methods import Denoisers, ladder_rungs, make_method
