@@ -33,7 +33,7 @@ def number_of_parameters(network, image_shape, num_classes):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_file_builds(path):
+def test_every_config_file_makes_a_network_of_the_stated_size(path):
     config = cfg.load(path)
     if "distillation" in config:
         config.distillation.teacher_checkpoint_path = "somewhere"
@@ -44,8 +44,8 @@ def test_every_config_file_builds(path):
     assert f"\n{number_of_parameters(network, image_shape, num_classes):,} parameters" in path.read_text()
 
 
-def test_the_papers_configs_of_other_methods():
-    """Their settings, by name; all else is the base model's."""
+def test_configs_of_other_papers_have_their_settings():
+    """The dataset and the parameterization are those of the base model."""
     found = {}
     for name in ("cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"):
         config = cfg.load(CONFIGS[0].with_name(f"{name}.py"))
@@ -87,7 +87,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_configs(name):
+def test_configs_of_the_paper_have_its_settings(name):
     ch, mult, emb, attn, heads, head_dim, dropout, mean, batch, rate, distill_rate, start, steps, decay = PAPER[name]
     base, ladder = (cfg.load(CONFIGS[0].with_name(f"{name}_{kind}.py")) for kind in ("base", "distill"))
     ladder.distillation.teacher_checkpoint_path = "somewhere"
@@ -120,7 +120,7 @@ def test_the_papers_configs(name):
     assert lengths == [50_000, 50_000, 100_000, 100_000]
 
 
-def test_the_seed_projects_config():
+def test_the_cars_configs_have_the_seed_projects_settings():
     base, ladder = (cfg.load(CONFIGS[0].with_name(f"cars64_{kind}.py")) for kind in ("base", "distill"))
     assert base.train.batch_size == ladder.train.batch_size == 32
     assert base.train.learning_rate == 10 * ladder.train.learning_rate == 1e-3
@@ -133,8 +133,8 @@ def test_resolving_twice_changes_nothing():
     assert cfg.resolve(ConfigDict(once.to_dict())).to_json() == once.to_json()
 
 
-def test_a_config_of_the_published_schema_runs():
-    """No fields of ours; lists where we have tuples; the schedules' arguments spelled out."""
+def test_a_config_of_the_published_schema_resolves():
+    """It has none of our own fields, lists for tuples, and all arguments of the schedules."""
     schedule = dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0)
     published = ConfigDict(
         dict(
@@ -254,7 +254,7 @@ def test_a_config_of_the_published_schema_runs():
         ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
     ],
 )
-def test_errors(field, value, message):
+def test_bad_fields_are_refused(field, value, message):
     given = ladder().to_dict()
     *sections, name = field.split(".")
     section = given
@@ -298,8 +298,8 @@ def test_old_sections_of_methods_are_accepted():
     assert cfg.resolve(ConfigDict(stored)).to_json() == cfg.resolve(ladder()).to_json()
 
 
-def test_a_ladder_keeps_nothing_of_its_teachers_training():
-    """Students do not inherit the base's anneal and start: their learning rate falls to 0 over their own length."""
+def test_a_ladder_does_not_inherit_its_teachers_anneal_and_start():
+    """The learning rate of a student falls to 0 over its own updates."""
     trained = base()
     trained.train.learning_rate_anneal_steps, trained.train.init_from = 2000, "runs/other"
     config = cfg.distillation_of(trained)
@@ -308,13 +308,13 @@ def test_a_ladder_keeps_nothing_of_its_teachers_training():
     assert learning_rate(student)(119) == pytest.approx(student.learning_rate / 120)
 
 
-def test_a_student_without_overrides_of_its_own():
+def test_overrides_of_none_count_as_unset():
     config = ladder()
     config.distillation.stages = {"1": None}
     assert cfg.resolve(config).distillation.stages.to_dict() == {}
 
 
-def test_the_listing_has_every_field():
+def test_the_listing_shows_each_field_with_its_value_and_type():
     config = base()
     config.model.args.ch_mult = (1, 2)
     lines = "\n".join(cfg.listing("config", config))
@@ -330,7 +330,7 @@ def test_the_listing_has_every_field():
     assert re.search(r"^--config.distillation.args.times=grid +one of grid, tuning$", consistency, re.M)
 
 
-def test_stage():
+def test_a_student_gets_the_overrides_of_its_rung():
     config = ladder()
     config.train.learning_rate_anneal_steps = 150
     config.distillation.stages = {

@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and print what they show."""
+"""The examples in docstrings run and print what they show."""
 
 import ast
 import doctest
@@ -26,7 +26,7 @@ def test_examples_print_what_they_show(name):
 
 
 def _docstrings(path):
-    """The docstrings of a file, those of functions that are wrapped at run time too."""
+    """The docstrings in a file, including those of functions that a decorator replaces."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
     return [ast.get_docstring(node) or "" for node in nodes]

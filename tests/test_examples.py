@@ -1,4 +1,4 @@
-"""The notebooks of examples/ show what they showed when they were stored, and the script in it runs."""
+"""The notebooks of examples/ show their stored outputs, and minimal.py trains."""
 
 import os
 import re
@@ -12,11 +12,11 @@ import pytest
 from helpers.runs import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-NUMBER = re.compile(r"\d[\d.,:]*|/tmp/\S+|\btmp\w+")  # numbers, and folders of the day, are others on other machines
+NUMBER = re.compile(r"\d[\d.,:]*|/tmp/\S+|\btmp\w+")  # numbers and temporary folders depend on the machine
 
 
 def shown(notebook):
-    """The kinds of all outputs; of texts, what is no number."""
+    """The kinds of all outputs, and printed lines without numbers."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
@@ -37,10 +37,10 @@ def test_the_minimal_script_trains_a_ladder_and_saves_a_picture(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_shows_what_is_stored(path, tmp_path, monkeypatch):
+def test_a_notebook_shows_the_stored_outputs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")  # of any CPU, and so said of none
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")  # they train for a while
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")  # stored outputs must not depend on the CPU
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")  # notebooks train
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     stored, run = nbformat.read(path, 4), nbformat.read(path, 4)
     for cell in run.cells:
@@ -53,7 +53,7 @@ def test_it_shows_what_is_stored(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_stored_as_it_was_run(path):
+def test_a_notebook_is_small_and_stored_in_the_order_of_its_run(path):
     assert path.stat().st_size < 200_000
     cells = nbformat.read(path, 4).cells
     counts = [cell.execution_count for cell in cells if cell.cell_type == "code"]

@@ -1,4 +1,4 @@
-"""Guidance: of models that know images of no class, and of students that take its weight."""
+"""Guidance of base models that are trained with label dropout, and of students that take the weight as an input."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ LABELLED = load_source("digits", class_conditional=True)
 WEIGHTS = np.array([-1.0, 0.0, 1.0, 3.0], np.float32)
 
 
-class Told(nn.Module):
-    """z scaled, and what it is told added to it."""
+class Conditioned(nn.Module):
+    """A network that scales z and adds the label and the guidance weight."""
 
     guidance_range: tuple[float, float] | None = None
 
@@ -36,7 +36,7 @@ class Told(nn.Module):
 
 @pytest.fixture(scope="module")
 def guidable():
-    """A base model that knows images of no class."""
+    """A base model that was trained with label dropout."""
     return make_model(label_dropout=0.1, unet=True)
 
 
@@ -47,8 +47,8 @@ def raw_outputs(params, metadata, z, logsnr, y):
 
 @pytest.mark.parametrize("mean_type", ["x", "eps", "v"])
 @pytest.mark.parametrize("clip", [True, False])
-def test_the_guided_denoiser_against_float64(guidable, mean_type, clip):
-    """(1 + w) x(class) - w x(no class), of x, eps and v alike; what is clipped is the guided x."""
+def test_the_guided_denoiser_matches_float64(guidable, mean_type, clip):
+    """(1 + w) x(class) - w x(no class), and likewise for eps and v. Clipping applies to the guided x."""
     params, metadata = guidable
     network, z, logsnr = make_network(metadata.config.model, SHAPE, 3), noise(KEY, 4), np.float32(0.5)
     condition = {"y": np.array([2, 0, 1, 2]), "guidance": WEIGHTS}
@@ -63,19 +63,18 @@ def test_the_guided_denoiser_against_float64(guidable, mean_type, clip):
         eps = (z - alpha * x) / sigma
         return x, eps, alpha * eps - sigma * x
 
-    told = completed(mean_type, raw_outputs(params, metadata, z, logsnr, condition["y"]))
-    untold = completed(mean_type, raw_outputs(params, metadata, z, logsnr, np.full(4, -1)))
+    conditional = completed(mean_type, raw_outputs(params, metadata, z, logsnr, condition["y"]))
+    unconditional = completed(mean_type, raw_outputs(params, metadata, z, logsnr, np.full(4, -1)))
     w = WEIGHTS.astype(np.float64).reshape(-1, 1, 1, 1)
-    expected = [(1 + w) * a - w * b for a, b in zip(told, untold, strict=True)]
+    expected = [(1 + w) * a - w * b for a, b in zip(conditional, unconditional, strict=True)]
     if clip:
         expected = completed("x", np.clip(expected[0], -1, 1))
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)  # rounding grows with the weight
-    assert np.any(np.abs(expected[0] - told[0])[2:] > 1e-3)  # it matters
+    for got, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)  # rounding grows with the weight
+    assert np.any(np.abs(expected[0] - conditional[0])[2:] > 1e-3)  # guidance has an effect
 
 
-def test_no_class_is_told_by_nothing(guidable):
-    """Its embedding is the bias alone, in which all classes share."""
+def test_the_embedding_of_no_class_is_the_bias_alone(guidable):
     params, metadata = guidable
     z = noise(KEY, 2)
     without = {**params, "class_emb": {**params["class_emb"], "kernel": np.zeros_like(params["class_emb"]["kernel"])}}
@@ -87,31 +86,31 @@ def test_no_class_is_told_by_nothing(guidable):
 
 
 @pytest.mark.parametrize(("weights", "rows"), [(None, 8), ((0.0, 4.0), 4)])
-def test_a_step_is_one_call(weights, rows, cosine):
-    """Of twice the batch; a student that takes the weight needs no more than the batch."""
+def test_a_guided_step_is_one_network_call(weights, rows, cosine):
+    """Its batch is twice as large. A student that takes the weight as an input needs only the batch itself."""
     calls = []
 
-    class Counted(Told):
+    class Counted(Conditioned):
         @nn.compact
         def __call__(self, z, logsnr, y=None, *, guidance=None):
             calls.append(len(z))
-            return Told.__call__(self, z, logsnr, y, guidance=guidance)
+            return Conditioned.__call__(self, z, logsnr, y, guidance=guidance)
 
     condition = {"y": np.arange(4), "guidance": np.full(4, 2.0, np.float32)}
     denoise = network_denoiser(Counted(weights), {"scale": 1.0}, "v", condition)
     jax.eval_shape(lambda z: sampling.ddim(denoise, z, cosine, 8), noise(KEY, 4))
-    assert calls == [rows]  # of the loop over steps, which is traced once
+    assert calls == [rows]  # the loop over steps is traced once
 
 
 def assert_same_pictures(one, other):
-    """But for pixels between two grey levels: programs for other numbers of images round otherwise."""
+    """Check that images are equal up to rounding, which depends on the number of images per program."""
     apart = np.abs(one.astype(int) - other)
     assert apart.max() <= 1 and np.mean(apart) < 0.01
 
 
 @pytest.mark.parametrize(("of", "parallel"), [("base", "jit"), ("student", "pmap")])
-def test_samples(of, parallel, guidable, monkeypatch):
-    """They depend on their key, number, class and weight alone; each may have a weight of its own."""
+def test_guided_samples_depend_on_their_key_number_class_and_weight_alone(of, parallel, guidable, monkeypatch):
+    """Each sample may have its own weight."""
     options = dict(label_dropout=0.1) if of == "base" else dict(guidance_range=(0.0, 4.0), num_steps=4)
     model = make_model(parallel=parallel, **options, unet=of == "base")
     pipeline, z = Pipeline(*model), noise(KEY, 10)
@@ -127,13 +126,13 @@ def test_samples(of, parallel, guidable, monkeypatch):
     assert np.any(threes != images)
     zeros = pipeline.sample(KEY, 10, guidance=0.0)
     assert_same_pictures(zeros, pipeline.sample(KEY, 10))
-    if of == "base":  # the conditional model itself, and not to rounding
+    if of == "base":  # bit for bit the conditional model
         np.testing.assert_array_equal(zeros, Pipeline(*make_model(parallel=parallel, unet=True)).sample(KEY, 10))
     monkeypatch.setattr(module, "data_mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
     assert_same_pictures(images, Pipeline(*model).sample(KEY, 10, guidance=weights))
 
 
-def test_the_configs_weight_and_the_denoisers(guidable):
+def test_the_configs_weight_is_the_default(guidable):
     params, metadata = make_model(label_dropout=0.1, eval_guidance=2.0, unet=True)
     pipeline, plain, z = Pipeline(params, metadata), Pipeline(*guidable), noise(KEY, 3)
     np.testing.assert_array_equal(pipeline.sample(KEY, 3), plain.sample(KEY, 3, guidance=2.0))
@@ -147,19 +146,19 @@ def test_the_configs_weight_and_the_denoisers(guidable):
     assert np.abs(each - plain.denoiser(labels)(z, 0.5).x)[1:].max() > 1e-3
 
 
-def test_a_student_begins_as_its_teacher_whatever_the_weight():
+def test_a_student_starts_as_its_teacher_whatever_the_weight():
     params, metadata = make_model(unet=True)
     config = make_model(guidance_range=(0.0, 4.0), unet=True)[1].config
     network = make_network(config.model, SHAPE, 3)
-    begun = extended(params, init_params(network, jax.random.key(7), SHAPE, 3))
-    assert set(begun) - set(params) == {"guidance0", "guidance1"}
+    initial = extended(params, init_params(network, jax.random.key(7), SHAPE, 3))
+    assert set(initial) - set(params) == {"guidance0", "guidance1"}
     z, y = noise(KEY, 4), np.array([0, 1, 2, 0])
-    out = network.apply({"params": begun}, z, 0.5, y, guidance=jnp.asarray(np.abs(WEIGHTS)))
+    out = network.apply({"params": initial}, z, 0.5, y, guidance=jnp.asarray(np.abs(WEIGHTS)))
     teacher = make_network(metadata.config.model, SHAPE, 3)
     np.testing.assert_array_equal(out, teacher.apply({"params": params}, z, 0.5, y))
-    moved = jax.tree.map(lambda leaf: leaf + 0.1, begun)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, initial)
     one, other = (network.apply({"params": moved}, z, 0.5, y, guidance=jnp.full(4, w)) for w in (0.0, 3.0))
-    assert np.abs(one - other).max() > 1e-3  # later it does matter
+    assert np.abs(one - other).max() > 1e-3  # after training, the weight has an effect
 
 
 def guided_config(method, train=None, **distillation):
@@ -177,12 +176,12 @@ BATCH = {"image": np.stack([LABELLED[np.array([i])]["image"][0] for i in range(6
 @pytest.mark.parametrize(
     ("method", "teacher_takes_it"), [("guidance", False), ("progressive", False), ("progressive", True)]
 )
-def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, teacher_takes_it, cosine):
-    """The step's loss and gradient, against float64: w and class go to teacher and student alike."""
+def test_teacher_and_student_get_the_same_weight_and_only_the_student_learns(method, teacher_takes_it, cosine):
+    """The loss and the gradient of a training step match float64."""
     config = guided_config(method, **(dict(start_num_steps=8) if method == "progressive" else dict(end_num_steps=4)))
     rung = make_method(config).rungs[0]
-    teacher_network = Told((1.0, 3.0) if teacher_takes_it else None)
-    step = jax.jit(make_train_step(config, make_method(config), Told((1.0, 3.0))))
+    teacher_network = Conditioned((1.0, 3.0) if teacher_takes_it else None)
+    step = jax.jit(make_train_step(config, make_method(config), Conditioned((1.0, 3.0))))
     teacher = Teacher({"scale": jnp.float32(-0.4)}, rung, None if teacher_takes_it else teacher_network)
     state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})
     new, metrics = step(state, jax.random.key(0), teacher, BATCH)
@@ -223,32 +222,32 @@ def test_both_are_told_the_same_and_gradients_flow_to_the_student_alone(method, 
 
 
 @pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
-def test_every_way_of_training_gives_the_same(way):
-    """Of a student whose teacher has a network of its own."""
+def test_a_guided_student_trains_alike_on_any_devices(way):
+    """The teacher's network differs from the student's."""
     found = []
     for how in ({}, WAYS[way]):
         how = dict(how)
         placed = {field: how.pop(field) for field in ("devices", "scan") if field in how}
         config = guided_config("guidance", how, end_num_steps=4)
-        teacher = Teacher({"scale": np.float32(-0.4)}, make_method(config).rungs[0], Told())
-        network, params = Told((1.0, 3.0)), {"scale": np.float32(0.7)}
+        teacher = Teacher({"scale": np.float32(-0.4)}, make_method(config).rungs[0], Conditioned())
+        network, params = Conditioned((1.0, 3.0)), {"scale": np.float32(0.7)}
         states, losses = run(config, 3, network=network, params=params, teacher=teacher, source=LABELLED, **placed)
         found.append((states[-1].params["scale"], losses))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
 
 
-def test_label_dropout():
-    """A share of the labels, drawn for each example and step alone; the images, noise and times are as without."""
+def test_label_dropout_drops_a_share_of_the_labels_and_changes_nothing_else():
+    """Which labels are dropped depends on the example and the step only. Images, noise and times stay the same."""
     seen, dropped = {}, 0.25
 
-    class Telling(Told):
+    class Recording(Conditioned):
         @nn.compact
         def __call__(self, z, logsnr, y=None, *, train=False, index=None):
             jax.debug.callback(
                 lambda i, y, z: seen.update(zip(i.tolist(), zip(y, z, strict=True), strict=True)), index, y, z
             )
-            return Told.__call__(self, z, logsnr, y)
+            return Conditioned.__call__(self, z, logsnr, y)
 
     def labels_of(step, batch_rows=512, **train):
         config = make_config(batch_size=batch_rows, label_dropout=dropped, **train)
@@ -256,7 +255,7 @@ def test_label_dropout():
         batch = {name: value[rows] for name, value in BATCH.items()}
         state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})._replace(step=jnp.int32(step))
         jax.block_until_ready(
-            jax.jit(make_train_step(config, make_method(config), Telling()))(state, jax.random.key(0), None, batch)
+            jax.jit(make_train_step(config, make_method(config), Recording()))(state, jax.random.key(0), None, batch)
         )
         jax.effects_barrier()
         y, z = (np.stack([seen[i][part] for i in range(batch_rows)]) for part in (0, 1))
@@ -271,7 +270,7 @@ def test_label_dropout():
     np.testing.assert_array_equal(labels_of(3)[1], z)
 
 
-def test_errors(guidable):
+def test_guidance_weights_out_of_range_are_refused(guidable):
     base, z = Pipeline(*guidable), noise(KEY, 3)
     student = Pipeline(*make_model(guidance_range=(0.0, 4.0), num_steps=4))
     for draw, message in {
@@ -286,31 +285,52 @@ def test_errors(guidable):
     }.items():
         with pytest.raises(ValueError, match=message):
             draw()
-    for method, options, message in (
-        ("guidance", dict(end_num_steps=4, start_num_steps=8), "as many steps as its teacher"),
-        ("guidance", dict(end_num_steps=4, rungs=(4, 2)), "unset .* rungs"),
-        ("guidance", dict(end_num_steps=0), "at least 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            guided_config(method, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(end_num_steps=4, start_num_steps=8), "as many steps as its teacher"),
+        (dict(end_num_steps=4, rungs=(4, 2)), "unset .* rungs"),
+        (dict(end_num_steps=0), "at least 1"),
+    ],
+)
+def test_the_steps_of_the_guidance_method_are_those_of_its_teacher(options, message):
+    with pytest.raises(ValueError, match=message):
+        guided_config("guidance", **options)
+
+
+def test_the_guidance_method_needs_a_guidance_range():
     with pytest.raises(ValueError, match=r"set model.args.guidance_range=\(0.0, 4.0\)"):
         make_config(distillation=dict(method="guidance", start_num_steps=None, end_num_steps=4))
+
+
+def test_label_dropout_of_all_labels_is_refused():
     with pytest.raises(ValueError, match=r"label_dropout=1.0 must be below 1"):
         make_config(label_dropout=1.0)
+
+
+def test_a_base_model_takes_no_guidance_range():
     config = make_config().copy_and_resolve_references()
     with config.unlocked():
         config.model.args.guidance_range = (0.0, 4.0)
     with pytest.raises(ValueError, match="is for students of a ladder, which learn guidance from a teacher"):
         cfg.resolve(config)
-    for shown, weights, message in (
-        (1.0, None, "set config.train.label_dropout=0.1 for a base model, or config.model.args.guidance_range"),
-        (1.0, (2.0, 3.0), r"eval_guidance=1.0 must be within config.model.args.guidance_range=\(2.0, 3.0\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make_model(guidance_range=weights, eval_guidance=shown, unet=True)
-    for weights, classes, message in (
-        ((0.0, 0.0), 3, "the smallest weight"), ((-1.0, 1.0), 3, "at least 0"),
-        ((0.0, 4.0), 1, "for networks with classes"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            make_model(classes, guidance_range=weights, unet=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (dict(eval_guidance=1.0), "set config.train.label_dropout=0.1 for a base model, or config.model.args.guidance_range"),
+        (
+            dict(eval_guidance=1.0, guidance_range=(2.0, 3.0)),
+            r"eval_guidance=1.0 must be within config.model.args.guidance_range=\(2.0, 3.0\)",
+        ),
+        (dict(guidance_range=(0.0, 0.0)), "the smallest weight"),
+        (dict(guidance_range=(-1.0, 1.0)), "at least 0"),
+        (dict(guidance_range=(0.0, 4.0), num_classes=1), "for networks with classes"),
+    ],
+)
+def test_a_model_that_its_config_cannot_guide_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**model, unet=True)

@@ -1,4 +1,4 @@
-"""The hooks of scripts that train."""
+"""Hooks of the training scripts."""
 
 import sys
 import types
@@ -11,8 +11,8 @@ from diffusion_distillation import hooks
 from diffusion_distillation.errors import InputError
 
 
-def test_metrics_go_to_wandb(tmp_path, monkeypatch):
-    """With a stand-in for the package: a resumed run keeps its id, and each student has a step axis of its own."""
+def test_metrics_are_logged_to_wandb(tmp_path, monkeypatch):
+    """A resumed run keeps its id, and each student has its own step axis. A stand-in replaces the package."""
     calls = []
 
     class Run:
@@ -39,7 +39,7 @@ def test_metrics_go_to_wandb(tmp_path, monkeypatch):
     assert calls[5] == ("steps_0004/*", "steps_0004/step") and calls[6]["steps_0004/loss"] == 0.5
 
 
-def test_wandb_is_an_extra(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r'pip install -e ".\[wandb\]"'):
         hooks.wandb_hook("digits", epath.Path(tmp_path), ConfigDict())

@@ -5,7 +5,7 @@ HEAVY = ("orbax", "tensorflow", "tensorflow_datasets", "grain", "ml_collections"
 FLOORS = ("schedules", "diffusion", "sampling", "losses", "distillation", "networks.unet", "networks.model")
 
 
-def test_the_pure_floors_load_no_heavy_library():
+def test_the_pure_functions_load_no_heavy_library():
     names = ["diffusion_distillation", *(f"diffusion_distillation.{name}" for name in FLOORS)]
     look = f"print([name for name in {HEAVY} if name in sys.modules])"
     code = "; ".join(["import sys", *(f"import {name}; print('{name}', end=' '); {look}" for name in names)])
@@ -13,7 +13,7 @@ def test_the_pure_floors_load_no_heavy_library():
     assert done.stdout.splitlines() == [f"{name} []" for name in names]
 
 
-def test_importing_and_sampling_need_nothing_that_windows_lacks():
+def test_importing_and_sampling_work_without_what_windows_lacks():
     missing = ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIGQUIT", "setitimer")
     of_os = ("register_at_fork", "sched_getaffinity", "sched_setaffinity", "killpg", "geteuid", "mkfifo")
     code = f"""

@@ -73,7 +73,7 @@ def test_64_bit_types_leave_parameters_and_samples_as_they_are():
 
 @pytest.mark.parametrize("way", ["ddim", "ancestral"])
 def test_samples_do_not_depend_on_the_kind_of_key(way):
-    """Whatever the kind, samples do not depend on the batch that they are drawn in either."""
+    """They do not depend on the batch size either."""
     pipeline = Pipeline(*make_model())
     expected = pipeline.sample(jax.random.key(3), 8, **WAYS[way])
     with jax.default_prng_impl("rbg"):
@@ -87,7 +87,7 @@ def test_dropout_of_an_example_does_not_depend_on_the_batch():
     np.testing.assert_array_equal(dropout_seeds(key, jnp.arange(8))[5:6], dropout_seeds(key, jnp.arange(5, 6)))
 
 
-def test_seeds_that_cannot_be_told_apart_are_refused():
+def test_seeds_that_jax_would_wrap_are_refused():
     with jax.default_prng_impl("rbg"):
         assert_equal(*(jax.random.key_data(key) for key in (seed_key(7), threefry(jax.random.key(7)))))
     seed_key(MOST_SEED)
@@ -96,7 +96,7 @@ def test_seeds_that_cannot_be_told_apart_are_refused():
             seed_key(seed)
 
 
-def test_the_seed_of_a_student_is_one():
+def test_the_seed_of_a_student_is_a_valid_seed():
     config = make_config(distillation={}).copy_and_resolve_references()
     with config.unlocked():
         config.seed = MOST_SEED

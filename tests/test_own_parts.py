@@ -28,7 +28,7 @@ FLAGS = [
 
 
 @pytest.mark.slow
-def test_through_the_scripts(tmp_path, monkeypatch):
+def test_own_parts_train_and_distill_through_the_scripts(tmp_path, monkeypatch):
     base, ladder = tmp_path / "base", tmp_path / "ladder"
     train = [
         "train",
@@ -101,17 +101,26 @@ def config_with(name, **args):
     return cfg.resolve(config).model
 
 
-def test_networks():
+def test_an_own_network_gets_the_configs_arguments():
     network = make_network(config_with("helpers.own_parts:affine", width=3), (8, 8, 1), 1)
     assert network.width == 3
-    for name, message in {
-        "unet_idpm": r"Unknown config.model.name='unet_idpm'. Did you mean 'unet_iddpm'\?",
-        "no_such_module:net": "'no_such_module' cannot be imported",
-        "helpers.own_parts:nothing": "must return a Flax module, or an object with init and apply; it returned None",
-        "helpers.own_parts:affine": r"cannot be called as network\(x, logsnr, y, train=True.*TypeError",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            make_network(config_with(name, width="3") if ":" in name else _named(name), (8, 8, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unet_idpm", r"Unknown config.model.name='unet_idpm'. Did you mean 'unet_iddpm'\?"),
+        ("no_such_module:net", "'no_such_module' cannot be imported"),
+        ("helpers.own_parts:nothing", "must return a Flax module, or an object with init and apply; it returned None"),
+        ("helpers.own_parts:affine", r"cannot be called as network\(x, logsnr, y, train=True.*TypeError"),
+    ],
+)
+def test_a_name_that_leads_to_no_network_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        make_network(config_with(name, width="3") if ":" in name else named(name), (8, 8, 1), 1)
+
+
+def test_an_own_network_with_the_wrong_output_is_refused():
     both = config_with("helpers.own_parts:heavy")
     with both.unlocked():
         both.mean_type = "both"
@@ -119,7 +128,8 @@ def test_networks():
         make_network(both, (8, 8, 1), 1)
 
 
-def _named(name):
+def named(name):
+    """The model section of a resolved config, with another network."""
     config = cfg.resolve(cfg.load(ROOT / "configs" / "digits_base.py"))
     with config.unlocked():
         config.model.name = name

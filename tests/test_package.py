@@ -1,4 +1,4 @@
-"""The installed package: its wheel, its sdist and its pretrained models."""
+"""The package as it is installed: wheel, sdist and pretrained models."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ assert images.shape == (20, 8, 8, 1) and images.std() > 50
 
 @pytest.mark.slow
 def test_the_wheel_samples_and_prints_its_overview(tmp_path):
-    """Both are built from a copy of the source; the wheel is unpacked into an empty folder."""
+    """The wheel is unpacked into an empty folder, and the sdist has the same files."""
     source = tmp_path / "source"
     source.mkdir()
     subprocess.run(["cp", "-r", *(ROOT / name for name in FILES), source], check=True)
@@ -49,7 +49,7 @@ def test_the_wheel_samples_and_prints_its_overview(tmp_path):
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_a_pretrained_model_samples_its_classes(name, tmp_path, monkeypatch):
+def test_a_pretrained_model_samples_its_classes(name, tmp_path):
     pipeline = from_checkpoint(name)
     assert sum(path.stat().st_size for path in pretrained_folder(name).iterdir()) < 2**20
     assert (pipeline.num_steps, pipeline.distilled_for) == (4, 4)
@@ -58,7 +58,11 @@ def test_a_pretrained_model_samples_its_classes(name, tmp_path, monkeypatch):
         _, logits = classify(pipeline.sample(jax.random.key(0), 200, guidance=guidance))
         assert np.mean(np.argmax(logits, axis=1) == np.arange(200) % 10) > 0.95
     call("sample", f"--checkpoint={name}", "--num_samples=4", f"--out={tmp_path}/s.png")
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_folder_with_the_name_of_a_pretrained_model_comes_first(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=r"no checkpoint|no model|nothing"):  # a path of one's own comes first
+    with pytest.raises(ValueError, match=r"no checkpoint|no model|nothing"):
         from_checkpoint(name)

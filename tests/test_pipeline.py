@@ -1,4 +1,4 @@
-"""From parameters to images, with a very small network whose parameters are random."""
+"""From parameters to images, with a very small network and random parameters."""
 
 import types
 
@@ -31,7 +31,7 @@ def test_a_sample_depends_on_its_key_and_number_alone(monkeypatch, way, unet):
     way, base = WAYS[way], Pipeline(*make_model(unet=unet))
     images = base.sample(KEY, 10, **way)
     assert images.dtype == np.uint8 and images.shape == (10, *SHAPE)
-    assert np.abs(np.diff(images.astype(int), axis=0)).mean() > 10  # they are not alike
+    assert np.abs(np.diff(images.astype(int), axis=0)).mean() > 10  # images differ
     same = {
         "in batches": base.sample(KEY, 10, batch_size=4, **way),
         "followed step by step": base.trajectory(KEY, 10, **way)[-1],
@@ -51,7 +51,7 @@ def test_a_sample_depends_on_its_key_and_number_alone(monkeypatch, way, unet):
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_from_noise(base, way):
+def test_noise_of_the_callers_gives_the_samples_of_its_key(base, way):
     z = noise(KEY, 10)
     x = base.from_noise(z, key=KEY, **way)
     assert x.dtype == np.float32 and np.all(np.abs(x) < 1 + 1e-6)
@@ -64,7 +64,7 @@ def test_from_noise(base, way):
     assert np.any(drawn != base.sample(KEY, 3, num_steps=2, clip=False, **way))
 
 
-def test_from_noise_is_the_sampler_of_the_denoiser(base):
+def test_from_noise_samples_with_the_pipelines_denoiser(base):
     z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
     schedule = eval_schedule(make_model()[1].config.model)
     for clip in (True, False):
@@ -80,7 +80,7 @@ def test_eta_one_is_ancestral_with_small_variance(base):
     )
 
 
-def test_trajectory(base):
+def test_a_trajectory_has_the_predicted_image_of_each_step(base):
     steps = base.trajectory(KEY, 5, num_steps=3)
     assert steps.shape == (3, 5, *SHAPE)
     np.testing.assert_array_equal(steps, Pipeline(*make_model(parallel="pmap")).trajectory(KEY, 5, num_steps=3))
@@ -119,22 +119,30 @@ def test_denoiser(parallel):
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
-def test_unconditional():
-    pipeline = Pipeline(*make_model(num_classes=1))
+@pytest.fixture(scope="module")
+def unconditional():
+    """The pipeline of an unconditional base model."""
+    return Pipeline(*make_model(num_classes=1))
+
+
+def test_an_unconditional_model_samples_without_labels(unconditional):
     z = noise(KEY, 2)
-    np.testing.assert_array_equal(to_uint8(pipeline.from_noise(z)), pipeline.sample(KEY, 2))
-    assert pipeline.denoiser()(z, 0.0).x.shape == z.shape
+    np.testing.assert_array_equal(to_uint8(unconditional.from_noise(z)), unconditional.sample(KEY, 2))
+    assert unconditional.denoiser()(z, 0.0).x.shape == z.shape
+
+
+def test_an_unconditional_model_refuses_labels(unconditional):
     for draw in (
-        lambda labels: pipeline.sample(KEY, 2, labels),
-        lambda labels: pipeline.from_noise(z, labels),
-        pipeline.denoiser,
+        lambda labels: unconditional.sample(KEY, 2, labels),
+        lambda labels: unconditional.from_noise(noise(KEY, 2), labels),
+        unconditional.denoiser,
     ):
         with pytest.raises(ValueError, match=r"not class-conditional\. Omit the labels"):
             draw(np.zeros(2, np.int32))
 
 
-def test_what_a_pipeline_asks_for(base):
-    """Parameters and four attributes, whatever has them."""
+def test_a_pipeline_needs_parameters_and_four_attributes(base):
+    """Any object with these attributes can replace the metadata."""
     params, metadata = make_model()
     fields = metadata.config
     model = types.SimpleNamespace(
@@ -148,7 +156,7 @@ def test_what_a_pipeline_asks_for(base):
     np.testing.assert_array_equal(Pipeline(params, model).sample(KEY, 2), base.sample(KEY, 2))
 
 
-def test_students_warn_of_other_numbers_of_steps(base, caplog):
+def test_students_warn_of_other_numbers_of_ddim_steps(base, caplog):
     params, metadata = make_model(num_steps=4)
     student, z = Pipeline(params, metadata), noise(KEY, 2)
     assert (student.num_steps, student.distilled_for) == (4, 4)
@@ -168,7 +176,7 @@ def test_students_warn_of_other_numbers_of_steps(base, caplog):
         assert "distilled for 4 sampling steps; sampling with 2 reduces quality" in record.getMessage()
 
 
-def test_errors(base):
+def test_bad_arguments_are_refused(base):
     z = noise(KEY, 3)
     for draw, message in {
         lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
@@ -202,7 +210,7 @@ def test_errors(base):
             draw()
 
 
-def test_few_programs_for_any_number_of_samples():
+def test_numbers_of_samples_share_compiled_programs():
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
     pipeline = Pipeline(*make_model())
@@ -219,8 +227,8 @@ def test_few_programs_for_any_number_of_samples():
     assert programs([9, 12, 15]) == 0
 
 
-def test_labels_of_any_integer_type(base):
-    """uint8 labels have no room for NO_CLASS."""
+def test_labels_of_any_integer_type_give_the_same_samples():
+    """uint8 cannot represent NO_CLASS, which is -1."""
     labels, (params, metadata) = [0, 2, 1], make_model(num_classes=256, label_dropout=0.1)
     guided = Pipeline(params, metadata)
     expected = guided.sample(KEY, 3, np.int32(labels), guidance=1.0)
@@ -229,6 +237,9 @@ def test_labels_of_any_integer_type(base):
     conditions = [condition_of(kind(labels), 256, np.ones(3, np.float32)) for kind in (np.int32, np.uint8)]
     found = [network_denoiser(network, params, "v", condition)(noise(KEY, 3), 0.5).v for condition in conditions]
     np.testing.assert_array_equal(*found)
-    for labels in ([0.5, 1, 2], [2**32 + 1, 0, 0]):
-        with pytest.raises(ValueError, match="labels must be classes from 0 to 2"):
-            base._check_labels(np.array(labels), 3)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1, 2], [2**32 + 1, 0, 0]])
+def test_labels_that_are_no_class_are_refused(base, labels):
+    with pytest.raises(ValueError, match="labels must be classes from 0 to 2"):
+        base.sample(KEY, 3, np.array(labels))

@@ -1,4 +1,4 @@
-"""README and the pages of docs/: what they show works, and what they name is there."""
+"""README and the pages of docs/: their code runs, and the paths, links and fields that they name exist."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def blocks_with(name):
     return [block for block in BLOCKS if name in block]
 
 
-def test_the_functions_work_as_shown():
+def test_the_functions_work_as_the_page_shows():
     functions, edm = map(blocks_with, ("two_step_target", "edm_denoiser"))
     names = {}
     exec(*functions, names)
@@ -35,11 +35,11 @@ def test_the_functions_work_as_shown():
     exec(*edm, names)
     found = names["denoise"](names["z"], np.full(16, 1.0))
     alpha, _ = names["diffusion"].alpha_sigma(1.0)
-    np.testing.assert_allclose(found.x, alpha * names["z"], rtol=1e-4, atol=1e-5)  # x of Gaussian data, as is known
-    np.testing.assert_allclose(np.std(names["x"]), np.cos(np.pi / 16) ** 8, rtol=0.01)  # of 8 DDIM steps
+    np.testing.assert_allclose(found.x, alpha * names["z"], rtol=1e-4, atol=1e-5)  # the exact x for Gaussian data
+    np.testing.assert_allclose(np.std(names["x"]), np.cos(np.pi / 16) ** 8, rtol=0.01)  # after 8 DDIM steps
 
 
-def test_the_first_images_come_as_shown():
+def test_the_first_example_samples_images():
     [first], [pipeline] = map(blocks_with, ('from_checkpoint("digits")', "pipeline.denoiser"))
     names = {}
     exec(first, names)
@@ -49,34 +49,34 @@ def test_the_first_images_come_as_shown():
     assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
 
 
-def test_every_block_is_run_in_a_test():
+def test_every_block_of_code_is_run_by_a_test():
     elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
     elsewhere += blocks_with("def mixed")  # test_own_parts.py
     run_here = [block for name in ("two_step_target", "edm_denoiser", "from_checkpoint") for block in blocks_with(name)]
     assert sorted(elsewhere + run_here) == sorted(BLOCKS)
 
 
-def test_the_pictures_of_the_concepts_are_drawn(tmp_path):
+def test_the_figures_of_the_concepts_are_drawn(tmp_path):
     runpy.run_path(str(ROOT / "docs" / "figures.py"))["main"](tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"rotation.png", "ladder.png"}
 
 
-def test_the_same_noise_is_drawn(tmp_path):
+def test_the_figure_of_samples_from_the_same_noise_is_drawn(tmp_path):
     (tmp_path / "steps_0004").symlink_to(pretrained_folder("digits"))
     flags = ["--base=digits", f"--ladder={tmp_path}", "--teacher_steps=8", "--steps=4", "--undistilled=2,1"]
     command = [sys.executable, "docs/same_noise.py", *flags, "--columns=5", f"--out={tmp_path / 'drawn.png'}"]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     with Image.open(tmp_path / "drawn.png") as picture:
-        assert picture.width > picture.height > 100  # four rows of five
+        assert picture.width > picture.height > 100  # 4 rows of 5 images
 
 
-def test_the_paths_are_there():
+def test_every_path_exists():
     for path in re.findall(r"(?:scripts|configs|tests|docs)/[\w./]+\w", PAGES + LAUNCH):
         assert (ROOT / path).exists(), path
 
 
-def test_the_links_lead_somewhere():
-    """Of README and between pages, to a heading where they name one; `make docs` looks at all others."""
+def test_every_link_has_a_target():
+    """Links between pages, and to headings. `make docs` checks the other links."""
     links = [(path, link) for path, text in TEXTS.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
     assert len(links) > 40
     for path, link in links:
@@ -90,18 +90,18 @@ def test_the_links_lead_somewhere():
             assert anchor in [re.sub(r"[^\w\s-]", "", h).lower().replace(" ", "-") for h in headings], f"{path}: {link}"
 
 
-def test_the_sections_that_pages_take_are_there():
+def test_every_section_that_a_page_takes_exists():
     wanted = re.findall(r"^<!-- README: (.+) -->$", PAGES, re.MULTILINE)
     headings = re.findall(r"^## (.+)$", TEXTS[ROOT / "README.md"], re.MULTILINE)
     assert wanted and set(wanted) <= set(headings)
 
 
-def test_the_reference_has_every_module():
+def test_the_reference_lists_every_module():
     package = ROOT / "diffusion_distillation"
     modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
     modules = {name.removesuffix(".__init__").removesuffix("__init__") for name in modules}
     listed = {name.partition(".")[2] for name in re.findall(r"^::: (\S+)$", PAGES, re.MULTILINE)}
-    packages = {name for name in modules if (package / name.replace(".", "/")).is_dir()}  # their modules are listed
+    packages = {name for name in modules if (package / name.replace(".", "/")).is_dir()}  # the pages list their modules
     internal = {name for name in modules if any(f"{name}.".startswith(f"{of}.") for of in INTERNAL)}
     assert modules - packages - internal <= listed
     assert listed <= modules | {"from_checkpoint"}
@@ -115,7 +115,7 @@ def names(fields, prefix=""):
             yield from names(value, f"{prefix}{name}.")
 
 
-def test_the_fields_are_there():
+def test_every_field_exists():
     commands = re.findall(r"--config=(\S+)((?:.*\\\n)*.*)", PAGES)
     assert len(commands) > 5
     for path, flags in commands:
@@ -133,5 +133,5 @@ def test_the_fields_are_there():
 
 
 @pytest.mark.slow
-def test_the_table_of_bytes_is_what_the_script_prints():
+def test_the_table_of_bytes_equals_the_scripts_output():
     assert run("benchmarks/memory") in TEXTS[ROOT / "docs" / "speed_and_memory.md"]

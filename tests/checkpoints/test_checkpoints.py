@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers.models import assert_same, at_step, make_run
+from helpers.runs import wait_until
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
@@ -53,7 +54,7 @@ def test_a_saved_state_is_restored(tmp_path, train, averages):
     assert of_loaded.config.to_json() == metadata.config.to_json()
 
 
-def test_the_last_two_and_every_so_many_are_kept(tmp_path):
+def test_the_last_two_checkpoints_and_the_multiples_of_keep_every_are_kept(tmp_path):
     metadata, params = make_run()
     state = init_state(metadata.config, make_method(metadata.config), params)
     with Checkpoints(tmp_path, keep_every=4) as checkpoints:
@@ -215,7 +216,7 @@ class Later(NamedTuple):
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(Earlier, Later), (Later, Earlier)])
-def test_fields_that_are_none_are_not_needed(tmp_path, saved, wanted):
+def test_a_state_may_gain_and_lose_fields_that_are_none(tmp_path, saved, wanted):
     metadata, params = make_run()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(saved(jnp.asarray(3), params), metadata)
@@ -329,7 +330,7 @@ def test_checkpoints_are_saved_below_unusual_paths(tmp_path, name):
     assert load(tmp_path / name)[1].step == 3
 
 
-def test_a_run_that_was_moved_to_such_a_path_is_read(tmp_path, two_checkpoints):
+def test_a_run_that_was_moved_to_an_unusual_path_is_read(tmp_path, two_checkpoints):
     shutil.copytree(two_checkpoints[0], tmp_path / "a[1]b*")
     assert load(tmp_path / "a[1]b*")[1].step == 6
     (tmp_path / "a[1]b*" / "checkpoints" / "6").rename(tmp_path / "steps_0004")
@@ -342,7 +343,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_a_run_error(tmp_path, lost):
     metadata, params = make_run()
     with pytest.raises(RunError, match="could not be written"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at_step(init_state(metadata.config, make_method(metadata.config), params), 6), metadata)
-        checkpoints._manager.wait_until_finished()
+        wait_until(lambda: not checkpoints.is_saving())
         path = tmp_path / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         checkpoints.wait()

@@ -94,7 +94,7 @@ class Wrong(ArraySource):
 
 class OneByOne(Wrong):
     def __getitem__(self, index):
-        return self._images[int(index)], 0
+        return {"image": np.zeros((4, 4, 1), np.uint8), "label": int(index)}
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ def test_folders_and_arguments_that_cannot_be_used_are_named(tmp_path):
         load_source("ImageFolder", image_size=8)
 
 
-def test_decoding_is_announced_at_once(tmp_path, capsys):
-    """Even if stderr is not a terminal; not if nothing is decoded."""
+def test_decoding_is_announced_without_a_terminal_too(tmp_path, capsys):
+    """Nothing is announced if nothing is decoded."""
     for seed in range(3):
         save(tmp_path / "cars" / f"{seed}.png", seed)
     for said in ("cars: decoding 3 images\n", ""):
@@ -220,8 +220,8 @@ def test_folders_are_decoded_once(tmp_path, cache, monkeypatch):
     path = save(tmp_path / "images" / "a.png")
     load = {"dataset": "ImageFolder", "path": str(path.parent)}
     calls = []
-    decode = decoding._decode
-    monkeypatch.setattr(decoding, "_decode", lambda *args: calls.append(args) or decode(*args))
+    decode = decoding.Transform.__call__
+    monkeypatch.setattr(decoding.Transform, "__call__", lambda *args: calls.append(args) or decode(*args))
 
     def read(**args):
         calls.clear()

@@ -1,4 +1,4 @@
-"""Datasets prepared by TFDS itself, with TensorFlow in another process."""
+"""Datasets that TFDS itself has prepared, with TensorFlow in another process."""
 
 import io
 import subprocess
@@ -120,7 +120,8 @@ PREPARE = """
 import sys
 import numpy as np, tensorflow_datasets as tfds
 from diffusion_distillation.data import load_source
-from diffusion_distillation.data.tfds_prepare import _lsun_by_lmdb, prepare_dataset
+from diffusion_distillation.data.tfds_prepare import prepare_dataset
+from tensorflow_datasets.image.lsun import Lsun
 
 tfds.dataset_builders.store_as_tfds_dataset(
     name="records", version="1.0.0", data_dir=sys.argv[1], file_format="tfrecord",
@@ -137,11 +138,10 @@ for build in (
     except ValueError as error:
         print(type(error).__name__, error)
 
-Lsun = _lsun_by_lmdb()
-Lsun._split_generators = lambda self, dl_manager: {
+Lsun._split_generators = lambda self, dl_manager: {  # without a download
     "train": self._generate_examples(sys.argv[2], "church_outdoor_train_lmdb")
 }
-Lsun(config="church_outdoor", data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+prepare_dataset("lsun/church_outdoor", sys.argv[1])
 """
 
 

@@ -54,14 +54,14 @@ def bilinear_oracle(image, size):
 
 
 @given(SIDES, SIDES, st.integers(1, 24), st.integers(0, 100))
-def test_area_is_the_exact_mean(height, width, size, seed):
+def test_area_resizing_is_the_exact_mean(height, width, size, seed):
     image = random_image(height, width, seed)
     assert np.abs(resize_area(image, size) - area_oracle(image, size)).max() <= 0.5 + 1e-3
 
 
 @given(SIDES, SIDES, st.integers(1, 80), st.integers(0, 100))
-def test_bilinear_is_pillows(height, width, size, seed):
-    """Within one level: Pillow rounds to 8 bits between the two directions."""
+def test_bilinear_resizing_is_pillows(height, width, size, seed):
+    """Up to one level, as Pillow rounds to 8 bits between the two directions."""
     image = random_image(height, width, seed)
     resized = Transform(size, crop=False)(encode(Image.fromarray(image)))
     assert np.abs(resized - bilinear_oracle(image, size)).max() <= 1.01
@@ -95,7 +95,7 @@ def test_images_are_cropped_before_they_are_resized():
 # Each of these is the same picture, its left half red (or dark), its right half blue (or bright).
 HALVES = np.zeros((20, 30, 3), np.uint8)
 HALVES[:, :15, 0] = HALVES[:, 15:, 2] = 255
-COLOUR = Image.fromarray(HALVES)
+COLOR = Image.fromarray(HALVES)
 GRAY = Image.fromarray(np.where(HALVES[..., 2] > 0, 200, 40).astype(np.uint8))
 
 
@@ -113,21 +113,21 @@ def rotated(image):
 
 
 KINDS = {
-    "png": encode(COLOUR),
-    "bmp": encode(COLOUR, "BMP"),
-    "webp": encode(COLOUR, "WEBP", lossless=True),
-    "jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0),
-    "progressive jpeg": encode(COLOUR, "JPEG", quality=100, subsampling=0, progressive=True),
-    "cmyk jpeg": encode(COLOUR.convert("CMYK"), "JPEG", quality=100),
-    "two pictures in a jpeg": encode(COLOUR, "MPO", save_all=True, append_images=[GRAY.convert("RGB")], quality=100),
-    "turned jpeg": rotated(COLOUR),
-    "palette": encode(COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)),
-    "palette webp": encode(COLOUR.convert("RGB"), "WEBP", lossless=True),
-    "opaque alpha": encode(COLOUR.convert("RGBA")),
-    "gif": encode(COLOUR, "GIF"),
-    "tiff": encode(COLOUR, "TIFF", compression="tiff_lzw"),
+    "png": encode(COLOR),
+    "bmp": encode(COLOR, "BMP"),
+    "webp": encode(COLOR, "WEBP", lossless=True),
+    "jpeg": encode(COLOR, "JPEG", quality=100, subsampling=0),
+    "progressive jpeg": encode(COLOR, "JPEG", quality=100, subsampling=0, progressive=True),
+    "cmyk jpeg": encode(COLOR.convert("CMYK"), "JPEG", quality=100),
+    "two pictures in a jpeg": encode(COLOR, "MPO", save_all=True, append_images=[GRAY.convert("RGB")], quality=100),
+    "turned jpeg": rotated(COLOR),
+    "palette": encode(COLOR.convert("P", palette=Image.Palette.ADAPTIVE)),
+    "palette webp": encode(COLOR.convert("RGB"), "WEBP", lossless=True),
+    "opaque alpha": encode(COLOR.convert("RGBA")),
+    "gif": encode(COLOR, "GIF"),
+    "tiff": encode(COLOR, "TIFF", compression="tiff_lzw"),
     **{
-        f"animated {format.lower()}": encode(COLOUR, format, save_all=True, append_images=[GRAY.convert("RGB")])
+        f"animated {format.lower()}": encode(COLOR, format, save_all=True, append_images=[GRAY.convert("RGB")])
         for format in ("GIF", "PNG", "WEBP", "TIFF")
     },
 }
@@ -163,12 +163,12 @@ def test_one_bit_pixels_become_black_and_white():
 
 
 def test_transparency_is_laid_over_white():
-    palette = COLOUR.convert("P", palette=Image.Palette.ADAPTIVE)
+    palette = COLOR.convert("P", palette=Image.Palette.ADAPTIVE)
     red = palette.getpixel((0, 0))
     image = np.asarray(decode(encode(palette, transparency=red)))
     np.testing.assert_array_equal(image[:, :15], 255)
     np.testing.assert_array_equal(image[:, 15:], HALVES[:, 15:])
-    for encoded in (encode(with_alpha(COLOUR)), encode(with_alpha(COLOUR), "WEBP", lossless=True)):
+    for encoded in (encode(with_alpha(COLOR)), encode(with_alpha(COLOR), "WEBP", lossless=True)):
         image = np.asarray(decode(encoded))
         np.testing.assert_array_equal(image[:10], HALVES[:10])
         np.testing.assert_array_equal(image[10:], 255)

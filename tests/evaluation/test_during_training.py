@@ -18,7 +18,7 @@ from diffusion_distillation.runtime.files import as_path
 
 
 def test_the_best_model_is_saved(tmp_path, monkeypatch, capsys):
-    """For a model that gets better, and then worse."""
+    """The model gets better and then worse."""
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     params, metadata = make_model(num_classes=1, unet=True)
     config, source, folder = metadata.config, load_source("digits"), as_path(tmp_path / "run")

@@ -34,7 +34,7 @@ def relative_error(found, expected):
 
 
 def assert_right(found, name, expected):
-    """Two float32 networks that sum in different orders differ by 1e-6 to 6e-6."""
+    """Compare outputs. Float32 sums in another order differ by 1e-6 to 6e-6."""
     for part in ("features", "logits"):
         assert relative_error(getattr(found, part), expected[f"{name}_{part}"]) < 2e-5, (name, part)
 
@@ -47,7 +47,7 @@ def test_features_and_logits_equal_torch_fidelitys(extract, golden):
         assert_right(extract(batch), name, expected)
 
 
-def test_features_of_images_that_are_not_square(extract, golden):
+def test_features_of_images_that_are_not_square_equal_torch_fidelitys(extract, golden):
     assert_right(extract(seeded.images("smooth", 2, 150, 400)), "wide", golden("inception"))
 
 

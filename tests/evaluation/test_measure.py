@@ -1,4 +1,4 @@
-"""Measuring generated samples, and adding a metric."""
+"""Measuring generated samples."""
 
 import jax
 import numpy as np

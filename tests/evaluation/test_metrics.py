@@ -46,8 +46,8 @@ def test_frechet_distance_equals_the_formula_with_a_matrix_square_root(seed, dim
 
 
 @given(seed=seeds, rank=st.integers(0, 6))
-def test_frechet_distance_of_gaussians_with_the_same_axes(seed, rank):
-    """The closed form, with singular covariances too: the squared differences of the standard deviations."""
+def test_frechet_distance_of_gaussians_with_the_same_axes_equals_the_closed_form(seed, rank):
+    """Covariances may be singular."""
     rng = np.random.default_rng(seed)
     axes, _ = np.linalg.qr(rng.normal(size=(6, 6)))
     a, b = rng.uniform(0.1, 3, (2, 6)) * (np.arange(6) < rank)
@@ -84,7 +84,7 @@ def sets(seed, n, m, dim):
 @settings(max_examples=10)
 @given(seed=seeds, n=st.integers(2, 30), m=st.integers(2, 30))
 def test_kernel_distances_equal_the_definition(seed, n, m):
-    """For subsets that are whole sets of equal size."""
+    """With subsets as large as both sets."""
     a, b = sets(seed, n, m, 5)
     size = min(n, m)
     a, b = a[:size], b[:size]
@@ -114,7 +114,7 @@ def test_inception_scores_equal_the_definition(seed, n, splits):
     np.testing.assert_allclose(inception_scores(logits, splits), expected, rtol=1e-9)
 
 
-def test_inception_scores_of_certain_and_uncertain_logits():
+def test_inception_scores_are_1_for_uncertain_logits_and_the_number_of_classes_for_certain_ones():
     np.testing.assert_allclose(inception_scores(1e4 * np.eye(8), 1), 8)
     np.testing.assert_allclose(inception_scores(np.zeros((8, 5)), 2), 1)
     with pytest.raises(ValueError, match="of 10 parts needs as many images; got 8"):
@@ -203,7 +203,7 @@ def test_only_the_frechet_distance_with_inceptions_features_is_an_fid():
     assert [criterion.title for criterion in criteria] == titles
 
 
-def test_names_of_features_and_deviations_do_not_collide():
+def test_names_of_features_and_of_deviations_do_not_collide():
     values = {
         Criterion("kid", of): MetricValue(value, value / 10) for of, value in (("mine:f", 1.0), ("mine:f_std", 2.0))
     }

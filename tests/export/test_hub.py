@@ -1,4 +1,4 @@
-"""Upload to the Hugging Face Hub and load from there, with a local server that implements this part of its protocol.
+"""Upload to the Hugging Face Hub and load from it, with a local server that implements this part of its protocol.
 
 As on the Hub, weights are uploaded by Git LFS and other files within the commit. Xet, which huggingface_hub prefers if
 hf_xet is installed, is not implemented.
@@ -165,7 +165,7 @@ def test_an_exported_model_is_uploaded_and_loaded(stand_in, exported, tmp_path):
         "HF_HUB_DISABLE_XET": "1",
         "DIFFUSION_DISTILLATION_CACHE": str(tmp_path / "cache"),
     }
-    (folder / ".notes").touch()  # which is nobody's affair
+    (folder / ".notes").touch()  # hidden files are not uploaded
     push = ["push_to_hub", f"--folder={folder}", "--repo=user/digits"]
 
     def sample(url):

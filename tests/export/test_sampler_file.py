@@ -91,13 +91,13 @@ def test_batches_of_any_size_match_the_pipeline_bit_for_bit(unchecked, num_class
 
 
 @pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cpu", "cuda")])
-def test_the_program_is_the_one_of_its_platform(monkeypatch, platforms):
-    """Wherever it is exported. The program for CPUs would be slow, or round more, elsewhere."""
+def test_the_program_depends_on_its_platform_and_not_on_the_exporting_machine(monkeypatch, platforms):
+    """The program for CPUs would be slower, or less exact, elsewhere."""
     model = make_model(num_steps=4, unet=True)
 
     def program(platforms):
         text = exported(*model, batch_size=4, platforms=platforms).mlir_module()
-        return re.sub(r"(?m)^#loc.*\n| loc\(.*\)", "", text)  # where in the source it was traced
+        return re.sub(r"(?m)^#loc.*\n| loc\(.*\)", "", text)  # without positions in the source
 
     on_cpu = program(platforms)
     barriers = [program((platform,)).count("optimization_barrier") for platform in ("cpu", "tpu")]
@@ -274,7 +274,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0])
 assert not {"flax", "orbax", "diffusion_distillation"} & set(sys.modules)
 """
-# and what these import themselves
+# JAX, and what it imports itself
 JAX_ALONE = {"jax", "jaxlib", "jax_plugins", "numpy", "scipy", "ml_dtypes", "opt_einsum", "flatbuffers"}
 
 
@@ -306,7 +306,7 @@ def test_the_pure_sampler_generates_the_images_of_the_pipeline():
 
 
 @pytest.mark.parametrize("model", [dict(label_dropout=0.1), dict(guidance_range=(0.0, 4.0), num_steps=4)])
-def test_the_guidance_weight_is_an_input(model, unchecked, tmp_path):
+def test_the_guidance_weight_is_an_input_of_the_program(model, unchecked, tmp_path):
     """For a model with label dropout, and for a guided student. run.py uses the config's weight."""
     model = make_model(eval_guidance=2.0, **model)
     weights = np.array([0.0, 1.0, 3.0, 3.0], np.float32)

@@ -30,6 +30,13 @@ def ladder_of(base, teacher, **changes):
     return cfg.resolve(config)
 
 
+def damage(checkpoint):
+    """Truncate the largest file of a checkpoint, which holds arrays."""
+    files = [path for path in (checkpoint / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-10])
+
+
 def stop_at(step, number=signal.SIGTERM):
     """An on_metrics that sends a signal to this process at a step."""
 

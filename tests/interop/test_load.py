@@ -359,13 +359,13 @@ def test_a_download_does_not_mix_two_versions(server, monkeypatch, cache, tells_
 
 def test_a_file_that_changes_during_its_download_is_refused(server, monkeypatch, cache):
     url, config, _ = server
-    copy = download._copy_file
 
-    def copy_and_change(*args):
-        copy(*args)
-        Server.files["/checkpoint"] += b"more"
+    def change_and_answer(self):
+        if self.requests:  # the file was copied
+            Server.files["/checkpoint"] += b"more"
+        self.answer(body=False)
 
-    monkeypatch.setattr(download, "_copy_file", copy_and_change)
+    monkeypatch.setattr(Server, "do_HEAD", change_and_answer)
     with pytest.raises(InputError, match=r"it changed during the download\. Try again"):
         interop.load(url, config)
     assert not list(cache.rglob("checkpoint"))

@@ -41,8 +41,8 @@ def value_and_gradients(apply, inputs):
 
 @settings(max_examples=15)
 @given(st.integers(0, 99), st.sampled_from([0.0, 1.0, -10.0]), st.sampled_from([2, 4]))
-def test_group_norm_and_its_gradients_against_float64(seed, mean, side):
-    """Flax's in float64, and what follows it in the network."""
+def test_group_norm_and_its_gradients_match_float64(seed, mean, side):
+    """Compared with Flax's layer in float64, followed by scale, shift and swish as in the U-Net."""
     inputs = make_inputs(seed, mean, side)
     got = jax.jit(lambda *inputs: value_and_gradients(ours(None), inputs))(*inputs)
     with jax.enable_x64():
@@ -60,8 +60,8 @@ def ours(dtype):
     return lambda weights, x, film: norm.apply({"params": weights}, x, film)
 
 
-def test_group_norm_of_bfloat16():
-    """Its only rounding is the last: half a unit of the eighth digit."""
+def test_group_norm_rounds_to_bfloat16_once():
+    """The result equals the float32 result, rounded."""
     weights, x, film = make_inputs(0, 3.0)
     x = x.astype(jnp.bfloat16)
     exact = ours(jnp.float32)(weights, x, film)
@@ -70,7 +70,7 @@ def test_group_norm_of_bfloat16():
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
 
 
-def test_group_norm_has_the_parameters_of_flax():
+def test_group_norm_has_the_parameters_of_flax_and_equals_it():
     x = make_inputs(0, 0.0)[1]
     a, b = (norm.init(jax.random.key(0), x) for norm in (GroupNorm(8), norm_of_flax(None)))
     assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
@@ -93,8 +93,8 @@ def of_lax_and_nearest(x, *args, **kwargs):
     ],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_convolution_and_its_gradients(apply, reference, stride, side, bounds, dtype):
-    """Those of `jax.lax`; in bfloat16, as near to float64."""
+def test_convolutions_and_their_gradients_are_as_exact_as_jaxs(apply, reference, stride, side, bounds, dtype):
+    """Errors are those against `jax.lax` in float64."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 8, 32)).astype(dtype)
     kernel = rng.standard_normal((3, 3, 32, 64)).astype(dtype)
@@ -128,7 +128,7 @@ def test_convolution_and_its_gradients(apply, reference, stride, side, bounds, d
     ("height", "width", "strides", "padding"),
     [(1, 1, (1, 1), "SAME"), (5, 3, (1, 1), "SAME"), (5, 3, (2, 2), "SAME"), (5, 3, (1, 1), "VALID")],
 )
-def test_convolution_after_nearest_of_any_shape(height, width, strides, padding):
+def test_a_convolution_after_upsampling_takes_any_shape(height, width, strides, padding):
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((2, height, width, 4), (3, 3, 4, 5)))
     ours = convolution_after_nearest(x, kernel, strides, padding, dimension_numbers=NHWC)
@@ -138,8 +138,8 @@ def test_convolution_after_nearest_of_any_shape(height, width, strides, padding)
 
 @settings(max_examples=15)
 @given(st.integers(0, 99), st.sampled_from([16, 20, 32]), st.integers(1, 9), st.sampled_from([32, 48]))
-def test_convolution_of_four_rows_against_float64(seed, height, width, features):
-    """It rounds somewhat more than JAX's own, and has the gradients of that."""
+def test_a_winograd_convolution_matches_float64_and_has_jaxs_gradients(seed, height, width, features):
+    """It rounds up to four times as much as JAX's convolution, whose gradients it has bit for bit."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, height, width, 32), np.float32)
     kernel = rng.standard_normal((3, 3, 32, features), np.float32)
@@ -170,8 +170,8 @@ def test_convolution_of_four_rows_against_float64(seed, height, width, features)
         (16, 32, {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
     ],
 )
-def test_convolution_that_is_no_four_rows(side, channels, options):
-    """A height that four does not divide, few pixels or channels, groups, dilations: that of JAX, bit for bit."""
+def test_other_convolutions_equal_jaxs_bit_for_bit(side, channels, options):
+    """Heights that 4 does not divide, few pixels, few channels, groups and dilations exclude Winograd's algorithm."""
     rng = np.random.default_rng(0)
     options = {"padding": "SAME", "dimension_numbers": NHWC} | options
     x = rng.standard_normal((1, side, side, channels), np.float32)
@@ -181,7 +181,7 @@ def test_convolution_that_is_no_four_rows(side, channels, options):
 
 
 @pytest.mark.parametrize(("side", "channels"), [(4, 2), (16, 32)])
-def test_convolution_in_float32_has_forward_derivatives(side, channels):
+def test_a_float32_convolution_has_forward_derivatives(side, channels):
     x, kernel = jnp.ones((1, side, side, channels)), jnp.ones((3, 3, channels, channels))
 
     def apply(x):
@@ -193,8 +193,8 @@ def test_convolution_in_float32_has_forward_derivatives(side, channels):
 
 @settings(max_examples=15)
 @given(st.integers(0, 99), st.sampled_from([1, 2, 4]), st.sampled_from([0.1, 1.0, 30.0]))
-def test_attention_and_its_gradients_against_float64(seed, heads, size):
-    """JAX's in float64; with large logits too, which one softmax alone survives."""
+def test_attention_and_its_gradients_match_float64(seed, heads, size):
+    """With logits so large that only a softmax that subtracts their maximum is finite, too."""
     rng = np.random.default_rng(seed)
     q, k, v = (size * rng.standard_normal((2, 9, heads, 8 // heads)).astype(np.float32) for _ in range(3))
     got = jax.jit(lambda *inputs: value_and_gradients(attention, inputs))(q, k, v)
@@ -206,7 +206,7 @@ def test_attention_and_its_gradients_against_float64(seed, heads, size):
 
 
 class Layers(nn.Module):
-    """A convolution and what follows it, and a residual block after a concatenation."""
+    """An upsampling convolution, a norm, attention, and a residual block of concatenated channels."""
 
     @nn.compact
     def __call__(self, x):
@@ -221,8 +221,8 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_accelerators_do_what_the_cpu_does(monkeypatch, dtype):
-    """The few lines that only one of them runs change nothing but roundings."""
+def test_accelerators_and_cpus_compute_the_same(monkeypatch, dtype):
+    """Code for one platform changes roundings only."""
     x = make_inputs(0, 0.0, side=8)[1].astype(dtype)
     params = Layers().init(jax.random.key(0), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape)), params)
@@ -254,7 +254,7 @@ def test_accelerators_do_what_the_cpu_does(monkeypatch, dtype):
         (None, jnp.bfloat16, 256, 128, None),
     ],
 )
-def test_cudnn_attends_on_gpus_that_have_it_where_it_pays(monkeypatch, capability, dtype, length, dim, expected):
+def test_attention_uses_cudnn_on_gpus_that_have_it_where_it_pays(monkeypatch, capability, dtype, length, dim, expected):
     used = []
 
     def record(q, k, v, implementation=None):
@@ -270,6 +270,6 @@ def test_cudnn_attends_on_gpus_that_have_it_where_it_pays(monkeypatch, capabilit
     monkeypatch.setattr(jax.lax, "platform_dependent", lower_for_cuda)
     q = np.zeros((1, length, 2, dim), dtype)
     attention(q, q, q)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # as an export has it
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # as in an export
         attention(q, q, q)
     assert used == [expected, None]

@@ -36,7 +36,7 @@ def apply(network, params, x=X, logsnr=LOGSNR, y=None, *, guidance=None, index=N
 
 
 def random_params(network, x=X, y=None, guidance=None):
-    """Parameters without zero-initialised layers."""
+    """Random parameters. No layer is zero, as some are after initialization."""
     init = functools.partial(network.init, guidance=guidance)
     params = jax.eval_shape(init, jax.random.key(0), x, LOGSNR[: len(x)], y)["params"]
     leaves, tree = jax.tree.flatten(params)
@@ -44,7 +44,7 @@ def random_params(network, x=X, y=None, guidance=None):
     return jax.tree.unflatten(tree, [rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves])
 
 
-def test_golden(golden, golden_unet):
+def test_outputs_match_the_published_networks(golden, golden_unet):
     network, student, teacher = golden_unet
     for name, params in (("unet_uncond", student), ("unet_uncond_teacher", teacher)):
         d = golden(name)
@@ -52,8 +52,8 @@ def test_golden(golden, golden_unet):
         assert np.linalg.norm(out - d["out"]) < 1e-5 * np.linalg.norm(d["out"])
 
 
-def test_numpy_unet_is_golden(golden, golden_unet):
-    """The oracle of the options that no golden file has."""
+def test_the_numpy_oracle_matches_the_published_networks(golden, golden_unet):
+    """The oracle checks the options that no golden file has."""
     network, student, teacher = golden_unet
     for name, params in (("unet_uncond", student), ("unet_uncond_teacher", teacher)):
         d = golden(name)
@@ -92,8 +92,8 @@ def test_numpy_unet_is_golden(golden, golden_unet):
         "guidance",
     ],
 )
-def test_options_against_numpy(change):
-    """In float64 (but for the attention's softmax), with no layer that is zero at first."""
+def test_every_option_matches_the_numpy_oracle(change):
+    """In float64, except for the softmax of the attention."""
     options = SMALL | change
     network = UNet(**options)
     y = np.array([0, 3, 4, 1], np.int32) if network.num_classes > 1 else None
@@ -101,7 +101,7 @@ def test_options_against_numpy(change):
     params = random_params(network, y=y, guidance=None if guidance is None else guidance.astype(np.float32))
     logsnr = np.array([-21.0, -3.0, 0.5, 19.0])
     if network.schedule is not None:
-        logsnr = np.array([-3.7, -3.0, 0.5, 2.0])  # between its first time and its last
+        logsnr = np.array([-3.7, -3.0, 0.5, 2.0])  # between the first and the last time of the schedule
     expected = numpy_unet.unet(params, options, X, logsnr, y, guidance)
     with jax.enable_x64(True):
         out = np.asarray(apply(network, params, X.astype(np.float64), logsnr, y, guidance=guidance))
@@ -109,8 +109,8 @@ def test_options_against_numpy(change):
     assert np.linalg.norm(out - expected) < 1e-7 * np.linalg.norm(expected)
 
 
-def test_both_heads_against_numpy():
-    """mean_type 'both': the first half of the channels is x, the second eps, and alpha^2 weighs the x of eps."""
+def test_both_heads_match_the_numpy_oracle():
+    """With mean_type 'both', the first half of the channels is x and the second is eps."""
     options = SMALL | dict(out_ch=6)
     network = UNet(**options)
     params = random_params(network)
@@ -121,22 +121,22 @@ def test_both_heads_against_numpy():
     np.testing.assert_allclose(denoise(X, LOGSNR).x, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_labels_that_are_no_class():
+def test_labels_outside_the_classes_are_refused():
     network = UNet(**(TINY | dict(num_classes=5)))
     for labels in ([0, 1, 5, 2], [0, -2, 1, 2]):
         with pytest.raises(ValueError, match="labels must be integers from 0 to 4, or -1 for none; got"):
             network.apply({}, X, LOGSNR, np.array(labels))
 
 
-def test_parameter_tree_is_the_published_one(golden_unet):
+def test_the_parameter_tree_is_the_published_one(golden_unet):
     network, params, _ = golden_unet
     initial = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.zeros(1))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial)
     assert sum(leaf.size for leaf in jax.tree.leaves(initial)) == 747_491
 
 
-def test_names_of_the_options():
-    """Resampling by convolutions and class embeddings, as the published checkpoints name them."""
+def test_optional_layers_have_the_published_names():
+    """Convolutions that resample, class embeddings and attention in the middle."""
     network = UNet(**(SMALL | dict(num_classes=10)))
     params = random_params(network, y=np.zeros(4, np.int32))
     assert params["class_emb"]["kernel"].shape == (10, 64)
@@ -147,8 +147,8 @@ def test_names_of_the_options():
 
 
 @pytest.mark.parametrize(("backend", "has_cpu"), [("cpu", True), ("gpu", True), ("gpu", False)])
-def test_initial_parameters_are_those_of_init(optimized, monkeypatch, backend, has_cpu):
-    """To the last bit, though they are compiled with fewer optimizations, on the CPU; and within another program."""
+def test_initial_parameters_equal_those_of_flax_bit_for_bit(optimized, monkeypatch, backend, has_cpu):
+    """They are computed on the CPU with fewer optimizations, or within another program."""
 
     def local_devices(backend):
         if not has_cpu:
@@ -164,14 +164,15 @@ def test_initial_parameters_are_those_of_init(optimized, monkeypatch, backend, h
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_starts_at_zero():
+def test_a_new_network_outputs_zero():
     network = UNet(**TINY)
     params = jax.jit(network.init)(jax.random.key(0), X, LOGSNR)["params"]
     assert not np.any(apply(network, params))
 
 
 @pytest.mark.parametrize("resblock_resample", [False, True])
-def test_scalar_logsnr_and_independent_examples(resblock_resample):
+def test_an_example_alone_gives_its_row_of_the_batch(resblock_resample):
+    """With a scalar logsnr too."""
     network = UNet(**(SMALL | dict(resblock_resample=resblock_resample)))
     params = random_params(network)
     whole = apply(network, params)
@@ -179,23 +180,27 @@ def test_scalar_logsnr_and_independent_examples(resblock_resample):
     np.testing.assert_allclose(apply(network, params, X[2:3], 2.0), whole[2:3], atol=1e-4 * np.abs(whole).max())
 
 
-def test_classes():
+def test_outputs_differ_between_classes():
     network = UNet(**(SMALL | dict(num_classes=10)))
     params = random_params(network, y=np.zeros(4, np.int32))
     out = apply(network, params, X[[0, 0]], LOGSNR[[0, 0]], np.array([3, 7], np.int32))
     assert np.abs(out[0] - out[1]).max() > 1e-3
+
+
+def test_a_network_with_classes_needs_labels():
+    network = UNet(**(TINY | dict(num_classes=10)))
     with pytest.raises(ValueError, match="10 classes needs labels y"):
-        apply(network, params)
+        jax.eval_shape(network.init, jax.random.key(0), X, LOGSNR)
 
 
-def test_heads_are_head_dim():
-    """Two heads of 32 channels, said either way, are one network."""
+def test_num_heads_and_head_dim_describe_the_same_network():
+    """Both give two heads of 32 channels."""
     by_number, by_width = UNet(**SMALL), UNet(**(SMALL | dict(num_heads=None, head_dim=32)))
     params = random_params(by_number)
     np.testing.assert_array_equal(apply(by_number, params), apply(by_width, params))
 
 
-def test_mixed_precision():
+def test_bfloat16_activations_keep_float32_parameters_and_outputs():
     exact, mixed = UNet(**TINY), UNet(**TINY, dtype=jnp.bfloat16)
     initial = jax.eval_shape(mixed.init, jax.random.key(0), X, LOGSNR)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
@@ -208,24 +213,24 @@ def test_mixed_precision():
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_a_perfect_network_has_no_loss(dtype):
-    """One image of 64 channels, a colour each, that the head knows: rounded to bfloat16 it costs 2e-4.
+    """The bias of the last layer is the image, one color per channel. In bfloat16, it would cost a loss of 2e-4.
 
-    What is left, 4e-14, is the rounding of eps = (z - alpha x) / sigma in float32.
+    The remaining loss, 4e-14, is the float32 rounding of eps = (z - alpha x) / sigma.
     """
     rng = np.random.default_rng(0)
     network = UNet(**(TINY | dict(out_ch=64)), dtype=dtype)
     logsnr = get_logsnr_schedule("cosine")(rng.integers(1, 1025, 256) / np.float32(1024))
-    colour = rng.uniform(-1, 1, 64).astype(np.float32)
-    x, eps = np.broadcast_to(colour, (256, 4, 4, 64)), rng.standard_normal((256, 4, 4, 64)).astype(np.float32)
+    color = rng.uniform(-1, 1, 64).astype(np.float32)
+    x, eps = np.broadcast_to(color, (256, 4, 4, 64)), rng.standard_normal((256, 4, 4, 64)).astype(np.float32)
     z = q_sample(x, eps, logsnr)
     params = jax.tree.map(lambda leaf: 0 * leaf, random_params(network, z[:4]))
-    params["conv_out"]["bias"] = colour
+    params["conv_out"]["bias"] = color
     denoise = make_denoiser(functools.partial(apply, network, params), "x")
     loss = training_loss(denoise(z, logsnr), data_target(x, eps, logsnr), "snr_trunc")
     assert loss.mean() < 1e-12
 
 
-def test_float64():
+def test_float64_inputs_give_float64_outputs():
     with jax.enable_x64(True):
         network = UNet(**TINY)
         params = random_params(network)
@@ -239,7 +244,7 @@ def test_float64():
         assert dropped.dtype == jnp.float64 and np.abs(dropped - got).max() > 0.01
 
 
-def test_remat_drops_the_same():
+def test_rematerialization_applies_the_same_dropout():
     plain, remat = (UNet(**(TINY | dict(dropout=0.5, remat=remat))) for remat in (False, True))
     params, rngs = random_params(plain), {"dropout": jax.random.key(0)}
 
@@ -254,7 +259,7 @@ def test_remat_drops_the_same():
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
 
 
-def test_dropout_depends_on_position_not_on_the_split():
+def test_dropout_depends_on_the_position_and_not_on_the_split():
     network = UNet(**(TINY | dict(dropout=0.5)))
     params = random_params(network)
 
@@ -268,7 +273,7 @@ def test_dropout_depends_on_position_not_on_the_split():
     np.testing.assert_array_equal(apply(network, params, train=False), apply(UNet(**TINY), params))
 
 
-def test_dropout_is_drawn_anew_in_every_block_and_example(monkeypatch):
+def test_dropout_differs_between_blocks_and_between_examples(monkeypatch):
     seeds = []
     monkeypatch.setattr(unet, "dropout", lambda x, seed, rate: (seeds.extend(np.asarray(seed).tolist()), x)[1])
     network = UNet(**(TINY | dict(dropout=0.5, ch_mult=(1, 1), resblock_resample=True)))
@@ -283,7 +288,7 @@ def test_dropout_is_drawn_anew_in_every_block_and_example(monkeypatch):
 )
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
-    """Exactly, of every element, in any example, whatever its neighbours do."""
+    """Every element is kept with the same probability, independently of its neighbors and of the other examples."""
     count = 4096
     seeds = dropout_seeds(jax.random.key(0, impl=impl), jnp.arange(count))
     kept = np.asarray(dropout(jnp.ones((count, *shape)), seeds, rate))
@@ -325,7 +330,7 @@ def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
         (dict(num_classes=10**9), 8, "num_classes=1000000000 must be 1,048,576 at most"),
     ],
 )
-def test_errors(change, side, message):
+def test_impossible_options_are_refused(change, side, message):
     network = UNet(**(SMALL | change))
     with pytest.raises(ValueError, match=message):
         network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1))

@@ -11,10 +11,12 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import evaluate, measure
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.ladders import config_evaluators, evaluate_ladder
+from diffusion_distillation.evaluation.metrics import METRICS, Metric, MetricValue
+from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.evaluation.results import read_evaluation
 from diffusion_distillation.pipeline import Pipeline, to_uint8
-from diffusion_distillation.report import page, pictures
+from diffusion_distillation.report import page, pictures, plots
 from diffusion_distillation.report.html_page import render_page
 from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime import multihost
@@ -50,7 +52,7 @@ CONFIG = ConfigDict(
 
 
 class RandomImages(ArraySource):
-    """Random images that count how many are read."""
+    """A source of random images that counts reads."""
 
     def __init__(self):
         super().__init__(np.random.default_rng(0).integers(0, 256, (100, 4, 4, 1), np.uint8), np.zeros(100), 1)
@@ -62,7 +64,7 @@ class RandomImages(ArraySource):
 
 
 class RandomPipeline(Pipeline):
-    """Samples random images; `sampled` gets (path, steps, sampler) of each row."""
+    """A pipeline of random images, which appends (path, steps, sampler) of each row to `sampled`."""
 
     distilled_for, num_classes = 0, 1
 
@@ -96,7 +98,7 @@ def skip_pictures(patch):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """For tests of other parts of a report."""
+    """Tests of other parts of a report need no pictures."""
     skip_pictures(monkeypatch)
 
 
@@ -224,6 +226,54 @@ def test_rows_and_columns_of_pictures_are_labeled(tmp_path, sampled, monkeypatch
     for number, column in enumerate(columns):
         np.testing.assert_array_equal(column.images[:21], kept[number:63:3])
     assert saved["samples.png"][1][:4] == ["ant", "class 7", "cat", "ant"]
+
+
+def test_a_new_metric_is_measured_tabled_and_plotted(tmp_path, sampled, monkeypatch, no_pictures):
+    """Its record in `METRICS` is enough."""
+    config, plotted = CONFIG.copy_and_resolve_references(), {}
+
+    def contrast(sets):
+        return MetricValue(float(np.std(sets.samples.features)), deviation=0.25)
+
+    def save_curves(panels, x_label, path):
+        plotted[path.name] = panels
+        plots.save_curves(panels, x_label, path)
+
+    record = Metric(title="contrast", compute=contrast, sample_fields=frozenset({"features"}), log_scale=True)
+    monkeypatch.setitem(METRICS, "contrast", record)
+    monkeypatch.setattr(pictures, "save_curves", save_curves)
+    config.eval.metrics = ("contrast", "fid")
+    write(tmp_path, RandomImages(), config)
+
+    report = tmp_path / "report"
+    measured = {}
+    for row in json.loads((report / "evaluation.json").read_text())["rows"]:
+        [value] = [value for value in row["values"] if value["metric"] == "contrast"]
+        measured[row["model"], row["sampler"], row["num_steps"]] = value["value"]
+    for model, steps in (("teacher", 2), ("student", 1)):
+        [x] = RandomPipeline(report, []).stream(None, np.arange(70), None, sampler="", batch_size=70, num_steps=steps)
+        assert measured[model, "ddim", steps] == pytest.approx(np.std(pixels(to_uint8(x))))
+    table = (report / "evaluation.md").read_text()
+    assert "| contrast (pixels) |" in table and table.count(" ± 0.25 |") == len(measured) == 5
+    [panel] = plotted["metrics.png"]
+    assert (panel.title, panel.log_scale) == ("contrast (pixels)", True)
+    students = next(curve for curve in panel.curves if curve.model == "student")
+    assert list(students.points) == [(1, measured["student", "ddim", 1]), (2, measured["student", "ddim", 2])]
+    assert (report / "metrics.png").stat().st_size > 1000
+
+
+def test_the_teacher_is_loaded_once_for_all_its_rows(tmp_path, sampled, monkeypatch):
+    loaded = []
+
+    def load(path, config):
+        loaded.append(as_path(path).name)
+        return RandomPipeline(as_path(path), sampled)
+
+    monkeypatch.setattr(evaluate, "from_checkpoint", load)
+    source = RandomImages()
+    evaluators, reference = config_evaluators(CONFIG, source, 70), dataset_reference(source, CONFIG.dataset)
+    evaluate_ladder(CONFIG, as_path(tmp_path), evaluators, reference, as_path(tmp_path / "evaluation.json"))
+    assert len(sampled) == 5 and loaded == ["base", "steps_0002", "steps_0001"]
 
 
 def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, no_pictures):

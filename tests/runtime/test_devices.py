@@ -10,8 +10,8 @@ ONEDNN, VECTORS = "--xla_cpu_experimental_onednn_custom_call", "--xla_cpu_prefer
 
 
 @pytest.mark.parametrize("given", ["", "--xla_cpu_enable_fast_math=false"])
-def test_flags_that_pay(monkeypatch, given):
-    jax.block_until_ready(jax.numpy.zeros(3) + 1)  # so that it has read the flags, and other tests are not concerned
+def test_cpu_flags_are_set_where_they_pay_and_the_user_did_not(monkeypatch, given):
+    jax.block_until_ready(jax.numpy.zeros(3) + 1)  # JAX reads the flags now, so changing them affects no other test
 
     def after(flags, dtype, description):
         monkeypatch.setenv("XLA_FLAGS", flags)
@@ -33,14 +33,14 @@ def test_flags_that_pay(monkeypatch, given):
     assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices"
 
 
-def test_programs_are_kept_where_the_user_has_not_said_where():
+def test_the_users_own_compilation_cache_is_left_alone():
     before = jax.config.jax_compilation_cache_dir
     devices.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before is not None
 
 
-def test_programs_are_kept(tmp_path, monkeypatch):
-    """By the scripts, in the user's cache; another run of the same kind finds them all."""
+def test_a_second_run_finds_its_programs_compiled(tmp_path, monkeypatch):
+    """Scripts keep compiled programs in the user's cache folder."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     flags = ["--config=configs/digits_base.py", *TINY, *AFFINE, "--config.train.num_train_steps=2"]
@@ -51,7 +51,7 @@ def test_programs_are_kept(tmp_path, monkeypatch):
     assert kept[0] == kept[1] != []
 
 
-def test_an_unavailable_platform_is_one_line():
+def test_an_unavailable_platform_is_an_error_of_one_line():
     """JAX would raise an AssertionError, or an error with its own reason."""
     error = run("train", "--config=configs/digits_base.py", "--workdir=-", fails=True, env={"JAX_PLATFORMS": "cuda"})
     [line] = error.splitlines()

@@ -28,7 +28,7 @@ def test_other_file_systems_are_refused(given):
         load(given)
 
 
-def test_a_bucket_needs_its_reader(monkeypatch):
+def test_a_bucket_needs_the_library_that_reads_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install gcsfs"):
         as_path("gs://bucket/run")
@@ -81,7 +81,7 @@ def test_unusual_json_is_refused(tmp_path, text, message):
         files.read_json(path)
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_a_damaged_line_of_json_is_named(tmp_path):
     path = as_path(tmp_path / "metrics.jsonl")
     assert files.read_json_lines(path) == []
     path.write_text('{"step": 1}\n{"st')
@@ -91,7 +91,7 @@ def test_a_damaged_line_is_named(tmp_path):
         files.read_json_lines(path)
 
 
-def test_the_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert as_path("~/x") == epath.Path(tmp_path / "x")
 

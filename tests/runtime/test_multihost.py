@@ -1,4 +1,4 @@
-"""Two processes, of which one fails, or has another config or other data."""
+"""Two processes, one of which fails or has another config or other data."""
 
 import fcntl
 import subprocess

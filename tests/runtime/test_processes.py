@@ -1,4 +1,4 @@
-"""Several processes that work as one run, started by hand on this machine, with one CPU device or more each."""
+"""Several processes that work as one run, on this machine, with one or more CPU devices each."""
 
 import json
 import re
@@ -53,18 +53,18 @@ MEASURED = [  # during training, with an average that is divided among devices
     "--config.eval.features=('pixels',)",
     "--config.eval.metrics=('fid',)",
 ]
-WAYS = {  # to train, by the number of processes and that of devices each has
+WAYS = {  # fields of config.train, by the number of processes and the devices of each
     (2, 1): ["shard_state=True"],
     (2, 2): ["parallel=pmap"],
     (4, 1): ["parallel=jit", "parallel=pmap"],
 }
-TAKEN_UP = {(2, 2): 5, (4, 1): 10, (1, 1): 15}  # the step at which they go on with a run that one process began
-# Two processes train a U-Net. Four, two under pmap, or a ladder compile many programs, of a smaller network.
+RESUMED_AT = {(2, 2): 5, (4, 1): 10, (1, 1): 15}  # the step at which they resume a run that one process started
+# Only two processes under jit train a U-Net. The others compile many programs and train a smaller network.
 SMALL = [*BASE, *AFFINE]
 
 
 def start(arguments, processes, devices, log, env=None):
-    """Starts processes, of which `arguments(flags)` gives the command; what each prints goes to a file of its own."""
+    """Start processes with the commands `arguments(flags)`. Each one prints to its own file in the folder `log`."""
     log.mkdir(exist_ok=True)
     port = free_port()
     started = []
@@ -77,14 +77,14 @@ def start(arguments, processes, devices, log, env=None):
 
 
 def start_two(code, *arguments, devices=1):
-    """Starts two processes that run some Python, which gets a port, the process's number and arguments."""
+    """Start two processes that run Python code with the arguments (port, number of the process, *arguments)."""
     port = free_port()
     commands = [[sys.executable, "-c", code, *map(str, (port, index, *arguments))] for index in range(2)]
     return start_together(commands, devices=devices, env=OWN_PARTS)
 
 
 def do(commands, processes, devices, log):
-    """Does commands of the scripts, one after another, in the same processes; returns what the first printed."""
+    """Run commands of the scripts, one after another, in the same processes. Returns the output of the first one."""
 
     def arguments(connected):
         return [
@@ -107,7 +107,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drifting():
-    """Two processes, one of which takes its time; other tests take theirs meanwhile."""
+    """Two processes that run `DRIFT` while other tests run."""
     started = start_two(DRIFT, devices=2)
     yield started
     for process in started:
@@ -116,10 +116,11 @@ def drifting():
 
 @pytest.fixture(scope="module")
 def printed(folder, drifting):
-    """What so many processes with so many devices each printed, by the two numbers; all runs are made here.
+    """Make all runs. Returns the output by the number of processes and the devices of each.
 
-    They train in some ways and draw samples; one alone trains the U-Net and the smaller network, and draws samples of
-    all. One and two distill. A run that one begins is taken up by two with two devices each, by four, and by one.
+    One process trains the U-Net and the smaller network, distills, and samples from all runs. Several processes train
+    in the `WAYS`, and sample; two of them distill too. One run starts in one process and resumes in two with two
+    devices each, in four, and in one.
     """
     small = folder / "alone, small"
     resume = ["train", *SMALL, "--config.train.retain_checkpoint_every_steps=5", f"--workdir={folder / 'resumed'}"]
@@ -151,10 +152,10 @@ def printed(folder, drifting):
         if (processes, devices) == (2, 1):
             commands += [ladder("ladder of two"), ["train", *SMALL, *MEASURED, f"--workdir={folder / 'measured'}"]]
         else:
-            go_back_to(TAKEN_UP[processes, devices])
+            go_back_to(RESUMED_AT[processes, devices])
             commands.append(resume)
         printed[processes, devices] = do(commands, processes, devices, folder / f"log of {processes} {devices}")
-    go_back_to(TAKEN_UP[1, 1])
+    go_back_to(RESUMED_AT[1, 1])
     printed[1, 1] = do([*by_one, resume], 1, 1, folder / "log of one at last")
     return printed
 
@@ -167,11 +168,11 @@ def losses(workdir):
 @pytest.mark.parametrize(
     ("processes", "devices", "way"), [(*numbers, way) for numbers, ways in WAYS.items() for way in ways]
 )
-def test_processes_train_as_one(folder, printed, processes, devices, way):
+def test_several_processes_train_and_sample_like_one(folder, printed, processes, devices, way):
     assert f"{processes * devices} cpu devices" in printed[processes, devices]
     alone = folder / ("alone" if (processes, devices) == (2, 1) else "alone, small")
     workdir = folder / f"{processes} {devices} {way}"
-    if way == "shard_state=True":  # or else, as arrays are this small, the first process writes them all
+    if way == "shard_state=True":  # the first process alone writes replicated arrays of this size
         assert len(list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
     assert_same(alone, workdir, atol=1e-5)
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-6)
@@ -181,15 +182,14 @@ def test_processes_train_as_one(folder, printed, processes, devices, way):
 
 
 @pytest.mark.slow
-def test_resumed_by_other_numbers_of_processes(folder, printed):
-    for numbers, step in TAKEN_UP.items():
+def test_a_run_resumes_with_any_number_of_processes(folder, printed):
+    for numbers, step in RESUMED_AT.items():
         assert f"resuming at step {step}" in printed[numbers]
     assert_same(folder / "alone, small", folder / "resumed", atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_ladder_of_two_processes(folder, printed):
-    """Of two halvings, and its report."""
+def test_two_processes_distill_and_report_like_one(folder, printed):
     ladders = [folder / "ladder", folder / "ladder of two"]
     for student in ("steps_0002", "steps_0001"):
         assert_same(*(ladder / student for ladder in ladders), atol=1e-5)
@@ -200,8 +200,8 @@ def test_a_ladder_of_two_processes(folder, printed):
 
 
 @pytest.mark.slow
-def test_processes_measure_an_average_that_they_share(folder, printed):
-    """During training; and they keep the best."""
+def test_processes_measure_a_sharded_average_during_training(folder, printed):
+    """They save the best model too."""
     lines = (folder / "measured" / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20]
     assert steps_saved(folder / "measured" / "best")
@@ -225,8 +225,8 @@ assert multihost.all_max([index, 1 - index]) == [1, 1]
 
 
 @pytest.mark.slow
-def test_processes_may_drift_apart(drifting):
-    """By more than the 30 seconds in which processes on CPU must find each other when they first communicate."""
+def test_processes_may_first_communicate_more_than_30_seconds_apart(drifting):
+    """On CPU, JAX waits only 30 seconds for the other processes when they first communicate."""
     assert [process.wait(timeout=PATIENCE) for process in drifting] == [0, 0]
 
 
@@ -302,8 +302,8 @@ assert_raises(*((RunError, "main process failed: disk") if index else (OSError, 
 
 
 @pytest.mark.slow
-def test_processes_agree(tmp_path):
-    """On the newest checkpoint that both can read, on what the first process says, and on stopping."""
+def test_processes_agree_on_checkpoints_and_on_errors(tmp_path):
+    """They use the newest checkpoint that both can read, and what the main process returns or raises."""
     assert [process.wait(timeout=120) for process in start_two(AGREE, tmp_path / "run")] == [0, 0]
 
 
@@ -338,8 +338,8 @@ assert sum(idle[3:]) <= len(idle) // 4, idle  # the first ones wait for what is 
 
 
 @pytest.mark.slow
-def test_devices_always_have_work(tmp_path):
-    """A call is given to them before the last one is done, though processes decide together and losses are read."""
+def test_devices_get_the_next_call_before_the_last_one_ends(tmp_path):
+    """Reading losses and joint decisions do not make devices wait."""
     assert [process.wait(timeout=PATIENCE) for process in start_two(BUSY, tmp_path)] == [0, 0]
 
 
@@ -363,13 +363,13 @@ def test_a_process_that_dies_stops_the_others(tmp_path):
     second.send_signal(signal.SIGKILL)
     assert first.wait(timeout=PATIENCE) != 0
     stopping = start_run()
-    gone_on = re.compile("resuming at step.*images/s", re.DOTALL)
-    wait_until(lambda: gone_on.search((tmp_path / "log" / "0.log").read_text()), *stopping)
+    resumed = re.compile("resuming at step.*images/s", re.DOTALL)
+    wait_until(lambda: resumed.search((tmp_path / "log" / "0.log").read_text()), *stopping)
     stopping[1].send_signal(signal.SIGTERM)
     assert {process.wait(timeout=PATIENCE) for process in stopping} == {128 + signal.SIGTERM}
 
 
-def test_flags_that_do_not_fit(tmp_path):
+def test_incomplete_flags_of_processes_are_refused(tmp_path):
     for given in (["--num_processes=2"], ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]):
         error = call("train", *BASE, f"--workdir={tmp_path}", *given, fails=True)
         assert "set all three or none" in error and "Traceback" not in error

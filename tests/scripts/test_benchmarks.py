@@ -1,4 +1,4 @@
-"""The benchmarks run and print the figures that they promise. How large the figures are is not tested."""
+"""The benchmarks run and print their figures. The size of the figures is not tested."""
 
 import importlib
 import io
@@ -15,7 +15,7 @@ from diffusion_distillation import config
 
 
 @pytest.mark.slow
-def test_benchmark_of_data_prints_images_per_second():
+def test_the_data_benchmark_prints_images_per_second():
     printed = run("benchmarks/data", "--files=30", "--batch_size=16", "--seconds=0.2")
     speeds = re.findall(r"^(\w.*?)  +([\d,]+) images/s", printed, re.MULTILINE)
     assert [name for name, _ in speeds] == ["from memory", "PNG records", "JPEG files", "JPEG files, Pillow alone"]
@@ -23,7 +23,7 @@ def test_benchmark_of_data_prints_images_per_second():
 
 
 @pytest.mark.slow
-def test_benchmark_of_checkpoints_prints_seconds_per_step(tmp_path):
+def test_the_checkpoint_benchmark_prints_seconds_per_step(tmp_path):
     flags = [f"--workdir={tmp_path / 'new'}", "--saves=1", "--width=32", "--blocks=0", "--batch_size=2"]
     printed = run("benchmarks/checkpoints", *flags)
     seconds = r"[\d.]+ s"
@@ -55,7 +55,7 @@ def test_a_worker_divides_a_call_by_its_steps_and_reports_the_accelerators_memor
     assert all(answer["peak_bytes"] == 123 and 1e-8 <= answer["seconds"] < 1e-4 for answer in answers)
 
 
-SMALL_UNET = [  # two alike levels: torch.compile has fewer kernels to compile
+SMALL_UNET = [
     "--config.model.args.ch=32",
     "--config.model.args.emb_ch=32",
     "--config.model.args.ch_mult=(1,1)",
@@ -66,7 +66,7 @@ SMALL_UNET = [  # two alike levels: torch.compile has fewer kernels to compile
 PEER = ROOT / ".venv-peer" / "bin" / "python"
 
 
-def test_the_benchmark_rejects_bad_flags(monkeypatch):
+def test_bad_flags_of_the_benchmark_are_named(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
     for flag, message in {
         "--image_shape=32,x,3": "must be height, width and channels",
@@ -89,10 +89,10 @@ def test_training_is_timed_with_and_without_dropout(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
-def test_benchmark_beside_pytorch(tmp_path):
-    """Both libraries compute the same function of the same parameters; the benchmark stops if they do not.
+def test_the_benchmark_compares_equal_functions_with_pytorch(tmp_path):
+    """The benchmark itself fails if the libraries disagree.
 
-    With batches of 4, as in the benchmark's own comparison, torch.compile compiles no second forward pass.
+    It compares their outputs on 4 images. In batches of 4, the timed forward pass is not compiled again.
     """
     works = ["base_step_without_dropout", "distillation_step", "sample 2"]
     flags = ["--config=configs/folder_base.py", "--config.dataset.args.path=unread", *SMALL_UNET]
@@ -108,7 +108,7 @@ def test_benchmark_beside_pytorch(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
-def test_benchmark_of_inception_prints_images_per_second():
+def test_the_inception_benchmark_prints_images_per_second():
     printed = run("benchmarks/inception", f"--peer={PEER}", "--batch_size=2", "--rounds=1", "--seconds=0.1")
     speeds = re.findall(r"^(\w.*?)  +([\d.]+) images/s", printed, re.MULTILINE)
     assert [name for name, _ in speeds] == ["ours, 1 cpu device", "torch-fidelity", "torch-fidelity, channels-last"]

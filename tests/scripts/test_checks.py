@@ -11,21 +11,21 @@ from diffusion_distillation.networks import cpu_kernels, unet
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "onednn"), [("float32", "false"), ("bfloat16", "true")])
-def test_numerics(dtype, onednn, optimized):
+def test_the_numerics_check_passes_with_any_flags(dtype, onednn, optimized):
     flags = f"--xla_cpu_experimental_onednn_custom_call={onednn} --xla_cpu_prefer_vector_width=512"
     printed = run("checks/numerics", f"--dtype={dtype}", env={"XLA_FLAGS": flags})
     assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}: correct\. Errors: .*\n", printed)
 
 
 class Linear(unet.UNet):
-    """A network of any options that takes no time."""
+    """A network that takes the options of a U-Net and compiles in no time."""
 
     @nn.compact
     def __call__(self, z, logsnr):
         return nn.Dense(3)(z)
 
 
-def test_wrong_numerics(monkeypatch):
+def test_the_numerics_check_names_what_is_wrong(monkeypatch):
     convolution = cpu_kernels.convolution
 
     def wrong(x, *args, **kwargs):

@@ -1,10 +1,10 @@
-"""What the scripts share, in this process."""
+"""Functions that the scripts share."""
 
 from diffusion_distillation import cli
 
 
-def test_dtype_of_a_run(tmp_path):
-    """What is not there, or not a run's, is float32, which is right but for speed."""
+def test_the_dtype_of_a_run_is_float32_unless_its_config_can_be_read(tmp_path):
+    """The dtype selects flags for speed only, so a wrong one does no harm."""
     assert cli.dtype_of(tmp_path) == "float32"
     for text, dtype in {
         '{"model": {"dtype": "bfloat16"}}': "bfloat16",

@@ -1,7 +1,7 @@
-"""Every config through the real scripts: a teacher for two steps and a student for one, on stand-ins of its dataset.
+"""Every config through the real scripts: 2 updates of a teacher and 1 of a student, on stand-ins for the dataset.
 
-CIFAR-10's U-Nets are narrower and shallower, the others are own_parts.py's Affine, which compiles in no time; images
-(but for CIFAR-10) and batches are smaller; all else is the config's. test_scripts.py trains a U-Net on the digits.
+The configs of CIFAR-10 run with narrow, shallow U-Nets. The others run with `Affine` of own_parts.py, which compiles in
+no time, on smaller images. Batches are smaller too; all other settings are the config's.
 """
 
 import json
@@ -33,7 +33,7 @@ ONE_HALVING = [
 TWO_LEVELS = ["--config.model.args.ch_mult=(1,1)"]
 SMALL = [*AFFINE, "--config.dataset.args.image_size=8"]
 IMAGES = [*SMALL, "--config.dataset.args.path={images}"]
-CONFIGS = {  # test_config.py looks at the networks as they are
+CONFIGS = {  # test_config.py checks the networks of full size
     "digits": AFFINE,
     "cifar": TWO_LEVELS,
     "imagenet64": SMALL,
@@ -45,7 +45,7 @@ CONFIGS = {  # test_config.py looks at the networks as they are
 }
 
 
-def test_no_config_is_left_out():
+def test_every_config_is_run_by_a_test():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
     ladders = {f"{name}_{kind}" for name in CONFIGS for kind in ("base", "distill")}
     guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in KINDS}
@@ -56,7 +56,7 @@ def test_no_config_is_left_out():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Stanford Cars in Kaggle's layout, and a text file that is called an image."""
+    """Stanford Cars in Kaggle's layout, with one text file that has the name of an image."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(12):
@@ -74,7 +74,7 @@ def env(stand_ins):
 
 
 def training_and_distilling(base, ladder, flags, end, workdir):
-    """The commands of two steps of a base model and a halving to this number of steps."""
+    """The commands for 2 updates of a base model and for one halving, to `end` sampling steps."""
     training = [
         "train",
         f"--config={base}",
@@ -94,7 +94,7 @@ def halving(ladder, end):
 
 
 def distilling(ladder, flags, teacher, workdir):
-    """The command of one update of each student."""
+    """The command for one update of each student."""
     given = [f"--config.distillation.teacher_checkpoint_path={teacher}", f"--workdir={workdir}"]
     ancestral = f"--config.eval.ancestral_num_steps={(1,) if 'digits_distill' in str(ladder) else ()}"
     return ["distill", f"--config={ladder}", *SHRUNK, *ONE_HALVING, ancestral, *flags, *given]
@@ -105,7 +105,7 @@ def end_of(name):
     return 2 if name == "cars64" else 1
 
 
-OF_DIGITS = {  # the other ladders of the embedded example, of one student each
+OF_DIGITS = {  # the other ladders of the digits, each cut down to one student
     "addim": ["--config.distillation.rungs=(8, 2)"],
     "tract": ["--config.distillation.rungs=(8, 2)"],
     "consistency": [
@@ -118,7 +118,7 @@ OF_DIGITS = {  # the other ladders of the embedded example, of one student each
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, images, env):
-    """The folder of all configs' runs, which are made in one process: libraries take long to import."""
+    """The folder with the runs of all configs. One process makes them all, as importing libraries takes long."""
     folder, commands = tmp_path_factory.mktemp("runs"), []
     for name, flags in CONFIGS.items():
         flags = [flag.format(images=images) for flag in flags]
@@ -138,7 +138,7 @@ def runs(tmp_path_factory, images, env):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_trains_and_distills(name, runs):
+def test_every_config_trains_and_distills(name, runs):
     ladder = runs / name / "l"
     student = ladder / f"steps_{end_of(name):04d}"
     for workdir, updates in ((runs / name / "b", 2), (student, 1)):
@@ -153,18 +153,18 @@ def test_trains_and_distills(name, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_DIGITS)
-def test_the_methods_of_digits(name, runs):
+def test_every_method_of_the_digits_configs_trains_and_reports(name, runs):
     assert load(runs / name / "steps_0002")[1].step == 1
     assert (runs / name / "report" / "index.html").exists()
 
 
 KINDS = ("base", "student", "distill")
-GUIDED_ALIKE = ("cifar", "imagenet64")  # and of the networks that run above
+GUIDED_ALIKE = ("cifar", "imagenet64")  # their networks run above
 LARGER = ("mnist", "letters")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mnist_and_letters_are_alike(kind):
+def test_the_configs_of_mnist_and_letters_have_the_same_settings(kind):
     mnist, letters = (cfg.load(ROOT / f"configs/{name}_{kind}.py").to_dict() for name in LARGER)
     mnist["model"]["args"]["attn_resolutions"], mnist["train"]["num_train_steps"] = (8,), 8_000
     assert (mnist.pop("dataset")["name"], letters.pop("dataset")["name"]) == ("MNIST", "letters")
@@ -173,8 +173,7 @@ def test_mnist_and_letters_are_alike(kind):
 
 @pytest.mark.parametrize("name", GUIDED_ALIKE)
 @pytest.mark.parametrize("kind", KINDS)
-def test_guided_configs_are_the_others_with_guidance(name, kind):
-    """And nothing else of the model or the data is another."""
+def test_guided_configs_differ_from_the_others_in_guidance_alone(name, kind):
     plain = cfg.load(ROOT / f"configs/{name}_{'base' if kind == 'base' else 'distill'}.py").to_dict()
     guided = cfg.load(ROOT / f"configs/{name}_guided_{kind}.py").to_dict()
     assert guided["train"].pop("label_dropout") == (0.1 if kind == "base" else 0.0)
@@ -195,7 +194,7 @@ FLAGS_OF_GUIDED = {
 
 
 def guiding(name, folder):
-    """The commands of a guided teacher, its student and a halving of that, which are sampled and measured."""
+    """The commands that train a teacher, a guided student and its halving, and that sample and evaluate them."""
     measured = ["--config.eval.features=('classifier',)", "--config.model.eval_guidance=1.0"]
     flags = [*FLAGS_OF_GUIDED[name], *measured]
     guided = f"configs/{name}_{{}}.py".format
@@ -216,7 +215,7 @@ def guiding(name, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLAGS_OF_GUIDED)
-def test_guided_configs(name, runs):
+def test_guided_configs_train_sample_and_evaluate(name, runs):
     folder = runs / name
     for student, updates in (("s/steps_0002", 1), ("l/steps_0001", 1)):
         params, metadata = load(folder / student)
@@ -260,7 +259,7 @@ def get_config():
 
 
 def write_published(folder):
-    """Files as the published code has them, with none of our fields, and its names for data and for the teacher."""
+    """Write config files of the published code, which have none of our own fields."""
     base, ladder = folder / "base.py", folder / "ladder.py"
     base.write_text(PUBLISHED.format(distillation="", dropout=0.2, num_steps=0, warmup=1000, anneal="", ema=0.9999))
     distillation = (
@@ -280,17 +279,17 @@ def test_configs_of_the_published_schema_run(runs):
     assert cfg.resolve(cfg.load(runs / "ladder.py")).distillation.start_num_steps == 8192
 
 
-def test_broken_images_and_bad_fields(tmp_path, images, env, monkeypatch):
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(
+    ("flag", "messages"),
+    [
+        ("on_error=raise", ("1 of 13 images cannot be used:\n", "broken.jpg: it is not a PNG")),
+        ("image_size=0", ("image_size=0 must be an integer of at least 1",)),
+        ("path=/nowhere", ("config.dataset.args.path='/nowhere' is not a folder",)),
+        ("crops=True", ("no config.dataset.args.crops. Did you mean 'crop'?",)),
+    ],
+)
+def test_broken_images_and_bad_arguments_of_a_folder_are_named(tmp_path, images, flag, messages):
     flags = ["--config=configs/folder_base.py", *SHRUNK, *IMAGES[:-1], f"--config.dataset.args.path={images}"]
-    strict = call("train", *flags, "--config.dataset.args.on_error=raise", f"--workdir={tmp_path}", fails=True)
-    assert "1 of 13 images cannot be used:\n" in strict and "broken.jpg: it is not a PNG" in strict
-    assert "Traceback" not in strict and not list(tmp_path.iterdir())
-    for flag, message in {
-        "--config.dataset.args.image_size=0": "image_size=0 must be an integer of at least 1",
-        "--config.dataset.args.path=/nowhere": "config.dataset.args.path='/nowhere' is not a folder",
-        "--config.dataset.args.crops=True": "no config.dataset.args.crops. Did you mean 'crop'?",
-    }.items():
-        error = call("train", *flags, flag, f"--workdir={tmp_path}", fails=True)
-        assert message in error and "Traceback" not in error
+    error = call("train", *flags, f"--config.dataset.args.{flag}", f"--workdir={tmp_path}", fails=True)
+    assert all(message in error for message in messages) and "Traceback" not in error
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, in this process except where it is killed."""
+"""scripts/evaluate.py."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_a_run_is_measured_kept_and_tabled(checkpoint, reference, images, tmp_path):
+def test_a_run_is_measured_and_its_samples_and_tables_are_saved(checkpoint, reference, images, tmp_path):
     out, kept = tmp_path / "new" / "evaluation.json", tmp_path / "kept"
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=30", "--batch_size=16"]
     printed = call("evaluate", *flags, "--seed=3", "--metrics=fid,recall,kid", f"--out={out}", f"--keep={kept}")

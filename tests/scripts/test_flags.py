@@ -1,4 +1,4 @@
-"""The scripts' command lines: help, bad flags, None, and what stops before training."""
+"""The command lines of scripts: help, bad flags, None, printed configs and dry runs."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ LADDER = ["--config=configs/digits_distill.py", "--config.distillation.teacher_c
 
 
 def printed_config(script, *flags):
-    """What --print_config prints."""
+    """The output of --print_config."""
     return call(script, *flags, "--workdir=not/made", "--print_config")
 
 
@@ -84,7 +84,7 @@ def test_an_old_name_of_a_field_overrides_the_file():
     assert config["train"]["num_train_steps"] == 5 and "num_steps" not in config["train"]
 
 
-def test_another_method_on_the_command_line_has_its_own_options():
+def test_a_method_set_on_the_command_line_has_its_own_options():
     consistency = ["--config=configs/digits_consistency.py", LADDER[1]]
     flags = ["--config.distillation.method=tract", "--config.distillation.tract.self_teacher_decay=0"]
     config = json.loads(printed_config("distill", *consistency, *flags, "--config.distillation.end_num_steps=1"))
@@ -94,7 +94,7 @@ def test_another_method_on_the_command_line_has_its_own_options():
 
 
 @pytest.mark.parametrize(("script", "flags"), [("train", BASE), ("distill", LADDER)])
-def test_a_printed_config_is_one_to_run(script, flags, tmp_path):
+def test_a_printed_config_can_be_passed_to_the_script(script, flags, tmp_path):
     printed = printed_config(script, *flags)
     (tmp_path / "config.json").write_text(printed)
     again = f"--config={tmp_path}/config.json"
@@ -103,7 +103,7 @@ def test_a_printed_config_is_one_to_run(script, flags, tmp_path):
     assert changed["model"]["args"]["ch_mult"] == [1, 2] and changed["train"]["ema_decay"] == 0
 
 
-def test_a_dry_run_makes_nothing(tmp_path):
+def test_a_dry_run_prints_its_plan_and_writes_nothing(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     printed = call("train", *BASE, workdir, "--config.train.num_train_steps=100", "--dry_run")
     for line in (
@@ -134,16 +134,8 @@ def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_lists_have_commas(capsys):
-    """This holds for every script. An error names a value that is not allowed."""
-    assert (
-        main(
-            "claims",
-            "--outputs=v,z",
-            "--config=configs/digits_base.py",
-            "--ladder=configs/digits_distill.py",
-            "--workdir=x",
-        )
-        == 2
-    )
+def test_a_list_is_separated_by_commas_and_checked(capsys):
+    """In every script."""
+    flags = ["--config=configs/digits_base.py", "--ladder=configs/digits_distill.py", "--workdir=x"]
+    assert main("claims", "--outputs=v,z", *flags) == 2
     assert "'z' is unknown. Known: eps, x, v, both." in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What may befall a run: signals at every moment, a full disk, a folder that cannot be written, a second process."""
+"""Runs that are interrupted: by signals at any moment, a full disk, a read-only folder, a second process."""
 
 import json
 import os
@@ -27,13 +27,13 @@ from helpers.runs import (
 from diffusion_distillation.checkpoints import load
 
 BASE = ["--config=configs/digits_base.py", *TINY, "--config.train.substeps=5"]
-HEAVY = [*BASE, "--config.model.name=helpers.own_parts:heavy"]  # compiles in no time, and takes some to save
-LONG = ["--config.train.num_train_steps=100000", "--config.train.eval_every_steps=0"]  # no test waits for its end
+HEAVY = [*BASE, "--config.model.name=helpers.own_parts:heavy"]  # compiles in no time, and saves slowly
+LONG = ["--config.train.num_train_steps=100000", "--config.train.eval_every_steps=0"]  # tests stop these runs
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
-    """And the state is taken up before it; what libraries print when they cannot read a file is kept from the user."""
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(tmp_path):
+    """Messages of the libraries that read the files are not shown."""
     flags = [
         *HEAVY,
         "--config.train.num_train_steps=10",
@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line(tmp_path):
     [(signal.SIGTERM, BASE, ("start", "compile", "step", "save")), (signal.SIGINT, HEAVY, ("step", "save"))],
 )
 def test_signals_save_and_stop(tmp_path, number, network, moments):
-    """As a run starts, compiles, steps and saves; each time it goes on where it stopped."""
+    """While a run starts, compiles, trains and saves. Each time, it resumes where it stopped."""
     workdir, step = tmp_path / "run", 0
     for moment in moments:
         flags = ["--config.train.checkpoint_every_secs=0"] if moment == "save" else []
@@ -97,7 +97,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_outlives_its_readers(tmp_path):
+def test_a_run_outlives_the_readers_of_its_output(tmp_path):
     """Behind `2>&1 | head -1`, a run keeps training, and a signal still saves and stops it."""
     process = start("train", *BASE, *AFFINE, *LONG, f"--workdir={tmp_path}", env=OWN_PARTS)
     process.stdout.readline()
@@ -111,12 +111,12 @@ def test_a_run_outlives_its_readers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_while_sampling(tmp_path):
+def test_a_signal_while_sampling_stops_and_loses_nothing(tmp_path):
     flags = [*BASE, "--config.train.num_train_steps=20", "--config.model.eval_sampling_num_steps=100000"]
     process = start("train", *flags, f"--workdir={tmp_path / 'run'}")
     wait_until(lambda: steps_saved(tmp_path / "run") == [20], process)
     process.send_signal(signal.SIGTERM)
-    if "Signal again to stop at once" in process.stderr.readline():  # or else there was nothing to lose any more
+    if "Signal again to stop at once" in process.stderr.readline():  # otherwise, it has stopped
         process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
@@ -124,7 +124,7 @@ def test_a_signal_while_sampling(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_in_one_workdir(tmp_path):
+def test_a_second_process_in_a_workdir_is_refused(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     first = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)
     read_until(first.stdout, "parameters")
@@ -133,7 +133,7 @@ def test_two_processes_in_one_workdir(tmp_path):
     assert "Traceback" not in error and first.poll() is None
     first.kill()
     first.communicate()
-    process = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)  # the lock goes with its process
+    process = start("train", *HEAVY, *LONG, workdir, env=OWN_PARTS)  # the lock ended with its process
     read_until(process.stdout, "parameters")
     process.kill()
     process.communicate()
@@ -156,8 +156,8 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk(tmp_path, small_disk):
-    """The run stops with an error, what was saved before stays, and with room again it goes on to the same end."""
+def test_a_full_disk_stops_a_run_and_loses_no_checkpoint(tmp_path, small_disk):
+    """With free space again, the run resumes and ends in the same parameters."""
     flags = [*BASE, "--config.train.num_train_steps=20", "--config.train.retain_checkpoint_every_steps=5"]
     run("train", *flags, f"--workdir={tmp_path / 'undisturbed'}")
     size = (
@@ -175,7 +175,7 @@ def test_a_full_disk(tmp_path, small_disk):
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     error = call("train", *BASE, f"--workdir={tmp_path / 'file' / 'run'}", fails=True)
     assert "file" in error and "Traceback" not in error
@@ -189,7 +189,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_updates_that_stay_infinite_stop_the_run(tmp_path, skip):
-    """From a sound checkpoint on, a learning rate that is far too large; the checkpoint stays as it is."""
+    """The learning rate becomes far too large after a checkpoint, which stays as it is."""
     workdir = tmp_path / "run"
     flags = ["--config=configs/digits_base.py", *AFFINE, f"--config.train.enable_update_skip={skip}"]
     flags += ["--config.train.eval_every_steps=0", "--config.train.substeps=5", f"--workdir={workdir}"]

@@ -1,4 +1,4 @@
-"""The files of scripts/launch: linted, and run with stand-ins for what starts processes on a cluster."""
+"""The files of scripts/launch: linted, and run with stand-ins for the commands of a cluster."""
 
 import json
 import os
@@ -43,7 +43,7 @@ printf '%s\\n' "$@" > "$HOME/gcloud"
 command=${!#}
 cd "$HOME" && bash -c "${command#--command=}"
 """
-# Of all processes of this machine, which other tests may have started, those of the worker alone.
+# Other tests may run on this machine: stop only the processes of this worker.
 PKILL = """#!/usr/bin/env bash
 for process in $(pgrep "${@:2}"); do
   if tr '\\0' '\\n' < "/proc/$process/environ" | grep -qx "HOME=$HOME"; then kill "$1" "$process"; fi
@@ -58,7 +58,7 @@ while :; do sleep 0.1; done
 
 
 def stand_in(folder, name, text):
-    """A program that the scripts find in the place of the real one."""
+    """Write a program that the scripts find in place of the real one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
     (folder / name).chmod(0o755)
@@ -72,19 +72,19 @@ def shellcheck(*arguments, **kwargs):
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("**/*.sh")), ids=lambda path: path.name)
-def test_shell_scripts(script):
+def test_shell_scripts_pass_shellcheck(script):
     shellcheck(script)
 
 
-def test_slurm_asks_for_a_task_a_gpu():
+def test_slurm_gets_one_task_per_gpu():
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE))
     assert asked["ntasks-per-node"] == asked["gpus-per-node"]
     assert re.fullmatch(r"TERM@\d+", asked["signal"]) and re.fullmatch(r"1-\d+%1", asked["array"])
 
 
 @pytest.mark.slow
-def test_slurm(tmp_path):
-    """Two tasks find each other as JAX lets them on SLURM, by its variables alone."""
+def test_slurm_tasks_train_as_one_run(tmp_path):
+    """JAX connects the two tasks by the variables of SLURM alone."""
     stand_in(tmp_path / "bin", "srun", SRUN)
     env = OWN_PARTS | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -113,7 +113,7 @@ def _job_with_a_free_port():
     raise AssertionError("no port is free")
 
 
-def test_tpu_vm(tmp_path):
+def test_a_run_is_started_and_stopped_on_tpu_vms(tmp_path):
     home, repository = tmp_path / "home", tmp_path / "home" / "diffusion_distillation"
     stand_in(tmp_path / "bin", "gcloud", GCLOUD)
     stand_in(tmp_path / "bin", "pkill", PKILL)
@@ -150,7 +150,7 @@ def read_jobset():
     return jobset, workers, workers["template"]["spec"]
 
 
-def test_jobset_fits_its_schema():
+def test_the_jobset_fits_its_schema_and_names_itself_consistently():
     jobset, workers, job = read_jobset()
     jsonschema.validate(jobset, json.loads((ROOT / "tests" / "jobset.schema.json").read_text()))
     whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": workers["name"]}, "spec": job}
@@ -167,8 +167,8 @@ def test_jobset_fits_its_schema():
 
 
 @pytest.mark.slow
-def test_jobset_trains(tmp_path):
-    """Its pods, as processes on this machine: arguments rendered as Kubernetes does, and a smaller model."""
+def test_the_pods_of_the_jobset_train_as_one_run(tmp_path):
+    """Each pod is a process on this machine, with the arguments that Kubernetes would pass and a smaller model."""
     _, _, job = read_jobset()
     [container] = job["template"]["spec"]["containers"]
     coordinator = f"localhost:{free_port()}"

@@ -1,4 +1,4 @@
-"""scripts/sample.py, mostly in this process."""
+"""scripts/sample.py."""
 
 import dataclasses
 import importlib.util
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def sample(checkpoint, monkeypatch, capsys):
     """`sample(flag, ...)` runs the script with the checkpoint and returns what it printed."""
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # they are there already
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))  # this process has started JAX already
 
     def run(*arguments):
         known = set(flags.FLAGS)
@@ -38,7 +38,7 @@ def sample(checkpoint, monkeypatch, capsys):
             script = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(script)
             flags.FLAGS(["sample.py", f"--checkpoint={checkpoint}", "--seed=3", *map(str, arguments)])
-            with mock.patch.dict(os.environ):  # in which it sets flags of XLA
+            with mock.patch.dict(os.environ):  # the script sets XLA_FLAGS
                 script.main()
         finally:
             for name in set(flags.FLAGS) - known:

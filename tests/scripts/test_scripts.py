@@ -1,4 +1,4 @@
-"""The scripts, as a user runs them, on the digits and a very small network."""
+"""The scripts as a user runs them, on the digits with a very small network."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ LADDER = [
 
 
 def distilling(teacher, workdir, *flags):
-    """The arguments of `run` that distill."""
+    """The arguments for `run` to distill."""
     teacher = f"--config.distillation.teacher_checkpoint_path={teacher}"
     return "distill", *LADDER, teacher, f"--workdir={workdir}", *flags
 
@@ -56,7 +56,7 @@ def metrics_of(workdir):
 
 
 @pytest.mark.slow
-def test_train(base):
+def test_training_prints_logs_and_samples(base):
     workdir, printed = base
     assert re.search(r"step 20/20  loss [\d.]+  [\d,]+ images/s  0:00:00 left", printed)
     metrics = metrics_of(workdir)
@@ -73,17 +73,17 @@ def size_of(picture):
 
 
 @pytest.mark.slow
-def test_four_devices_train_as_one(base, tmp_path):
+def test_four_devices_train_like_one(base, tmp_path):
     printed = run("train", *BASE, f"--workdir={tmp_path}", devices=4)
     assert "1 cpu device" in base[1] and "4 cpu devices" in printed
     assert_same(base[0], tmp_path, atol=1e-5)
     losses = [[line["loss"] for line in metrics_of(workdir)] for workdir in (base[0], tmp_path)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # of the parameters themselves, not of their average
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # losses use the parameters, not their average
 
 
 @pytest.mark.slow
-def test_base_run_resumes(base):
-    """Taken up from a checkpoint in its middle, a run ends in the same parameters."""
+def test_a_resumed_run_ends_in_the_same_parameters(base):
+    """It resumes from a checkpoint half way."""
     workdir = base[0].with_name("resumed")
     flags = [*BASE, f"--workdir={workdir}", "--config.train.checkpoint_every_secs=0", "--config.train.substeps=5"]
     run("train", *flags)
@@ -96,7 +96,7 @@ def test_base_run_resumes(base):
 
 
 @pytest.mark.slow
-def test_distill(ladder):
+def test_distilling_trains_every_student_once(ladder):
     workdir, printed = ladder
     assert re.search(r"steps_0002  step 40/40 .*\n(.*\n)*steps_0001  step 40/40", printed)
     for num_steps in (2, 1):
@@ -108,7 +108,7 @@ def test_distill(ladder):
 
 
 @pytest.mark.slow
-def test_report(ladder):
+def test_a_report_has_every_model_in_table_and_pictures(ladder):
     report = ladder[0] / "report"
     table = json.loads((report / "evaluation.json").read_text())
     rows = [(row["model"], row["sampler"], row["num_steps"]) for row in table["rows"]]
@@ -124,7 +124,7 @@ def test_report(ladder):
         assert found["frechet", "pixels"] == pytest.approx(distance_to_digits(of_row), rel=1e-5)
         assert 1 <= found["is", "classifier"] <= 10
     drawn = from_checkpoint(ladder[0] / "steps_0002").sample(jax.random.key(0), 64)
-    assert np.abs(drawn.astype(int) - samples["student", "ddim", 2]).max() <= 1  # other devices may round otherwise
+    assert np.abs(drawn.astype(int) - samples["student", "ddim", 2]).max() <= 1  # other devices round otherwise
     page = (report / "index.html").read_text()
     pictures = [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"image/png;base64,([^\"]+)", page)
@@ -136,7 +136,7 @@ def test_report(ladder):
 
 
 def distance_to_digits(images):
-    """The Frechet distance of the pixels to those of all digits, by the eigenvalues of the covariances' product."""
+    """The Fréchet distance of pixels to all digits, from the eigenvalues of the product of both covariances."""
     digits = sklearn.datasets.load_digits().images * (255 / 16)
     (mean_a, a), (mean_b, b) = (
         (rows.mean(axis=0), np.cov(rows, rowvar=False))
@@ -147,8 +147,8 @@ def distance_to_digits(images):
 
 
 @pytest.mark.slow
-def test_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
-    """Killed in one halving and asked to stop in the next, and run again each time."""
+def test_an_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
+    """It is killed during the first student, stopped during the second, and resumed each time."""
     base, whole, workdir = (tmp_path / name for name in ("base", "whole", "interrupted"))
     few = [*AFFINE, "--config.eval.features=('pixels',)", "--config.eval.metrics=('fid',)"]
     train = ["train", *BASE, *AFFINE, f"--workdir={base}"]
@@ -169,7 +169,7 @@ def test_interrupted_ladder_ends_in_the_same_parameters(tmp_path):
 
 
 @pytest.mark.slow
-def test_class_conditional_in_mixed_precision(tmp_path):
+def test_a_class_conditional_model_trains_in_bfloat16(tmp_path):
     flags = ["--config.dataset.args.class_conditional=True", "--config.dataset.args.randflip=True"]
     flags += ["--config.model.dtype=bfloat16", f"--workdir={tmp_path / 'base'}"]
     run("train", *BASE, *flags)
@@ -179,7 +179,7 @@ def test_class_conditional_in_mixed_precision(tmp_path):
 
 
 @pytest.mark.slow
-def test_errors_of_training(base, tmp_path):
+def test_bad_input_of_training_is_named_before_anything_is_written(base, tmp_path):
     workdir = f"--workdir={tmp_path / 'new'}"
     for flags, message in {
         (*BASE, workdir, "--config.train.batch_size=30"): "batch_size=30 must be divisible by the number of devices, 8",
@@ -201,7 +201,7 @@ def test_errors_of_training(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_errors_of_distillation(base, ladder, tmp_path):
+def test_bad_input_of_distillation_is_named_before_anything_is_written(base, ladder, tmp_path):
     teacher, workdir = base[0], tmp_path / "new"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -221,8 +221,7 @@ def test_errors_of_distillation(base, ladder, tmp_path):
     assert not workdir.exists()
 
 
-def test_the_exit_status_of_bad_input(tmp_path):
-    """As the shell sees it: 2, and one line on stderr."""
+def test_bad_input_is_one_line_and_status_2(tmp_path):
     process = start("train", *BASE, f"--workdir={tmp_path / 'new'}", "--config.train.batch_size=30", devices=4)
     printed, error = process.communicate(timeout=60)
     assert process.returncode == 2 and re.fullmatch(".*: reading the data, digits\n", printed)

@@ -1,4 +1,4 @@
-"""The claims of the paper, shown again."""
+"""The study that reproduces the paper's claims."""
 
 import json
 
@@ -27,7 +27,7 @@ LADDER = ["--ladder=configs/digits_distill.py", "--ladder.distillation.start_num
 LADDER += ["--ladder.distillation.steps_per_iter=2", "--ladder.train.batch_size=16"]
 
 
-def test_a_pair_changes_nothing_else(tmp_path):
+def test_a_variant_changes_its_output_and_weight_alone(tmp_path):
     base, ladder = make_config(), make_config(distillation=dict(start_num_steps=4))
     with base.unlocked():
         base.model.args.dropout, base.eval.num_samples = 0.25, 77
@@ -45,8 +45,8 @@ def test_a_pair_changes_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_through_the_script(tmp_path):
-    """Two outputs twice, which a second call leaves as they are."""
+def test_the_script_measures_each_pair_with_every_seed_once(tmp_path):
+    """A second call finds everything done."""
     out = tmp_path / "out"
     shown = ["claims", "--config=configs/digits_base.py", *OWN, *LADDER, f"--workdir={out}", "--seeds=2"]
     shown += ["--outputs=v,both", "--weights=snr_trunc"]
@@ -70,7 +70,7 @@ def test_through_the_script(tmp_path):
     assert all(path.read_text().count("\n") == 1 for path in runs)  # none was trained twice
 
 
-def test_what_diverges_is_said(tmp_path):
+def test_training_that_diverges_is_reported(tmp_path):
     flags = ["--outputs=v", "--weights=snr", "--seeds=1", "--config.train.learning_rate=1e38"]
     flags += ["--config.train.grad_clip=0.0", "--config.train.num_train_steps=200", f"--workdir={tmp_path / 'out'}"]
     given = ["claims", "--config=configs/digits_base.py", *OWN, *LADDER, *flags]
@@ -78,7 +78,7 @@ def test_what_diverges_is_said(tmp_path):
     assert "Every training diverged" in error and "Traceback" not in error
 
 
-def test_configs_that_do_not_fit(tmp_path):
+def test_a_ladders_config_is_refused_as_the_base_config(tmp_path):
     given = ["claims", "--config=configs/digits_distill.py", *LADDER, f"--workdir={tmp_path / 'out'}"]
     error = call(*given, fails=True)
     assert (

@@ -1,4 +1,4 @@
-"""Methods compared at equal cost."""
+"""The study that compares methods at equal cost."""
 
 import json
 
@@ -16,7 +16,7 @@ STEPS = (8, 4, 2, 1)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_calls_that_a_target_takes(name):
+def test_a_target_makes_as_many_calls_as_its_method_counts(name):
     method, calls = make_method(make_config(distillation=METHODS[name])), []
 
     def network(z, logsnr):
@@ -26,14 +26,14 @@ def test_the_calls_that_a_target_takes(name):
     x, eps = np.random.default_rng(0).standard_normal((2, 4, 8, 8, 1)).astype(np.float32)
     for rung in method.rungs:
         calls.clear()
-        with jax.disable_jit():  # so that loops call it as often as they turn
+        with jax.disable_jit():  # so that a loop calls the network in every iteration
             times = method.times(jax.random.split(jax.random.key(0), 4), 0, rung)
             method.target(Denoisers(network, network, network), x, eps, x + eps, times)
         assert len(calls) == method.target_calls(rung), rung
 
 
 @pytest.mark.parametrize("name", recipes(64, STEPS))
-def test_every_method_gets_as_many_evaluations(name):
+def test_every_method_gets_the_same_number_of_evaluations(name):
     config, budget = make_config(distillation=dict(start_num_steps=64)), 1_000_000
     recipe = recipes(64, STEPS)[name]
     ladders = ladder_configs(config, recipe, budget, seed=1)
@@ -47,21 +47,9 @@ def test_every_method_gets_as_many_evaluations(name):
             assert ladder.distillation.args.grid_updates == ladder.distillation.steps_per_iter
 
 
-def flags(base, *more):
-    ladder = ["--config=configs/digits_distill.py", "--config.dataset.name=helpers.own_parts:stripes", "--steps=2,1"]
-    ladder += [
-        "--config.dataset.args.length=64",
-        "--config.model.name=helpers.own_parts:affine",
-        "--config.model.args.width=8",
-    ]
-    ladder += ["--config.distillation.start_num_steps=4", "--config.eval.metrics=('fid', 'precision')"]
-    ladder += ["--config.eval.features=('pixels',)", "--config.eval.num_samples=64", "--config.train.batch_size=16"]
-    return [*ladder, f"--config.distillation.teacher_checkpoint_path={base}", *more]
-
-
 @pytest.mark.slow
-def test_through_the_script(tmp_path):
-    """Two seeds of some methods, which a second call leaves as they are."""
+def test_the_script_trains_each_method_with_every_seed_once(tmp_path):
+    """A second call finds everything done."""
     own = ["--config.dataset.name=helpers.own_parts:stripes", "--config.dataset.args.length=64"]
     own += [
         "--config.model.name=helpers.own_parts:affine",
@@ -104,12 +92,12 @@ def test_through_the_script(tmp_path):
         ("--steps=3,1", "each a multiple of the next"),
     ],
 )
-def test_errors(flag, message, tmp_path):
+def test_bad_flags_are_refused(flag, message, tmp_path):
     given = ["--config=configs/digits_distill.py", f"--config.distillation.teacher_checkpoint_path={tmp_path}"]
     error = call("compare", *given, flag, f"--workdir={tmp_path / 'out'}", fails=True)
     assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
 
 
-def test_a_ladder_is_needed(tmp_path):
+def test_a_config_without_a_ladder_is_refused(tmp_path):
     error = call("compare", "--config=configs/digits_base.py", f"--workdir={tmp_path / 'out'}", fails=True)
     assert "no section config.distillation" in error and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The ladder in this process: what its devices hold, and which teachers it takes."""
+"""Ladders in this process: what devices hold, which teachers are accepted, and what a change keeps."""
 
 import dataclasses
 import gc
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import own_parts
 from helpers.runs import ROOT
-from helpers.small_runs import SOURCE, ladder_of, make_config
+from helpers.small_runs import SOURCE, damage, ladder_of, make_config
 
 from diffusion_distillation.checkpoints import Checkpoints, load
 from diffusion_distillation.runtime.files import as_path
@@ -21,15 +21,15 @@ from diffusion_distillation.training.runs import read_config, read_metrics
 
 
 def bytes_on_first_device():
-    """What the arrays of this process take there."""
+    """Bytes that this process has allocated."""
     gc.collect()
     device = jax.devices()[0]
     shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
-def test_devices_hold_what_the_table_says(tmp_path):
-    """In the second stage too: the teacher before is gone."""
+def test_devices_hold_as_much_as_the_documented_table_says(tmp_path):
+    """The second student too: the first teacher is freed."""
     base = make_config(num_train_steps=5)
     with base.unlocked():
         base.model.name, base.model.args = "helpers.own_parts:heavy", {}
@@ -43,7 +43,7 @@ def test_devices_hold_what_the_table_says(tmp_path):
 
     run_ladder(config, tmp_path / "ladder", SOURCE, on_metrics=on_metrics)
     table = runpy.run_path(str(ROOT / "scripts" / "benchmarks" / "memory.py"))
-    gradients = 512 * 512 * 4  # which are gone after the step
+    gradients = 512 * 512 * 4  # which are freed after the step
     expected = table["bytes_per_device"](*table["training_state"](config, SOURCE.image_shape, 1), 8) - gradients
     assert expected == pytest.approx(gradients * (1 + 3 / 8), rel=1e-3)  # parameters; Adam's moments and the teacher
     for num_steps in (2, 1):
@@ -68,7 +68,7 @@ def test_a_state_is_held_once_while_it_is_saved(tmp_path, monkeypatch):
     assert held == pytest.approx([state, state], rel=0.02)
 
 
-def test_a_student_with_a_damaged_config(tmp_path):
+def test_a_damaged_config_of_a_student_is_named_and_may_be_deleted(tmp_path):
     """The error names the file. Without the file, the student counts as one of the ladder's config."""
     train(make_config(num_train_steps=5), tmp_path / "base", SOURCE)
     config, ladder = ladder_of(make_config(num_train_steps=5), tmp_path / "base"), tmp_path / "ladder"
@@ -99,7 +99,7 @@ def test_a_student_with_a_damaged_config(tmp_path):
         ({"model.mean_type": "v"}, "config.model.mean_type is 'x' in the teacher and 'v' here"),
     ],
 )
-def test_teachers_that_do_not_fit(tmp_path, changes, message):
+def test_a_teacher_with_another_model_is_refused(tmp_path, changes, message):
     base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     with pytest.raises(ValueError, match=message):
@@ -107,8 +107,8 @@ def test_teachers_that_do_not_fit(tmp_path, changes, message):
     assert not (tmp_path / "ladder").exists()
 
 
-def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
-    """Students that are finished stay as they are; the others are trained by the new config."""
+def test_a_changed_ladder_keeps_its_finished_students(tmp_path, capsys):
+    """The other students are trained with the new config."""
     base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
@@ -124,8 +124,8 @@ def test_a_ladder_is_changed_on_purpose(tmp_path, capsys):
     assert "steps_0001: finished, 10 updates" in capsys.readouterr().out
 
 
-def test_a_ladder_of_the_version_before_goes_on(tmp_path):
-    """Its config names no method."""
+def test_a_ladder_whose_config_names_no_method_resumes(tmp_path):
+    """As in earlier versions, which had one method."""
     base = make_config(num_train_steps=5)
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base")
@@ -139,7 +139,7 @@ def test_a_ladder_of_the_version_before_goes_on(tmp_path):
 
 @pytest.mark.parametrize("done", ["finished", "half-way"])
 def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
-    """The new teacher is at the same path. Students would come from two teachers."""
+    """The new teacher has the path of the old one. The students would have two different teachers."""
     base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     run_ladder(ladder_of(base, tmp_path / "base"), ladder, SOURCE)
@@ -155,7 +155,7 @@ def test_a_ladder_does_not_resume_with_a_retrained_teacher(tmp_path, done):
 
 
 def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_path, caplog):
-    """One that is finished stays, and a warning names it."""
+    """A finished student stays, and a warning names it."""
     base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
     train(base, tmp_path / "base", SOURCE)
     config = ladder_of(base, tmp_path / "base", **{"train.retain_checkpoint_every_steps": 5, "train.substeps": 1})
@@ -163,7 +163,7 @@ def test_a_student_does_not_resume_with_a_retrained_student_as_its_teacher(tmp_p
         config.distillation.steps_per_iter = 10
     run_ladder(config, ladder, SOURCE)
     shutil.rmtree(ladder / "steps_0002")
-    run_ladder(config, ladder, SOURCE)  # a run is a function of its config: it is the same student again
+    run_ladder(config, ladder, SOURCE)  # a run is a function of its config, so this is the same student
     assert "another teacher" not in caplog.text
     shutil.rmtree(ladder / "steps_0002")
     (ladder / "config.json").unlink()
@@ -196,6 +196,36 @@ def test_an_unfinished_teacher_is_named_in_a_warning(tmp_path, caplog):
 
     run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE, load_model=load_model)
     assert "is not finished: it has done 3 of 5 updates" in caplog.text
+
+
+def test_the_teacher_is_loaded_once(tmp_path):
+    """A ladder loads it for its checks and for the first student. Later students learn from students."""
+    base, loaded = make_config(num_train_steps=5), []
+    train(base, tmp_path / "base", SOURCE)
+
+    def load_model(path):
+        loaded.append(path)
+        return load(path)
+
+    run_ladder(ladder_of(base, tmp_path / "base"), tmp_path / "ladder", SOURCE, load_model=load_model)
+    assert loaded == [str(tmp_path / "base")]
+
+
+def test_a_finished_student_with_a_damaged_last_checkpoint_is_trained_to_its_end_again(tmp_path, caplog):
+    """It resumes from the checkpoint before, ends in the same parameters, and so remains the next student's teacher."""
+    base, ladder = make_config(num_train_steps=5), tmp_path / "ladder"
+    train(base, tmp_path / "base", SOURCE)
+    often = {"distillation.steps_per_iter": 10, "train.substeps": 5, "train.retain_checkpoint_every_steps": 5}
+    config = ladder_of(base, tmp_path / "base", **often)
+    run_ladder(config, ladder, SOURCE)
+    expected = load(ladder / "steps_0002")[0]
+    damage(ladder / "steps_0002" / "checkpoints" / "10")
+    run_ladder(config, ladder, SOURCE)
+    assert "10 is damaged" in caplog.text and "Using step 5 instead" in caplog.text
+    params, metadata = load(ladder / "steps_0002")
+    assert metadata.step == 10
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert "another teacher" not in caplog.text
 
 
 def test_an_edited_method_is_compiled_anew(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The loop in this process, with a network that compiles in no time."""
+"""The training loop, in this process and with a network that compiles in no time."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import own_parts
-from helpers.small_runs import SOURCE, make_config, stop_at
+from helpers.small_runs import SOURCE, damage, make_config, stop_at
 from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_distillation.checkpoints import load, newest_step
@@ -23,15 +23,15 @@ from diffusion_distillation.training.loop import Decisions, train
 from diffusion_distillation.training.monitor import memory_of
 
 
-class Asked(list):
-    """What an on_eval is called with."""
+class EvaluatedSteps(list):
+    """An on_eval that records the steps at which it is called."""
 
     def __call__(self, params, metadata, workdir):
         self.append(metadata.step)
 
 
-def test_what_is_said_and_written(tmp_path, capsys):
-    """The plan of a run is on the screen, and the metrics are in three places, the same in all."""
+def test_a_run_prints_its_plan_and_logs_its_metrics(tmp_path, capsys):
+    """on_metrics, metrics.jsonl and TensorBoard's event files get the same metrics."""
     seen = {}
     train(make_config(), tmp_path, SOURCE, on_metrics=lambda step, values: seen.update({step: dict(values)}))
     lines = capsys.readouterr().out.splitlines()
@@ -58,13 +58,13 @@ def test_settings_that_waste_a_run_are_named(tmp_path, caplog):
     assert "warmup_steps=40 is longer than the run of 20 updates: the learning rate only reaches 50%" in warning
 
 
-def test_a_single_step(tmp_path, capsys):
+def test_a_run_of_one_update_logs_its_loss(tmp_path, capsys):
     train(make_config(num_train_steps=1), tmp_path, SOURCE)
     assert re.search(r"step 1/1  loss [\d.]+  [\d,]+ images/s  0:00:00 left", capsys.readouterr().out)
 
 
 def read_events(folder):
-    """The scalars of TensorBoard's event files, which are records of a length, a checksum, bytes, a checksum."""
+    """The scalars of TensorBoard's event files. A record is a length, a checksum, the event, a checksum."""
     found = {}
     for path in folder.glob("events.out.tfevents.*"):
         content = path.read_bytes()
@@ -77,15 +77,15 @@ def read_events(folder):
 
 
 @pytest.mark.parametrize("slow", [0.0, 1e9])
-def test_little_is_in_flight(tmp_path, monkeypatch, slow):
-    """Of what the devices are given, all but the last call is looked at; where calls are slow, all of it."""
+def test_metrics_are_read_at_most_one_call_late(tmp_path, monkeypatch, slow):
+    """If calls are slow, all metrics are read before the next call."""
     unseen, most = [0], [0]
     add, check = monitor.Monitor.add, monitor.Health.check
     monkeypatch.setattr(loop, "SLOW", slow)
 
     def counting_add(self, call, metrics):
         unseen[0] += len(call)
-        most[0] = max(most[0], unseen[0]) if call.start > 2 else 0  # by then it is known how slow they are
+        most[0] = max(most[0], unseen[0]) if call.start > 2 else 0  # the first calls tell how slow they are
         return add(self, call, metrics)
 
     def counting_check(self, metrics):
@@ -99,10 +99,10 @@ def test_little_is_in_flight(tmp_path, monkeypatch, slow):
 
 
 @pytest.mark.parametrize("step", [10, 20])
-def test_a_signal_stops_and_nothing_is_lost(tmp_path, step, capsys):
-    """Not the samples of the last step either, which are drawn when the run is taken up."""
+def test_a_signal_saves_and_stops_and_the_run_resumes_to_the_same_end(tmp_path, step, capsys):
+    """A signal at the last step skips the evaluation, which the next start makes up for."""
     train(make_config(), tmp_path / "undisturbed", SOURCE)
-    evaluated = Asked()
+    evaluated = EvaluatedSteps()
     with pytest.raises(SystemExit) as stopped:
         train(make_config(), tmp_path / "run", SOURCE, on_eval=evaluated, on_metrics=stop_at(step))
     assert stopped.value.code == 128 + signal.SIGTERM and evaluated == []
@@ -117,8 +117,7 @@ def test_a_signal_stops_and_nothing_is_lost(tmp_path, step, capsys):
     assert losses[0][-1] == pytest.approx(losses[1][-1])
 
 
-def test_the_generator_is_the_runs_own(tmp_path):
-    """Another default of JAX's does not change what a run draws."""
+def test_a_run_does_not_depend_on_jaxs_default_random_generator(tmp_path):
     train(make_config(), tmp_path / "one", SOURCE)
     jax.config.update("jax_default_prng_impl", "rbg")
     try:
@@ -135,8 +134,8 @@ def test_decisions_of_one_process_are_taken_at_once():
     assert decisions.slow
 
 
-def test_decisions_of_several_are_those_of_a_call_ago(monkeypatch):
-    """Unless calls are slow, which all of them hear of in the same way."""
+def test_decisions_of_several_processes_are_taken_one_call_later(monkeypatch):
+    """If calls are slow, decisions of that call are taken at once. All processes agree on that too."""
     others = iter([[0, 0, 0], [2, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]])
 
     def ask(values):
@@ -151,7 +150,7 @@ def test_decisions_of_several_are_those_of_a_call_ago(monkeypatch):
     assert decisions.slow is False
 
 
-def test_memory_is_shown_where_a_device_tells():
+def test_memory_is_shown_where_the_device_reports_it():
     class Device:
         def __init__(self, stats):
             self.memory_stats = lambda: stats
@@ -177,7 +176,7 @@ def test_processes_that_disagree_are_named(monkeypatch):
 
 
 def test_a_finished_run_is_extended(tmp_path):
-    """With other settings: in its folder when that is asked for, or in a new one; both end in the same parameters."""
+    """In its own folder with `change`, or in a new one with `init_from`; both end in the same parameters."""
     train(make_config(), tmp_path / "run", SOURCE)
     longer = dict(num_train_steps=30, learning_rate=1e-3)
     with pytest.raises(
@@ -197,11 +196,10 @@ def test_a_finished_run_is_extended(tmp_path):
     assert history["step"] == 20 and [change["field"] for change in history["changes"]] == [
         "train.num_train_steps", "train.learning_rate",
     ]  # fmt: skip
-    train(make_config(**longer), tmp_path / "run", SOURCE)  # which it is from now on
+    train(make_config(**longer), tmp_path / "run", SOURCE)  # `change` is needed only once
 
 
-def test_what_a_run_goes_on_from_must_be_there(tmp_path):
-    """And leave something to do; a run that was refused has begun nothing."""
+def test_init_from_must_exist_and_leave_updates_to_do(tmp_path):
     train(make_config(), tmp_path / "run", SOURCE)
     messages = {"nowhere": "No checkpoint in", "run": "has done 20 updates, which .*=20 includes"}
     for source, message in messages.items():
@@ -210,8 +208,8 @@ def test_what_a_run_goes_on_from_must_be_there(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
-    """With a state of its own, at step 0; the place they came from is not asked for again."""
+def test_init_from_takes_parameters_from_elsewhere_once(tmp_path):
+    """The run starts at step 0 with a new state. Resuming does not load the parameters again."""
     train(make_config(), tmp_path / "run", SOURCE)
     given, asked = load(tmp_path / "run"), []
 
@@ -239,8 +237,7 @@ def test_a_run_begins_with_parameters_from_elsewhere(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
-    """Which has not all fields."""
+def test_a_run_resumes_with_a_config_that_lacks_newer_fields(tmp_path):
     train(make_config(), tmp_path, SOURCE)
     path = tmp_path / "config.json"
     earlier = json.loads(path.read_text())
@@ -250,7 +247,7 @@ def test_a_config_of_an_earlier_version_is_the_same(tmp_path):
 
 
 def test_init_from_refuses_a_model_with_another_output(tmp_path):
-    """Its parameters have the right shapes."""
+    """The parameters alone would fit."""
     train(make_config(), tmp_path / "run", SOURCE)
     other = make_config(init_from=str(tmp_path / "run"), num_steps=30)
     with other.unlocked():
@@ -273,8 +270,25 @@ def test_training_does_not_resume_on_other_data(tmp_path):
         train(config, tmp_path, named)
 
 
-def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
-    """Output of the abandoned steps would pass for that of the new ones."""
+def test_a_finished_run_with_a_damaged_last_checkpoint_counts_as_unfinished(tmp_path, capsys):
+    """So its inputs are checked again, and it resumes from the checkpoint before."""
+    config = make_config(num_train_steps=10, retain_checkpoint_every_steps=5)
+    train(config, tmp_path, SOURCE)
+    expected = load(tmp_path)[0]
+    other = own_parts.ArraySource(255 - SOURCE[np.arange(64)]["image"], np.zeros(64), 1)
+    train(config, tmp_path, other)  # a finished run does not read its data
+    damage(tmp_path / "checkpoints" / "10")
+    with pytest.raises(ValueError, match="the training data changed"):
+        train(config, tmp_path, other)
+    train(config, tmp_path, SOURCE)
+    assert "resuming at step 5" in capsys.readouterr().out
+    params, metadata = load(tmp_path)
+    assert metadata.step == 10
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_resuming_at_an_earlier_checkpoint_removes_later_output(tmp_path):
+    """Otherwise, samples of the abandoned updates would pass for those of the new ones."""
     config = make_config(retain_checkpoint_every_steps=10, eval_every_steps=10)
 
     def on_eval(params, metadata, workdir):
@@ -297,7 +311,7 @@ def test_going_back_to_an_earlier_checkpoint_forgets_what_came_later(tmp_path):
 def test_a_start_is_recorded_with_its_environment(tmp_path):
     config = make_config(num_train_steps=10, retain_checkpoint_every_steps=5)
     train(config, tmp_path, SOURCE)
-    train(config, tmp_path, SOURCE)  # it is finished: nothing starts
+    train(config, tmp_path, SOURCE)  # a finished run does not start
     shutil.rmtree(tmp_path / "checkpoints" / "10")
     train(config, tmp_path, SOURCE)
     first, second = map(json.loads, (tmp_path / "environment.jsonl").read_text().splitlines())
@@ -346,7 +360,7 @@ def test_a_second_ctrl_c_raises_at_once(tmp_path):
 def test_other_signals_are_left_alone(monkeypatch):
     """This includes signals with Python handlers, while a script stops for SIGTERM."""
     exits, came = [], []
-    monkeypatch.setattr(signals, "_exit_at_once", exits.append)
+    monkeypatch.setattr(signals.multihost, "exit_now", exits.append)
     earlier = signal.signal(signal.SIGUSR1, lambda *_: came.append("USR1"))
     try:
         with signals.exit_on_signals():
@@ -354,4 +368,4 @@ def test_other_signals_are_left_alone(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGUSR1, earlier)
-    assert exits == [signal.SIGTERM] and came == ["USR1"]
+    assert exits == [128 + signal.SIGTERM] and came == ["USR1"]

@@ -17,11 +17,11 @@ def assert_same(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-MOMENTUM = dict(optimizer="momentum", ema_decay=None, avg_type="ema", avg_steps=1)  # and no average
+MOMENTUM = dict(optimizer="momentum", ema_decay=None, avg_type="ema", avg_steps=1)  # without an average
 
 
 @pytest.mark.parametrize(("train", "vectors"), [(dict(), 4), (MOMENTUM, 2)], ids=["adam", "momentum"])
-def test_packed_and_as_before(train, vectors):
+def test_unpacking_returns_the_state_that_was_packed(train, vectors):
     params = {
         "matrix": np.float32([[1, 2, 3], [4, 5, 6]]),
         "layer": {"number": np.float32(7), "empty": np.ones((0, 2))},
@@ -36,8 +36,8 @@ def test_packed_and_as_before(train, vectors):
     assert_same(unpack(packed), state)
 
 
-def test_of_several_types():
-    """As custom networks may have them: no vector holds them."""
+def test_a_state_of_several_dtypes_is_not_packed():
+    """Custom networks may have parameters of several dtypes, and still train."""
     state = init_state(make_config(), make_method(make_config()), MIXED)
     assert_same(pack_state(state), state)
     [one, two], losses = run(make_config(), 2, params=MIXED)
@@ -57,8 +57,8 @@ def test_of_several_types():
         (dict(distillation=dict(only_finetune_temb=True)), False, False, "cpu"),
     ],
 )
-def test_where_it_is_done(monkeypatch, how, scan, packed, backend):
-    """The saved form does not change, and no device ever holds both forms."""
+def test_states_are_packed_where_it_pays_and_saved_unpacked(monkeypatch, how, scan, packed, backend):
+    """No device ever holds both forms."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = make_config(**how)
     runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)

@@ -21,11 +21,11 @@ def full_config():
     return config
 
 
-def test_a_workdir_is_of_one_config(tmp_path):
+def test_a_workdir_holds_a_run_of_one_config(tmp_path):
     config = cfg.resolve(full_config()).unlock()
     open_run(tmp_path / "new", config)
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == json.loads(config.to_json())
-    config.train.substeps = 5  # does not shape the result
+    config.train.substeps = 5  # the result does not depend on it
     config.eval.num_samples = 7
     open_run(tmp_path / "new", config)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["substeps"] == 5
@@ -38,8 +38,8 @@ def test_a_workdir_is_of_one_config(tmp_path):
         open_run(tmp_path / "new", config)
 
 
-def test_a_run_is_changed_on_purpose(tmp_path):
-    """Twice: and what it was is known. What another state would be needed for is not changed."""
+def test_a_change_is_recorded_if_the_state_still_fits(tmp_path):
+    """Fields that would need another state cannot be changed."""
     config = full_config()
 
     def open_with(change=True, **fields):
@@ -98,7 +98,7 @@ def test_inputs_are_compared_by_content_and_not_by_path(tmp_path):
 
 
 def test_a_run_without_recorded_inputs_is_compared_by_path(tmp_path):
-    """Runs of earlier versions have none."""
+    """As in runs of earlier versions."""
     config = full_config()
     config.dataset.args = dict(path="here")
     open_run(tmp_path, cfg.resolve(config))
@@ -107,7 +107,7 @@ def test_a_run_without_recorded_inputs_is_compared_by_path(tmp_path):
         open_run(tmp_path, cfg.resolve(config), inputs=dict(data="aa"))
 
 
-def test_what_later_steps_left_is_removed(tmp_path):
+def test_output_of_later_steps_is_removed(tmp_path):
     run = as_path(tmp_path)
     for name in ("samples/step_0000010.png", "samples/step_0000020.png", "samples/mine.png"):
         (run / name).parent.mkdir(exist_ok=True)
@@ -122,14 +122,14 @@ def test_what_later_steps_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "tra', "[]", "null"])
-def test_a_damaged_config_is_a_line(tmp_path, content):
+def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config.json' cannot be read as JSON .* delete this file"):
         open_run(tmp_path, ConfigDict(dict(seed=0)))
     assert (tmp_path / "config.json").read_text() == content
 
 
-def test_a_run_in_a_bucket(bucket, caplog):
+def test_a_run_is_kept_in_a_bucket(bucket, caplog):
     config = cfg.resolve(full_config())
     with locked("gs://bucket/run"):
         open_run("gs://bucket/run", config)
@@ -144,19 +144,19 @@ def test_a_run_in_a_bucket(bucket, caplog):
     assert [json.loads(line)["step"] for line in lines] == [20, 40, 50]
 
 
-def test_metrics_of_steps_that_are_done_again_go(tmp_path):
+def test_metrics_of_repeated_steps_are_replaced(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
         log.write(step, {"loss": 0.5})
     with open(log.path, "a") as file:
         file.write("\0\0\n")  # after a power failure
-        file.write('{"step": 4')  # killed while it wrote
+        file.write('{"step": 4')  # killed while writing
     MetricsLog(tmp_path, 20).write(30, {"loss": 0.25})
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert lines == [{"step": step, "loss": loss} for step, loss in ((10, 0.5), (20, 0.5), (30, 0.25))]
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     def flock(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
