@@ -1,4 +1,4 @@
-"""Shapes and types of every signature are checked while the tests run; eight CPU devices stand in for accelerators."""
+"""Set up the tests: signatures are checked at run time, and eight CPU devices stand in for accelerators."""
 
 import collections
 import json
@@ -8,9 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A program is compiled once, and a classifier trained once, for all tests: those of this process, the scripts that they
-# start, and pytest-xdist's other processes, which find the folders in their environment. JAX reads these as it is
-# imported.
+# All tests share compiled programs and trained classifiers: the tests of this process, the scripts that they start, and
+# pytest-xdist's other processes, which find the folders in their environment. JAX reads the variables when imported.
 assert "jax" not in sys.modules
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     KEPT = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
@@ -18,13 +17,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["DIFFUSION_DISTILLATION_CACHE"] = f"{KEPT.name}/data"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Each of pytest-xdist's processes has cores of its own, and so have the scripts that it starts: their threads would
-# wait for each other, which takes a tenth of the time.
+# Each of pytest-xdist's processes gets its own cores, and so do the scripts that it starts. On shared cores, threads
+# would wait for each other, for a tenth of the time.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     if own_cores := sorted(os.sched_getaffinity(0))[number::count]:
         os.sched_setaffinity(0, own_cores)
-# Most programs run a few times, and take half the time to compile without optimizations; see `optimized`.
+# Most programs run only a few times, and compile in half the time without optimizations. See `optimized`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
 
 import hypothesis
@@ -49,16 +48,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that the processes of pytest-xdist are done at about the same time."""
+    """Run files with slow tests first, so that the processes of pytest-xdist end at about the same time."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
 def environment_stays():
-    """What a test changes of the environment it puts back: the tests after it read it too."""
+    """Check that each test restores the environment variables that it changes."""
     names = ("PYTEST_CURRENT_TEST", "CRC32C_SW_MODE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
-    of_others = dict.fromkeys(names, "")  # pytest sets one, tensorboardX one, and scikit-learn two as it is imported
+    of_others = dict.fromkeys(names, "")  # pytest, tensorboardX and scikit-learn set these
     before = os.environ | of_others
     yield
     assert os.environ | of_others == before
@@ -66,14 +65,14 @@ def environment_stays():
 
 @pytest.fixture
 def strict():
-    """Within the test, JAX neither adds axes to arrays nor mixes their types implicitly, as users may set it."""
+    """JAX raises errors where it would add axes to arrays or mix their types implicitly, as users may set it."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture
 def optimized(monkeypatch):
-    """Programs are compiled meanwhile as users compile them, here and in the scripts that are run."""
+    """Programs of the test and of the scripts that it runs are compiled with optimizations, as users compile them."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "False")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -82,7 +81,7 @@ def optimized(monkeypatch):
 
 @pytest.fixture
 def golden(optimized):
-    """`golden(name)`: the arrays of a file, for programs as users compile them."""
+    """`golden(name)` returns the arrays of a file, for programs that are compiled with optimizations."""
     return lambda name: np.load(GOLDEN / f"{name}.npz")
 
 
@@ -99,7 +98,7 @@ def golden_unet():
 
 @pytest.fixture(scope="session")
 def golden_denoiser(golden_unet):
-    """`golden_denoiser(mean_type)`: the golden network, its output read as x, v or eps."""
+    """`golden_denoiser(mean_type)` returns the golden network as a denoiser. Its output counts as x, v or eps."""
     network, student, teacher = golden_unet
     apply = jax.jit(network.apply)
 
@@ -112,7 +111,7 @@ def golden_denoiser(golden_unet):
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory):
-    """A folder of small TFDS datasets in the places of large ones."""
+    """A folder with small TFDS datasets that stand in for large ones."""
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     subprocess.run([sys.executable, Path(__file__).parent / "helpers" / "stand_ins.py", folder], check=True)
     return folder
@@ -120,7 +119,7 @@ def stand_ins(tmp_path_factory):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A folder that stands in for the bucket gs://bucket, in which nothing can be appended to."""
+    """A folder that stands in for the bucket gs://bucket. As in a bucket, files cannot be appended to."""
 
     def here(path):
         path = os.fspath(path)

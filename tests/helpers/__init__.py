@@ -1,1 +1,1 @@
-"""What the tests share; a test imports from here and never from another test."""
+"""Code that tests share. Tests import it from here, never from another test."""

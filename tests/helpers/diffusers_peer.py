@@ -1,4 +1,4 @@
-"""Run diffusers, if it is installed (make peer), and compare our models with its results."""
+"""Run diffusers if it is installed (make peer), and compare our models with its results."""
 
 import functools
 import subprocess
@@ -46,7 +46,7 @@ def network_error(params, metadata, expected):
 
 
 def sample_errors(params, metadata, expected):
-    """The relative errors of DDIM's samples, by their settings: <spacing>_<steps>_<clip or noclip>."""
+    """The relative errors of DDIM samples, by their settings: <spacing>_<steps>_<clip or noclip>."""
     names = [name for name in expected if name.startswith(("trailing", "leading"))]
     return {name: relative(_sample(params, metadata, expected["noise"], name), expected[name]) for name in names}
 

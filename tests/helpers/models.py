@@ -1,4 +1,4 @@
-"""Small models with random parameters: what a pipeline takes, what a checkpoint holds."""
+"""Small models with random parameters, for pipelines and checkpoints."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ WAYS = {
 
 
 def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, guidance_range=None, unet=False, **model):
-    """Random parameters and metadata, of a network that compiles in no time or of a U-Net."""
+    """Random parameters and metadata of a U-Net, or of a network that compiles in no time."""
     config = cfg.defaults()
     config.dataset.name = "digits"
     if unet:
@@ -42,27 +42,27 @@ def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, gu
 
 @functools.cache
 def random_params(network, num_classes):
-    """Parameters far from the zeros that some are at first."""
+    """Random parameters. No layer is zero, as some are after initialization."""
     params, rng = init_params(network, jax.random.key(0), SHAPE, num_classes), np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
 
 
 class State(NamedTuple):
-    """What a checkpoint must have."""
+    """The fields that a checkpoint needs."""
 
     step: np.ndarray
     params: Any
 
 
 def save_model(folder, **kwargs):
-    """Writes a checkpoint of `make_model`, as if after 7 updates."""
+    """Save a checkpoint of `make_model` at step 7."""
     params, metadata = make_model(**kwargs)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(State(np.asarray(7, np.int32), params), metadata)
 
 
 def noise(key, n):
-    """What samples 0 to n - 1 of a key start from."""
+    """The noise from which samples 0 to n - 1 of a key start."""
     keys = [jax.random.split(jax.random.fold_in(key, j))[0] for j in range(n)]
     return np.stack([jax.random.normal(key, SHAPE) for key in keys])
 

@@ -1,4 +1,4 @@
-"""The U-Net once more, in float64 NumPy and from its description alone, to check the Flax one against."""
+"""A U-Net in float64 NumPy, written from its description, as an oracle for the Flax module."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ LOGSNR_INPUTS = {
 
 
 def unet(params, options, x, logsnr, y=None, guidance=None):
-    """The raw output for images x, `[n, side, side, channels]`, their logsnr, labels and weights of guidance.
+    """The raw output for images x, `[n, side, side, channels]`, with their logsnr, labels and guidance weights.
 
-    `options` are `UNet`'s arguments; `params` is its tree.
+    `options` are the arguments of `UNet`, and `params` are its parameters.
     """
 
     groups, epsilon = options.get("norm_groups", 32), options.get("norm_eps", 1e-6)

@@ -1,4 +1,4 @@
-"""The mathematics once more, in float64 NumPy and in the textbook's form, to check the float32 code against."""
+"""The mathematics in float64 NumPy and in the form of textbooks, as an oracle for the float32 code."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ def cosine_angle(t, logsnr_min=-20.0, logsnr_max=20.0):
 
 
 def nichol_dhariwal_angle(t, s=0.008):
-    """From alpha-bar, with beta <= 0.999 over 1000 discrete steps.
+    """The angle of alpha-bar, with beta <= 0.999 over 1000 discrete steps.
 
-    Not its arccos, which has half of the digits where alpha is close to 1: sigma^2 = (cos^2 b - cos^2 c) / cos^2 b =
-    sin(c - b) sin(c + b) / cos^2 b gives the angle to 1e-15.
+    The arccos of alpha loses half of the digits where alpha is close to 1. Instead, sigma^2 = (cos^2 b - cos^2 c) /
+    cos^2 b = sin(c - b) sin(c + b) / cos^2 b gives the angle to 1e-15.
     """
     c = lambda t: (np.asarray(t, np.float64) + s) / (1 + s) * np.pi / 2  # noqa: E731
     turned = np.asarray(t, np.float64) / (1 + s) * np.pi / 2
@@ -49,7 +49,7 @@ def logsnr(angle):
 
 
 def two_step_target_x(z, v1, v2, t, num_steps, angle):
-    """Algorithm 2 of Salimans & Ho: the x whose DDIM step from t to s lands where two steps of the teacher do.
+    """Algorithm 2 of Salimans & Ho: the x whose DDIM step from t to s ends where two steps of the teacher end.
 
     v1 and v2 are the teacher's predictions at t and half a step later.
     """
@@ -65,7 +65,7 @@ def two_step_target_x(z, v1, v2, t, num_steps, angle):
 
 
 def adjusted_step(z, x, phi_t, phi_s, goes_on):
-    """Algorithm 3 of Heek et al. (2024): the step of a mean prediction x from t to s; x itself unless it goes on."""
+    """Algorithm 3 of Heek et al. (2024): the step of a mean prediction x from t to s. The last step returns x."""
     phi_t, phi_s, goes_on = (np.reshape(a, (-1, 1, 1, 1)) for a in np.broadcast_arrays(phi_t, phi_s, goes_on))
     (a_t, s_t), (a_s, s_s) = map(alpha_sigma, (phi_t, phi_s))
     eps = (z - a_t * x) / s_t
@@ -76,7 +76,7 @@ def adjusted_step(z, x, phi_t, phi_s, goes_on):
 
 
 def inverse_step(z_s, z_t, x_s, phi_t, phi_s, goes_on):
-    """invDDIM of Heek et al. (2024): the x whose DDIM step from z_t ends at z_s; x_s unless that is above 0."""
+    """invDDIM of Heek et al. (2024): the x whose DDIM step from z_t ends at z_s. The last step returns x_s."""
     phi_t, phi_s, goes_on = (np.reshape(a, (-1, 1, 1, 1)) for a in np.broadcast_arrays(phi_t, phi_s, goes_on))
     (a_t, s_t), (a_s, s_s) = map(alpha_sigma, (phi_t, phi_s))
     return np.where(goes_on, (z_s - s_s / s_t * z_t) / (a_s - a_t * s_s / s_t), x_s)

@@ -1,4 +1,4 @@
-"""A method, a network and a source as a user writes them; the scripts are given their names."""
+"""A method, networks, sources and features as users write them. Configs and flags name them."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from diffusion_distillation.methods import Method, Rung
 
 
 class GroupTimes(NamedTuple):
-    """Times of a grid in groups: one step of the teacher, then all the way down to the start of the group."""
+    """Times of a grid in groups: one step of the teacher, then the rest of the group in one step."""
 
     t: Any
     one_step: Any
@@ -22,7 +22,7 @@ class GroupTimes(NamedTuple):
 
 
 def tract(config, schedule):
-    """A small TRACT (Berthelot et al. 2023): groups of teacher steps in one, by the student's own average."""
+    """A small TRACT (Berthelot et al. 2023): one step for each group of teacher steps, learned from the own average."""
 
     def times(keys, update, rung):
         size = rung.teacher_num_steps // rung.num_steps
@@ -45,14 +45,14 @@ class Affine(nn.Module):
     """A network that compiles in no time."""
 
     width: int
-    outputs: int = 1  # an image each
+    outputs: int = 1  # images of the output
     num_classes: int = 1
     guidance_range: Any = None
 
     @nn.compact
     def __call__(self, x, logsnr, y=None, *, guidance=None, train=False, index=None):
         """Called as `UNet` is."""
-        if self.num_classes > 1:  # no class adds nothing
+        if self.num_classes > 1:  # the one-hot vector of no class is zero
             classes = nn.Dense(1, use_bias=False, name="class_emb")(jax.nn.one_hot(y, self.num_classes))
             x += classes[:, None, None]
         if guidance is not None:
@@ -61,13 +61,13 @@ class Affine(nn.Module):
 
 
 def affine(config, image_shape, num_classes):
-    """The network of a config whose model.args are those of `Affine`."""
+    """Make the network of a config whose model.args are those of `Affine`."""
     outputs = 2 if config.mean_type == "both" else 1
     return Affine(config.args.width, outputs, num_classes, config.args.get("guidance_range"))
 
 
 class Heavy(nn.Module):
-    """A network with many parameters and little to do."""
+    """A network with many parameters that computes little."""
 
     @nn.compact
     def __call__(self, x, logsnr, y=None, *, train=False, index=None):
@@ -76,7 +76,7 @@ class Heavy(nn.Module):
 
 
 def heavy(config, image_shape, num_classes):
-    """The network `Heavy`."""
+    """Make the network `Heavy`."""
     return Heavy()
 
 
@@ -89,10 +89,10 @@ def stripes(length, side=8):
 
 
 def nothing(*_, **__):
-    """What no name should lead to."""
+    """A function that returns none of the parts that configs name."""
 
 
 def brightness_std(images):
-    """A user's features and logits: the deviations of the rows, and twice these."""
+    """A user's features and logits, which are equal: the standard deviation of each channel."""
     features = images.std(axis=(2, 3))
     return features, features

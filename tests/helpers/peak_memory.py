@@ -1,4 +1,4 @@
-"""Measure the memory that refusing bad model files takes, in a process of its own; see interop/test_bad_files.py.
+"""Measure the memory that refusing bad model files takes, in its own process. See interop/test_bad_files.py.
 
 python tests/helpers/peak_memory.py GOOD BAD...
   Loads the good model once, and then every bad one. Prints, as JSON, the message for each bad one and the MiB by which

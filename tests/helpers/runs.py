@@ -1,4 +1,4 @@
-"""Running the scripts: as a user does, or in this process, which is quicker by the seconds that a start takes."""
+"""Run the scripts: as a user does, or in this process, which saves the seconds that a start takes."""
 
 import contextlib
 import importlib
@@ -25,10 +25,10 @@ from absl.testing import flagsaver
 from diffusion_distillation.checkpoints import load
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # seconds after which what a test waits for will not come
+PATIENCE = 120  # seconds that a test waits for an event
 
-# One small U-Net for all that is not about the network. Its training step does not depend on the number of updates, so
-# that runs of any length find it compiled.
+# A small U-Net for tests that are not about the network. Its training step does not depend on the number of updates, so
+# runs of any length find it compiled.
 TINY = [
     "--config.model.args.ch_mult=(1,)",
     "--config.model.args.attn_resolutions=()",
@@ -38,9 +38,9 @@ TINY = [
     "--config.train.learning_rate_anneal_type=none",
     "--config.train.log_loss_every_steps=10",
 ]
-# A network that compiles in no time, of own_parts.py, where there need not be a U-Net.
+# A network of own_parts.py that compiles in no time, for tests that need no U-Net.
 AFFINE = ["--config.model.name=helpers.own_parts:affine", "--config.model.args.width=64"]
-OWN_PARTS = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}  # where own_parts.py is
+OWN_PARTS = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}  # has own_parts.py
 
 
 def command(script, *flags):
@@ -48,7 +48,7 @@ def command(script, *flags):
 
 
 def run(script, *flags, **kwargs):
-    """Runs a script in the repository's root and returns what it printed (on stderr, if it is to fail)."""
+    """Run a script in the repository's root. Returns its stdout, or its stderr if it is to fail."""
     return _run(command(script, *flags), **kwargs)
 
 
@@ -59,13 +59,13 @@ def _run(arguments, *, devices=1, fails=False, env=None):
 
 
 def run_together(commands, **kwargs):
-    """Like `run`, for commands that one process does one after another; see together.py."""
+    """Like `run`, for several commands, which one process runs one after another. See together.py."""
     arguments = json.dumps([list(map(str, line)) for line in commands])
     return _run([sys.executable, "tests/helpers/together.py", arguments], **kwargs)
 
 
 def start(script, *flags, devices=1, prefix=(), env=None):
-    """Starts a script; its stdout and stderr are pipes."""
+    """Start a script. Its stdout and stderr are pipes."""
     return subprocess.Popen(
         [*prefix, *command(script, *flags)],
         cwd=ROOT, env=environment(devices, env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -73,16 +73,16 @@ def start(script, *flags, devices=1, prefix=(), env=None):
 
 
 def start_together(commands, *, devices=1, env=None, **kwargs):
-    """Starts the processes of one run; see `all_cores`."""
+    """Start the processes of one run. See `all_cores`."""
     with all_cores():
         return [subprocess.Popen(one, cwd=ROOT, env=environment(devices, env), **kwargs) for one in commands]
 
 
 @contextlib.contextmanager
 def all_cores():
-    """What is started meanwhile may use all cores, as pytest-xdist's main process may.
+    """Processes that are started within the context may use all cores, like pytest-xdist's main process.
 
-    Processes that wait for each other spin: on the one core of a test's process they are twenty times as slow.
+    Processes that wait for each other spin. On the single core of a test's process, they are twenty times as slow.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -109,9 +109,9 @@ def call(script, *flags, fails=False):
 
 
 def main(script, *flags):
-    """Does what `python scripts/<script>.py` does, and returns its exit status; what it changes is put back."""
+    """Do what `python scripts/<script>.py` does, and restore what it changes here. Returns the exit status."""
     app.define_help_flags()
-    importlib.import_module("grain")  # which defines flags of its own as it is imported, once
+    importlib.import_module("grain")  # it defines flags, once, when it is imported
     of_absl = absl_logging.get_absl_handler()
     changed = [(sys, "argv", command(script, *flags)[1:]), (sys, "path", [*sys.path])]
     changed += [(sys, name, getattr(sys, name)) for name in ("stdout", "stderr", "unraisablehook")]
@@ -134,7 +134,7 @@ def main(script, *flags):
 
 
 def wait_until(condition, *processes):
-    """Returns what the condition returns once that is true; these processes must go on meanwhile."""
+    """Wait until a condition is true, and return its value. The processes must keep running."""
     deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert all(process.poll() is None for process in processes), "a process ended"
@@ -144,11 +144,11 @@ def wait_until(condition, *processes):
 
 
 def read_until(stream, text):
-    """Reads lines of a pipe up to one that has the text in it."""
+    """Read the lines of a pipe up to the first one that contains a text."""
     for line in stream:
         if text in line:
             return line
-    raise AssertionError(f"the process ended and did not say {text!r}")
+    raise AssertionError(f"the process ended without printing {text!r}")
 
 
 def steps_saved(workdir):
@@ -157,20 +157,20 @@ def steps_saved(workdir):
 
 
 def free_port():
-    """A port of this machine that nobody uses."""
+    """An unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
 def assert_same(one, other, atol=0.0):
-    """Whether the newest sampling parameters of two runs are equal."""
+    """Check that the newest sampling parameters of two runs are equal."""
     for a, b in zip(jax.tree.leaves(load(one)[0]), jax.tree.leaves(load(other)[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 def without_privileges(*command):
-    """root may read everything; not so without these capabilities."""
+    """The command, without the capabilities by which root may read and write everything."""
     if os.geteuid() != 0:
         return command
     setpriv = shutil.which("setpriv")

@@ -1,4 +1,4 @@
-"""Configs of runs and ladders that train in a moment: a network that compiles in no time, on 64 small images."""
+"""Configs of small runs and ladders: a network that compiles in no time, on 64 small images."""
 
 import signal
 
@@ -9,7 +9,7 @@ SOURCE = own_parts.stripes(64)
 
 
 def make_config(**train):
-    """The resolved config of a base model of 20 updates, with these fields of its `train` section."""
+    """The resolved config of a base model with 20 updates, and with these fields in its `train` section."""
     config = cfg.defaults()
     config.dataset.name = "helpers.own_parts:stripes"
     config.dataset.args = dict(length=64)

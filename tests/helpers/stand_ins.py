@@ -1,10 +1,10 @@
-"""Writes small datasets with the names and features of the ones that configs read, prepared by TFDS itself.
+"""Write small datasets with the names and features of the datasets in configs, prepared by TFDS itself.
 
     python tests/helpers/stand_ins.py DATA_DIR
 
-Images are random, of the datasets' formats and of several shapes. A process of its own, as it needs TensorFlow.
+Images are random, in the datasets' formats and of several shapes. This runs in its own process, as it needs TensorFlow.
 
-One more, tiny_cifar10, is prepared as a user does it, by name; what was written to it is in DATA_DIR/written.npz.
+Another dataset, tiny_cifar10, is prepared by name, as users do it. Its content is in DATA_DIR/written.npz.
 """
 
 import io
@@ -28,7 +28,7 @@ SPLITS = {
 
 
 def example(features, rng, number):
-    """A random example; images as TFDS is given them, an array or a file."""
+    """A random example. Its images are arrays or encoded files, as TFDS takes them."""
     values = {}
     for name, feature in features.items():
         if isinstance(feature, tfds.features.Image):
@@ -73,7 +73,7 @@ def write(name, splits, data_dir):
 
 
 class TinyCifar10(tfds.core.GeneratorBasedBuilder):
-    """A dataset that TFDS knows by name, with the features of CIFAR-10."""
+    """A dataset that TFDS finds by name, with the features of CIFAR-10."""
 
     VERSION = tfds.core.Version("1.0.0")
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The training step of a small config, taken a few times."""
+"""A few training steps of a small config."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ SOURCE = load_source("digits")
 
 
 class Affine(nn.Module):
-    """A network that compiles in no time, with a parameter of the embedding, by its name, and one that is not."""
+    """A network that compiles in no time. One of its parameters has the name of an embedding's, the other has not."""
 
     @nn.compact
     def __call__(self, z, logsnr, y=None, *, train=False, index=None):
@@ -65,7 +65,7 @@ METHODS = {
     "tuning": dict(method="consistency", start_num_steps=64, args=dict(kind="training", times="tuning", norm="norm")),
 }
 
-# Settings of `run`, and fields of `train`, that give the same result as none.
+# Settings of `run` and fields of `train` that do not change the result.
 WAYS = {
     "2 devices": dict(devices=2),
     "8 devices": dict(devices=8),
@@ -83,7 +83,7 @@ WAYS = {
 
 
 def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, devices=1, scan=False, source=SOURCE):
-    """The states after each step (after all, in a scan), and the losses of all steps."""
+    """The states after each step, or after the last one in a scan, and the losses of all steps."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     method = make_method(config)
     runner = make_runner(config, method, network, mesh, scan=scan)

@@ -1,4 +1,4 @@
-"""One of several processes, which connects once and then does one command after another.
+"""Run commands of the scripts one after another, in one process or in each of several that connect once.
 
 python tests/helpers/together.py '[["train", "--config=...", ...], ["sample", ...]]'
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusion_distillation import hooks
 from diffusion_distillation.runtime import multihost
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # so that helpers can be imported, whoever starts this file
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for importing helpers
 
 from helpers.runs import main
 

@@ -1,14 +1,14 @@
-"""What diffusers makes of models of its own with seeded weights, and of those that we write.
+"""Run diffusers on its own models with seeded weights, and on models that this package has written.
 
-It runs where PyTorch and diffusers are (make peer), and the tests run it; by hand it writes the golden numbers anew:
+It needs the environment of `make peer`. The tests run it. To write the golden numbers again, run:
 
     .venv-peer/bin/python tests/peers/diffusers_peer.py golden
     .venv-peer/bin/python tests/peers/diffusers_peer.py model --name=heads --folder=heads --out=heads.npz
     .venv-peer/bin/python tests/peers/diffusers_peer.py train --folder=trained --images=in.npz --updates=200
     .venv-peer/bin/python tests/peers/diffusers_peer.py pipeline --folder=written --noise=in.npz --out=out.npz
 
-`model` writes the folder of one of MODELS, and its outputs at a few times and its samples; `train` that of TRAINED,
-trained on images in [-1, 1]. All arrays have channels last.
+`model` writes the folder of one of MODELS, with its outputs at some times and its samples. `train` trains TRAINED on
+images in [-1, 1] and writes its folder. All arrays have channels last.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SMALL = dict(
     sample_size=8, block_out_channels=[16, 32], layers_per_block=1, norm_num_groups=8,
     down_block_types=BLOCKS[0], up_block_types=BLOCKS[1],
 )  # fmt: skip
-# Of each: its network, its scheduler, whether it is saved as a pipeline.
+# The network, the scheduler, and whether it is saved as a pipeline.
 MODELS = {
     "cifar": (CIFAR, dict(beta_schedule="linear"), False),
     "resnet": (
@@ -89,7 +89,7 @@ TRAINED = (
 
 
 def build(name):
-    """The network, with seeded weights, and the scheduler of one of MODELS."""
+    """The network of one of MODELS with seeded weights, and its scheduler."""
     unet, scheduler, _ = MODELS[name]
     network = UNet2DModel(**unet).eval()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -99,7 +99,7 @@ def build(name):
 
 
 def outputs(network, scheduler, batch=2):
-    """Of the network at times from the first to the last, and DDIM's samples from the same noise."""
+    """Outputs of the network at times from the first to the last, and DDIM samples from the same noise."""
     side = network.config.sample_size
     shape = (side if isinstance(side, int) else side[0], network.config.in_channels)
     last = scheduler.config.num_train_timesteps - 1
@@ -118,14 +118,14 @@ def outputs(network, scheduler, batch=2):
 
 @torch.no_grad()
 def call(network, x, times, labels=None):
-    """Its outputs."""
+    """Outputs of the network."""
     condition = {} if labels is None else {"class_labels": torch.from_numpy(labels)}
     out = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(times), **condition).sample
     return out.numpy().transpose(0, 2, 3, 1)
 
 
 def sample(network, scheduler, noise, num_steps, spacing, clip):
-    """DDIM, with noise predicted from what is clipped."""
+    """DDIM samples. The noise is computed from the clipped prediction."""
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     if config["beta_schedule"] == "sigmoid":  # DDIMScheduler does not know it
         config |= dict(trained_betas=scheduler.betas.tolist(), beta_schedule="linear")
@@ -141,7 +141,7 @@ def sample(network, scheduler, noise, num_steps, spacing, clip):
 
 
 def save(name, folder):
-    """Its folder: a network's with its scheduler's config beside it, or a pipeline's."""
+    """Save a model: a pipeline, or a network and a scheduler in the same folder."""
     network, scheduler, shapes = build(name)
     if MODELS[name][2]:
         DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(folder)
@@ -152,8 +152,8 @@ def save(name, folder):
 
 
 def train(folder, images, num_updates, batch=64):
-    """Trains TRAINED's network as diffusers' users do, and writes its pipeline."""
-    torch.set_num_threads(1)  # of several, on busy cores, each waits for the others
+    """Train the network of TRAINED as users of diffusers do, and write its pipeline."""
+    torch.set_num_threads(1)  # on busy cores, several threads wait for each other
     torch.manual_seed(0)
     network, scheduler = UNet2DModel(**TRAINED[0]), DDPMScheduler(**TRAINED[1])
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
@@ -170,7 +170,7 @@ def train(folder, images, num_updates, batch=64):
 
 
 def write_golden():
-    """The golden numbers of the tests: configs and names in JSON, outputs in NumPy's format."""
+    """Write the golden numbers: configs and names as JSON, outputs in NumPy's format."""
     described, arrays = {}, {}
     for name in OF_GOLDEN:
         network, scheduler, shapes = build(name)
@@ -182,7 +182,7 @@ def write_golden():
 
 
 def draw(folder, noise):
-    """Images in [0, 1] by its pipeline, as its README.md calls it, from noise [n, height, width, channels]."""
+    """Images in [0, 1] from noise [n, height, width, channels], by a pipeline as its README.md calls it."""
     pipeline = DDIMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     text = (folder / "README.md").read_text()
@@ -193,7 +193,6 @@ def draw(folder, noise):
 
 
 def main():
-    """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["golden", "model", "train", "pipeline"])
     parser.add_argument("--name", choices=MODELS)

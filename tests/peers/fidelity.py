@@ -1,6 +1,6 @@
-"""What torch-fidelity, which other projects measure with, makes of the same weights, images and activations.
+"""Run torch-fidelity, by which other projects measure, on the same weights, images and activations.
 
-It runs where PyTorch is (make peer), and the tests run it; by hand it writes the golden numbers anew:
+It needs the environment of `make peer`. The tests run it; `golden` writes the golden numbers again:
 
     .venv-peer/bin/python tests/peers/fidelity.py golden --images=natural.npz
     .venv-peer/bin/python tests/peers/fidelity.py weights --out=seeded.pth [--legacy]
@@ -9,8 +9,8 @@ It runs where PyTorch is (make peer), and the tests run it; by hand it writes th
     .venv-peer/bin/python tests/peers/fidelity.py images --images=in.npz --out=out.json --kid_subset_size=50
     .venv-peer/bin/python tests/peers/fidelity.py speed --batch_size=32 [--channels_last]
 
-Images are uint8 [n, height, width, 1 or 3], any number of arrays in a file; `images` wants images_1 (samples) and
-images_2 (data). Activations are features_1, features_2 and logits_1. Of the weights, only the shapes are Inception's.
+Images are uint8 [n, height, width, 1 or 3], in any number of arrays per file. `images` takes images_1 (samples) and
+images_2 (data). Activations are features_1, features_2 and logits_1. Weights have Inception's shapes and random values.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OUTPUTS = ["2048", "logits_unbiased"]
 
 
 def stand_in_for_torchvision():
-    """torch-fidelity imports it for data sets and other networks; there is no build of it beside ours of PyTorch."""
+    """torch-fidelity imports torchvision for parts that are not used here. `make peer` does not install it."""
     names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
     modules = {name: types.ModuleType(name) for name in names}
     for name, module in modules.items():
@@ -55,7 +55,7 @@ SETTINGS = {
 
 
 def network(double=False):
-    """torch-fidelity's own, with the seeded weights. (Its float64 setting, in 0.4.0, is float32.)"""
+    """torch-fidelity's network with seeded weights. (In 0.4.0, its float64 setting computes in float32.)"""
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         save_weights(file.name)
         net = FeatureExtractorInceptionV3(INCEPTION, OUTPUTS, feature_extractor_weights_path=file.name)
@@ -66,10 +66,10 @@ def network(double=False):
 
 
 def save_weights(path, legacy=False):
-    """A .pth file, as the network's own state is saved."""
+    """Save seeded weights as the network saves its own."""
     no_weights = feature_extractor_inceptionv3.load_state_dict_from_url
     loads = FeatureExtractorInceptionV3.load_state_dict
-    try:  # the network as it is constructed, which would download its weights
+    try:  # construct the network without downloading its weights
         feature_extractor_inceptionv3.load_state_dict_from_url = lambda *_, **__: {}
         FeatureExtractorInceptionV3.load_state_dict = lambda *_: None
         net = FeatureExtractorInceptionV3(INCEPTION, OUTPUTS)
@@ -90,7 +90,7 @@ def rgb(images):
 
 @torch.no_grad()
 def outputs(net, images):
-    """Features and logits, in NumPy."""
+    """Features and logits as NumPy arrays."""
     parts = [net(batch) for batch in rgb(images).split(16)]
     return [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
 
@@ -104,7 +104,7 @@ def of_all(net, arrays):
 
 
 def metrics(features_1, features_2, logits_1, double=False):
-    """All of torch-fidelity's, at its default settings. Its own are of float32 arrays."""
+    """All metrics of torch-fidelity with its default settings. It computes in float32 by default."""
     arrays = (torch.from_numpy(array) for array in (features_1, features_2, logits_1))
     features_1, features_2, logits_1 = (array.double() if double else array for array in arrays)
     statistics = (metric_fid.fid_features_to_statistics(features) for features in (features_1, features_2))
@@ -117,7 +117,7 @@ def metrics(features_1, features_2, logits_1, double=False):
 
 
 class Images(torch.utils.data.Dataset):
-    """As torch-fidelity wants them."""
+    """A dataset of images for torch-fidelity."""
 
     def __init__(self, images):
         self.images = rgb(images)
@@ -130,7 +130,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def end_to_end(images_1, images_2, kid_subset_size):
-    """From images to metrics by torch-fidelity's front door."""
+    """Metrics from images, by torch-fidelity's public function."""
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         save_weights(file.name)
         return torch_fidelity.calculate_metrics(
@@ -141,7 +141,7 @@ def end_to_end(images_1, images_2, kid_subset_size):
 
 
 def write_golden(natural):
-    """The golden numbers of the tests: of a few images, two natural ones among them, and of seeded activations."""
+    """Write the golden numbers: for a few images, two of them natural, and for seeded activations."""
     images = {kind: seeded.images(kind, 2, 32, 32) for kind in ("noise", "smooth", "grey")}
     images |= {"natural": natural, "wide": seeded.images("smooth", 2, 150, 400)}
     np.savez_compressed(GOLDEN / "inception.npz", natural=natural, **of_all(network(), images))
@@ -153,7 +153,7 @@ def write_golden(natural):
 
 @torch.no_grad()
 def speed(batch_size, channels_last, seconds):
-    """Images a second, and threads."""
+    """Images/s, and the number of threads."""
     net, images = network(), rgb(seeded.images("noise", batch_size, 32, 32))
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
@@ -166,7 +166,6 @@ def speed(batch_size, channels_last, seconds):
 
 
 def main():
-    """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["golden", "weights", "network", "metrics", "images", "speed"])
     for name in ("images", "activations", "out"):

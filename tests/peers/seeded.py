@@ -1,4 +1,4 @@
-"""What both sides of a comparison make from a seed with NumPy alone: weights, images and activations."""
+"""Weights, images and activations from a seed, made with NumPy alone on both sides of a comparison."""
 
 import math
 import zlib
@@ -12,10 +12,10 @@ def weights(shapes, seed=0):
 
 
 def _weight(name, shape, seed):
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # whatever the order of the names
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # independent of the order of the names
     if len(shape) > 1:
         array = rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / math.prod(shape[1:])))
-        # images would come to look alike with nothing off their means, and with all of it, rounding errors grow large
+        # With the whole mean, all images have similar features. Without any of it, rounding errors grow large.
         array -= 0.5 * array.mean(axis=tuple(range(1, len(shape))), keepdims=True)
     elif name.endswith("running_var"):
         array = rng.uniform(0.5, 1.5, shape)
@@ -46,7 +46,7 @@ def noise(count, side, channels, seed=0):
 
 
 def images(kind, count, height, width, seed=0):
-    """uint8 images: 'noise', 'smooth' waves of colour, or 'grey', such waves in a single channel."""
+    """uint8 images: 'noise', 'smooth' waves of color, or 'grey', such waves in a single channel."""
     rng = np.random.default_rng([seed, height, width])
     if kind == "noise":
         return rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
@@ -58,7 +58,7 @@ def images(kind, count, height, width, seed=0):
 
 
 def activations(count=2000, features=64, classes=1008, seed=0):
-    """Two sets of features and the first one's logits, float32, of few dimensions below, as those of images are."""
+    """Two sets of float32 features, which depend on few variables like those of images, and the logits of the first."""
     rng = np.random.default_rng(seed)
     spread, first, second = (rng.standard_normal(shape) for shape in ((6, features), (count, 6), (count, 6)))
     logits = 2 * rng.standard_normal((count, classes))
