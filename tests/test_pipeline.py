@@ -89,25 +89,34 @@ def test_a_trajectory_has_the_predicted_image_of_each_step(base):
     np.testing.assert_allclose(steps[0].astype(int), to_uint8(np.asarray(first)), atol=1)
 
 
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_denoiser(parallel):
-    params, metadata = make_model(parallel=parallel, unet=parallel == "jit")
+@pytest.fixture(scope="module", params=["jit", "pmap"])
+def model(request):
+    """Parameters and metadata of a class-conditional model that was trained by jit or pmap."""
+    return make_model(parallel=request.param, unet=request.param == "jit")
+
+
+def assert_near(prediction, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), prediction, expected)
+
+
+def test_the_denoiser_is_that_of_the_network(model):
+    (params, metadata), pipeline = model, Pipeline(*model)
     apply = jax.jit(make_network(metadata.config.model, SHAPE, 3).apply)
     z, labels = noise(KEY, 4), np.array([1, 0, 2, 1])
-    pipeline = Pipeline(params, metadata)
 
-    def expected(z, logsnr, labels, clip=True):
+    def expected(labels, clip=True):
         fn = make_denoiser(lambda z, logsnr: apply({"params": params}, z, logsnr, labels), "v", clip_x=clip)
-        return fn(z, logsnr)
+        return fn(z, 0.5)
 
-    def assert_near(got, expected):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
-
-    denoise = pipeline.denoiser(labels)
-    assert_near(denoise(z, 0.5), expected(z, 0.5, labels))
-    assert_near(pipeline.denoiser()(z, 0.5), expected(z, 0.5, np.arange(4) % 3))
+    assert_near(pipeline.denoiser(labels)(z, 0.5), expected(labels))
+    assert_near(pipeline.denoiser()(z, 0.5), expected(np.arange(4) % 3))
     unclipped = pipeline.denoiser(labels, clip=False)
-    assert_near(unclipped(z, np.full(4, 0.5, np.float32)), expected(z, 0.5, labels, clip=False))
+    assert_near(unclipped(z, np.full(4, 0.5, np.float32)), expected(labels, clip=False))
+
+
+def test_the_denoiser_works_under_transformations_and_on_every_device(model):
+    pipeline, z, labels = Pipeline(*model), noise(KEY, 4), np.array([1, 0, 2, 1])
+    denoise, unclipped = pipeline.denoiser(labels), pipeline.denoiser(labels, clip=False)
     assert_near(jax.jit(denoise)(z, 0.5), denoise(z, 0.5))
     assert_near(jax.jit(lambda denoise, z: denoise(z, 0.5))(denoise, z), denoise(z, 0.5))
     assert_near(jax.jit(lambda z: pipeline.denoiser(labels)(z, 0.5))(z), denoise(z, 0.5))

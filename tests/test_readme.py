@@ -91,9 +91,9 @@ def test_every_link_has_a_target():
 
 
 def test_every_section_that_a_page_takes_exists():
-    wanted = re.findall(r"^<!-- README: (.+) -->$", PAGES, re.MULTILINE)
+    sections = re.findall(r"^<!-- README: (.+) -->$", PAGES, re.MULTILINE)
     headings = re.findall(r"^## (.+)$", TEXTS[ROOT / "README.md"], re.MULTILINE)
-    assert wanted and set(wanted) <= set(headings)
+    assert sections and set(sections) <= set(headings)
 
 
 def test_the_reference_lists_every_module():

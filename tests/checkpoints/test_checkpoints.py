@@ -215,15 +215,15 @@ class Later(NamedTuple):
     average_of_later: Any = None
 
 
-@pytest.mark.parametrize(("saved", "wanted"), [(Earlier, Later), (Later, Earlier)])
-def test_a_state_may_gain_and_lose_fields_that_are_none(tmp_path, saved, wanted):
+@pytest.mark.parametrize(("saved", "restored"), [(Earlier, Later), (Later, Earlier)])
+def test_a_state_may_gain_and_lose_fields_that_are_none(tmp_path, saved, restored):
     metadata, params = make_run()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(saved(jnp.asarray(3), params), metadata)
     with Checkpoints(tmp_path) as checkpoints:
-        state = checkpoints.restore(abstract(wanted(jnp.asarray(3), params)))
-    assert type(state) is wanted
-    assert_same(state, wanted(np.int32(3), params))
+        state = checkpoints.restore(abstract(restored(jnp.asarray(3), params)))
+    assert type(state) is restored
+    assert_same(state, restored(np.int32(3), params))
     assert_same(load(tmp_path)[0], params)
 
 

@@ -52,10 +52,10 @@ def test_one_process_makes_and_the_others_wait(tmp_path, monkeypatch, killed):
             maker.kill()
             maker.wait()
         (tmp_path / "go").touch()
-        said = [process.communicate(timeout=60)[0].split() for process in (waiting if killed else processes)]
-    assert sorted(line[0] for line in said) == (["has", "has", "makes"] if killed else ["has"] * 4)
-    new_maker = next(p for p, line in zip(waiting, said, strict=True) if line[0] == "makes") if killed else maker
-    assert {line[-1] for line in said} == {str(new_maker.pid)}
+        printed = [process.communicate(timeout=60)[0].split() for process in (waiting if killed else processes)]
+    assert sorted(line[0] for line in printed) == (["has", "has", "makes"] if killed else ["has"] * 4)
+    new_maker = next(p for p, line in zip(waiting, printed, strict=True) if line[0] == "makes") if killed else maker
+    assert {line[-1] for line in printed} == {str(new_maker.pid)}
 
 
 def test_without_file_locks_arrays_are_cached_all_the_same(tmp_path, monkeypatch):

@@ -135,8 +135,8 @@ def test_bad_files_are_named_and_skipped(tmp_path, in_memory):
 def test_images_are_found_in_subfolders_and_behind_links(tmp_path):
     """At any depth, with any case of the suffix. Circular links are followed once; hidden files are skipped."""
     folder = tmp_path / "images"
-    wanted = ["a/b/c/deep.PNG", "a/first.jpg", "b.JPEG", "ü ñ.webp", "z.bmp"]
-    for seed, name in enumerate(wanted):
+    names = ["a/b/c/deep.PNG", "a/first.jpg", "b.JPEG", "ü ñ.webp", "z.bmp"]
+    for seed, name in enumerate(names):
         save(folder / name, seed)
     save(folder / ".hidden.png")
     save(folder / ".git" / "logo.png")
@@ -145,7 +145,7 @@ def test_images_are_found_in_subfolders_and_behind_links(tmp_path):
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "circle").symlink_to(folder)
     source = load_source("ImageFolder", path=str(folder), image_size=8)
-    expected = sorted([*(folder / name for name in wanted), folder / "link" / "linked.png"])
+    expected = sorted([*(folder / name for name in names), folder / "link" / "linked.png"])
     images = [
         np.asarray(Image.open(path).convert("RGB").crop((2, 0, 22, 20)).resize((8, 8), Image.Resampling.BILINEAR))
         for path in expected
@@ -210,9 +210,9 @@ def test_decoding_is_announced_without_a_terminal_too(tmp_path, capsys):
     """Nothing is announced if nothing is decoded."""
     for seed in range(3):
         save(tmp_path / "cars" / f"{seed}.png", seed)
-    for said in ("cars: decoding 3 images\n", ""):
+    for expected in ("cars: decoding 3 images\n", ""):
         load_source("ImageFolder", path=str(tmp_path / "cars"), image_size=8)
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == expected
 
 
 def test_folders_are_decoded_once(tmp_path, cache, monkeypatch):

@@ -176,24 +176,24 @@ def test_an_exported_model_is_uploaded_and_loaded(stand_in, exported, tmp_path):
             np.testing.assert_array_equal(drawn["images"], images)
         (tmp_path / "i.npz").unlink()
 
-    said = run_together([[*push, "--private"], sample("hf://user/digits")], env=env)
+    printed = run_together([[*push, "--private"], sample("hf://user/digits")], env=env)
     assert_drawn()
-    assert f"{stand_in.address}/user/digits" in said and stand_in.private == {"user/digits": True}
+    assert f"{stand_in.address}/user/digits" in printed and stand_in.private == {"user/digits": True}
     [commit] = set(stand_in.repos["user/digits"]) - {"main"}
     files = stand_in.repos["user/digits"][commit]
     assert set(files) == {archive.WEIGHTS, archive.CONFIG, card.NAME}
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
     assert list(stand_in.large.values()) == [files[archive.WEIGHTS]]
 
-    said = run_together([sample(f"hf://user/digits@{commit}"), sample("hf://user/faces")], env=env, fails=True)
-    assert "hf://user/faces: there is nothing at this URL" in said
+    printed = run_together([sample(f"hf://user/digits@{commit}"), sample("hf://user/faces")], env=env, fails=True)
+    assert "hf://user/faces: there is nothing at this URL" in printed
     assert_drawn()
     assert not any(card.NAME in path for path in stand_in.gets)
-    said = run(*push, env={**env, "HF_TOKEN": "hf_other"}, fails=True)
-    assert said.splitlines()[-1].startswith("error: The Hub does not let this token write to 'user/digits' (403)")
+    printed = run(*push, env={**env, "HF_TOKEN": "hf_other"}, fails=True)
+    assert printed.splitlines()[-1].startswith("error: The Hub does not let this token write to 'user/digits' (403)")
     env["HF_ENDPOINT"] = f"http://localhost:{free_port()}"
-    said = run(*push, env=env, fails=True)
-    assert said.splitlines()[-1].startswith("error: The Hub cannot be reached: Connect")
+    printed = run(*push, env=env, fails=True)
+    assert printed.splitlines()[-1].startswith("error: The Hub cannot be reached: Connect")
 
 
 def test_a_wrong_upload_is_an_error_before_anything_is_sent(exported, tmp_path, monkeypatch):

@@ -245,12 +245,12 @@ def test_the_script_exports_with_metrics_of_this_model_only(unchecked, checkpoin
         "no": "cannot be read as an evaluation",
         "?": "cannot be read (",
     }.items():
-        said = call("export", *flags, f"--evaluation={tmp_path}/{name}.json", fails=True)
-        assert said.startswith("error: ") and message in said
+        printed = call("export", *flags, f"--evaluation={tmp_path}/{name}.json", fails=True)
+        assert printed.startswith("error: ") and message in printed
     assert "num_steps='x'" in call("export", *flags, "--num_steps=x", fails=True)
     assert not (tmp_path / "out").exists()
-    said = call("export", *flags, f"--evaluation={tmp_path}/evaluation.json", "--license=mit", "--num_steps=free")
-    assert "sampler.jax: " in said
+    printed = call("export", *flags, f"--evaluation={tmp_path}/evaluation.json", "--license=mit", "--num_steps=free")
+    assert "sampler.jax: " in printed
     text = (tmp_path / "out" / card.NAME).read_text()
     assert (
         "- student, DDIM, 4 steps (2,000 samples against digits): Fréchet distance (pixels) 0.25, 100.0 images/s"

@@ -1,4 +1,4 @@
-"""Files made to exhaust memory: each is an error of one line, and the memory that it takes is measured."""
+"""Files made to exhaust memory: each is an error of one line, and takes little memory."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def inside(content):
     return b"\x81\xa1a\xc9" + len(content).to_bytes(4, "big") + b"\x01" + content
 
 
-# Of each: its content, the size that it is made by zeros at its end, and what is said of it.
+# The content of a file, the size to which zeros extend it, and the message.
 WEIGHTS = {
     "header of 2^60 bytes": (header({}, 2**60), 0, "header too large"),
     "header of 99 MB": (header({}, 99 * MILLION), GIB, "invalid JSON in header"),
@@ -74,13 +74,13 @@ def written(path, content, size=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(content)
-        file.truncate(max(size, len(content)))  # zeros that take no room on the disk
+        file.truncate(max(size, len(content)))  # zeros, without using disk space
     return path
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which tells the most it held")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which reports peak memory")
 def test_files_made_to_exhaust_memory_are_refused_with_little(tmp_path):
-    cases = {}  # what is said, by the path
+    cases = {}  # messages by path
     archive.write(as_path(tmp_path / "good"), *make_model(num_classes=1, unet=True))
     config = (tmp_path / "good" / archive.CONFIG).read_bytes()
     for number, (content, size, message) in enumerate(WEIGHTS.values()):
@@ -104,7 +104,7 @@ def test_files_made_to_exhaust_memory_are_refused_with_little(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
     names = [*WEIGHTS, *CHECKPOINTS, *CONFIGS, *HUGE]
-    for name, wanted, (said, taken) in zip(names, cases.values(), json.loads(done.stdout), strict=True):
-        print(f"{name}: {taken:.1f} MiB")  # for pytest -rP
-        assert wanted in said, name
-        assert taken < MOST, name
+    for name, expected, (message, mib) in zip(names, cases.values(), json.loads(done.stdout), strict=True):
+        print(f"{name}: {mib:.1f} MiB")  # for pytest -rP
+        assert expected in message, name
+        assert mib < MOST, name
