@@ -3,6 +3,7 @@
 import types
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from helpers.models import KEY, SHAPE, WAYS, make_model, noise
@@ -249,6 +250,7 @@ def test_labels_of_any_integer_type_give_the_same_samples():
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1, 2], [2**32 + 1, 0, 0]])
-def test_labels_that_are_no_class_are_refused(base, labels):
+def test_labels_that_are_no_class_are_refused(base, labels, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # for users, signatures are not checked
     with pytest.raises(ValueError, match="labels must be classes from 0 to 2"):
         base.sample(KEY, 3, np.array(labels))
