@@ -321,7 +321,10 @@ def test_a_base_model_takes_no_guidance_range():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (dict(eval_guidance=1.0), "set config.train.label_dropout=0.1 for a base model, or config.model.args.guidance_range"),
+        (
+            dict(eval_guidance=1.0),
+            "set config.train.label_dropout=0.1 for a base model, or config.model.args.guidance_range",
+        ),
         (
             dict(eval_guidance=1.0, guidance_range=(2.0, 3.0)),
             r"eval_guidance=1.0 must be within config.model.args.guidance_range=\(2.0, 3.0\)",
