@@ -20,8 +20,8 @@ from .fields import add_missing as add_missing_fields
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import Rung, find_method, make_method
+from .networks.embedding import LOGSNR_INPUT_TYPES, check_guidance_range
 from .networks.model import eval_schedule, train_schedule
-from .networks.unet import LOGSNR_INPUT_TYPES, check_guidance_range
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json

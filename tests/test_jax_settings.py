@@ -12,8 +12,9 @@ from diffusion_distillation.data import read_batches
 from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
 from diffusion_distillation.methods import Denoisers, Rung, make_method
+from diffusion_distillation.networks.embedding import LOGSNR_INPUT_TYPES
 from diffusion_distillation.networks.model import init_params
-from diffusion_distillation.networks.unet import LOGSNR_INPUT_TYPES, UNet, dropout_seeds
+from diffusion_distillation.networks.unet import UNet, dropout_seeds
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.schedules import Discrete
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import alpha_sigma
-from diffusion_distillation.networks.unet import LOGSNR_INPUT_TYPES, UNet
+from diffusion_distillation.networks.embedding import LOGSNR_INPUT_TYPES
+from diffusion_distillation.networks.unet import UNet
 from diffusion_distillation.schedules import get_logsnr_schedule, time_of
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -267,7 +268,8 @@ def test_derivatives_by_time(name):
     for what, function in functions.items():
         expected = float64_difference(function, t if of_its_own else np.float64(np.float32(t)), of_its_own)
         found = jax.vmap(jax.grad(function))(np.float32(t))
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 if what == "sigmoid" else 1e-6, err_msg=what)
+        atol = 1e-3 if what in ("sigmoid", "flow_time", "data_time") else 1e-6  # of the quotient, where they are 1000
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=atol, err_msg=what)
     if not of_its_own:
         inside = (t < 1) & (schedule(np.float32(t)) < 40)  # further towards the data, 'karras' stays at 40
         back = jax.vmap(jax.grad(lambda t: time_of(schedule, schedule(t))))(np.float32(t[inside]))

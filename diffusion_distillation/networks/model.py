@@ -20,9 +20,8 @@ from ..runtime.cpu import compiler_options
 from ..runtime.devices import host_device
 from ..schedules import Schedule, get_logsnr_schedule
 from ..shapes import Array, Condition, Keys, Params
+from .embedding import NO_CLASS as NO_CLASS
 from .unet import UNet
-
-NO_CLASS = -1  # the label that asks for the unconditional prediction
 
 
 @runtime_checkable

@@ -2,48 +2,32 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int, Integer, UInt32
 
-from ..diffusion import sigmoid
 from ..errors import InputError
-from ..schedules import Discrete, bounded
+from ..schedules import Discrete
 from ..shapes import Array, at_least_float32
 from .cpu_kernels import nearest
 from .dropout import dropout, dropout_seeds, site_seeds
+from .embedding import (
+    check_condition,
+    check_guidance_input,
+    check_logsnr_input,
+    embedded_guidance,
+    embedded_time,
+    sinusoidal_embedding,
+)
 from .layers import EPSILON, GroupNorm, add, attention, average_pool, conv3x3, flatten_pixels
 
 MOST_BLOCKS = 32  # residual blocks of a level
 MOST_SIZE = 2**20  # of a width, a side or a number of classes
 TUPLES = ("ch_mult", "attn_resolutions", "logsnr_scale_range", "attn_stages", "resample_stages", "guidance_range")
-LOGSNR_INPUT_TYPES = ("inv_cos", "sigmoid", "linear", "step")
-
-
-def check_guidance_range(weights: Sequence[Any]) -> None:
-    """Raise an InputError unless these are the smallest and the largest guidance weight of a network.
-
-    >>> check_guidance_range((0.0, 4.0))
-    """
-    if not is_interval(weights) or weights[0] < 0:
-        raise InputError(
-            f"guidance_range={weights} must be the smallest weight, at least 0, and the largest, such as (0.0, 4.0)."
-        )
-
-
-def is_interval(ends: Sequence[Any]) -> bool:
-    """Whether these are two numbers, the smaller one first.
-
-    >>> is_interval((0.0, 4.0)), is_interval((4.0, 0.0))
-    (True, False)
-    """
-    return len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]
 
 
 class UNet(nn.Module):
@@ -61,8 +45,7 @@ class UNet(nn.Module):
       attn_resolutions: heights at which self-attention follows every residual block.
       num_heads: attention heads. Set either this or head_dim.
       dropout: rate in every residual block, from 0 to below 1, applied when `train`.
-      logsnr_input_type: how log-SNR enters: 'inv_cos' is atan(exp(-logsnr / 2)) / (pi/2), 'sigmoid' is
-        sigmoid(logsnr), 'linear' maps logsnr_scale_range to [0, 1], 'step' is the step of `schedule`.
+      logsnr_input_type: how log-SNR enters; see `embedding.embedded_time`.
       logsnr_scale_range: the smallest and the largest log-SNR, for 'linear'.
       resblock_resample: resample inside a residual block (average pool, nearest neighbor), not by a convolution.
       head_dim: channels per attention head. Set either this or num_heads.
@@ -76,6 +59,7 @@ class UNet(nn.Module):
 
     The remaining attributes exist to reproduce other projects' U-Nets:
 
+      time_scale: factor of the number that stands for log-SNR, except for 'step'; default 1000.
       freq_shift: 1 if the lowest frequency of the sinusoidal embedding is 1 / 10000, 0 if the one after it would be.
       scale_shift: the embedding scales and shifts inside residual blocks; if False, it is added before `norm2`.
       norm_groups: groups of the group normalizations.
@@ -103,6 +87,7 @@ class UNet(nn.Module):
     remat: bool = False
     dtype: Any = None
     schedule: Discrete | None = None
+    time_scale: float = 1000.0
     freq_shift: int = 1
     scale_shift: bool = True
     norm_groups: int = 32
@@ -150,7 +135,7 @@ class UNet(nn.Module):
         """
         batch, height, width, _ = x.shape
         self.validate(height, width)
-        self._check_condition(batch, y, guidance)
+        check_condition(batch, y, guidance, num_classes=self.num_classes, guidance_range=self.guidance_range)
         dtype = self.dtype or x.dtype
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, at_least_float32(x.dtype)), (batch,))
         emb = self._embed(logsnr, y, guidance, dtype)
@@ -170,8 +155,7 @@ class UNet(nn.Module):
         if self.num_classes > 1:
             emb += dense(name="class_emb")(jax.nn.one_hot(y, self.num_classes, dtype=dtype))
         if guidance is not None:
-            low, high = self.guidance_range
-            weight = 1000 * (guidance.astype(logsnr.dtype) - low) / (high - low)
+            weight = embedded_guidance(guidance, self.guidance_range, logsnr.dtype)
             weight = sinusoidal_embedding(weight, self.ch, self.freq_shift).astype(dtype)
             weight = nn.swish(dense(name="guidance0")(weight))
             # Zero at first: a student starts as its teacher without guidance.
@@ -220,23 +204,6 @@ class UNet(nn.Module):
         h = blocks.norm(dtype=dtype, activation=nn.swish, name="norm_out")(h)
         return conv3x3(h, self.out_ch, dtype=dtype, kernel_init=nn.initializers.zeros, name="conv_out")
 
-    def _check_condition(self, batch: int, y: Any, guidance: Any) -> None:
-        """Raise an InputError unless the network takes these labels and guidance weights."""
-        if self.num_classes > 1 and y is None:
-            raise InputError(f"A network of {self.num_classes} classes needs labels y, integers of shape [{batch}].")
-        if self.num_classes > 1 and not isinstance(y, jax.core.Tracer):
-            y = np.asarray(y)
-            if not np.issubdtype(y.dtype, np.integer) or np.any((y < -1) | (y >= self.num_classes)):
-                raise InputError(
-                    f"labels must be integers from 0 to {self.num_classes - 1}, or -1 for none; got "
-                    f"{np.array2string(y, threshold=20, separator=', ')}."
-                )
-        if (self.guidance_range is None) != (guidance is None):
-            raise InputError(
-                f"guidance={guidance} does not fit a network with guidance_range={self.guidance_range}: pass weights "
-                "if and only if it has a range."
-            )
-
     def validate(self, height: int, width: int) -> None:
         """Raise an InputError that names the attribute at fault, if these options or this image size cannot work."""
         self._check_ranges()
@@ -257,8 +224,6 @@ class UNet(nn.Module):
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps={self.norm_eps} must be more than 0.")
-        if not is_interval(self.logsnr_scale_range):
-            raise InputError(f"logsnr_scale_range={self.logsnr_scale_range} must be two numbers, the smaller first.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
@@ -306,24 +271,10 @@ class UNet(nn.Module):
             raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
 
     def _check_embedding(self) -> None:
-        if self.logsnr_input_type not in LOGSNR_INPUT_TYPES:
-            raise InputError(
-                f"Unknown logsnr_input_type {self.logsnr_input_type!r}; choose one of {list(LOGSNR_INPUT_TYPES)}."
-            )
-        if self.logsnr_input_type == "step" and not isinstance(self.schedule, Discrete):
-            raise InputError(
-                "logsnr_input_type='step' needs the 'discrete' schedule that the network was trained with: set "
-                "model.train_logsnr_schedule to it."
-            )
+        check_logsnr_input(self.logsnr_input_type, self.time_scale, self.logsnr_scale_range, self.schedule)
         if self.ch % 2 or self.ch // 2 <= self.freq_shift:
             raise InputError(f"ch={self.ch} must be even and above 2 * freq_shift, with freq_shift={self.freq_shift}.")
-        if self.guidance_range is not None:
-            check_guidance_range(self.guidance_range)
-            if self.num_classes == 1:
-                raise InputError(
-                    f"guidance_range={self.guidance_range} is for networks with classes: set the dataset's "
-                    "class_conditional=True."
-                )
+        check_guidance_input(self.guidance_range, self.num_classes)
 
     @property
     def _level_channels(self) -> list[int]:
@@ -344,15 +295,13 @@ class UNet(nn.Module):
         return self.resblock_resample if self.resample_stages is None else stage in self.resample_stages
 
     def _time(self, logsnr):
-        """The number, from 0 to 1000 or a step, whose sinusoids stand for log-SNR."""
-        if self.logsnr_input_type == "step":
-            return self.schedule.step(logsnr)
-        if self.logsnr_input_type == "inv_cos":
-            return 1000 * (jnp.arctan(jnp.exp(-0.5 * bounded(logsnr, -20.0, 20.0))) / (0.5 * jnp.pi))
-        if self.logsnr_input_type == "sigmoid":
-            return 1000 * sigmoid(logsnr)
-        low, high = self.logsnr_scale_range
-        return 1000 * ((logsnr - low) / (high - low))
+        return embedded_time(
+            logsnr,
+            self.logsnr_input_type,
+            scale=self.time_scale,
+            scale_range=self.logsnr_scale_range,
+            schedule=self.schedule,
+        )
 
 
 class _Blocks:
@@ -498,20 +447,3 @@ class AttentionBlock(nn.Module):
             channels, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
         )(h.reshape(-1, *heads))
         return add(x, h.reshape(x.shape))
-
-
-def sinusoidal_embedding(time: Float[Array, "batch"], width: int, freq_shift: int = 1) -> Float[Array, "batch width"]:
-    """Return sines and cosines of `time` at width / 2 frequencies, from 1 down to 1 / 10000 (Vaswani et al. 2017).
-
-    Args:
-      time: usually from 0 to 1000.
-      width: an even number.
-      freq_shift: 1 if the last frequency is 1 / 10000, 0 if the one after it would be.
-
-    >>> sinusoidal_embedding(jnp.zeros(2), 4).tolist()
-    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
-    """
-    half = width // 2
-    frequencies = jnp.exp(-math.log(10000) / (half - freq_shift) * jnp.arange(half, dtype=time.dtype))
-    phases = time[:, None] * frequencies[None]
-    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)

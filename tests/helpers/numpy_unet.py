@@ -6,6 +6,9 @@ LOGSNR_INPUTS = {
     "inv_cos": lambda logsnr, _: np.arctan(np.exp(-0.5 * np.clip(logsnr, -20, 20))) / (np.pi / 2),
     "sigmoid": lambda logsnr, _: 1 / (1 + np.exp(-logsnr)),
     "linear": lambda logsnr, ends: (logsnr - ends[0]) / (ends[1] - ends[0]),
+    "flow_time": lambda logsnr, _: 1 / (1 + np.exp(0.5 * logsnr)),
+    "data_time": lambda logsnr, _: 1 / (1 + np.exp(-0.5 * logsnr)),
+    "c_noise": lambda logsnr, _: np.log(np.exp(-0.5 * logsnr)) / 4,
 }
 
 
@@ -33,14 +36,8 @@ def unet(params, options, x, logsnr, y=None, guidance=None):
     def inside(stage):
         return options.get("resblock_resample", False) if resampling is None else stage in resampling
 
-    x, logsnr = np.asarray(x, np.float64), np.asarray(logsnr, np.float64)
-    ends = options.get("logsnr_scale_range", (-10, 10))
-    if options["logsnr_input_type"] == "step":
-        products = options["schedule"].alphas_cumprod.astype(np.float64)
-        time = np.interp(-logsnr, np.log(1 / products - 1), np.arange(len(products)))
-    else:
-        time = 1000 * LOGSNR_INPUTS[options["logsnr_input_type"]](logsnr, ends)
-    sinusoids = embedding(time, options["ch"], options.get("freq_shift", 1))
+    x = np.asarray(x, np.float64)
+    sinusoids = embedding(network_time(options, logsnr), options["ch"], options.get("freq_shift", 1))
     emb = dense(params["dense1"], swish(dense(params["dense0"], sinusoids)))
     if options["num_classes"] > 1:
         emb = emb + dense(params["class_emb"], np.eye(options["num_classes"])[y])
@@ -75,6 +72,16 @@ def unet(params, options, x, logsnr, y=None, guidance=None):
             name = f"up_{level}.upsample"
             h = residual(h, name, nearest) if inside(f"up_{level}") else conv(params[name], nearest(h))
     return conv(params["conv_out"], swish(group_norm(params["norm_out"], h, groups, epsilon)))
+
+
+def network_time(options, logsnr):
+    """The number that a network's sinusoids embed in place of logsnr."""
+    logsnr = np.asarray(logsnr, np.float64)
+    kind = options.get("logsnr_input_type", "inv_cos")
+    if kind == "step":
+        products = options["schedule"].alphas_cumprod.astype(np.float64)
+        return np.interp(-logsnr, np.log(1 / products - 1), np.arange(len(products)))
+    return options.get("time_scale", 1000) * LOGSNR_INPUTS[kind](logsnr, options.get("logsnr_scale_range", (-10, 10)))
 
 
 def residual_block(p, x, emb, resample, groups, epsilon):

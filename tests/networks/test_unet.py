@@ -81,6 +81,9 @@ def test_the_numpy_oracle_matches_the_published_networks(golden, golden_unet):
         dict(mid_attn_groups=0, ch_mult=(1, 1, 1), attn_stages=("up_1", "mid"), resample_stages=("down_1", "up_1")),
         dict(attn_stages=(), pad_both_sides=True, scale_shift=False),
         dict(num_classes=5, guidance_range=(1.0, 4.0), ch_mult=(1,)),
+        dict(logsnr_input_type="flow_time", ch_mult=(1,)),
+        dict(logsnr_input_type="data_time", ch_mult=(1,)),
+        dict(logsnr_input_type="c_noise", ch_mult=(1,)),
     ],
     ids=[
         "classes, head_dim, convolutions",
@@ -90,6 +93,9 @@ def test_the_numpy_oracle_matches_the_published_networks(golden, golden_unet):
         "by stages",
         "no attention",
         "guidance",
+        "flow_time",
+        "data_time",
+        "c_noise",
     ],
 )
 def test_every_option_matches_the_numpy_oracle(change):
