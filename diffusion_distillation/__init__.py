@@ -7,7 +7,7 @@ load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and report
 from typing import TYPE_CHECKING
 
 from . import diffusion, distillation, losses, sampling, schedules
-from .networks import model, unet
+from .networks import autoencoder, model, unet
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -24,3 +24,13 @@ def from_checkpoint(path, num_steps: int | None = None, config=None) -> "Pipelin
     from .interop import from_checkpoint
 
     return from_checkpoint(path, num_steps, config)
+
+
+def _load_autoencoder(path, *, dtype: str | None = None):
+    """See `interop.load_autoencoder`, which the first call imports, together with orbax."""
+    from .interop import load_autoencoder
+
+    return load_autoencoder(path, dtype=dtype)
+
+
+autoencoder.load = _load_autoencoder  # here, since no room imports from a floor above

@@ -13,5 +13,6 @@ share, `torch_file` reads the tensors of PyTorch's files, and `download` copies 
 
 from .load import from_checkpoint as from_checkpoint
 from .load import load as load
+from .load import load_autoencoder as load_autoencoder
 from .load import local_path as local_path
 from .load import model_version as model_version

@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from .. import checkpoints
 from ..checkpoints import Metadata, newest_step
 from ..errors import InputError, did_you_mean
+from ..networks.autoencoder import AutoencoderInfo, Decode, Encode, make_functions
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED, pretrained_folder
 from ..runtime.files import as_path, stat_hash
@@ -67,6 +69,32 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
     4
     """
     return Pipeline(*load(path, config), num_steps)
+
+
+def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple[Encode, Decode, AutoencoderInfo]:
+    """Load the autoencoder of a latent diffusion model; `networks.autoencoder.load` is this function.
+
+    Args:
+      path: the folder or the URL of an `AutoencoderKL` of diffusers, or of a pipeline that has one in vae/.
+      dtype: type of the activations, 'float32', 'bfloat16' or 'float16'. None, the default, is float32, and so is any
+        other type for an autoencoder with force_upcast, which overflows in 16 bits.
+
+    Returns:
+      `(encode, decode, info)`. `encode(images)` returns the mean and the standard deviation of latents, and
+      `decode(latents)` images. Images are `[batch, height, width, channels]` in [-1, 1], latents are unscaled, channels
+      come last. Both functions are compiled; see `networks.autoencoder.make_functions`. A diffusion model sees
+      `(latents - info.shift) * info.scale`.
+
+    Raises:
+      InputError: if there is no autoencoder at the path, or an option or a file of it is not supported.
+
+    >>> encode, decode, info = load_autoencoder("stable-diffusion-v1-5")  # doctest: +SKIP
+    >>> mean, std = encode(images)  # doctest: +SKIP
+    >>> decode(mean).shape, info.scale  # doctest: +SKIP
+    ((16, 256, 256, 3), 0.18215)
+    """
+    network, params, info = diffusers.autoencoder.read(local_path(path), dtype)
+    return *make_functions(network, jax.device_put(params)), info
 
 
 def local_path(path: epath.PathLike) -> epath.Path:

@@ -14,11 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
 
-STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+}
 MAGIC = 0x1950A86A20F9469CFC6C  # the start of a file in the older format
 PROTOCOL = 1001
 
@@ -48,11 +54,11 @@ def read_tensors(content: bytes, origin: str) -> dict[str, np.ndarray]:
       origin: the file's name, for error messages.
 
     Returns:
-      The float32 and int64 arrays by their names.
+      The arrays by their names.
 
     Raises:
-      InputError: if the file is damaged, was not written by torch.save, or holds other things than float32 and int64
-        tensors.
+      InputError: if the file is damaged, was not written by torch.save, or holds other things than tensors of float32,
+        float16, bfloat16 and int64.
     """
     try:
         read = _read_zip if content.startswith(b"PK") else _read_legacy
@@ -82,7 +88,9 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as muc
             return lambda tensor, *_: tensor
         if module == "torch" and name in STORAGES:
             return name
-        raise _RefusedError(f"asks for {module}.{name}, which is not part of float32 or int64 tensors")
+        raise _RefusedError(
+            f"asks for {module}.{name}, which is not part of tensors of float32, float16, bfloat16 or int64"
+        )
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _, size, *view = pid

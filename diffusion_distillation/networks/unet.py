@@ -385,14 +385,14 @@ class ResidualBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch height width channels"],
-        emb: Float[Array, "batch emb_ch"],
+        emb: Float[Array, "batch emb_ch"] | None,
         seeds: UInt32[Array, "batch 2"] | None,
     ) -> Float[Array, "batch out_height out_width out_ch"]:
         """Run the block.
 
         Args:
           x: features.
-          emb: the embedding of log-SNR and of the other conditions.
+          emb: the embedding of log-SNR and of the other conditions; None for a block without conditions.
           seeds: of `site_seeds`, different in each block; None for no dropout.
         """
         h = self.norm(activation=nn.swish, name="norm1")(x)
@@ -402,12 +402,13 @@ class ResidualBlock(nn.Module):
             x = self.resample(x)
         h = conv3x3(h, self.out_ch, upsample=self.resample is nearest, dtype=self.dtype, name="conv1")
 
-        emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
         film = None
-        if self.scale_shift:
-            film = tuple(jnp.split(emb, 2, axis=-1))
-        else:
-            h += emb[:, None, None]
+        if emb is not None:
+            emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="temb_proj")(emb)
+            if self.scale_shift:
+                film = tuple(jnp.split(emb, 2, axis=-1))
+            else:
+                h += emb[:, None, None]
         h = self.norm(activation=nn.swish, name="norm2")(h, film=film)
         if seeds is not None:
             h = dropout(h, seeds, self.dropout)

@@ -16,9 +16,9 @@ PEER = ROOT / ".venv-peer" / "bin" / "python"
 needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
 
 
-def peer(*flags):
-    """Run tests/peers/diffusers_peer.py."""
-    command = [str(PEER), str(ROOT / "tests" / "peers" / "diffusers_peer.py"), *map(str, flags)]
+def peer(*flags, script="diffusers_peer"):
+    """Run a script of tests/peers."""
+    command = [str(PEER), str(ROOT / "tests" / "peers" / f"{script}.py"), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
 

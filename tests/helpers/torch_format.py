@@ -9,12 +9,19 @@ import zipfile
 
 import numpy as np
 
+KINDS = {
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+}
+
 
 class Storage:
     """An array that a pickle of torch refers to by its key."""
 
     def __init__(self, key, data, kind=None, size=None):
-        kind = kind or {"float32": "FloatStorage", "int64": "LongStorage"}[data.dtype.name]
+        kind = kind or KINDS[data.dtype.name]
         self.key, self.data = key, data.tobytes("A")
         self.size = data.size if size is None else size
         self.kind = of_torch("torch", kind)

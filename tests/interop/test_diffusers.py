@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from helpers.diffusers_peer import diffusers_images, needs_peer, network_error, peer, sample_errors
 from helpers.runs import ROOT, call
+from helpers.torch_format import saved_by_torch
 from ml_collections import ConfigDict
 from peers import seeded
 
@@ -206,10 +207,17 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match="is a diffusers pipeline without unet"):
         interop.load(tmp_path)
     written(tmp_path, pipeline=True)
-    weights = tmp_path / "unet" / diffusers.WEIGHTS
-    weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(InputError, match="no pickles"):
+    (tmp_path / "unet" / diffusers.WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"There is no .*unet/diffusion_pytorch_model.safetensors', nor"):
         interop.load(tmp_path)
+
+
+def test_weights_in_a_file_of_torch_are_read(tmp_path):
+    params, _ = interop.load(written(tmp_path))
+    arrays = safetensors.numpy.load_file(tmp_path / diffusers.WEIGHTS)
+    (tmp_path / diffusers.WEIGHTS).unlink()
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(saved_by_torch(arrays))
+    jax.tree.map(np.testing.assert_array_equal, interop.load(tmp_path)[0], params)
 
 
 def digits_model(mean_type="v", num_steps=4, num_classes=1, clip=False, **args):

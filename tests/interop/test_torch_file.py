@@ -2,6 +2,7 @@ import io
 import pickle
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.torch_format import Storage, saved_by_torch, tensor
@@ -14,10 +15,11 @@ SMALL = {"a.weight": SIX.reshape(2, 3), "a.bias": SIX[:2], "count": np.array(7),
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_float32_and_int64_arrays_are_read(legacy):
-    found = read_tensors(saved_by_torch(SMALL, legacy), "w.pth")
-    assert found.keys() == SMALL.keys()
-    for name, array in SMALL.items():
+def test_arrays_of_four_types_are_read(legacy):
+    arrays = SMALL | {"half": SIX.astype(np.float16), "brain": SIX.reshape(3, 2).astype(jnp.bfloat16)}
+    found = read_tensors(saved_by_torch(arrays, legacy), "w.pth")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
 
@@ -58,7 +60,7 @@ def test_a_truncated_file_is_refused(legacy):
         (lambda: tensor(Storage("9", SIX), 0, (2.0,), (1,)), "with invalid sizes"),
         (lambda: tensor(Storage("9", SIX), 0, (2, 3), (3,)), "with invalid sizes"),
         (lambda: tensor(Storage("9", SIX, size=1 << 40), 0, (6,), (1,)), "ends within the array '9'"),
-        (lambda: tensor(Storage("9", SIX, kind="HalfStorage"), 0, (6,), (1,)), r"asks for torch\.HalfStorage"),
+        (lambda: tensor(Storage("9", SIX, kind="DoubleStorage"), 0, (6,), (1,)), r"asks for torch\.DoubleStorage"),
         (lambda: tensor("no storage", 0, (6,), (1,)), "instead of a tensor|cannot be read"),
         (lambda: "text", "holds a str instead of a tensor"),
     ],

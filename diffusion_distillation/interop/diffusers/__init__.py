@@ -2,12 +2,14 @@
 
 - `folder`: a pipeline or a model as a whole.
 - `unet2d`: the config of the network, both ways.
+- `autoencoder`: the autoencoder of a latent diffusion model.
 - `scheduler`: the noise schedule, both ways.
 - `weights`: the files, names and layout of the weights, both ways.
 
 To add another network, such as a transformer, write a file like `unet2d` and choose it in `folder` by the class name.
 """
 
+from . import autoencoder as autoencoder
 from .folder import METADATA as METADATA
 from .folder import PIPELINE as PIPELINE
 from .folder import is_diffusers as is_diffusers

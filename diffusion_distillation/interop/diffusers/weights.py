@@ -1,7 +1,7 @@
-"""The weights of diffusers' UNet2DModel: their files, their names, and their layout in PyTorch."""
+"""The weights of diffusers' networks: their files, their names, and their layout in PyTorch."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from ...errors import InputError
 from ...runtime.files import read_json
 from ...shapes import Params
 from ..arrays import fit_params, read_safetensors
+from ..torch_file import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-VARIANT = re.compile(r"diffusion_pytorch_model\.(\w+)\.safetensors")  # such as fp16
-INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json")  # of weights in several files
+PICKLE = "diffusion_pytorch_model.bin"  # as older models have it
+# Variants, such as fp16, and the indices of weights in several files.
+OTHERS = r"diffusion_pytorch_model\.(\w+\.{suffix}|{suffix}\.index(\.\w+)?\.json)"
 
 # Our names of modules, and diffusers' names: modules of the network, and modules inside of blocks.
 MODULES = {
@@ -26,6 +28,8 @@ MODULES = {
     "class_emb": "class_embedding",
     "norm_out": "conv_norm_out",
     "conv_out": "conv_out",
+    "quant_conv": "quant_conv",
+    "post_quant_conv": "post_quant_conv",
     "mid.block_1": "mid_block.resnets.0",
     "mid.attn_1": "mid_block.attentions.0",
     "mid.block_2": "mid_block.resnets.1",
@@ -51,40 +55,42 @@ OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj
 def find_weights(folder: epath.Path) -> list[epath.Path]:
     """The files with a network's weights: one file, or the files that an index names.
 
+    Safetensors files are preferred to files of torch.save (.bin), and weights without a variant to a variant.
+
     Raises:
       InputError: if there are none, or weights of several variants.
     """
-    names = sorted(path.name for path in folder.iterdir())
-    if WEIGHTS in names:
-        return [folder / WEIGHTS]
-    variants = [name for name in names if VARIANT.fullmatch(name)]
-    indices = [name for name in names if INDEX.fullmatch(name)]
-    if len(variants) + len(indices) > 1:
-        raise InputError(
-            f"{str(folder)!r} has several variants of the weights, {', '.join([*variants, *indices])}. Keep one, or "
-            f"rename one to {WEIGHTS}."
-        )
-    if variants:
-        return [folder / variants[0]]
-    if indices:
-        return _files_of_index(folder / indices[0], names)
-    raise InputError(
-        f"There is no {str(folder / WEIGHTS)!r}. Only safetensors files are read, no pickles (.bin). Load a pickle in "
-        "diffusers and save it with save_pretrained."
-    )
+    present = sorted(path.name for path in folder.iterdir())
+    for name in (WEIGHTS, PICKLE):
+        if name in present:
+            return [folder / name]
+    for suffix in ("safetensors", "bin"):
+        found = [name for name in present if re.fullmatch(OTHERS.format(suffix=suffix), name)]
+        if len(found) > 1:
+            raise InputError(
+                f"{str(folder)!r} has several variants of the weights, {', '.join(found)}. Keep one, or rename one to "
+                f"{WEIGHTS}."
+            )
+        if found:
+            return _files_of_index(folder / found[0], present) if found[0].endswith("json") else [folder / found[0]]
+    raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
 
 
-def _files_of_index(index: epath.Path, names: list[str]) -> list[epath.Path]:
+def _files_of_index(index: epath.Path, present: list[str]) -> list[epath.Path]:
     weight_map = read_json(index).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    if not shards or not {*shards} <= {*names}:
+    if not shards or not {*shards} <= {*present}:
         raise InputError(f"{str(index)!r} must name files in its own folder under 'weight_map'; it names {shards[:4]}.")
     return [index.parent / shard for shard in shards]
 
 
 def read_arrays(files: list[epath.Path]) -> dict[str, np.ndarray]:
     """Read the arrays of several files, by their present names in diffusers."""
-    return {_present_name(name): array for file in files for name, array in read_safetensors(file).items()}
+    return {_present_name(name): array for file in files for name, array in _read(file).items()}
+
+
+def _read(file: epath.Path) -> dict[str, np.ndarray]:
+    return read_tensors(file.read_bytes(), repr(str(file))) if file.suffix == ".bin" else read_safetensors(file)
 
 
 def _present_name(name: str) -> str:
@@ -101,20 +107,28 @@ def swap_sin_and_cos(arrays: dict[str, np.ndarray]) -> None:
 
 
 def to_params(arrays: dict[str, np.ndarray], metadata: Metadata, origin: str) -> Params:
-    """Convert arrays of diffusers to our parameters.
+    """Convert arrays of diffusers to the parameters of our U-Net; see `arrange`."""
+    like = abstract_params(metadata)
+    return arrange(arrays, like, names(like, len(metadata.config.model.args.ch_mult)), origin)
+
+
+def arrange(
+    arrays: dict[str, np.ndarray], like: Params, named: Iterable[tuple[tuple[str, ...], str]], origin: str
+) -> Params:
+    """Convert arrays of diffusers to the parameters of a network.
 
     Args:
       arrays: by their present names in diffusers, in the layout of PyTorch.
-      metadata: of the model, for the names and shapes of its parameters.
+      like: the shapes of the network's parameters.
+      named: the path of each parameter and the name of its array in diffusers; see `names`.
       origin: the file of the weights, for error messages.
 
     Raises:
       InputError: if arrays are missing, unexpected or of the wrong shape.
     """
-    like = abstract_params(metadata)
     arrays = dict(arrays)
     params: dict[tuple[str, ...], Any] = {}
-    for path, name in _names(like, len(metadata.config.model.args.ch_mult)):
+    for path, name in named:
         if path == ("class_emb", "bias"):
             params[path] = np.zeros(like["class_emb"]["bias"].shape, np.float32)
         elif (array := arrays.pop(name, None)) is not None:
@@ -128,9 +142,9 @@ def from_params(params: Params, metadata: Metadata) -> dict[str, np.ndarray]:
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params).items()}
     if (bias := flat.get(("class_emb", "bias"))) is not None:
         flat["class_emb", "kernel"] = flat["class_emb", "kernel"] + bias
-    names = _names(params, len(metadata.config.model.args.ch_mult))
+    named = names(params, len(metadata.config.model.args.ch_mult))
     return {
-        name: np.ascontiguousarray(_to_torch(path, flat[path])) for path, name in names if path != ("class_emb", "bias")
+        name: np.ascontiguousarray(_to_torch(path, flat[path])) for path, name in named if path != ("class_emb", "bias")
     }
 
 
@@ -157,14 +171,14 @@ def _to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
-def _names(params: Params, num_levels: int) -> Iterator[tuple[tuple[str, ...], str]]:
+def names(params: Params, num_levels: int) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the path of each of our parameters and the name of the array in diffusers."""
     for path in flatten_dict(params):
         *modules, leaf = path
-        names = [_module(modules[0], num_levels), *(INNER_MODULES.get(name, name) for name in modules[1:])]
+        parts = [_module(modules[0], num_levels), *(INNER_MODULES.get(name, name) for name in modules[1:])]
         if len(modules) == 1 and modules[0].endswith("sample"):
-            names.append("conv")
-        yield path, ".".join([*names, "bias" if leaf == "bias" else "weight"])
+            parts.append("conv")
+        yield path, ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
 
 def _module(name: str, num_levels: int) -> str:

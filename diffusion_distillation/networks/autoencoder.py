@@ -1,0 +1,369 @@
+"""The autoencoder of latent diffusion models, `AutoencoderKL` of diffusers, in Flax.
+
+An encoder turns images into the mean and the standard deviation of smaller latents, and a decoder turns latents into
+images (Rombach et al. 2022, section 3.1). Diffusion models of latents see `(latents - info.shift) * info.scale`;
+everything here is unscaled.
+
+- `load(path)` reads a folder of diffusers and returns `encode`, `decode` and `info`. It is
+  `interop.load_autoencoder`, which the package binds to this name: readers of files are on a floor above.
+- `AutoencoderKL` is the network, for programs of your own.
+- `make_functions` makes `encode` and `decode` of a network and its parameters.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Float, Num
+
+from ..errors import InputError
+from ..shapes import Array, Params, at_least_float32
+from .layers import GroupNorm, conv3x3
+from .unet import MOST_BLOCKS, MOST_SIZE, AttentionBlock, ResidualBlock
+
+MOST_LEVELS = 16
+MAX_PIXELS = 2**18  # of the images that are encoded or decoded at once: four of 256x256
+LOGVAR_RANGE = (-30.0, 20.0)
+
+Images = Float[Array, "batch height width image_channels"]
+Latents = Float[Array, "batch latent_height latent_width latent_channels"]
+AnyImages = Num[Array, "batch height width image_channels"]  # before the check that they are floats
+AnyLatents = Num[Array, "batch latent_height latent_width latent_channels"]
+PerChannel = float | tuple[float, ...]  # one number for all latent channels, or one each
+Encode = Callable[[Images], tuple[Latents, Latents]]
+Decode = Callable[[Latents], Images]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderInfo:
+    """What users of an autoencoder need besides its functions.
+
+    Diffusion models see x = (latents - shift) * scale.
+
+    Attributes:
+      name: of the folder that it was read from.
+      fingerprint: a hash of the architecture and the parameters.
+      image_channels: channels of an image.
+      latent_channels: channels of a latent.
+      downsampling: the height and width of an image, divided by those of its latent.
+      scale: multiplies latents, one number for all channels or one each.
+      shift: is subtracted from latents before, one number for all channels or one each.
+    """
+
+    name: str
+    fingerprint: str
+    image_channels: int
+    latent_channels: int
+    downsampling: int
+    scale: PerChannel
+    shift: PerChannel
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The (height, width, channels) of the latents of images.
+
+        Args:
+          image_shape: (height, width, channels).
+
+        Raises:
+          InputError: if the autoencoder does not take such images.
+
+        >>> numbers = dict(image_channels=3, latent_channels=4, downsampling=8, scale=0.18215, shift=0.0)
+        >>> AutoencoderInfo(name="vae", fingerprint="0", **numbers).latent_shape((256, 256, 3))
+        (32, 32, 4)
+        """
+        check_image_shape(image_shape, self.image_channels, self.downsampling)
+        height, width, _ = image_shape
+        return height // self.downsampling, width // self.downsampling, self.latent_channels
+
+
+class AutoencoderKL(nn.Module):
+    """An autoencoder of images with normally distributed latents (Kingma & Welling 2014; Rombach et al. 2022).
+
+    The encoder is the way down of a U-Net, the decoder the way up, without skip connections. A stage is a level of
+    either way or the middle of both: 'down_0', 'down_1', ..., 'mid', ..., 'up_1', 'up_0'. Parameters have the names of
+    `unet.UNet`, below 'encoder' and 'decoder'.
+
+    Attributes:
+      image_channels: channels of an image.
+      latent_channels: channels of a latent.
+      channels: of each level, multiples of norm_groups. From level to level the resolution halves.
+      num_res_blocks: residual blocks per level of the encoder. The decoder has one more.
+      norm_groups: groups of the group normalizations.
+      attn_stages: the stages with self-attention, of one head, after every residual block.
+      use_quant_conv: a 1x1 convolution follows the encoder.
+      use_post_quant_conv: a 1x1 convolution precedes the decoder.
+      dtype: type of the activations, such as jnp.bfloat16; by default that of the input. Parameters, the last
+        convolution of encoder and decoder, and the results are float32 or wider.
+
+    >>> network = AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4)
+    >>> images = jnp.zeros((2, 16, 24, 3))
+    >>> variables = network.init(jax.random.key(0), images)
+    >>> mean, std = network.apply(variables, images, method="encode")
+    >>> mean.shape, network.apply(variables, mean, method="decode").shape
+    ((2, 8, 12, 4), (2, 16, 24, 3))
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: Sequence[int] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    attn_stages: Sequence[str] = ("mid",)
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    dtype: Any = None
+
+    def __post_init__(self):
+        # Lists, as JSON has them, would keep the network from being a static argument of a jitted function.
+        for name in ("channels", "attn_stages"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
+    def setup(self):
+        """Make the encoder and the decoder."""
+        self.validate()
+        options = dict(
+            channels=self.channels,
+            num_res_blocks=self.num_res_blocks,
+            norm_groups=self.norm_groups,
+            attn_stages=self.attn_stages,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(2 * self.latent_channels, self.use_quant_conv, **options)
+        self.decoder = Decoder(self.image_channels, self.use_post_quant_conv, **options)
+
+    def __call__(self, images: Images) -> Images:
+        """Decode the mean of the latents of images."""
+        mean, _ = self.encode(images)
+        return self.decode(mean)
+
+    def encode(self, images: AnyImages) -> tuple[Latents, Latents]:
+        """Return the mean and the standard deviation of the latents of images.
+
+        Args:
+          images: pixels in [-1, 1]. The sides are multiples of `downsampling`.
+
+        Returns:
+          `(mean, std)`; a random latent is mean + std * noise.
+
+        Raises:
+          InputError: if the shape or the type of the images does not fit.
+        """
+        _check_float(images, "images", "images / 127.5 - 1 for uint8 images")
+        check_image_shape(images.shape[1:], self.image_channels, self.downsampling)
+        mean, logvar = jnp.split(self.encoder(images), 2, axis=-1)
+        return mean, jnp.exp(0.5 * jnp.clip(logvar, *LOGVAR_RANGE))
+
+    def decode(self, latents: AnyLatents) -> Images:
+        """Return the images of latents.
+
+        Args:
+          latents: unscaled, as `encode` returns them.
+
+        Returns:
+          Pixels, about in [-1, 1], not clipped.
+
+        Raises:
+          InputError: if the shape or the type of the latents does not fit.
+        """
+        _check_float(latents, "latents", "float32")
+        if latents.shape[-1] != self.latent_channels:
+            raise InputError(
+                f"The latents have {latents.shape[-1]} channels, in the shape {list(latents.shape)}; this autoencoder "
+                f"has {self.latent_channels}. Channels come last."
+            )
+        return self.decoder(latents)
+
+    @property
+    def downsampling(self) -> int:
+        """The height and width of an image, divided by those of its latent."""
+        return 2 ** (len(self.channels) - 1)
+
+    def validate(self) -> None:
+        """Raise an InputError that names the attribute at fault, if these options cannot work."""
+        if not 1 <= len(self.channels) <= MOST_LEVELS:
+            raise InputError(f"channels={self.channels} must have 1 to {MOST_LEVELS} levels.")
+        if not 1 <= self.num_res_blocks <= MOST_BLOCKS:
+            raise InputError(f"num_res_blocks={self.num_res_blocks} must be from 1 to {MOST_BLOCKS}.")
+        sizes = {name: getattr(self, name) for name in ("image_channels", "latent_channels", "norm_groups")}
+        for name, size in (*sizes.items(), *(("channels", width) for width in self.channels)):
+            if type(size) is not int or not 1 <= size <= MOST_SIZE:
+                raise InputError(f"{name} has {size!r}; it must be an integer from 1 to {MOST_SIZE:,}.")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise InputError(
+                    f"channels={self.channels} must be multiples of norm_groups={self.norm_groups}, the groups of the "
+                    "group normalizations."
+                )
+        known = ["mid", *(f"{way}_{level}" for way in ("down", "up") for level in range(len(self.channels)))]
+        if unknown := sorted({*self.attn_stages} - {*known}):
+            raise InputError(f"attn_stages has {unknown}; the stages of this network are {known}.")
+
+
+class _Half(nn.Module):
+    """What encoder and decoder share.
+
+    Attributes:
+      out_channels: channels of the result.
+      use_quant_conv: a 1x1 convolution follows the encoder, or precedes the decoder.
+      channels: of each level.
+      num_res_blocks: residual blocks per level of the encoder.
+      norm_groups: groups of the group normalizations.
+      attn_stages: the stages with self-attention.
+      dtype: type of the activations; by default that of the input.
+    """
+
+    out_channels: int
+    use_quant_conv: bool
+    channels: tuple[int, ...]
+    num_res_blocks: int
+    norm_groups: int
+    attn_stages: tuple[str, ...]
+    dtype: Any
+
+    def _residual(self, h, name, width):
+        norm = functools.partial(GroupNorm, num_groups=self.norm_groups, dtype=h.dtype)
+        options = dict(dropout=0.0, resample=None, scale_shift=False, norm=norm, dtype=h.dtype)
+        return ResidualBlock(width, name=name, **options)(h, None, None)
+
+    def _attention_if_any(self, h, stage, block):
+        if stage not in self.attn_stages:
+            return h
+        norm = functools.partial(GroupNorm, num_groups=self.norm_groups, dtype=h.dtype)
+        return AttentionBlock(1, None, norm, h.dtype, name=f"{stage}.attn_{block}")(h)
+
+    def _level(self, h, stage, width, num_blocks):
+        for block in range(num_blocks):
+            h = self._residual(h, f"{stage}.block_{block}", width)
+            h = self._attention_if_any(h, stage, block)
+        return h
+
+    def _middle(self, h):
+        h = self._residual(h, "mid.block_1", self.channels[-1])
+        h = self._attention_if_any(h, "mid", 1)
+        return self._residual(h, "mid.block_2", self.channels[-1])
+
+    def _head(self, h):
+        dtype = at_least_float32(h.dtype)
+        h = GroupNorm(self.norm_groups, dtype, nn.swish, name="norm_out")(h)
+        return conv3x3(h, self.out_channels, dtype=dtype, name="conv_out")
+
+
+class Encoder(_Half):
+    """From images to the means and log-variances of latents, in float32 or wider."""
+
+    @nn.compact
+    def __call__(self, images: Images) -> Float[Array, "batch latent_height latent_width moments"]:
+        """Run the encoder."""
+        dtype = self.dtype or images.dtype
+        h = conv3x3(images.astype(dtype), self.channels[0], dtype=dtype, name="conv_in")
+        for level, width in enumerate(self.channels):
+            h = self._level(h, f"down_{level}", width, self.num_res_blocks)
+            if level < len(self.channels) - 1:
+                # Pad below and on the right alone.
+                options = dict(strides=2, padding=((0, 1), (0, 1)), dtype=dtype)
+                h = conv3x3(h, width, name=f"down_{level}.downsample", **options)
+        moments = self._head(self._middle(h))
+        if self.use_quant_conv:
+            moments = nn.Conv(self.out_channels, (1, 1), dtype=moments.dtype, name="quant_conv")(moments)
+        return moments
+
+
+class Decoder(_Half):
+    """From latents to images, in float32 or wider."""
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> Images:
+        """Run the decoder."""
+        dtype = self.dtype or latents.dtype
+        h = latents.astype(at_least_float32(dtype))
+        if self.use_quant_conv:
+            h = nn.Conv(h.shape[-1], (1, 1), dtype=h.dtype, name="post_quant_conv")(h)
+        h = conv3x3(h.astype(dtype), self.channels[-1], dtype=dtype, name="conv_in")
+        h = self._middle(h)
+        for level, width in reversed(list(enumerate(self.channels))):
+            h = self._level(h, f"up_{level}", width, self.num_res_blocks + 1)
+            if level > 0:
+                h = conv3x3(h, width, upsample=True, dtype=dtype, name=f"up_{level}.upsample")
+        return self._head(h)
+
+
+def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = MAX_PIXELS) -> tuple[Encode, Decode]:
+    """Return `encode(images) -> (mean, std)` and `decode(latents) -> images` of a network and its parameters.
+
+    Both are compiled, once per shape, and return float32 arrays or wider. Large batches are computed part by part, so
+    that memory does not grow with them, but for the results. Inside a program of yours, such as under `jax.jit` or
+    `jax.grad`, a batch is computed as a whole.
+
+    Args:
+      network: the network.
+      params: its parameters.
+      max_pixels: pixels of all images of a part together. A part is one image at least.
+
+    Raises:
+      InputError: by the functions, if the shape or the type of their argument does not fit.
+
+    >>> network = AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4)
+    >>> images = jnp.zeros((2, 16, 24, 3))
+    >>> encode, decode = make_functions(network, network.init(jax.random.key(0), images)["params"])
+    >>> mean, std = encode(images)
+    >>> decode(mean).shape
+    (2, 16, 24, 3)
+    """
+    apply = jax.jit(network.apply, static_argnames="method")
+
+    def run(method, x, pixels):
+        return _in_parts(lambda part: apply({"params": params}, part, method=method), x, max(1, max_pixels // pixels))
+
+    def encode(images: AnyImages) -> tuple[Latents, Latents]:
+        return run("encode", images, math.prod(images.shape[1:3]))
+
+    def decode(latents: AnyLatents) -> Images:
+        return run("decode", latents, network.downsampling**2 * math.prod(latents.shape[1:3]))
+
+    return encode, decode
+
+
+def _in_parts(compute: Callable[[Array], Any], x: Array, size: int) -> Any:
+    """Compute independent rows in parts of `size` rows; traced rows all at once."""
+    if isinstance(x, jax.core.Tracer) or len(x) <= size:
+        return compute(x)
+    starts = range(0, len(x) - size + 1, size)
+    # Wait for each part: parts that are computed at the same time would need memory at the same time.
+    parts = [jax.block_until_ready(compute(x[start : start + size])) for start in starts]
+    if rest := len(x) % size:  # the last rows, in a part of the same size, which needs no other program
+        parts.append(jax.tree.map(lambda rows: rows[-rest:], compute(x[-size:])))
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+
+def check_image_shape(shape: Sequence[int], channels: int, downsampling: int) -> None:
+    """Raise an InputError unless an autoencoder takes images of this shape.
+
+    Args:
+      shape: (height, width, channels).
+      channels: those that the autoencoder takes.
+      downsampling: the sides must be multiples of this number.
+
+    >>> check_image_shape((256, 256, 3), 3, 8)
+    """
+    height, width, image_channels = shape
+    if image_channels != channels:
+        raise InputError(
+            f"The images have {image_channels} channels, in the shape {list(shape)}; this autoencoder takes "
+            f"{channels}. Channels come last."
+        )
+    if height % downsampling or width % downsampling or not (height and width):
+        raise InputError(
+            f"The images are {height}x{width}; this autoencoder takes sides that are multiples of {downsampling}. "
+            "Crop, resize or pad them."
+        )
+
+
+def _check_float(x: Array, what: str, hint: str) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"The {what} are of type {x.dtype}; pass floating-point numbers, such as {hint}.")
