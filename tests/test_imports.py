@@ -2,7 +2,16 @@ import subprocess
 import sys
 
 HEAVY = ("orbax", "tensorflow", "tensorflow_datasets", "grain", "ml_collections", "matplotlib", "sklearn", "PIL")
-FLOORS = ("schedules", "diffusion", "sampling", "losses", "distillation", "networks.unet", "networks.model")
+FLOORS = (
+    "schedules",
+    "diffusion",
+    "sampling",
+    "losses",
+    "distillation",
+    "networks.unet",
+    "networks.model",
+    "networks.autoencoder",
+)
 
 
 def test_the_pure_functions_load_no_heavy_library():

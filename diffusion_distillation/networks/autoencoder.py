@@ -317,8 +317,9 @@ def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = 
     """
     apply = jax.jit(network.apply, static_argnames="method")
 
-    def run(method, x, pixels):
-        return _in_parts(lambda part: apply({"params": params}, part, method=method), x, max(1, max_pixels // pixels))
+    def run(method, x, pixels_per_row):
+        size = max(1, max_pixels // max(1, pixels_per_row))
+        return _in_parts(lambda rows: apply({"params": params}, rows, method=method), x, size)
 
     def encode(images: AnyImages) -> tuple[Latents, Latents]:
         return run("encode", images, math.prod(images.shape[1:3]))

@@ -25,9 +25,9 @@ def random_params(network=NETWORK):
     return jax.tree.unflatten(tree, [rng.normal(0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves])
 
 
-@pytest.mark.parametrize("images_at_once", [1, 2, 3])
+@pytest.mark.parametrize("images_at_once", [1, 2])
 def test_large_batches_in_parts_give_the_same_results(images_at_once):
-    """The memory of 96 or 191 pixels is that of one image of 8x12, and the last part of five images is a rest."""
+    """Of five images, parts of two leave a rest."""
     whole = make_functions(NETWORK, random_params())
     parts = make_functions(NETWORK, random_params(), max_pixels=96 * images_at_once + 95)
     for one, many, x in zip(whole, parts, (IMAGES, LATENTS), strict=True):
@@ -78,8 +78,8 @@ def test_float64_is_kept():
         encode, decode = make_functions(NETWORK, random_params())
         mean, std = encode(IMAGES.astype(np.float64))
         assert (mean.dtype, std.dtype, decode(mean).dtype) == ("float64", "float64", "float64")
-        narrow, _ = make_functions(NETWORK, random_params())[0](IMAGES)
-    assert 0 < np.linalg.norm(mean - narrow) < 1e-5 * np.linalg.norm(mean)
+        narrow, _ = encode(IMAGES)
+    assert 0 < np.linalg.norm(np.asarray(mean) - narrow) < 1e-5 * np.linalg.norm(mean)
 
 
 def test_extreme_variances_are_clipped():
