@@ -21,7 +21,7 @@ def normal(seed, shape=SHAPE):
 
 @pytest.mark.parametrize("mean_type", ["x", "v", "eps"])
 @pytest.mark.parametrize("logvar_type", ["small", "large", "medium:0.3"])
-def test_posterior_golden(golden, golden_denoiser, cosine, mean_type, logvar_type):
+def test_the_posterior_matches_the_published_one(golden, golden_denoiser, cosine, mean_type, logvar_type):
     d = golden("sampling_uncond")
     z = d["init_z"]
     x = golden_denoiser(mean_type, clip_x=True)(z, cosine(0.75)).x
@@ -36,8 +36,8 @@ def test_posterior_golden(golden, golden_denoiser, cosine, mean_type, logvar_typ
 
 @settings(max_examples=15)
 @given(logsnr_t=logsnrs, gap=st.floats(2**-12, 20, width=32))
-def test_posterior_against_float64(logsnr_t, gap):
-    """Bayes' rule for Gaussians, q(z_s | z_t, x) from q(z_s | x) and q(z_t | z_s); the gap may be tiny."""
+def test_the_posterior_is_bayes_rule_in_float64(logsnr_t, gap):
+    """q(z_s | z_t, x) follows from q(z_s | x) and q(z_t | z_s), however close s and t are."""
     logsnr_s = np.float32(logsnr_t + gap)
     x, z_t = normal(0), normal(1)
     a_t, a_s = (1 / (1 + np.exp(-np.float64(v))) for v in (logsnr_t, logsnr_s))  # alpha^2
@@ -56,7 +56,7 @@ def test_posterior_against_float64(logsnr_t, gap):
 
 
 @given(x=st.floats(2**-40, 100, width=32))
-def test_log1mexp(x):
+def test_log1mexp_and_its_gradient_match_float64(x):
     np.testing.assert_allclose(log1mexp(jnp.float32(x)), np.log(-np.expm1(-np.float64(x))), rtol=1e-4, atol=1e-12)
     # d/dx log(1 - exp(-x)) = 1 / (exp(x) - 1), finite for every x > 0
     np.testing.assert_allclose(jax.grad(log1mexp)(jnp.float32(x)), 1 / np.expm1(np.float64(x)), rtol=1e-4, atol=1e-12)
@@ -72,8 +72,8 @@ def perfect_f(x, eps, logsnr, sigma_min, sd=0.5):
 
 @pytest.mark.parametrize("mean_type", MEAN_TYPES)
 @given(logsnr=st.floats(-8, 8, width=32))
-def test_a_perfect_network_is_read_back(mean_type, logsnr):
-    """Whatever a network outputs, if it is right the prediction is the x, eps and v that z was made of."""
+def test_a_perfect_network_predicts_what_z_was_made_of(mean_type, logsnr):
+    """Its output is x, eps, v, or both x and eps."""
     x, eps = normal(0), normal(1)
     z = q_sample(x, eps, logsnr)
     alpha, sigma = alpha_sigma(logsnr)
@@ -86,8 +86,8 @@ def test_a_perfect_network_is_read_back(mean_type, logsnr):
 
 
 @pytest.mark.parametrize("t", [1.0, 0.5, 0.001])
-def test_networks_see_z_in_their_own_scale(t):
-    """Flow matching's (1 - t) x + t eps, and EDM's c_in (x + s eps), s = t / (1 - t); also for pure noise."""
+def test_networks_get_z_in_the_scale_of_their_mean_type(t):
+    """Flow matching's z is (1 - t) x + t eps, and EDM's is c_in (x + s eps), s = t / (1 - t)."""
     x, eps = np.float64(normal(0)), np.float64(normal(1))
     z = (((1 - t) * x + t * eps) / np.hypot(1 - t, t)).astype(np.float32)
     logsnr = get_logsnr_schedule("flow")(t)
@@ -103,7 +103,7 @@ def test_networks_see_z_in_their_own_scale(t):
 
 
 def test_flow_predictions_are_regular_at_both_ends():
-    """At t = 1 x = z - u, at t = 0 eps = x + u."""
+    """x = z - u at t = 1, and eps = x + u at t = 0."""
     z, u = normal(0), normal(1)
     logsnr = get_logsnr_schedule("flow")(jnp.array([1.0, 1.0, 0.0]))
     prediction = make_denoiser(lambda z, logsnr: jnp.asarray(u), "flow")(z, logsnr)
@@ -117,7 +117,7 @@ def test_a_consistency_model_returns_its_input_at_the_least_noise():
     np.testing.assert_allclose(denoise(z, logsnr).x, z * np.sqrt(1 + 0.002**2), rtol=1e-5)
 
 
-def test_both_mixes_its_heads():
+def test_a_network_with_both_heads_mixes_them_by_alpha_and_sigma():
     """Salimans & Ho, section 4: x = sigma^2 x_head + alpha^2 (z - sigma eps_head) / alpha."""
     z, x_head, eps_head, logsnr = normal(0), normal(1), normal(2), np.float32(0.7)
     alpha, sigma = alpha_sigma(logsnr)
@@ -137,7 +137,7 @@ def test_clipping_moves_the_whole_prediction(mean_type):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-def test_dtypes(dtype):
+def test_results_have_the_dtype_of_z(dtype):
     with jax.enable_x64(dtype == jnp.float64):
         z, logsnr = jnp.ones(SHAPE, dtype), jnp.zeros(3, at_least_float32(dtype))
         assert q_sample(z, z, logsnr).dtype == dtype
@@ -146,14 +146,14 @@ def test_dtypes(dtype):
         assert {part.dtype for part in make_denoiser(lambda z, _: z, "edm")(z, logsnr)} == {jnp.dtype(dtype)}
 
 
-def test_vmap_over_examples():
+def test_a_denoiser_works_under_vmap():
     z, logsnr = normal(0), jnp.array([-3.0, 0.0, 2.0])
     denoise = make_denoiser(lambda z, logsnr: jnp.tanh(z), "v")
     for whole, mapped in zip(denoise(z, logsnr), jax.vmap(denoise)(z, logsnr), strict=True):
         np.testing.assert_allclose(whole, mapped, rtol=1e-6)
 
 
-def test_errors():
+def test_bad_arguments_are_refused():
     z = normal(0)
     with pytest.raises(ValueError, match=r"mean_type 'epsilon'; choose one of \['eps', 'x', 'v', 'both', 'flow', "):
         make_denoiser(lambda z, logsnr: z, "epsilon")

@@ -27,7 +27,7 @@ CASES = ["continuous", *(f"{kind}_{n}" for kind in ("discrete", "distill") for n
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mean_type", ["x", "v", "eps"])
-def test_golden(golden, golden_denoiser, cosine, mean_type, case):
+def test_losses_match_the_published_ones(golden, golden_denoiser, cosine, mean_type, case):
     d = golden("losses_uncond")
     x, eps = d["x"], d["eps"]
     kind, _, num_steps = case.partition("_")
@@ -50,7 +50,7 @@ def test_golden(golden, golden_denoiser, cosine, mean_type, case):
 
 
 def test_weights_are_functions_of_snr():
-    """The x error times 1, SNR, max(SNR, 1) and SNR + 1 (Salimans & Ho, section 4), and as in flow matching and EDM."""
+    """Salimans & Ho (2022), section 4; flow matching; and Karras et al. (2022)."""
     rng = np.random.default_rng(0)
     z, x, other = rng.standard_normal((3, 5, 4, 4, 2)).astype(np.float32)
     logsnr = np.linspace(-4, 4, 5, dtype=np.float32)
@@ -71,7 +71,7 @@ def test_weights_are_functions_of_snr():
         np.testing.assert_allclose(loss, weight * mse, rtol=1e-4)
 
 
-def test_times():
+def test_times_are_uniform_and_depend_on_their_own_key():
     keys = jax.random.split(jax.random.key(0), 4000)
     t = continuous_times(keys)
     assert 0 < t.min() < 0.01 and 0.99 < t.max() < 1 and abs(t.mean() - 0.5) < 0.02
@@ -89,14 +89,14 @@ def test_logits_and_noise_of_training_times_are_normal():
     assert scipy.stats.kstest(np.float64(log_sigma), scipy.stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
 
 
-def test_weights_that_depend_on_the_noise_need_its_log_snr():
+def test_weights_that_depend_on_the_noise_need_logsnr():
     prediction = Prediction(*[jnp.zeros((1, 2, 2, 1))] * 3)
     for weight_type in ("flow_mse", "edm_mse"):
         with pytest.raises(ValueError, match=f"{weight_type!r} needs the log-SNR of z: pass logsnr"):
             training_loss(prediction, prediction, weight_type)
 
 
-def test_unknown_weight():
+def test_an_unknown_weight_is_refused():
     prediction = Prediction(*[jnp.zeros((1, 2, 2, 1))] * 3)
     allowed = re.escape("['constant', 'snr', 'snr_trunc', 'v_mse', 'flow_mse', 'edm_mse']")
     with pytest.raises(ValueError, match=f"mean_loss_weight_type 'snr_truncated'; choose one of {allowed}"):

@@ -33,7 +33,7 @@ OTHERS = {
 others = pytest.mark.parametrize("name", OTHERS)
 
 
-def test_golden(golden, cosine):
+def test_the_cosine_schedule_matches_the_published_one(golden, cosine):
     d = golden("schedule")
     # At t = 1 the published code takes a tangent next to pi/2 in float32 and gets -20.0011 and -9.99998.
     np.testing.assert_allclose(cosine(d["t"])[:-1], d["logsnr"][:-1], rtol=1e-6, atol=1e-6)
@@ -42,27 +42,27 @@ def test_golden(golden, cosine):
     np.testing.assert_allclose(narrow(d["t"]), d["logsnr_m10_10"], rtol=5e-6, atol=1e-6)
 
 
-def test_ends(cosine):
+def test_schedules_have_their_logsnr_at_both_ends(cosine):
     np.testing.assert_allclose(cosine(jnp.array([0.0, 0.5, 1.0])), [20, 0, -20], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(get_logsnr_schedule("nichol_dhariwal")(jnp.array([0.0, 1.0])), [20, -19.8359], rtol=1e-5)
 
 
 @names
 @given(t=st.floats(2**-10, 1, width=32))
-def test_logsnr_against_float64(name, t):
+def test_logsnr_matches_float64(name, t):
     expected = oracle.logsnr(ORACLES[name](t))
     np.testing.assert_allclose(get_logsnr_schedule(name)(jnp.float32(t)), expected, rtol=2e-5, atol=2e-5)
 
 
 def step_angles(name, t, s):
-    """In float64; a step that ends at time 0 turns all the way to phi = 0."""
+    """Angles in float64. A step that ends at time 0 ends at phi = 0."""
     angle = ORACLES[name]
     return angle(t) - np.where(s > 0, angle(s), 0)
 
 
 @names
-def test_angle_step_does_not_cancel(name):
-    """Every step of every sampler of 1 to 8192 steps: where subtracting float32 angles keeps four digits, here six."""
+def test_angles_of_short_steps_do_not_cancel(name):
+    """In every step of samplers with 1 to 8192 steps, six digits are right. Subtracting float32 angles keeps four."""
     num_steps = np.concatenate([np.full(2**k, 2**k) for k in range(14)])
     i = np.concatenate([np.arange(2**k) for k in range(14)])
     step = get_logsnr_schedule(name).angle_step(jnp.float32((i + 1) / num_steps), jnp.float32(1 / num_steps))
@@ -71,7 +71,7 @@ def test_angle_step_does_not_cancel(name):
 
 @others
 @given(t=st.floats(2**-10, 1 - 2**-10, width=32))
-def test_log_snr_and_angle_of_flow_and_karras(name, t):
+def test_logsnr_and_angle_of_flow_and_karras_match_float64(name, t):
     args, angle, lost = OTHERS[name]
     schedule = get_logsnr_schedule(**args)
     np.testing.assert_allclose(schedule(np.float32(t)), np.minimum(oracle.logsnr(angle(t)), 40), rtol=2e-6, atol=2e-6)
@@ -88,7 +88,7 @@ def test_angle_steps_of_flow_and_karras_do_not_cancel(name):
     np.testing.assert_allclose(step, angle((i + 1) / num_steps) - angle(i / num_steps), rtol=3e-7 * lost + 2e-7)
 
 
-def test_flow_begins_with_pure_noise():
+def test_flow_starts_at_pure_noise():
     flow = get_logsnr_schedule("flow")
     assert flow.angle(1.0) == np.float32(np.pi / 2)
     np.testing.assert_allclose(flow(jnp.array([0.0, 1.0])), [40, -40], rtol=1e-6)
@@ -96,8 +96,8 @@ def test_flow_begins_with_pure_noise():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 18, 1000])
-def test_grid_of_karras(num_steps):
-    """The noise at the starts of the steps is EDM's, and each step ends where the next one starts."""
+def test_the_karras_grid_has_edms_noise_levels(num_steps):
+    """Each step ends where the next one starts."""
     schedule = get_logsnr_schedule("karras")
     i = np.arange(num_steps)[::-1]
     t, dt = schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)
@@ -108,8 +108,8 @@ def test_grid_of_karras(num_steps):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 40])
-def test_grid_of_published_consistency_models(num_steps):
-    """They start at every (40 // N)th step of a grid of 40, beginning at sigma_max; the last step ends at the data."""
+def test_the_karras_grid_has_the_noise_levels_of_published_consistency_models(num_steps):
+    """Steps start at every (40 // N)th level of a 40-step grid, from sigma_max. The last step ends at the data."""
     schedule = get_logsnr_schedule("karras", num_scales=40)
     i = np.arange(num_steps)[::-1]
     t, dt = schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)
@@ -118,7 +118,7 @@ def test_grid_of_published_consistency_models(num_steps):
     np.testing.assert_allclose(t - dt, np.append(t[1:], 0), atol=1e-6)
 
 
-def test_grids_nest_where_the_last_step_is_like_the_others():
+def test_grids_nest_unless_the_last_step_differs():
     assert get_logsnr_schedule("flow").grids_nest and get_logsnr_schedule("karras", sigma_min=0.0).grids_nest
     assert not get_logsnr_schedule("karras").grids_nest
 
@@ -126,15 +126,15 @@ def test_grids_nest_where_the_last_step_is_like_the_others():
 @names
 @given(t=st.floats(2**-9, 1, width=32), part=st.floats(2**-7, 1, width=32))
 @example(t=1.0, part=1.0)
-@example(t=1.0, part=2**-15)  # past the last time at which 'nichol_dhariwal' turns
-def test_angle_step_of_any_length(name, t, part):
+@example(t=1.0, part=2**-15)  # later than the last time at which the angle of 'nichol_dhariwal' changes
+def test_angles_of_steps_of_any_length_match_float64(name, t, part):
     dt = np.float32(t * part)
     step = get_logsnr_schedule(name).angle_step(np.float32(t), dt)
     np.testing.assert_allclose(step, step_angles(name, t, np.maximum(t - np.float64(dt), 0)), rtol=1e-6, atol=1e-9)
 
 
 @names
-def test_decreases_with_finite_gradient(name):
+def test_logsnr_decreases_with_a_finite_gradient(name):
     schedule = get_logsnr_schedule(name)
     t = jnp.linspace(0, 1, 1001)
     assert np.all(np.diff(schedule(t)) <= 0)
@@ -142,7 +142,7 @@ def test_decreases_with_finite_gradient(name):
 
 
 @names
-def test_time_in_bfloat16_and_float64(name):
+def test_times_may_be_bfloat16_or_float64(name):
     schedule = get_logsnr_schedule(name)
     assert schedule(jnp.bfloat16(0.5)).dtype == jnp.float32
     with jax.enable_x64(True):
@@ -166,7 +166,7 @@ def discrete_logsnr(schedule, t):
 
 
 @discrete
-def test_products_of_discrete_betas(betas):
+def test_products_of_discrete_betas_equal_their_definitions(betas):
     """From their definitions (Ho et al. 2020; Nichol & Dhariwal 2021), to float32's rounding of every beta."""
     schedule = get_logsnr_schedule("discrete", betas=betas, **DISCRETE[betas])
     count, start, end = schedule.num_steps, schedule.beta_start, schedule.beta_end
@@ -183,8 +183,8 @@ def test_products_of_discrete_betas(betas):
 
 
 @discrete
-def test_discrete_against_float64(betas):
-    """Steps of samplers, between its times and on them, where a network reads their number off the log-SNR."""
+def test_the_discrete_schedule_matches_float64(betas):
+    """Steps of samplers start at the times of the schedule or between them."""
     schedule = get_logsnr_schedule("discrete", betas=betas, **DISCRETE[betas])
     for num_steps in (1, 64, schedule.num_steps):
         i = np.arange(num_steps)
@@ -205,7 +205,7 @@ def test_discrete_against_float64(betas):
     np.testing.assert_allclose(schedule.step(schedule(t)), schedule.num_steps * t - 1, atol=2e-2)
 
 
-def test_discrete_in_float64():
+def test_the_discrete_schedule_computes_in_float64():
     with jax.enable_x64(True):
         schedule, t = get_logsnr_schedule("discrete"), np.linspace(0.01, 0.99, 137)
         np.testing.assert_allclose(schedule(t), discrete_logsnr(schedule, t), rtol=1e-12)
@@ -230,7 +230,7 @@ def test_discrete_in_float64():
         (dict(name="karras", sigma_min=0.0, num_scales=40), "needs sigma_min above 0"),
     ],
 )
-def test_errors(args, message):
+def test_bad_arguments_are_refused(args, message):
     with pytest.raises(ValueError, match=message):
         get_logsnr_schedule(**args)
 
@@ -251,8 +251,8 @@ def float64_difference(function, t, forward):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_derivatives_by_time(name):
-    """They are right at the ends, half way and on grids; for 'discrete', at the times where its pieces begin."""
+def test_derivatives_by_time_match_float64_differences(name):
+    """At the ends, half way and on grids; for 'discrete', where its pieces begin."""
     schedule = get_logsnr_schedule(**{"name": name, **EVERY[name]})
     of_its_own = name in DISCRETE
     grids = (1, 2, schedule.num_steps) if of_its_own else (1, 2, 64, 1000, 8192)

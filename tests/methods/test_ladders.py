@@ -1,4 +1,4 @@
-"""Every method trains its ladder to the end, and takes it up where it stopped, with all that its state holds."""
+"""Every method trains its ladder to the end, and resumes with its whole state where it stopped."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def ladder(base, name):
 @pytest.mark.parametrize(
     "name", [name if name in ("tract", "training") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 )
-def test_a_ladder_goes_on_where_it_stopped(name, base, tmp_path):
+def test_a_stopped_ladder_resumes_to_the_same_students(name, base, tmp_path):
     config = ladder(base, name)
     run_ladder(config, tmp_path / "undisturbed", SOURCE)
     with pytest.raises(SystemExit):
@@ -62,8 +62,8 @@ def sharded(leaf):
 
 @pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
 @pytest.mark.parametrize("name", ["tract", "distillation"])
-def test_every_way_of_training_gives_the_same(name, way):
-    """Averages and long targets are spread as all else is."""
+def test_every_way_of_training_gives_the_same_student(name, way):
+    """With an own average, and with a target of several steps."""
     found = []
     for how in ({}, WAYS[way]):
         how = dict(how)

@@ -1,4 +1,4 @@
-"""What the training step gives to a method, and takes from it."""
+"""The denoisers and averages that the training step passes to a method."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ BATCH = next(read_batches(SOURCE, 0, range(1), 16))
 
 
 def use(monkeypatch, method):
-    """The config of a ladder that learns by this method."""
+    """The config of a ladder with this method."""
     monkeypatch.setitem(methods.METHODS, "progressive", methods.Entry(lambda config, schedule: method))
     return make_config(distillation={})
 
@@ -36,8 +36,8 @@ def loss_of(config, params, teacher=None):
     return run(config, 1, network=Dropping(), params=params, teacher=teacher)[1][0]
 
 
-def test_the_student_itself_has_the_mask_of_the_prediction(monkeypatch):
-    """So that a target which is its own prediction is met exactly, whatever is dropped."""
+def test_a_target_from_the_student_has_the_dropout_mask_of_its_prediction(monkeypatch):
+    """So a student meets a target that is its own prediction exactly."""
 
     def own(denoisers, x, eps, z, times):
         return denoisers.student(z, jnp.zeros(len(z)))
@@ -47,10 +47,10 @@ def test_the_student_itself_has_the_mask_of_the_prediction(monkeypatch):
 
     params = {"scale": np.float32(1)}
     assert loss_of(use(monkeypatch, method_of(own)), params) == 0
-    assert loss_of(use(monkeypatch, method_of(from_teacher)), params) > 1  # which drops nothing
+    assert loss_of(use(monkeypatch, method_of(from_teacher)), params) > 1  # the teacher has no dropout
 
 
-def test_no_gradient_flows_through_the_student_itself(monkeypatch):
+def test_no_gradient_flows_through_a_target_from_the_student(monkeypatch):
     def twice_its_own(denoisers, x, eps, z, times):
         return jax.tree.map(lambda leaf: 2 * leaf, denoisers.student(z, jnp.zeros(len(z))))
 
@@ -60,11 +60,11 @@ def test_no_gradient_flows_through_the_student_itself(monkeypatch):
     config = use(monkeypatch, method_of(twice_its_own, loss=loss))
     params = {"scale": np.float32(1)}
     state = run(config, 1, network=Dropping(), params=params, teacher=Teacher(params, Rung(2, 1)))[0][0]
-    assert state.params["scale"] > 1  # or else the gradient would have the other sign
+    assert state.params["scale"] > 1  # otherwise the gradient would have the other sign
 
 
-def test_the_methods_own_average(monkeypatch):
-    """Its weights are those of an average of decay 0.5 over the parameters so far, which sum to one."""
+def test_a_method_may_have_its_own_average(monkeypatch):
+    """It is the exponential average of the parameters so far, normalized to total weight 1."""
 
     def target(denoisers, x, eps, z, times):
         assert denoisers.average is not None
@@ -80,7 +80,7 @@ def test_the_methods_own_average(monkeypatch):
     assert run(make_config(), 1)[0][0].average is None
 
 
-def test_one_is_chosen_by_its_name():
+def test_a_method_is_chosen_by_its_name():
     assert make_method(make_config()).rungs == ()
     assert make_method(make_config(distillation={})).rungs == (Rung(8, 4), Rung(4, 2), Rung(2, 1))
     own = make_method(make_config(distillation=dict(method="helpers.own_parts:tract")))

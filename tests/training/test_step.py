@@ -73,7 +73,7 @@ def test_every_way_of_training_gives_the_same(way):
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("how", [dict(), dict(shard_state=True), dict(parallel="pmap")], ids=["jit", "sharded", "pmap"])
 def test_a_state_stays_where_it_was_placed(how, scan):
-    """Or else the second call would be compiled once more."""
+    """Otherwise, the second call would be compiled again."""
     config = make_config(**how)
     runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
     placed, _ = runner.place(init_state(config, make_method(config), AFFINE), None)
@@ -91,7 +91,7 @@ def test_a_state_stays_where_it_was_placed(how, scan):
     ids=["jit", "sharded", "pmap", "student"],
 )
 def test_a_step_is_compiled_once(how, scan, given):
-    """What `compile` has compiled `steps` finds, for the fewer steps of a last call too."""
+    """`steps` runs what `compile` has compiled, also for a shorter last call."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: compiled.append(event))
     config, key = make_config(**how, substeps=3), jax.random.key(0)
@@ -101,7 +101,7 @@ def test_a_step_is_compiled_once(how, scan, given):
     def compilations():
         return sum("backend_compile" in event for event in compiled)
 
-    for _ in range(2):  # the first time there are small programs to compile besides
+    for _ in range(2):  # the first iteration compiles small programs too
         runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
         start = init_state(config, make_method(config), AFFINE)
         like = jax.tree.map(np.array, start) if given == "arrays" else jax.eval_shape(lambda start=start: start)
@@ -119,7 +119,7 @@ def test_a_step_is_compiled_once(how, scan, given):
     )
 
 
-def test_a_state_is_made_where_it_lies():
+def test_a_sharded_state_is_made_on_its_devices():
     """No device ever holds more of the moments and the average than its share."""
     held, put, size = [0], jax.device_put, 512 * 512 * 4
 
@@ -138,7 +138,7 @@ def test_a_state_is_made_where_it_lies():
         state = begin(config, make_method(config), {"table": np.zeros((512, 512), np.float32)}, data_mesh())
     held.append(bytes_here() - before)
     assert state.params["table"].shape == (512, 512)
-    assert max(held) < 2.5 * size  # as given and as trained, and an eighth of three
+    assert max(held) < 2.5 * size  # the parameters twice, and an eighth of the moments and the average
 
 
 def test_a_sharded_state_takes_less_on_each_device():
@@ -158,8 +158,8 @@ def test_a_sharded_state_takes_less_on_each_device():
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("num_steps", [1, 4, 64])
-def test_distillation_loss_against_float64(num_steps):
-    """The loss of a step, by algorithm 2 in float64, from the times and the noise of the step's keys."""
+def test_the_distillation_loss_matches_float64(num_steps):
+    """The oracle is algorithm 2, with the times and the noise of the step's keys."""
     config = make_config(distillation=dict(start_num_steps=128))
     teacher = jax.tree.map(lambda leaf: leaf - 0.5, AFFINE)
     _, [loss] = run(config, 1, teacher=Teacher(teacher, Rung(2 * num_steps, num_steps)))
@@ -187,20 +187,20 @@ def test_distillation_loss_against_float64(num_steps):
     np.testing.assert_allclose(loss, np.mean(x_mse * np.maximum(snr, 1)), rtol=1e-5)
 
 
-def test_one_program_for_every_halving():
-    """num_steps is traced: it changes the loss, and not the compiled step."""
+def test_every_halving_runs_the_same_program():
+    """num_steps is traced."""
     config = make_config(distillation={})
     step = jax.jit(make_train_step(config, make_method(config), NETWORK))
     state, batch = init_state(config, make_method(config), AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
     teachers = [Teacher(AFFINE, Rung(2 * num_steps, num_steps)) for num_steps in (1, 4, 1024)]
     losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
-    # As steps shrink two of them become one, and a student that equals its teacher has less and less to learn.
+    # The shorter the steps, the closer one step is to two, so a student that equals its teacher has less to learn.
     assert losses[0] > 10 * losses[1] > 1e4 * losses[2]
     assert step._cache_size() == 1
 
 
-def test_randomness_is_that_of_the_position():
-    """The loss of a batch is the mean of what each row contributes alone, at its own position."""
+def test_randomness_depends_on_the_position_in_the_batch_alone():
+    """Changing one row changes the loss by the same amount whatever the other rows are."""
     config = make_config()
     method = make_method(config)
     step = jax.jit(make_train_step(config, method, NETWORK))
@@ -239,8 +239,8 @@ def exponential(decay):
         ),
     ],
 )
-def test_averages(train, weights):
-    """The average after step k, as weights on the parameters after steps 0 to k; the initial ones leave no trace."""
+def test_averages_weigh_the_parameters_of_earlier_steps(train, weights):
+    """Weights are those of steps 0 to k. The initial parameters have none."""
     states, _ = run(make_config(**train), 5)
     for k, state in enumerate(states):
         history = [earlier.params for earlier in states[: k + 1]]
@@ -250,7 +250,7 @@ def test_averages(train, weights):
 
 
 @pytest.mark.parametrize("train", [dict(ema_decay=0.0), dict(ema_decay=None, avg_type="none")])
-def test_no_average(train):
+def test_without_an_average_the_parameters_are_sampled(train):
     state = run(make_config(**train))[0][-1]
     assert state.ema_params is None and state.sampling_params is state.params
 
@@ -280,8 +280,8 @@ def test_updates_that_are_not_finite_are_skipped():
         (dict(optimizer="nesterov", optimizer_beta=0.5), lambda g, g1: g1 + 0.5 * (g1 + 0.5 * g)),
     ],
 )
-def test_momentum_clip_and_decoupled_decay(train, rule):
-    """The second of two updates, against the formulas: the clip on the whole gradient, the decay outside of it."""
+def test_momentum_clips_the_whole_gradient_and_decouples_weight_decay(train, rule):
+    """Compare the second of two updates with the formulas."""
     optimizer = make_optimizer(make_config(grad_clip=0.01, weight_decay=0.1, **train).train)
     params = {"a": jnp.full(3, 2.0), "b": jnp.full(1, -5.0)}
     state = optimizer.init(params)
@@ -292,14 +292,14 @@ def test_momentum_clip_and_decoupled_decay(train, rule):
     assert_close(updates, jax.tree.map(lambda p: -(step + 0.1 * p), params), atol=1e-5)
 
 
-def test_adam_with_decoupled_decay():
+def test_adam_decouples_weight_decay():
     optimizer = make_optimizer(make_config(grad_clip=0.0, weight_decay=0.1).train)
     params = {"a": jnp.full(3, 2.0)}
     updates, _ = optimizer.update({"a": jnp.array([1e3, -1e-2, 0.0])}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], -(np.array([1, -1, 0]) + 0.2), rtol=1e-3)
 
 
-def test_learning_rate():
+def test_the_learning_rate_warms_up_and_anneals():
     train = make_config(
         learning_rate=1.0, learning_rate_warmup_steps=4, learning_rate_anneal_type="linear", num_train_steps=10
     ).train
@@ -309,7 +309,7 @@ def test_learning_rate():
     assert float(learning_rate(make_config().train)(99)) == pytest.approx(1e-3)
 
 
-def test_preprocessing():
+def test_images_are_scaled_and_half_of_them_are_flipped():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), dtype=np.uint8)
     keys = jax.random.split(jax.random.key(0), 400)
     np.testing.assert_allclose(preprocess(keys, images, flip=False), images / 127.5 - 1, atol=1e-6)
@@ -320,8 +320,8 @@ def test_preprocessing():
     np.testing.assert_array_equal(preprocess(keys[:7], images[:7], flip=True), flipped[:7])
 
 
-def test_discrete_time_base_training():
-    """train_num_steps = 1 trains at t = 1 alone, where z is noise and v is -x."""
+def test_base_training_with_one_time_is_at_t_1():
+    """There, z is noise and v is -x."""
     zero = jax.tree.map(np.zeros_like, AFFINE)
     _, losses = run(make_config(train_num_steps=1), 1, params=zero)
     x = next(read_batches(SOURCE, 0, range(1), 16))["image"] / 127.5 - 1
@@ -329,7 +329,7 @@ def test_discrete_time_base_training():
     assert run(make_config(train_num_steps=0), 1, params=zero)[1] != losses
 
 
-def test_batch_size_and_devices():
+def test_batches_that_do_not_fit_the_devices_are_refused():
     check_batch_size(make_config(batch_size=64, microbatch_size=16).train, data_mesh())
     with pytest.raises(ValueError, match=r"batch_size=68 must be divisible by .* devices, 8: choose 64 or 72"):
         check_batch_size(make_config(batch_size=68).train, data_mesh())
@@ -337,11 +337,8 @@ def test_batch_size_and_devices():
         check_batch_size(make_config(batch_size=64, microbatch_size=4).train, data_mesh())
 
 
-def test_the_learning_rate_goes_on_while_updates_are_skipped(monkeypatch):
-    """The first update that is kept is Adam's first, of the length that is logged: the learning rate of its step.
-
-    And it begins the averages, which have no trace of what was before it.
-    """
+def test_skipped_updates_count_for_the_learning_rate_and_leave_no_trace_in_averages(monkeypatch):
+    """The first update that is not skipped is Adam's first, with the learning rate of its step."""
 
     def make(config, schedule):
         def times(keys, update, rung):
