@@ -40,9 +40,13 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
     float32, float16 or bfloat16, in one file or in several with an index. Without a scheduler_config.json the scheduler
     is `DDPMScheduler` with its defaults: 1000 linear betas, epsilon, clipping, fixed_small.
 
-    The model keeps the noise schedule, what the network predicts, and whether x is clipped. It does not keep which
-    times a sampler visits (timestep_spacing, steps_offset), nor set_alpha_to_one: our samplers end at t = 0 with the
-    predicted x. Samples equal those of diffusers with `use_clipped_model_output=True`.
+    The scheduler determines the noise schedule, what the network predicts, how it is told the noise level, and whether
+    x is clipped. A solver's scheduler, such as `HeunDiscreteScheduler`, also determines the sampler and its times.
+    `DDPMScheduler` and `DDIMScheduler` do not: our samplers choose the times, and end at t = 0 with the predicted x,
+    whatever timestep_spacing, steps_offset and set_alpha_to_one are. Samples equal those of diffusers with
+    `use_clipped_model_output=True`.
+
+    A consistency model (`CMStochasticIterativeScheduler`) is a 1-step student that samples in more steps by 'renoise'.
 
     Raises:
       InputError: if the network, the scheduler or a file is not supported. The message names it.
@@ -79,7 +83,7 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
         `config.model.eval_sampling_num_steps`.
 
     Raises:
-      InputError: if diffusers cannot express the model: mean_type 'both', another network than our U-Net, several heads
+      InputError: if diffusers cannot express the model: a mean_type other than 'eps', 'x' and 'v', another network than our U-Net, several heads
         at levels of different widths, a first level wider than ch, levels of different widths with num_res_blocks=0, or
         a schedule that float32 betas cannot follow.
     """
@@ -115,20 +119,26 @@ def _pipeline_of(folder: epath.Path) -> epath.Path:
 
 def _metadata(unet: dict, scheduler_values: dict, origin: str) -> Metadata:
     """The metadata of a model, from the configs of its network and its scheduler, with defaults."""
-    model = dict(args=unet2d.unet_args(unet, origin), **scheduler.model_fields(scheduler_values))
-    config = ConfigDict(
-        dict(dataset=dict(name="unknown"), model=model, train=dict(batch_size=1, learning_rate=0.0)),
-        convert_dict=True,
-    )
+    args = unet2d.unet_args(unet, origin)
     try:
+        settings = scheduler.settings(scheduler_values)
+        config = ConfigDict(
+            dict(
+                dataset=dict(name="unknown"),
+                model={**settings.model, "args": {**args, **settings.args}},
+                sampler=settings.sampler,
+                train=dict(batch_size=1, learning_rate=0.0),
+            ),
+            convert_dict=True,
+        )
         config = resolve(config)
-    except (TypeError, ValueError, OverflowError) as error:  # also from NumPy, for betas that are not numbers
+    except (TypeError, ValueError, ArithmeticError) as error:  # also from Python and NumPy, for values of wrong types
         raise InputError(f"{origin} and its scheduler's config: {error}") from None
     metadata = Metadata(
         config=config,
         image_shape=unet2d.image_shape(unet, origin),
         num_classes=unet2d.num_classes(unet, origin),
-        num_steps=0,
+        num_steps=settings.num_steps,
     )
     make_network(config.model, metadata.image_shape, metadata.num_classes)  # checks that the options fit each other
     return metadata
@@ -150,8 +160,10 @@ def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Param
 def _check_writable(metadata: Metadata) -> UNet:
     """Return the network of a model. Raises an InputError if diffusers has no such model."""
     model = metadata.config.model
-    if model.mean_type == "both":
-        raise InputError("diffusers has no prediction_type for mean_type 'both'. Distill a model of mean_type 'v'.")
+    if model.mean_type not in scheduler.MEAN_TYPES.values():
+        raise InputError(
+            f"DDIMScheduler has no prediction_type for mean_type {model.mean_type!r}. Distill a model of mean_type 'v'."
+        )
     network = make_network(model, metadata.image_shape, metadata.num_classes)
     if not isinstance(network, UNet):
         raise InputError(

@@ -1,7 +1,12 @@
-"""diffusers' schedulers: the noise schedule of a model, as betas."""
+"""diffusers' schedulers: the noise process, the network's output and input, and the sampler of a model.
+
+To read another class of schedulers, add an entry to `READERS`.
+"""
 
 import logging
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,26 +17,44 @@ from ...checkpoints import Metadata
 from ...errors import InputError
 from ...networks.model import eval_schedule
 from ...runtime.files import read_json
+from ...schedules import get_logsnr_schedule
 from .fields import check_integer, header, with_defaults
 
 SCHEDULER = "scheduler_config.json"
-DEFAULTS = {
-    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
-    "trained_betas": None, "clip_sample": True, "clip_sample_range": 1.0, "prediction_type": "epsilon",
-    "thresholding": False, "rescale_betas_zero_snr": False, "variance_type": "fixed_small",
-}  # fmt: skip
-ALLOWED = {
-    "_class_name": ("DDPMScheduler", "DDIMScheduler"),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-    "clip_sample": (False, True),
-    "prediction_type": ("epsilon", "sample", "v_prediction"),
-    "thresholding": (False,),
-    "rescale_betas_zero_snr": (False,),
-    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-}
 MEAN_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+SOLVER_STEPS = 50  # the default of diffusers' pipelines with these schedulers
 MAX_ANGLE_ERROR = 1e-3  # radians
 MAX_ALPHA_ERROR = 0.01  # relative
+
+
+class Settings(NamedTuple):
+    """What a scheduler determines of a model.
+
+    Attributes:
+      model: fields of our config.model, without `args`.
+      args: fields of config.model.args: the number that tells the network the noise level.
+      sampler: a name in `sampling.SAMPLERS`; default 'ddim'.
+      num_steps: sampling steps that the model was distilled for; 0, the default, for a diffusion model.
+    """
+
+    model: dict[str, Any]
+    args: dict[str, Any]
+    sampler: str = "ddim"
+    num_steps: int = 0
+
+
+class Reader(NamedTuple):
+    """How to read a class of schedulers.
+
+    Attributes:
+      defaults: the values that diffusers uses for missing fields.
+      allowed: the supported values of some fields.
+      settings: `settings(values)` returns the `Settings` of a config with all its fields.
+    """
+
+    defaults: Mapping[str, Any]
+    allowed: Mapping[str, Collection[Any]]
+    settings: Callable[[Mapping[str, Any]], Settings]
 
 
 def read_scheduler(folder: epath.Path) -> dict[str, Any]:
@@ -41,45 +64,274 @@ def read_scheduler(folder: epath.Path) -> dict[str, Any]:
       The config, filled up with diffusers' defaults; without a file, the defaults of DDPMScheduler.
 
     Raises:
-      InputError: if the scheduler is not supported.
+      InputError: if the scheduler, or one of its options, is not supported.
     """
     for path in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER):
         if path.is_file():
-            values = with_defaults(read_json(path), DEFAULTS, ALLOWED, str(path))
-            if values["clip_sample"] and values["clip_sample_range"] != 1:
-                raise InputError(
-                    f"{path!s}: clip_sample_range={values['clip_sample_range']!r} must be 1, as x is in [-1, 1]."
-                )
-            return values
-    logging.warning("%s has no %s. Using DDPMScheduler's defaults: 1000 linear betas.", folder, SCHEDULER)
-    return dict(DEFAULTS)
+            return _with_defaults(read_json(path), str(path))
+    logging.warning("There is no scheduler_config.json in %r. Using DDPMScheduler's defaults.", str(folder))
+    return _with_defaults({"_class_name": "DDPMScheduler"}, SCHEDULER)
 
 
-def model_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """The fields of our config.model that a scheduler's config determines.
+def settings(values: Mapping[str, Any]) -> Settings:
+    """What a scheduler determines of a model.
 
-    >>> model_fields(DEFAULTS)["mean_type"]
-    'eps'
+    Args:
+      values: its config, from `read_scheduler`.
+
+    Raises:
+      InputError: if its options do not fit each other.
+
+    >>> settings(READERS["EDMEulerScheduler"].defaults | {"_class_name": "EDMEulerScheduler"}).args
+    {'logsnr_input_type': 'c_noise', 'time_scale': 1.0}
     """
-    num_steps = check_integer(scheduler["num_train_timesteps"], "num_train_timesteps", SCHEDULER)
-    if scheduler["trained_betas"] is not None:
-        schedule = dict(name="discrete", betas=scheduler["trained_betas"])
+    return READERS[values["_class_name"]].settings(values)
+
+
+def _with_defaults(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    with_defaults(values, {}, {"_class_name": READERS}, origin)
+    reader = READERS[values["_class_name"]]
+    return with_defaults(values, reader.defaults, reader.allowed, origin)
+
+
+def _of_betas(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The discrete schedule that a config's betas make, and what the network predicts."""
+    num_steps = check_integer(values["num_train_timesteps"], "num_train_timesteps", SCHEDULER)
+    if values["trained_betas"] is not None:
+        schedule = dict(name="discrete", betas=values["trained_betas"])
     else:
         schedule = dict(
             name="discrete",
-            betas=scheduler["beta_schedule"],
+            betas=values["beta_schedule"],
             num_steps=num_steps,
-            beta_start=scheduler["beta_start"],
-            beta_end=scheduler["beta_end"],
+            beta_start=values["beta_start"],
+            beta_end=values["beta_end"],
         )
-    return dict(
-        mean_type=MEAN_TYPES[scheduler["prediction_type"]],
-        logvar_type=scheduler["variance_type"].removesuffix("_log"),
+    return schedule, MEAN_TYPES[values["prediction_type"]]
+
+
+def _clips(values: Mapping[str, Any]) -> bool:
+    """Whether x is clipped. It can only be clipped to [-1, 1]."""
+    if values["clip_sample"] and values["clip_sample_range"] != 1:
+        raise InputError(f"clip_sample_range={values['clip_sample_range']!r} must be 1, as x is in [-1, 1].")
+    return values["clip_sample"]
+
+
+def _ddpm(values: Mapping[str, Any]) -> Settings:
+    """DDPM and DDIM. Our samplers choose the times themselves, whatever timestep_spacing is."""
+    schedule, mean_type = _of_betas(values)
+    model = dict(
+        mean_type=mean_type,
+        logvar_type=values["variance_type"].removesuffix("_log"),
         train_logsnr_schedule=schedule,
         eval_logsnr_schedule=schedule,
-        eval_sampling_num_steps=num_steps,
-        eval_clip_denoised=scheduler["clip_sample"],
+        eval_sampling_num_steps=values["num_train_timesteps"],
+        eval_clip_denoised=_clips(values),
     )
+    return Settings(model, dict(logsnr_input_type="step"))
+
+
+def _solver(values: Mapping[str, Any], sampler: str, grid: Mapping[str, Any], clip: bool = False) -> Settings:
+    """A solver for networks that were trained with betas.
+
+    Args:
+      values: the scheduler's config.
+      sampler: our name of the solver.
+      grid: arguments of the schedule whose grid has the solver's times.
+      clip: whether x is clipped.
+    """
+    schedule, mean_type = _of_betas(values)
+    model = dict(
+        mean_type=mean_type,
+        train_logsnr_schedule=schedule,
+        eval_logsnr_schedule={**schedule, **grid} if "name" not in grid else grid,
+        eval_sampling_num_steps=SOLVER_STEPS,
+        eval_clip_denoised=clip,
+    )
+    return Settings(model, dict(logsnr_input_type="step"), sampler)
+
+
+def _spaced(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid of a solver at the times of timestep_spacing."""
+    return dict(spacing=values["timestep_spacing"], steps_offset=values["steps_offset"])
+
+
+def _karras(values: Mapping[str, Any], sigma_min: float | None = None, sigma_max: float | None = None):
+    """The grid of use_karras_sigmas: from the largest to the smallest sigma of the betas, unless the config says so."""
+    schedule, _ = _of_betas(values)
+    alpha2 = get_logsnr_schedule(**schedule).alphas_cumprod.astype(np.float64)
+    least, most = (math.sqrt((1 - product) / product) for product in (alpha2[0], alpha2[-1]))
+    return dict(
+        name="karras",
+        sigma_min=least if sigma_min is None else sigma_min,
+        sigma_max=most if sigma_max is None else sigma_max,
+    )
+
+
+def _euler(values: Mapping[str, Any]) -> Settings:
+    return _solver(values, "ddim", _euler_grid(values))
+
+
+def _heun(values: Mapping[str, Any]) -> Settings:
+    return _solver(values, "heun", _euler_grid(values), _clips(values))
+
+
+def _euler_grid(values: Mapping[str, Any]) -> dict[str, Any]:
+    if not values["use_karras_sigmas"]:
+        return _spaced(values)
+    ends = values.get("sigma_min"), values.get("sigma_max")
+    if None in ends and values["timestep_spacing"] != "linspace":
+        raise InputError(
+            f"use_karras_sigmas with timestep_spacing={values['timestep_spacing']!r} makes the range of sigma depend "
+            "on the number of steps, which is not supported. Set timestep_spacing='linspace'."
+        )
+    return _karras(values, *ends)
+
+
+def _dpm_solver(values: Mapping[str, Any]) -> Settings:
+    sampler = {1: "ddim", 2: "dpmpp_2m"}[values["solver_order"]]
+    grid = _karras(values) if values["use_karras_sigmas"] else _spaced(values)
+    # Its grid of N steps is that of N + 1 steps, without the start of the last one.
+    if grid.get("spacing") in ("leading", "linspace"):
+        grid["skip_last"] = True
+    return _solver(values, sampler, grid)
+
+
+def _flow(values: Mapping[str, Any]) -> Settings:
+    num_times = check_integer(values["num_train_timesteps"], "num_train_timesteps", SCHEDULER)
+    shift = values["shift"]
+    schedule = dict(name="flow", shift=shift)
+    # The last step starts at the least of the training times, 1 / num_times, which diffusers shifts a second time.
+    last_start = shift / (num_times + shift - 1)
+    model = dict(
+        mean_type="flow",
+        train_logsnr_schedule=schedule,
+        eval_logsnr_schedule={**schedule, "last_start": last_start},
+        eval_sampling_num_steps=SOLVER_STEPS,
+        eval_clip_denoised=False,
+    )
+    args = dict(logsnr_input_type="flow_time", time_scale=float(num_times))
+    return Settings(model, args, "renoise" if values["stochastic_sampling"] else "ddim")
+
+
+def _edm(values: Mapping[str, Any]) -> Settings:
+    schedule = dict(name="karras", sigma_max=values["sigma_max"], rho=values["rho"])
+    model = dict(
+        mean_type="edm",
+        sigma_data=values["sigma_data"],
+        train_logsnr_schedule={**schedule, "sigma_min": 0.0},  # its grids nest, as ladders need
+        eval_logsnr_schedule={**schedule, "sigma_min": values["sigma_min"]},
+        eval_sampling_num_steps=SOLVER_STEPS,
+        eval_clip_denoised=False,
+    )
+    return Settings(model, dict(logsnr_input_type="c_noise", time_scale=1.0))
+
+
+def _consistency(values: Mapping[str, Any]) -> Settings:
+    """Consistency models. They sample in 1 step by default, and in up to num_train_timesteps."""
+    num_scales = check_integer(values["num_train_timesteps"], "num_train_timesteps", SCHEDULER, least=2)
+    schedule = dict(name="karras", num_scales=num_scales)
+    schedule |= {name: values[name] for name in ("sigma_min", "sigma_max", "rho")}
+    model = dict(
+        mean_type="consistency",
+        sigma_data=values["sigma_data"],
+        sigma_min=values["sigma_min"],
+        train_logsnr_schedule=schedule,
+        eval_logsnr_schedule=schedule,
+        eval_sampling_num_steps=1,
+        eval_clip_denoised=values["clip_denoised"],
+    )
+    return Settings(model, dict(logsnr_input_type="c_noise"), "renoise", num_steps=1)
+
+
+BETAS = dict(
+    num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None,
+    prediction_type="epsilon",
+)  # fmt: skip
+BETAS_ALLOWED = dict(
+    beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    prediction_type=tuple(MEAN_TYPES),
+)
+DDPM = Reader(
+    defaults=BETAS | dict(
+        clip_sample=True, clip_sample_range=1.0, thresholding=False, rescale_betas_zero_snr=False,
+        variance_type="fixed_small",
+    ),
+    allowed=BETAS_ALLOWED | dict(
+        clip_sample=(False, True), thresholding=(False,), rescale_betas_zero_snr=(False,),
+        variance_type=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    ),
+    settings=_ddpm,
+)  # fmt: skip
+SOLVER = BETAS | dict(
+    use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, timestep_spacing="linspace",
+    steps_offset=0,
+)  # fmt: skip
+SOLVER_ALLOWED = BETAS_ALLOWED | dict(
+    use_karras_sigmas=(False, True, None), use_exponential_sigmas=(False, None), use_beta_sigmas=(False, None),
+    timestep_spacing=("linspace", "leading", "trailing"),
+)  # fmt: skip
+READERS = {
+    "DDPMScheduler": DDPM,
+    "DDIMScheduler": DDPM,
+    "EulerDiscreteScheduler": Reader(
+        defaults=SOLVER | dict(
+            interpolation_type="linear", sigma_min=None, sigma_max=None, timestep_type="discrete",
+            rescale_betas_zero_snr=False, final_sigmas_type="zero",
+        ),
+        allowed=SOLVER_ALLOWED | dict(
+            interpolation_type=("linear",), timestep_type=("discrete",), rescale_betas_zero_snr=(False,),
+            final_sigmas_type=("zero",),
+        ),
+        settings=_euler,
+    ),
+    "HeunDiscreteScheduler": Reader(
+        defaults=SOLVER | dict(beta_start=0.00085, beta_end=0.012, clip_sample=False, clip_sample_range=1.0),
+        allowed=SOLVER_ALLOWED | dict(clip_sample=(False, True)),
+        settings=_heun,
+    ),
+    "DPMSolverMultistepScheduler": Reader(
+        defaults=SOLVER | dict(
+            solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", thresholding=False,
+            use_lu_lambdas=False, use_flow_sigmas=False, final_sigmas_type="zero", lambda_min_clipped=-math.inf,
+            variance_type=None, rescale_betas_zero_snr=False,
+        ),
+        allowed=SOLVER_ALLOWED | dict(
+            solver_order=(1, 2), algorithm_type=("dpmsolver++",), solver_type=("midpoint",), thresholding=(False,),
+            use_lu_lambdas=(False, None), use_flow_sigmas=(False, None), final_sigmas_type=("zero",),
+            lambda_min_clipped=(-math.inf,), variance_type=(None,), rescale_betas_zero_snr=(False,),
+        ),
+        settings=_dpm_solver,
+    ),
+    "FlowMatchEulerDiscreteScheduler": Reader(
+        defaults=dict(
+            num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False, invert_sigmas=False, shift_terminal=None,
+            use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, stochastic_sampling=False,
+        ),
+        allowed=dict(
+            use_dynamic_shifting=(False,), invert_sigmas=(False,), shift_terminal=(None,),
+            use_karras_sigmas=(False, None), use_exponential_sigmas=(False, None), use_beta_sigmas=(False, None),
+            stochastic_sampling=(False, True),
+        ),
+        settings=_flow,
+    ),
+    "EDMEulerScheduler": Reader(
+        defaults=dict(
+            sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras", prediction_type="epsilon",
+            rho=7.0, final_sigmas_type="zero",
+        ),
+        allowed=dict(sigma_schedule=("karras",), prediction_type=("epsilon",), final_sigmas_type=("zero",)),
+        settings=_edm,
+    ),
+    "CMStochasticIterativeScheduler": Reader(
+        defaults=dict(
+            num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, s_noise=1.0, rho=7.0,
+            clip_denoised=True,
+        ),
+        allowed=dict(s_noise=(1,), clip_denoised=(False, True)),
+        settings=_consistency,
+    ),
+}  # fmt: skip
 
 
 def scheduler_config(model: ConfigDict, logsnr: Any) -> dict[str, Any]:

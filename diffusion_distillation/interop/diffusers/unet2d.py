@@ -67,7 +67,7 @@ def num_classes(values: dict[str, Any], origin: str) -> int:
 
 
 def unet_args(values: dict[str, Any], origin: str) -> dict[str, Any]:
-    """The arguments with which our U-Net is the same network as a UNet2DModel.
+    """The arguments with which our U-Net is the same network as a UNet2DModel, but for its input for the noise level.
 
     Args:
       values: its config, with defaults.
@@ -102,7 +102,6 @@ def unet_args(values: dict[str, Any], origin: str) -> dict[str, Any]:
         num_heads=1 if head_dim is None else None,
         head_dim=None if head_dim is None else check_integer(head_dim, "attention_head_dim", origin),
         dropout=values["dropout"],
-        logsnr_input_type="step",
         freq_shift=int(freq_shift),
         scale_shift=scale_shift,
         norm_groups=check_integer(values["norm_num_groups"], "norm_num_groups", origin),
