@@ -53,6 +53,7 @@ FIELDS = {
             "resblock_resample": False,
             "remat": False,  # compute activations twice to save memory
             # The following fields reproduce other projects' U-Nets.
+            "time_scale": 1000.0,
             "freq_shift": 1,
             "scale_shift": True,
             "norm_groups": 32,

@@ -31,6 +31,7 @@ from .registry import check_arguments
 from .shapes import Array, Count, ScalarOrBatch, StepIndex, at_least_float32
 
 MOST_STEPS = 2**20  # the most steps of a discrete schedule
+SPACINGS = ("trailing", "leading", "linspace")  # of the steps of a discrete schedule
 
 
 @runtime_checkable
@@ -237,9 +238,16 @@ class Discrete(Schedule):
       num_steps: T, if betas is a name; default 1000.
       beta_start: the first beta; default 0.0001.
       beta_end: the last beta; default 0.02.
+      spacing: the training steps at which a sampler of N steps starts its steps (Lin et al. 2023, table 2): 'trailing',
+        every (T / N)th from T - 1 down, which are the times (i + 1) / N; 'leading', every (T // N)th from 0 up; or
+        'linspace', N evenly spaced ones from T - 1 down to 0. Only the grids of 'trailing' nest. Default 'trailing'.
+      steps_offset: for 'leading', the training step to count from instead of 0; default 0.
+      skip_last: for 'leading' and 'linspace', use the grid of N + 1 steps without the start of its last step, as
+        DPM-Solver does in diffusers; default False.
 
     Raises:
-      InputError: for unknown betas, or betas that leave no signal or add no noise in float32.
+      InputError: for unknown betas, betas that leave no signal or add no noise in float32, or a grid that is unknown or
+        out of range.
 
     >>> schedule = Discrete()
     >>> schedule.step(schedule(jnp.array([0.001, 0.5, 1.0]))).round()
@@ -250,6 +258,9 @@ class Discrete(Schedule):
     num_steps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
+    spacing: str = "trailing"
+    steps_offset: int = 0
+    skip_last: bool = False
 
     def __post_init__(self):
         if not isinstance(self.betas, str):
@@ -265,6 +276,12 @@ class Discrete(Schedule):
                 f"The 'discrete' schedule with betas={str(self.betas)[:50]}, num_steps={self.num_steps}, beta_start="
                 f"{self.beta_start}, beta_end={self.beta_end} has steps that leave no signal or add no noise in "
                 "float32: betas must be above 0 and below 1."
+            )
+        if self.spacing not in SPACINGS:
+            raise InputError(f"The 'discrete' schedule has no spacing={self.spacing!r}; choose one of {SPACINGS}.")
+        if not 0 <= self.steps_offset < self.num_steps:
+            raise InputError(
+                f"steps_offset={self.steps_offset} of the 'discrete' schedule must be from 0 to {self.num_steps - 1}."
             )
 
     @functools.cached_property
@@ -298,6 +315,36 @@ class Discrete(Schedule):
         both = self._logsnr(cell_s, part_s) + self._logsnr(cell_t, part_t)
         step = jnp.arctan(jnp.sinh(0.25 * decrease) / jnp.cosh(0.25 * both))
         return jnp.where(t <= dt, self.angle(t), step)
+
+    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the time at which step i of a `num_steps`-step sampler starts; see `Schedule.grid_time`."""
+        if self.grids_nest:
+            return super().grid_time(i, num_steps, dtype)
+        return self._start(i, num_steps, dtype) * (1 / jnp.asarray(self.num_steps, dtype))
+
+    def grid_step(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the length of step i of a `num_steps`-step sampler in time; see `Schedule.grid_step`."""
+        if self.grids_nest:
+            return super().grid_step(i, num_steps, dtype)
+        i = jnp.asarray(i)
+        end = jnp.where(i > 0, self._start(i - 1, num_steps, dtype), 0)
+        return (self._start(i, num_steps, dtype) - end) * (1 / jnp.asarray(self.num_steps, dtype))
+
+    @property
+    def grids_nest(self) -> bool:
+        """Whether the grid of k N steps contains the grid of N steps: only with spacing='trailing'."""
+        return self.spacing == "trailing"
+
+    def _start(self, i: StepIndex, num_steps: Count, dtype: Any) -> Array:
+        """The training step at which step i of a sampler starts, counted from 1."""
+        i = (jnp.asarray(i) + int(self.skip_last)).astype(dtype)
+        count = jnp.asarray(num_steps) + int(self.skip_last)
+        if self.spacing == "linspace":
+            every = (self.num_steps - 1) / jnp.maximum(count - 1, 1).astype(dtype)
+            return self.num_steps - (count.astype(dtype) - 1 - i) * every
+        every = (self.num_steps // count).astype(dtype)
+        every = jnp.where(every > 0, every, self.num_steps / count.astype(dtype))  # for more steps than there are
+        return jnp.minimum(self.steps_offset + 1 + i * every, self.num_steps)
 
     def step(self, logsnr: ScalarOrBatch) -> Array:
         """Return the training step that has this log-SNR, from -1 at t = 0 to T - 1; fractional between the steps.
@@ -349,8 +396,34 @@ class Discrete(Schedule):
         return np.concatenate([[20.0], np.log(products) - np.log1p(-products)])
 
 
+class _EvenStarts(Schedule):
+    """A schedule whose grids may start their steps at evenly spaced times from 1 to one that N steps do not change."""
+
+    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the time at which step i of a `num_steps`-step sampler starts; see `Schedule.grid_time`."""
+        if self.grids_nest:
+            return super().grid_time(i, num_steps, dtype)
+        done = (jnp.asarray(num_steps) - 1 - jnp.asarray(i)).astype(dtype)
+        return 1 - done * self._spacing(num_steps, dtype)
+
+    def grid_step(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
+        """Return the length of step i of a `num_steps`-step sampler in time; see `Schedule.grid_step`."""
+        if self.grids_nest:
+            return super().grid_step(i, num_steps, dtype)
+        return jnp.where(jnp.asarray(i) > 0, self._spacing(num_steps, dtype), self.grid_time(i, num_steps, dtype))
+
+    def _spacing(self, num_steps: Count, dtype: Any) -> Array:
+        """The time between the starts of two steps, if the grids do not nest."""
+        raise NotImplementedError
+
+
+def _evenly(last_start: float, num_steps: Count, dtype: Any) -> Array:
+    """The time between two of `num_steps` starts from 1 to last_start."""
+    return (1 - last_start) / jnp.maximum(jnp.asarray(num_steps, dtype) - 1, 1)
+
+
 @dataclasses.dataclass(frozen=True)
-class Flow(Schedule):
+class Flow(_EvenStarts):
     """Schedule of flow matching: tan(phi) = shift t / (1 - t) (Liu et al. 2023; Lipman et al. 2023).
 
     Without a shift, z sqrt(t^2 + (1 - t)^2) = (1 - t) x + t eps, a straight line from data to noise. A shift replaces t
@@ -361,9 +434,12 @@ class Flow(Schedule):
     Attributes:
       shift: factor of tan(phi), above 0; default 1.
       mu: logarithm of the shift, as in Flux; set at most one of the two.
+      last_start: the time at which the last step of a sampler starts. The N starts are then evenly spaced from 1 to
+        this time, as diffusers' `FlowMatchEulerDiscreteScheduler` spaces them, and such grids do not nest. Default:
+        None, a grid of the times (i + 1) / N.
 
     Raises:
-      InputError: if the shift is not above 0 or not finite, or both attributes are set.
+      InputError: if an attribute is out of its range, or both shift and mu are set.
 
     >>> schedule = Flow(shift=3.0)
     >>> [round(logsnr, 2) for logsnr in schedule(jnp.array([0.25, 0.5, 0.75])).tolist()]  # -2 log(3 t / (1 - t))
@@ -372,6 +448,7 @@ class Flow(Schedule):
 
     shift: float = 1.0
     mu: float | None = None
+    last_start: float | None = None
 
     def __post_init__(self):
         if self.mu is not None and self.shift != 1:
@@ -381,6 +458,8 @@ class Flow(Schedule):
         if not 1e-4 <= self._shift <= 1e4:
             name, value = ("shift", self.shift) if self.mu is None else ("exp(mu)", f"exp({self.mu})")
             raise InputError(f"The 'flow' schedule needs {name} between 0.0001 and 10000; got {value}.")
+        if self.last_start is not None and not 0 < self.last_start < 1:
+            raise InputError(f"The 'flow' schedule needs last_start between 0 and 1; got {self.last_start}.")
 
     def __call__(self, t: ScalarOrBatch) -> Array:
         """Return the log signal-to-noise ratio at time t."""
@@ -404,6 +483,14 @@ class Flow(Schedule):
         return jnp.where(t <= dt, self.angle(t), step)
 
     @property
+    def grids_nest(self) -> bool:
+        """Whether the grid of k N steps contains the grid of N steps: only without last_start."""
+        return self.last_start is None
+
+    def _spacing(self, num_steps: Count, dtype: Any) -> Array:
+        return _evenly(self.last_start, num_steps, dtype)
+
+    @property
     def _shift(self) -> float:
         if self.mu is None:
             return self.shift
@@ -414,7 +501,7 @@ _LEAST_SHARE = math.exp(-20)  # of data or noise in z, for a finite log-SNR
 
 
 @dataclasses.dataclass(frozen=True)
-class Karras(Schedule):
+class Karras(_EvenStarts):
     """Schedule of EDM: tan(phi) = sigma_max t^rho (Karras et al. 2022, equation 5).
 
     EDM's sigma is tan(phi). The grid of N steps starts at the N values of sigma whose roots sigma^(1 / rho) are evenly
@@ -426,8 +513,8 @@ class Karras(Schedule):
       sigma_max: the noise at t = 1; default 80.
       rho: how much shorter the steps are near the data; default 7.
       num_scales: a grid of this many steps was used in training, and a sampler starts its steps at every
-        (num_scales // N)th of them, beginning at sigma_max. This is the grid of published consistency models (Song et
-        al. 2023). Default: None, a grid of its own for each N.
+        (num_scales // N)th of them, beginning at sigma_max, if N is at most num_scales. This is the grid of published
+        consistency models (Song et al. 2023). Default: None, a grid of its own for each N.
 
     Raises:
       InputError: unless 0 <= sigma_min < sigma_max, sigma_max is finite and rho is at least 1.
@@ -475,19 +562,6 @@ class Karras(Schedule):
         step = jnp.arctan(difference / (1 + sigma_t * (sigma_t - difference)))
         return jnp.where(ends_at_0, self.angle(t), step)
 
-    def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
-        """Return the time at which step i of a `num_steps`-step sampler starts; see `Schedule.grid_time`."""
-        if self.grids_nest:
-            return super().grid_time(i, num_steps, dtype)
-        done = (jnp.asarray(num_steps) - 1 - jnp.asarray(i)).astype(dtype)
-        return 1 - done * self._spacing(num_steps, dtype)
-
-    def grid_step(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
-        """Return the length of step i of a `num_steps`-step sampler in time; see `Schedule.grid_step`."""
-        if self.grids_nest:
-            return super().grid_step(i, num_steps, dtype)
-        return jnp.where(jnp.asarray(i) > 0, self._spacing(num_steps, dtype), self.grid_time(i, num_steps, dtype))
-
     @property
     def grids_nest(self) -> bool:
         """Whether the grid of k N steps contains the grid of N steps: only with sigma_min = 0."""
@@ -497,12 +571,12 @@ class Karras(Schedule):
         return self.sigma_max * t**self.rho
 
     def _spacing(self, num_steps: Count, dtype: Any) -> Array:
-        """The time between the starts of two steps."""
-        range_ = 1 - (self.sigma_min / self.sigma_max) ** (1 / self.rho)
+        last_start = (self.sigma_min / self.sigma_max) ** (1 / self.rho)
+        own = _evenly(last_start, num_steps, dtype)
         if self.num_scales is None:
-            return range_ / jnp.maximum(jnp.asarray(num_steps, dtype) - 1, 1)
-        stride = self.num_scales // jnp.asarray(num_steps)
-        return stride.astype(dtype) * (range_ / (self.num_scales - 1))
+            return own
+        stride = (self.num_scales // jnp.asarray(num_steps)).astype(dtype)
+        return jnp.where(stride > 0, stride * _evenly(last_start, self.num_scales, dtype), own)
 
 
 def _betas(schedule: Discrete) -> np.ndarray:

@@ -34,7 +34,9 @@ LSUN256 = dict(
     up_block_types=["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"] * 3,
     resnet_time_scale_shift="default", upsample_type="resnet", downsample_type="resnet",
 )  # fmt: skip
-CONSISTENCY = dict(_class_name="CMStochasticIterativeScheduler", num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0)
+CONSISTENCY = dict(
+    _class_name="CMStochasticIterativeScheduler", num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0
+)
 SLIM = dict(norm_num_groups=8, attention_head_dim=16)
 EULER = dict(_class_name="EulerDiscreteScheduler", beta_schedule="scaled_linear", beta_end=0.012)
 HEUN = dict(_class_name="HeunDiscreteScheduler")
@@ -96,15 +98,22 @@ def build(name):
 
 
 def outputs(name, network, scheduler, batch=2):
-    """Samples from the same noise, and the sigmas of the steps, by the number of steps."""
+    """Samples from the same noise, the sigmas of the steps, and the network's outputs at three of the steps' times."""
     shape = network.config.sample_size, network.config.in_channels
     arrays = {"noise": seeded.noise(batch, *shape)}
     for num_steps in MODELS[name][2]:
         fresh = seeded.noise(num_steps * batch, *shape, seed=1).reshape(num_steps, batch, *arrays["noise"].shape[1:])
         arrays[f"samples_{num_steps}"] = sample(network, scheduler, arrays["noise"], fresh, num_steps)
-        sigmas = scheduler.sigmas.numpy()
-        arrays[f"sigmas_{num_steps}"] = sigmas[np.flatnonzero(np.diff(sigmas, append=-1))]  # Heun's are there twice
-    return arrays
+        arrays[f"sigmas_{num_steps}"] = without_repeats(scheduler.sigmas.numpy())
+    times = without_repeats(scheduler.timesteps.numpy())
+    times = times[[0, len(times) // 2, -1]].astype(np.float32)
+    labels = np.arange(3) if network.config.num_class_embeds else None
+    return arrays | {"out": call(network, seeded.noise(3, *shape, seed=2), times, labels)}
+
+
+def without_repeats(array):
+    """Heun's method visits each time but the first twice."""
+    return array[np.flatnonzero(np.diff(array, prepend=np.inf))]
 
 
 def sample(network, scheduler, noise, fresh, num_steps):
@@ -147,7 +156,7 @@ def write_golden():
         config, options = (json.loads(part.to_json_string()) for part in (network, scheduler))
         described["unets"][unet] = dict(config=config, shapes=shapes)
         described["models"][name] = dict(unet=unet, scheduler=options)
-        arrays |= {f"{name}_{key}": array for key, array in outputs(name, network, scheduler).items()}
+        arrays |= {f"{name}/{key}": array for key, array in outputs(name, network, scheduler).items()}
     text = json.dumps(described, separators=(",", ":"))
     (GOLDEN / "diffusers_schedulers.json").write_text(text.replace('},"', '},\n"') + "\n")
     np.savez_compressed(GOLDEN / "diffusers_schedulers.npz", **arrays)

@@ -83,9 +83,9 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
         `config.model.eval_sampling_num_steps`.
 
     Raises:
-      InputError: if diffusers cannot express the model: a mean_type other than 'eps', 'x' and 'v', another network than our U-Net, several heads
-        at levels of different widths, a first level wider than ch, levels of different widths with num_res_blocks=0, or
-        a schedule that float32 betas cannot follow.
+      InputError: if diffusers cannot express the model: a mean_type other than 'eps', 'x' and 'v', another network
+        than our U-Net, several heads at levels of different widths, a first level wider than ch, levels of different
+        widths with num_res_blocks=0, or a schedule that float32 betas cannot follow.
     """
     model = metadata.config.model
     if num_steps is None:

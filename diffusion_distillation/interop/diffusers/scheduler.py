@@ -363,9 +363,9 @@ def scheduler_config(model: ConfigDict, logsnr: Any) -> dict[str, Any]:
 
 
 def grid_logsnr(metadata: Metadata, num_steps: int) -> Any:
-    """Log-SNR at the times 1 / num_steps, ..., 1 of our samplers, `[num_steps]` float32."""
-    times = jnp.arange(1, num_steps + 1).astype(jnp.float32) * (1 / jnp.float32(num_steps))
-    return eval_schedule(metadata.config.model)(times)
+    """Log-SNR at the starts of our samplers' steps, from the last step to the first, `[num_steps]` float32."""
+    schedule = eval_schedule(metadata.config.model)
+    return schedule(schedule.grid_time(jnp.arange(num_steps), num_steps))
 
 
 def _betas(logsnr: Any, mean_type: str) -> list[float]:
