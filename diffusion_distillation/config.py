@@ -208,6 +208,7 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     """
     config = copy.deepcopy(base)  # a deep copy keeps the types of placeholders
     config.sampler = "ddim"  # students learn DDIM steps
+    config.model.eval_logsnr_schedule = copy.deepcopy(config.model.train_logsnr_schedule)
     config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0

@@ -118,6 +118,44 @@ def test_the_karras_grid_has_the_noise_levels_of_published_consistency_models(nu
     np.testing.assert_allclose(t - dt, np.append(t[1:], 0), atol=1e-6)
 
 
+GRIDS = {
+    "flow": dict(name="flow", last_start=0.02),
+    "karras": dict(name="karras"),
+    "karras, few scales": dict(name="karras", num_scales=18),
+    "leading": dict(name="discrete", spacing="leading", steps_offset=1),
+    "linspace": dict(name="discrete", spacing="linspace", num_steps=500),
+    "linspace, skip_last": dict(name="discrete", spacing="linspace", skip_last=True),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("num_steps", [1, 7, 20, 1001])
+def test_steps_of_other_grids_follow_each_other(name, num_steps):
+    """Each step ends where the next one starts, the last one at 0; also for more steps than the grid is made for."""
+    schedule = get_logsnr_schedule(**GRIDS[name])
+    i = np.arange(num_steps)[::-1]
+    t, dt = (np.asarray(grid(i, num_steps)) for grid in (schedule.grid_time, schedule.grid_step))
+    np.testing.assert_allclose(t - dt, np.append(t[1:], 0), atol=2e-7)
+    assert t[0] <= 1 and np.all(np.diff(t) <= 0) and t[-1] == dt[-1] > 0 and not schedule.grids_nest
+    traced = jax.jit(lambda i, num_steps: (schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)))
+    for one, many in zip(traced(i[0], num_steps), (t[0], dt[0]), strict=True):
+        np.testing.assert_allclose(one, many, atol=2e-7)
+
+
+def test_spacings_are_those_of_diffusers():
+    """Lin et al. (2023), table 2, by the number of the training step; DPM-Solver drops the last of one step more."""
+
+    def steps(num_steps, **args):
+        schedule = get_logsnr_schedule("discrete", **args)
+        return np.round(1000 * np.float64(schedule.grid_time(np.arange(num_steps)[::-1], num_steps)) - 1, 3).tolist()
+
+    assert steps(5) == [999, 799, 599, 399, 199]
+    assert steps(5, spacing="leading", steps_offset=1) == [801, 601, 401, 201, 1]
+    assert steps(4, spacing="linspace") == [999, 666, 333, 0]
+    assert steps(3, spacing="linspace", skip_last=True) == [999, 666, 333]
+    assert steps(4, spacing="leading", skip_last=True) == [800, 600, 400, 200]
+
+
 def test_grids_nest_unless_the_last_step_differs():
     assert get_logsnr_schedule("flow").grids_nest and get_logsnr_schedule("karras", sigma_min=0.0).grids_nest
     assert not get_logsnr_schedule("karras").grids_nest
@@ -226,6 +264,12 @@ def test_the_discrete_schedule_computes_in_float64():
         (dict(name="flow", shift=0.0), "needs shift between 0.0001 and 10000; got 0.0"),
         (dict(name="flow", mu=1e9), r"needs exp\(mu\) between .* got exp\(1000000000.0\)"),
         (dict(name="flow", shift=2.0, mu=1.0), "needs shift or mu"),
+        (dict(name="flow", last_start=1.0), "needs last_start between 0 and 1; got 1.0"),
+        (
+            dict(name="discrete", spacing="even"),
+            r"no spacing='even'; choose one of \('trailing', 'leading', 'linspace'",
+        ),
+        (dict(name="discrete", steps_offset=1000), "steps_offset=1000 .* must be from 0 to 999"),
         (dict(name="karras", sigma_min=3.0, sigma_max=2.0), "0 <= sigma_min < sigma_max"),
         (dict(name="karras", sigma_min=0.0, num_scales=40), "needs sigma_min above 0"),
     ],

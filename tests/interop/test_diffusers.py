@@ -185,7 +185,8 @@ def test_an_unsupported_network_is_refused(unet, message, tmp_path):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (dict(_class_name="EulerDiscreteScheduler"), "_class_name='EulerDiscreteScheduler' is not supported"),
+        (dict(_class_name="PNDMScheduler"), "_class_name='PNDMScheduler' is not supported. Supported: "),
+        (dict(_class_name=["DDPMScheduler"]), "is not supported"),
         (dict(rescale_betas_zero_snr=True), "rescale_betas_zero_snr=True"),
         (dict(thresholding=True), "thresholding=True"),
         (dict(clip_sample_range=2.0), "clip_sample_range=2.0 must be 1"),

@@ -12,12 +12,18 @@ from helpers.runs import ROOT
 from peers import seeded
 
 from diffusion_distillation import interop, sampling
+from diffusion_distillation.errors import InputError
 from diffusion_distillation.interop import diffusers
+from diffusion_distillation.interop.diffusers import scheduler
 from diffusion_distillation.networks.model import eval_schedule, make_network
 from diffusion_distillation.pipeline import Pipeline
+from diffusion_distillation.runtime.files import as_path
+from diffusion_distillation.schedules import get_logsnr_schedule
 
 GOLDEN = ROOT / "tests" / "golden"
 DESCRIBED = json.loads((GOLDEN / "diffusers_schedulers.json").read_text())
+READY = [name for name in DESCRIBED["models"] if not name.startswith(("heun", "dpm", "edm"))]
+HEAVY = dict.fromkeys(("cd_imagenet64", "ct_bedroom256"), pytest.mark.slow)
 models = pytest.mark.parametrize("name", DESCRIBED["models"])
 
 
@@ -51,38 +57,27 @@ def logsnr_of(sigmas, mean_type):
 
 @models
 def test_samplers_visit_the_times_of_diffusers(name, tmp_path):
-    _, metadata = interop.load(written(tmp_path, name))
-    schedule = eval_schedule(metadata.config.model)
+    (tmp_path / diffusers.SCHEDULER).write_text(json.dumps(DESCRIBED["models"][name]["scheduler"]))
+    model = scheduler.settings(scheduler.read_scheduler(as_path(tmp_path))).model
+    schedule = get_logsnr_schedule(**model["eval_logsnr_schedule"])
     expected = golden(name)
     for num_steps in numbers_of_steps(expected):
         i = np.arange(num_steps)[::-1]
         t, dt = schedule.grid_time(i, num_steps), schedule.grid_step(i, num_steps)
-        logsnr = logsnr_of(expected[f"sigmas_{num_steps}"][:-1], metadata.config.model.mean_type)
-        np.testing.assert_allclose(schedule(t), np.maximum(logsnr, -40), atol=4e-5)
+        logsnr = logsnr_of(expected[f"sigmas_{num_steps}"][:-1], model["mean_type"])
+        np.testing.assert_allclose(np.maximum(schedule(t), -40), np.maximum(logsnr, -40), atol=4e-5)
         np.testing.assert_allclose(t - dt, np.append(t[1:], 0), atol=1e-7)
 
 
-@models
-def test_networks_match_diffusers(name, tmp_path, optimized):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=HEAVY.get(name, ())) for name in READY])
+def test_networks_and_samples_match_diffusers(name, tmp_path, monkeypatch):
+    """Outputs at three times; samples from the same noise, with the same fresh noise at every step."""
     params, metadata = interop.load(written(tmp_path, name))
-    config = metadata.config.model
     expected = golden(name)
-    sigmas = expected[f"sigmas_{numbers_of_steps(expected)[-1]}"][:-1]
-    logsnr = logsnr_of(sigmas[[0, len(sigmas) // 2, -1]], config.mean_type).astype(np.float32)
-    labels = jnp.arange(3) if metadata.num_classes > 1 else None
-    network = make_network(config, metadata.image_shape, metadata.num_classes)
-    x = seeded.noise(3, *metadata.image_shape[1:], seed=2)
-    out = jax.jit(network.apply)({"params": params}, x, logsnr, labels)
-    assert max(map(relative, out, expected["out"])) < 2e-5
-
-
-@models
-def test_samples_match_diffusers(name, tmp_path, optimized, monkeypatch):
-    """From the same noise, with the same fresh noise at every step."""
-    params, metadata = interop.load(written(tmp_path, name))
     pipeline = Pipeline(params, metadata)
-    expected = golden(name)
-    noise, numbers = expected["noise"], numbers_of_steps(expected)
+    assert network_error(params, metadata, expected) < 2e-5
+
+    noise, numbers = expected["noise"], [n for n in numbers_of_steps(expected) if n < 20]
     labels = jnp.arange(len(noise)) if metadata.num_classes > 1 else None
     sample, params = pipeline.pure_sampler()
 
@@ -94,16 +89,60 @@ def test_samples_match_diffusers(name, tmp_path, optimized, monkeypatch):
 
     z = noise * start_scale(DESCRIBED["models"][name]["scheduler"], eval_schedule(metadata.config.model))
     fresh = seeded.noise(numbers[-1] * len(noise), *noise.shape[2:], seed=1).reshape(-1, *noise.shape)
-    for num_steps in numbers:
-        x = run(params, z, fresh, jnp.int32(num_steps))
-        assert relative(x, expected[f"samples_{num_steps}"]) < 1e-4, num_steps
+    errors = {n: relative(run(params, z, fresh, jnp.int32(n)), expected[f"samples_{n}"]) for n in numbers}
+    assert max(errors.values()) < 1e-4, errors
 
 
-def start_scale(scheduler, schedule):
+def network_error(params, metadata, expected):
+    """The relative error of the network's outputs at the first, the middle and the last time of the most steps."""
+    config = metadata.config.model
+    sigmas = expected[f"sigmas_{numbers_of_steps(expected)[-1]}"][:-1]
+    logsnr = logsnr_of(sigmas[[0, len(sigmas) // 2, -1]], config.mean_type).astype(np.float32)
+    labels = jnp.arange(3) if metadata.num_classes > 1 else None
+    network = make_network(config, metadata.image_shape, metadata.num_classes)
+    x = seeded.noise(3, *metadata.image_shape[1:], seed=2)
+    return max(map(relative, jax.jit(network.apply)({"params": params}, x, logsnr, labels), expected["out"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "euler",
+            dict(interpolation_type="log_linear"),
+            r"interpolation_type='log_linear' is not supported. Supported",
+        ),
+        ("euler_karras", dict(timestep_spacing="leading"), "range of sigma depend on the number of steps"),
+        ("euler", dict(timestep_spacing="even"), "timestep_spacing='even' is not supported"),
+        ("euler", dict(use_exponential_sigmas=True), "use_exponential_sigmas=True is not supported"),
+        ("heun_karras", dict(clip_sample_range=2.0), "clip_sample_range=2.0 must be 1"),
+        ("dpm_solver", dict(algorithm_type="sde-dpmsolver++"), "algorithm_type='sde-dpmsolver..' is not supported"),
+        ("dpm_solver", dict(solver_order=3), "solver_order=3 is not supported"),
+        ("dpm_solver", dict(lambda_min_clipped=-5.1), "lambda_min_clipped=-5.1 is not supported"),
+        ("flow", dict(use_dynamic_shifting=True), "use_dynamic_shifting=True is not supported"),
+        ("flow", dict(num_train_timesteps=0), "num_train_timesteps=0 must be an integer of at least 1"),
+        ("edm", dict(prediction_type="v_prediction"), "prediction_type='v_prediction' is not supported"),
+        ("consistency", dict(s_noise=1.01), "s_noise=1.01 is not supported"),
+    ],
+)
+def test_an_unsupported_option_is_refused(name, options, message, tmp_path):
+    values = DESCRIBED["models"][name]["scheduler"] | options
+    (tmp_path / diffusers.SCHEDULER).write_text(json.dumps(values))
+    with pytest.raises(InputError, match=message):
+        scheduler.settings(scheduler.read_scheduler(as_path(tmp_path)))
+
+
+@pytest.mark.parametrize("options", [dict(shift="a"), dict(shift=-1.0), dict(shift=0.0, num_train_timesteps=1)])
+def test_values_that_make_no_schedule_are_refused(options, tmp_path):
+    with pytest.raises(InputError, match="and its scheduler's config: "):
+        interop.load(written(tmp_path, "flow", **options))
+
+
+def start_scale(options, schedule):
     """How much less noise diffusers starts with: some schedulers with a variance of sigma^2 and not 1 + sigma^2."""
-    kind = scheduler["_class_name"].removesuffix("Scheduler")
+    kind = options["_class_name"].removesuffix("Scheduler")
     if kind == "CMStochasticIterative" or (
-        kind in ("EulerDiscrete", "HeunDiscrete") and scheduler["timestep_spacing"] != "leading"
+        kind in ("EulerDiscrete", "HeunDiscrete") and options["timestep_spacing"] != "leading"
     ):
         return np.float32(np.sin(schedule.angle(1.0)))
     return np.float32(1)

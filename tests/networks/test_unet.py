@@ -78,24 +78,25 @@ def test_the_numpy_oracle_matches_the_published_networks(golden, golden_unet):
             pad_both_sides=True,
             attn_stages=("down_0", "mid"),
         ),
-        dict(mid_attn_groups=0, ch_mult=(1, 1, 1), attn_stages=("up_1", "mid"), resample_stages=("down_1", "up_1")),
-        dict(attn_stages=(), pad_both_sides=True, scale_shift=False),
-        dict(num_classes=5, guidance_range=(1.0, 4.0), ch_mult=(1,)),
-        dict(logsnr_input_type="flow_time", ch_mult=(1,)),
-        dict(logsnr_input_type="data_time", ch_mult=(1,)),
-        dict(logsnr_input_type="c_noise", ch_mult=(1,)),
+        dict(
+            logsnr_input_type="c_noise",
+            time_scale=1.0,
+            mid_attn_groups=0,
+            ch_mult=(1, 1, 1),
+            attn_stages=("up_1", "mid"),
+            resample_stages=("down_1", "up_1"),
+        ),
+        dict(logsnr_input_type="flow_time", attn_stages=(), pad_both_sides=True, scale_shift=False),
+        dict(logsnr_input_type="data_time", time_scale=500.0, num_classes=5, guidance_range=(1.0, 4.0), ch_mult=(1,)),
     ],
     ids=[
         "classes, head_dim, convolutions",
         "linear, three levels",
         "sigmoid, both, two blocks, convolutions",
         "diffusers'",
-        "by stages",
-        "no attention",
-        "guidance",
-        "flow_time",
-        "data_time",
-        "c_noise",
+        "c_noise, by stages",
+        "flow_time, no attention",
+        "data_time, guidance",
     ],
 )
 def test_every_option_matches_the_numpy_oracle(change):
@@ -125,6 +126,21 @@ def test_both_heads_match_the_numpy_oracle():
     alpha, sigma = oracle.alpha_sigma(np.arctan(np.exp(-0.5 * LOGSNR.astype(np.float64)))[:, None, None, None])
     expected = sigma**2 * x_head + alpha**2 * (X - sigma * eps_head) / alpha
     np.testing.assert_allclose(denoise(X, LOGSNR).x, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("t", [1.0, 0.5, 0.001])
+def test_numbers_for_the_noise_level_are_exact(t):
+    """From noise to data, the inputs of published networks: 1000 t, t, and 250 log(sigma)."""
+    logsnr = get_logsnr_schedule("flow")(np.float32(t))
+
+    def number(kind, scale=1000.0):
+        return UNet(**(SMALL | dict(logsnr_input_type=kind, time_scale=scale)))._time(logsnr)
+
+    t = np.float64(np.float32(t))
+    np.testing.assert_allclose(number("flow_time"), 1000 * t, rtol=5e-7)
+    np.testing.assert_allclose(number("data_time", 1.0), 1 - t, rtol=5e-7, atol=3e-9)
+    if t < 1:  # sigma = t / (1 - t) is infinite at t = 1
+        np.testing.assert_allclose(number("c_noise"), 250 * np.log(t / (1 - t)), rtol=5e-7, atol=1e-4)
 
 
 def test_labels_outside_the_classes_are_refused():
@@ -326,6 +342,7 @@ def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
         (dict(logsnr_scale_range=(1.0, 1.0)), 8, r"logsnr_scale_range=\(1.0, 1.0\) must be two numbers"),
         (dict(dropout=1.0), 8, "dropout=1.0"),
         (dict(logsnr_input_type="step"), 8, "needs the 'discrete' schedule"),
+        (dict(time_scale=0.0), 8, "time_scale=0.0 must be more than 0"),
         (dict(attn_stages=("down_2",)), 8, r"attn_stages has \['down_2'\]; the stages"),
         (dict(resample_stages=("middle",)), 8, r"resample_stages has \['middle'\]"),
         (dict(mid_attn_groups=5), 8, "mid_attn_groups=5 must divide the middle's 64"),

@@ -59,7 +59,8 @@ UNETS = SMALL_UNETS | {
 }
 # The network, the scheduler and the numbers of steps of each model.
 SMALL_MODELS = {
-    "cd_imagenet64": ("small_imagenet64", CONSISTENCY, (1, 2, 4, 20)),
+    "consistency": ("classes", CONSISTENCY, (1, 2, 4, 20)),
+    "cd_imagenet64": ("small_imagenet64", CONSISTENCY, (1, 2, 4)),
     "ct_bedroom256": ("small_lsun256", CONSISTENCY | dict(num_train_timesteps=151), (1, 2, 4)),
     "euler": ("small", EULER, (10,)),
     "euler_leading": (

@@ -69,7 +69,7 @@ def read_scheduler(folder: epath.Path) -> dict[str, Any]:
     for path in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER):
         if path.is_file():
             return _with_defaults(read_json(path), str(path))
-    logging.warning("There is no scheduler_config.json in %r. Using DDPMScheduler's defaults.", str(folder))
+    logging.warning("%s has no %s. Using DDPMScheduler's defaults: 1000 linear betas.", folder, SCHEDULER)
     return _with_defaults({"_class_name": "DDPMScheduler"}, SCHEDULER)
 
 
@@ -89,7 +89,7 @@ def settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _with_defaults(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    with_defaults(values, {}, {"_class_name": READERS}, origin)
+    with_defaults(values, {}, {"_class_name": tuple(READERS)}, origin)
     reader = READERS[values["_class_name"]]
     return with_defaults(values, reader.defaults, reader.allowed, origin)
 
