@@ -130,8 +130,8 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("num_steps", [1, 7, 20, 1001])
-def test_steps_of_other_grids_follow_each_other(name, num_steps):
-    """Each step ends where the next one starts, the last one at 0; also for more steps than the grid is made for."""
+def test_steps_of_other_grids_end_where_the_next_ones_start(name, num_steps):
+    """The last step ends at 0. There may be more steps than the grid has times."""
     schedule = get_logsnr_schedule(**GRIDS[name])
     i = np.arange(num_steps)[::-1]
     t, dt = (np.asarray(grid(i, num_steps)) for grid in (schedule.grid_time, schedule.grid_step))
@@ -142,7 +142,7 @@ def test_steps_of_other_grids_follow_each_other(name, num_steps):
         np.testing.assert_allclose(one, many, atol=2e-7)
 
 
-def test_spacings_are_those_of_diffusers():
+def test_timestep_spacings_are_those_of_diffusers():
     """Lin et al. (2023), table 2, by the number of the training step; DPM-Solver drops the last of one step more."""
 
     def steps(num_steps, **args):

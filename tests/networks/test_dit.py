@@ -42,8 +42,8 @@ def random_params(network, guidance=None):
     ],
     ids=["classes", "unconditional, patches of 1", "diffusers' options", "both, step", "guidance"],
 )
-def test_output_matches_numpy(change):
-    """In float64, but for the softmax of attention."""
+def test_every_option_matches_the_numpy_oracle(change):
+    """In float64, except for the softmax of attention."""
     options = SMALL | change
     network = DiT(**options)
     guidance = None if network.guidance_range is None else np.array([1.0, 1.3, 2.0, 4.0])
@@ -55,7 +55,7 @@ def test_output_matches_numpy(change):
     assert np.linalg.norm(out - expected) < 1e-7 * np.linalg.norm(expected)
 
 
-def test_one_log_snr_for_all_images():
+def test_a_scalar_logsnr_applies_to_all_images():
     network = DiT(**SMALL)
     params = random_params(network)
     expected = apply(network, params, logsnr=np.full(4, 2.0, np.float32))
@@ -78,7 +78,7 @@ def test_labels_of_no_class_take_the_last_row_of_the_table():
 
 
 def test_initial_parameters_follow_the_paper():
-    """Xavier-uniform linear layers, normal embeddings, and zero where adaLN-Zero and the head have it."""
+    """Linear layers are Xavier-uniform, embeddings normal, and the layers of adaLN-Zero and the head zero."""
     network = DiT(**(SMALL | dict(hidden_size=128, num_classes=400)))
     params = jax.jit(network.init)(jax.random.key(0), X, LOGSNR, Y)["params"]
     for name, fan in {"qkv": 128 + 3 * 128, "attn_out": 256, "mlp0": 128 + 512, "mlp1": 128 + 512}.items():
@@ -93,7 +93,7 @@ def test_initial_parameters_follow_the_paper():
     assert not np.any(apply(network, params))
 
 
-def test_number_of_parameters_is_the_published_one():
+def test_the_number_of_parameters_is_the_published_one():
     """DiT-XL/2 has 674,834,720 parameters, of which 18,448 predict variances, which this network does not."""
     network = DiT(num_classes=1000, out_ch=4, patch_size=2, hidden_size=1152, depth=28, num_heads=16)
     x, logsnr, y = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
@@ -101,7 +101,7 @@ def test_number_of_parameters_is_the_published_one():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 674_834_720 - 18_448
 
 
-def test_mixed_precision():
+def test_bfloat16_activations_keep_float32_parameters_and_outputs():
     exact, mixed = DiT(**SMALL), DiT(**SMALL, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(mixed))} == {jnp.dtype("float32")}
     params = random_params(exact)
@@ -111,14 +111,14 @@ def test_mixed_precision():
 
 
 def test_the_head_computes_in_float32():
-    """A bias of the head that bfloat16 cannot hold comes out exactly."""
+    """A bias of the head that bfloat16 cannot represent is exact in the output."""
     network = DiT(**SMALL, dtype=jnp.bfloat16)
     params = jax.tree.map(np.zeros_like, random_params(network))
     params["proj_out"]["bias"] = np.tile(np.float32([0.1, 0.2, 0.3]), 4)
     np.testing.assert_array_equal(apply(network, params), np.broadcast_to(np.float32([0.1, 0.2, 0.3]), X.shape))
 
 
-def test_remat_keeps_the_gradients():
+def test_rematerialization_keeps_the_gradients():
     def gradients(network, params):
         return jax.grad(lambda params: jnp.mean(network.apply({"params": params}, X, LOGSNR, Y) ** 2))(params)
 
@@ -153,7 +153,7 @@ def test_remat_keeps_the_gradients():
         ),
     ],
 )
-def test_errors(change, side, message):
+def test_impossible_options_are_refused(change, side, message):
     network = DiT(**(SMALL | change))
     with pytest.raises(ValueError, match=message):
         network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
