@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from .. import checkpoints
 from ..checkpoints import Metadata, newest_step
 from ..errors import InputError, did_you_mean
-from ..networks.autoencoder import AutoencoderInfo, Decode, Encode, make_functions
+from ..latents import AutoencoderInfo, Decode, Encode
+from ..networks.autoencoder import make_functions
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED, pretrained_folder
 from ..runtime.files import as_path, stat_hash

@@ -10,7 +10,6 @@ everything here is unscaled.
 - `make_functions` makes `encode` and `decode` of a network and its parameters.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Float, Num
 
 from ..errors import InputError
+from ..latents import Decode, Encode, check_image_shape
 from ..shapes import Array, Params, at_least_float32
 from .layers import GroupNorm, conv3x3
 from .unet import MOST_BLOCKS, MOST_SIZE, AttentionBlock, ResidualBlock
@@ -34,51 +34,6 @@ Images = Float[Array, "batch height width image_channels"]
 Latents = Float[Array, "batch latent_height latent_width latent_channels"]
 AnyImages = Num[Array, "batch height width image_channels"]  # before the check that they are floats
 AnyLatents = Num[Array, "batch latent_height latent_width latent_channels"]
-PerChannel = float | tuple[float, ...]  # one number for all latent channels, or one each
-Encode = Callable[[Images], tuple[Latents, Latents]]
-Decode = Callable[[Latents], Images]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoencoderInfo:
-    """What users of an autoencoder need besides its functions.
-
-    Diffusion models see x = (latents - shift) * scale.
-
-    Attributes:
-      name: of the folder that it was read from.
-      fingerprint: a hash of the architecture and the parameters.
-      image_channels: channels of an image.
-      latent_channels: channels of a latent.
-      downsampling: the height and width of an image, divided by those of its latent.
-      scale: multiplies latents, one number for all channels or one each.
-      shift: is subtracted from latents before, one number for all channels or one each.
-    """
-
-    name: str
-    fingerprint: str
-    image_channels: int
-    latent_channels: int
-    downsampling: int
-    scale: PerChannel
-    shift: PerChannel
-
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The (height, width, channels) of the latents of images.
-
-        Args:
-          image_shape: (height, width, channels).
-
-        Raises:
-          InputError: if the autoencoder does not take such images.
-
-        >>> numbers = dict(image_channels=3, latent_channels=4, downsampling=8, scale=0.18215, shift=0.0)
-        >>> AutoencoderInfo(name="vae", fingerprint="0", **numbers).latent_shape((256, 256, 3))
-        (32, 32, 4)
-        """
-        check_image_shape(image_shape, self.image_channels, self.downsampling)
-        height, width, _ = image_shape
-        return height // self.downsampling, width // self.downsampling, self.latent_channels
 
 
 class AutoencoderKL(nn.Module):
@@ -101,11 +56,9 @@ class AutoencoderKL(nn.Module):
         convolution of encoder and decoder, and the results are float32 or wider.
 
     >>> network = AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4)
-    >>> images = jnp.zeros((2, 16, 24, 3))
-    >>> variables = network.init(jax.random.key(0), images)
-    >>> mean, std = network.apply(variables, images, method="encode")
-    >>> mean.shape, network.apply(variables, mean, method="decode").shape
-    ((2, 8, 12, 4), (2, 16, 24, 3))
+    >>> variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16, 24, 3)))
+    >>> variables["params"]["encoder"]["down_1.block_0"]["conv1"]["kernel"].shape
+    (3, 3, 8, 16)
     """
 
     image_channels: int = 3
@@ -310,10 +263,11 @@ def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = 
 
     >>> network = AutoencoderKL(channels=(8, 16), num_res_blocks=1, norm_groups=4)
     >>> images = jnp.zeros((2, 16, 24, 3))
-    >>> encode, decode = make_functions(network, network.init(jax.random.key(0), images)["params"])
+    >>> params = jax.jit(network.init)(jax.random.key(0), images)["params"]
+    >>> encode, decode = make_functions(network, params)
     >>> mean, std = encode(images)
-    >>> decode(mean).shape
-    (2, 16, 24, 3)
+    >>> mean.shape, decode(mean).shape
+    ((2, 8, 12, 4), (2, 16, 24, 3))
     """
     apply = jax.jit(network.apply, static_argnames="method")
 
@@ -340,29 +294,6 @@ def _in_parts(compute: Callable[[Array], Any], x: Array, size: int) -> Any:
     if rest := len(x) % size:  # the last rows, in a part of the same size, which needs no other program
         parts.append(jax.tree.map(lambda rows: rows[-rest:], compute(x[-size:])))
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
-
-
-def check_image_shape(shape: Sequence[int], channels: int, downsampling: int) -> None:
-    """Raise an InputError unless an autoencoder takes images of this shape.
-
-    Args:
-      shape: (height, width, channels).
-      channels: those that the autoencoder takes.
-      downsampling: the sides must be multiples of this number.
-
-    >>> check_image_shape((256, 256, 3), 3, 8)
-    """
-    height, width, image_channels = shape
-    if image_channels != channels:
-        raise InputError(
-            f"The images have {image_channels} channels, in the shape {list(shape)}; this autoencoder takes "
-            f"{channels}. Channels come last."
-        )
-    if height % downsampling or width % downsampling or not (height and width):
-        raise InputError(
-            f"The images are {height}x{width}; this autoencoder takes sides that are multiples of {downsampling}. "
-            "Crop, resize or pad them."
-        )
 
 
 def _check_float(x: Array, what: str, hint: str) -> None:

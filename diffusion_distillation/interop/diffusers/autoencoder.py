@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from ...errors import InputError
-from ...networks.autoencoder import AutoencoderInfo, AutoencoderKL, PerChannel
+from ...latents import AutoencoderInfo, PerChannel
+from ...networks.autoencoder import AutoencoderKL
 from ...runtime.files import absolute, read_json
 from ...runtime.hashing import sha256
 from ...shapes import Params
