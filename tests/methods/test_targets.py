@@ -271,13 +271,13 @@ def test_times_of_consistency():
     method = make_method(make_config(distillation=METHODS["tuning"], num_train_steps=800))
     for update, stage in ((0, 0), (99, 0), (100, 1), (700, 7)):
         times = method.times(keys(4000), update, method.rungs[0])
-        (t, first, rest, _), weight = (jax.tree.map(np.float64, part) for part in times)
-        tau, r = (np.tan(oracle.cosine_angle(at)) for at in (t, t - first))
+        (t, dt1, dt2, _), weight = (jax.tree.map(np.float64, part) for part in times)
+        tau, r = (np.tan(oracle.cosine_angle(at)) for at in (t, t - dt1))
         np.testing.assert_allclose([np.log(tau).mean(), np.log(tau).std()], [-1.1, 2.0], atol=0.1)
         wanted = np.maximum(tau * (1 - 0.5 ** (stage + 1) * (1 + 8 / (1 + np.exp(tau)))), 0)
         np.testing.assert_allclose(r, wanted, rtol=2e-3, atol=1e-4)
         np.testing.assert_allclose(weight * (tau - wanted), 1, rtol=1e-3)
-        np.testing.assert_array_equal(rest, np.where(first == t, 0, 1))
+        np.testing.assert_array_equal(dt2, np.where(dt1 == t, 0, 1))
 
 
 @pytest.mark.parametrize("schedule", ANGLES)
@@ -321,7 +321,7 @@ class Exact:
         method = made(name, "cosine")
         i = np.asarray(i)
         stages = drawn_at(i, self.grid, groups, Rung(self.grid, groups))
-        exact = {name: jnp.float64(getattr(stages, name)) for name in ("t", "first", "rest")}  # multiples of 1 / 64
+        exact = {name: jnp.float64(getattr(stages, name)) for name in ("t", "dt1", "dt2")}  # multiples of 1 / 64
         stages = stages._replace(**exact)
         z = q_sample(self.x, self.eps, self.schedule(stages.t))
         times = stages if name == "tract" else consistency.WeightedTimes(stages, jnp.ones(len(i)))
