@@ -25,7 +25,7 @@ from .networks.model import eval_schedule, train_schedule
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json
-from .sampling import SAMPLER_ALIASES, SAMPLERS, posterior_variance
+from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
 from .schedules import get_logsnr_schedule
 
 # One line per field, in the notation of `fields`: its default, or its type if every config must set it, or its allowed
@@ -133,9 +133,8 @@ DISTILLATION = {
     "start_num_steps": OrNone(int),  # sampling steps of the teacher; for method 'consistency', size of the last grid
     "end_num_steps": 1,  # sampling steps of the last student
     "rungs": (),  # instead of these two, the sampling steps of the teacher and every student, such as (64, 8, 1)
-    # How the teacher steps: with DDIM, or with adjusted DDIM in the first `addim_rungs` rungs (`sampling.addim_step`).
-    "teacher_step": OneOf(("ddim", "addim")),
-    "addim_rungs": 1,
+    "teacher_step": one_of("ddim", SOLVERS),  # solver of the teacher's steps in the first `teacher_step_rungs` rungs
+    "teacher_step_rungs": 1,  # the teachers of later rungs are students, which take DDIM steps
     "addim_variance": 0.1,
     "args": Free(),  # options of the method: the keyword-only arguments of its function
     # Overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}. They may
@@ -146,6 +145,7 @@ DISTILLATION = {
 # Old names of fields, which config files, stored configs and the command line may still use.
 OLD_FIELDS = {
     "train.num_steps": "train.num_train_steps",
+    "distillation.addim_rungs": "distillation.teacher_step_rungs",
     "distillation.consistency.tuning_stages": "distillation.consistency.tuning_phases",
     # Sections named after a method. A ladder of another method ignores them.
     "distillation.tract": "distillation.args",

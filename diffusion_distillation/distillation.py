@@ -1,7 +1,8 @@
 """Distillation targets: one step of a student does what several steps of a teacher do (Salimans & Ho 2022, section 3).
 
 A DDIM step is a rotation: z(phi - d) = cos(d) z - sin(d) v. Several rotations make one, so there is one v whose single
-step from z_t ends where several steps end. That v, with its x and eps, is the target.
+step from z_t ends where several steps end. That v, with its x and eps, is the target. The step of another solver is a
+rotation with another v (`sampling.Solver`), so a teacher may step by any of them.
 
 * `two_step_target`: two steps of one teacher, as in progressive distillation.
 * `several_step_target`: any number of steps of one teacher.
@@ -10,17 +11,13 @@ step from z_t ends where several steps end. That v, with its x and eps, is the t
 Targets are computed in at least float32 and returned in the dtype of z. Times are scalars or `[batch]`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from .diffusion import Denoiser, Prediction, per_example, predict
-from .sampling import check_num_steps, ddim_step
+from .sampling import Solver, check_num_steps, get_solver, rotate
 from .schedules import Schedule
-from .shapes import Array, Count, DataArray, ScalarOrBatch, StepIndex, at_least_float32, mixed_precision
-
-Displacement = Callable[[Prediction, ScalarOrBatch, ScalarOrBatch], Array]
+from .shapes import Count, DataArray, ScalarOrBatch, StepIndex, at_least_float32, mixed_precision
 
 
 @mixed_precision
@@ -33,12 +30,12 @@ def two_stage_target(
     dt2: ScalarOrBatch,
     schedule: Schedule,
     *,
-    displacement: Displacement | tuple[Displacement | None, Displacement | None] | None = None,
+    solver: str | Solver = "ddim",
 ) -> Prediction:
     """Return the prediction at z_t whose one DDIM step ends where two steps end, one per denoiser.
 
     The `first` denoiser steps from t to t - dt1, the `second` from there to t - dt1 - dt2. With the angles d1, d2 of
-    the two steps and the predictions v1, v2 at their starts,
+    the two steps, the solver's v1 of the first and the prediction v2 at the start of the second,
 
         v = ( sin(d1) (cos(d2) v1 - sin(d2) z_t) + sin(d2) v2 ) / sin(d1 + d2).
 
@@ -54,12 +51,14 @@ def two_stage_target(
       dt2: length of the second step; a scalar or `[batch]`. With 0 there is no second step, and the target is v1. A
         step longer than the time left ends at t = 0: to end there whatever the rounding, pass 1.
       schedule: the noise schedule.
-      displacement: k(prediction, phi, d), how much of the predicted eps is added to a DDIM step of angle d from angle
-        phi, `[batch]`, such as `sampling.addim_displacement` (Heek et al. 2024, algorithm 3). The numerator above is
-        then reduced by cos(d2) k1 eps1 + k2 eps2. One function for both steps, or a pair; None, the default, for none.
+      solver: of the first step, a name in `sampling.SOLVERS` or a `Solver`; default 'ddim', whose v1 is the predicted
+        one. The second step is a DDIM step.
 
     Returns:
       The target, shaped as z_t. Where the second step ends at t = 0, its x is the x that `second` predicts.
+
+    Raises:
+      InputError: for an unknown solver.
 
     >>> from diffusion_distillation import diffusion, schedules
     >>> teacher = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
@@ -67,7 +66,7 @@ def two_stage_target(
     >>> two_stage_target(teacher, teacher, z_t, 0.5, 0.125, 0.25, schedule).x[0, 0, 0].round(4)
     Array([0.5], dtype=float32)
     """
-    k1, k2 = displacement if isinstance(displacement, tuple) else (displacement, displacement)
+    solver = get_solver(solver)
     t = jnp.asarray(t)
     t_mid = t - dt1
     d1 = schedule.angle_step(t, dt1)
@@ -75,23 +74,11 @@ def two_stage_target(
     angle1 = per_example(d1, z_t)
     angle2 = per_example(d2, z_t)
 
-    # The first step: z_mid = cos(d1) z_t - sin(d1) v1 + k1 eps1.
-    prediction1 = first(z_t, schedule(t))
-    z_mid = ddim_step(prediction1, z_t, schedule, t, dt1)
-    if k1 is not None:
-        offset1 = per_example(k1(prediction1, schedule.angle(t), d1), z_t) * prediction1.eps
-        z_mid = (z_mid + offset1).astype(z_t.dtype)
+    memory = solver.start_memory(z_t)
+    v1, _ = solver.velocity(first(z_t, schedule(t)), first, z_t, memory, schedule=schedule, t=t, dt=dt1)
+    v2 = second(rotate(z_t, v1, d1), schedule(t_mid)).v
 
-    # The second prediction.
-    prediction2 = second(z_mid, schedule(t_mid))
-
-    # sin(d1) (cos(d2) v1 - sin(d2) z_t) + sin(d2) v2 - cos(d2) k1 eps1 - k2 eps2
-    numerator = jnp.sin(angle1) * (jnp.cos(angle2) * prediction1.v - jnp.sin(angle2) * z_t)
-    numerator += jnp.sin(angle2) * prediction2.v
-    if k1 is not None:
-        numerator -= jnp.cos(angle2) * offset1
-    if k2 is not None:
-        numerator -= per_example(k2(prediction2, schedule.angle(t_mid), d2), z_t) * prediction2.eps
+    numerator = jnp.sin(angle1) * (jnp.cos(angle2) * v1 - jnp.sin(angle2) * z_t) + jnp.sin(angle2) * v2
     target = predict(z_t, per_example(schedule(t), z_t), v=numerator / jnp.sin(angle1 + angle2))
     return Prediction(*(part.astype(z_t.dtype) for part in target))
 
@@ -140,14 +127,14 @@ def several_step_target(
     count: Count,
     schedule: Schedule,
     *,
-    displacement: Displacement | None = None,
+    solver: str | Solver = "ddim",
 ) -> Prediction:
     """Return the prediction at z_t whose one DDIM step ends where `count` steps of the teacher end.
 
     The formula of `two_stage_target` is applied step by step. Let v be the target of the first j steps, D their angle
-    in all, and d, v_j and eps_j the angle and the prediction of the next step. Then
+    in all, and d and v_j the angle and the solver's v of the next step. Then
 
-        v <- ( sin(D) (cos(d) v - sin(d) z_t) + sin(d) v_j - k eps_j ) / sin(D + d).
+        v <- ( sin(D) (cos(d) v - sin(d) z_t) + sin(d) v_j ) / sin(D + d).
 
     Args:
       teacher: the teacher's denoiser, without dropout and without clipping.
@@ -156,14 +143,15 @@ def several_step_target(
       num_steps: sampling steps of the student; may be traced.
       count: teacher steps per student step, at least 1; may be traced. The teacher is compiled once, whatever `count`.
       schedule: the noise schedule.
-      displacement: k(prediction, phi, d), for every step; see `two_stage_target`. Default none.
+      solver: of the teacher's steps, a name in `sampling.SOLVERS` or a `Solver`; default 'ddim'. A multistep solver
+        starts anew with every student step: its first step is a DDIM step.
 
     Returns:
-      The target, shaped as z_t. At i = 0 its x is the x of the teacher's last prediction. With `count` 2 it is that of
-      `two_step_target`.
+      The target, shaped as z_t. At i = 0 its x is the x that the teacher predicts in its last step. With `count` 2 and
+      DDIM, it is that of `two_step_target`.
 
     Raises:
-      InputError: if `num_steps` is below 1.
+      InputError: if `num_steps` is below 1, or for an unknown solver.
 
     >>> from diffusion_distillation import diffusion, schedules
     >>> teacher = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
@@ -172,6 +160,7 @@ def several_step_target(
     Array([0.5, 0.5], dtype=float32)
     """
     check_num_steps(num_steps)
+    solver = get_solver(solver)
     time_type = at_least_float32(z_t.dtype)
     teacher_num_steps = jnp.asarray(num_steps) * count
     dt = 1 / teacher_num_steps.astype(time_type)
@@ -179,20 +168,16 @@ def several_step_target(
     t_start = schedule.grid_time(last, teacher_num_steps, time_type)
 
     def step(j, carry):
-        z, v = carry
+        z, v, memory = carry
         t = schedule.grid_time(last - j, teacher_num_steps, time_type)
-        prediction = teacher(z, schedule(t))
+        v_j, memory = solver.velocity(teacher(z, schedule(t)), teacher, z, memory, schedule=schedule, t=t, dt=dt)
         d = schedule.angle_step(t, dt)
         angle = per_example(d, z_t)
         angle_before = per_example(jnp.where(j > 0, schedule.angle_step(t_start, j * dt), 0), z_t)
-        numerator = jnp.sin(angle_before) * (jnp.cos(angle) * v - jnp.sin(angle) * z_t) + jnp.sin(angle) * prediction.v
-        z = ddim_step(prediction, z, schedule, t, dt)
-        if displacement is not None:
-            offset = per_example(displacement(prediction, schedule.angle(t), d), z_t) * prediction.eps
-            numerator -= offset
-            z = (z + offset).astype(z.dtype)
-        return z, numerator / jnp.sin(angle_before + angle)
+        numerator = jnp.sin(angle_before) * (jnp.cos(angle) * v - jnp.sin(angle) * z_t) + jnp.sin(angle) * v_j
+        return rotate(z, v_j, d), numerator / jnp.sin(angle_before + angle), memory
 
-    _, v = jax.lax.fori_loop(0, count, step, (z_t, jnp.zeros(z_t.shape, time_type)))
+    start = (z_t, jnp.zeros(z_t.shape, time_type), solver.start_memory(z_t))
+    _, v, _ = jax.lax.fori_loop(0, count, step, start)
     target = predict(z_t, per_example(schedule(t_start), z_t), v=v)
     return Prediction(*(part.astype(z_t.dtype) for part in target))

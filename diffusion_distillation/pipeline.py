@@ -52,9 +52,10 @@ class SamplingOptions:
     Attributes:
       num_steps: sampling steps, at least 1. By default the number that a student was distilled for, or the config's
         model.eval_sampling_num_steps. A student warns if the number does not suit it.
-      sampler: a name in `sampling.SAMPLERS`: 'ddim'; 'ancestral'; 'addim' (DDIM adjusted for the variance that it
-        loses), for undistilled models; 'renoise', for consistency models of one group; 'stochastic' (steps of twice the
-        length, half undone by noise). By default the config's.
+      sampler: a name in `sampling.SAMPLERS`: 'ddim'; 'ancestral'; for undistilled models, 'heun' (two network
+        evaluations per step), 'dpmpp_2m' and 'addim' (DDIM adjusted for the variance that it loses); 'renoise', for
+        consistency models of one group; 'stochastic' (steps of twice the length, half undone by noise). By default
+        the config's.
       eta: with 'ddim', the share of fresh noise at every step, from 0, the default, to 1; see `sampling.ddim_step`.
       clip: whether to clip the x predicted at every step to [-1, 1]. By default the config's model.eval_clip_denoised.
       guidance: weight w of classifier-free guidance, one for all images or one per image: (1 + w) times the prediction
@@ -393,15 +394,18 @@ class Pipeline:
         return generate()
 
     def _warn_unless_suited(self, options: SamplingOptions) -> None:
-        """Warn if a student is sampled in a number of steps that it was not distilled for."""
-        if not self.distilled_for or SAMPLERS[options.sampler].suits(self.distilled_for, options.num_steps):
+        """Warn if a student is sampled in a number of steps, or by a sampler, that it was not distilled for."""
+        sampler = SAMPLERS[options.sampler]
+        if not self.distilled_for or sampler.suits(self.distilled_for, options.num_steps) or not multihost.is_main():
             return
-        if multihost.is_main():
-            logging.warning(
-                "This model was distilled for %s; sampling with %d reduces quality.",
-                "1 sampling step" if self.distilled_for == 1 else f"{self.distilled_for} sampling steps",
-                options.num_steps,
-            )
+        if sampler.jumps == ():
+            logging.warning("This model was distilled for DDIM steps; sampling with %s reduces quality.", sampler.title)
+            return
+        logging.warning(
+            "This model was distilled for %s; sampling with %d reduces quality.",
+            "1 sampling step" if self.distilled_for == 1 else f"{self.distilled_for} sampling steps",
+            options.num_steps,
+        )
 
     def _noise(self, key: Keys, index: np.ndarray) -> np.ndarray:
         return np.asarray(start_noise(key, index, self.image_shape))

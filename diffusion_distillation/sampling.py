@@ -4,13 +4,19 @@ A sampler starts from standard normal z at t = 1, takes `num_steps` steps of len
 that is predicted in the last one. The public functions are
 
 * `ddim`, deterministic unless `eta` is above 0, and the sampler that students are made for;
-* `ancestral`, the DDPM sampler;
 * `addim`, DDIM adjusted for the variance that it loses;
+* `heun`, of second order, with two network evaluations per step;
+* `dpmpp_2m`, of second order, with one;
+* `ancestral`, the DDPM sampler;
 * `renoise`, for consistency models: predict x, add noise, predict x again;
 * `stochastic`, steps of twice the length, half undone by noise.
 
 Each is `sample`, the one loop, with a `Sampler` of the registry `SAMPLERS`. To add a sampler, write its step and add
 one line to `SAMPLERS`; configs, flags, pipelines, reports and exports then know it.
+
+The deterministic ones are DDIM steps, rotations of z, with a v of their own: a `Solver` of the registry `SOLVERS`
+computes this v. To add a solver, write its velocity and add one line to `SOLVERS`; it is then a sampler too, and a way
+for teachers to step (`distillation.teacher_step`).
 
 z may have any float dtype. `num_steps` may be traced: one compiled program then serves every number of steps. With
 `trajectory=True` (and a Python integer `num_steps`) samplers return `(x, xs)`, where `xs[k]` is the x predicted in step
@@ -28,11 +34,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from .diffusion import Denoiser, Prediction, medium_fraction, per_example, posterior
+from .diffusion import Denoiser, Prediction, alpha_sigma, medium_fraction, per_example, posterior
 from .errors import InputError
 from .keys import fold_in, normal
 from .schedules import Schedule, bounded
 from .shapes import Array, Count, DataArray, Keys, ScalarOrBatch, Trajectory, at_least_float32, mixed_precision
+
+
+@mixed_precision
+def rotate(z: DataArray, v: DataArray, angle: ScalarOrBatch) -> DataArray:
+    """Turn z by an angle towards the data: cos(angle) z - sin(angle) v, in the dtype of z.
+
+    Args:
+      z: noisy images, `[batch, height, width, channels]`.
+      v: shaped as z.
+      angle: a scalar or `[batch]`.
+
+    >>> rotate(jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1)), jnp.pi / 6).round(4)
+    Array([[[[0.366]]]], dtype=float32)
+    """
+    d = per_example(angle, z)
+    return (jnp.cos(d) * z - jnp.sin(d) * v).astype(z.dtype)
 
 
 @mixed_precision
@@ -127,7 +149,7 @@ def ancestral_step(
 
 @mixed_precision
 def addim_displacement(
-    prediction: Prediction, phi: ScalarOrBatch, d: ScalarOrBatch, variance: float = 0.1
+    prediction: Prediction, phi: ScalarOrBatch, d: ScalarOrBatch, variance: ScalarOrBatch = 0.1
 ) -> Float[Array, "*batch"]:
     """Return the aDDIM correction: how much eps to add to a DDIM step (Heek et al. 2024, algorithm 3).
 
@@ -259,7 +281,193 @@ def stochastic_step(
 
 
 Memory = Any  # a tree of arrays that one step leaves to the next
+Velocity = Callable[..., tuple[DataArray, Memory]]
 Step = Callable[..., tuple[DataArray, DataArray, Memory]]
+
+
+def no_memory(z: DataArray) -> Memory:
+    """Return the memory of solvers and samplers whose steps know nothing of the previous one."""
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver:
+    """A deterministic solver of the sampling ODE, as a correction of DDIM.
+
+    The solver's step from t to t - dt is the DDIM step with another v: z_s = cos(d) z - sin(d) v, where d is the angle
+    between the two times. A step that ends at t = 0 has the predicted v, so that it ends on the predicted x.
+
+    Attributes:
+      title: name in tables and plots.
+      velocity: `velocity(prediction, denoise, z, memory, *, schedule, t, dt) -> (v, memory)`, the v of the step.
+        `prediction` is the denoiser's at (z, t). t and dt are scalars or `[batch]`.
+      start_memory: `start_memory(z)` returns the memory before the first step; default `no_memory`.
+      evaluations: network evaluations per step, the prediction included; default 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * jnp.tanh(z), "x")
+    >>> v, _ = SOLVERS["heun"].velocity(denoise(z, schedule(0.5)), denoise, z, (), schedule=schedule, t=0.5, dt=0.25)
+    >>> v.shape
+    (1, 8, 8, 1)
+    """
+
+    title: str
+    velocity: Velocity
+    start_memory: Callable[[DataArray], Memory] = no_memory
+    evaluations: int = 1
+
+    @property
+    def is_multistep(self) -> bool:
+        """Whether a step uses the previous one. Alone, the step of a multistep solver is a DDIM step."""
+        return self.start_memory is not no_memory
+
+
+def ddim_velocity(
+    prediction: Prediction,
+    denoise: Denoiser,
+    z: DataArray,
+    memory: Memory,
+    *,
+    schedule: Schedule,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
+) -> tuple[DataArray, Memory]:
+    """Return the predicted v; see `Solver.velocity` for the arguments."""
+    return prediction.v, memory
+
+
+@mixed_precision
+def addim_velocity(
+    prediction: Prediction,
+    denoise: Denoiser,
+    z: DataArray,
+    memory: Memory,
+    *,
+    schedule: Schedule,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
+    variance: ScalarOrBatch = 0.1,
+) -> tuple[DataArray, Memory]:
+    """Return the v of an adjusted DDIM step, v - k eps / sin(d) with k the `addim_displacement`.
+
+    Args: see `Solver.velocity`, and `addim_displacement` for `variance`.
+    """
+    d = schedule.angle_step(t, dt)
+    k = addim_displacement(prediction, schedule.angle(t), d, variance)
+    slope = k / jnp.maximum(jnp.sin(d), jnp.finfo(k.dtype).tiny)  # k is of second order in d
+    return prediction.v - per_example(slope, z) * prediction.eps, memory
+
+
+@mixed_precision
+def heun_velocity(
+    prediction: Prediction,
+    denoise: Denoiser,
+    z: DataArray,
+    memory: Memory,
+    *,
+    schedule: Schedule,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
+) -> tuple[DataArray, Memory]:
+    """Return the v of a step of Heun's method in EDM's coordinates (Karras et al. 2022, algorithm 1, without churn).
+
+    There z / alpha is integrated over tan(phi), and its slope is eps. A step takes the mean of the slopes at its start
+    and where the DDIM step ends. With w = sin(d) / cos(phi), the share of the slope in the step,
+
+        v = v1 / 2 + [ (cos(d) + w sin(phi)) (v2 - sin(d) z) - w sin(phi - d) v1 ] / 2.
+
+    Two kinds of steps are DDIM steps instead. One is the step that ends at t = 0, as in the paper. The other is a step
+    with w above `MOST_SLOPE`: there z is almost pure noise, and EDM's sigma = tan(phi) falls to less than a sixth. This
+    applies to the first step on the 'cosine' and 'flow' schedules, where sigma is 22026 and infinite, and on EDM's own
+    grid in up to 4 steps. Over so long a step in sigma, the mean of the two slopes is worse than the first one.
+
+    Args: see `Solver.velocity`.
+    """
+    t = jnp.asarray(t)
+    s = bounded(t - dt, 0.0, math.inf)
+    d = schedule.angle_step(t, dt)
+    alpha, sigma = alpha_sigma(schedule(t))
+    w = jnp.sin(d) / alpha
+    applies = (t > dt) & (w <= MOST_SLOPE)
+    w = jnp.where(applies, w, 0)
+
+    v1 = prediction.v
+    v2 = denoise(rotate(z, v1, d), schedule(s)).v
+    of_v2 = per_example(jnp.cos(d) + w * sigma, z)
+    of_v1 = per_example(w * jnp.sin(schedule.angle(t) - d), z)
+    mean = 0.5 * (v1 + of_v2 * (v2 - per_example(jnp.sin(d), z) * z) - of_v1 * v1)
+    return jnp.where(per_example(applies, z), mean, v1), memory
+
+
+MOST_SLOPE = 5.0  # the largest w of a Heun step
+
+
+@mixed_precision
+def dpmpp_2m_velocity(
+    prediction: Prediction,
+    denoise: Denoiser,
+    z: DataArray,
+    memory: Memory,
+    *,
+    schedule: Schedule,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
+) -> tuple[DataArray, Memory]:
+    """Return the v of a step of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+
+    The step is a DDIM step with an x extrapolated from the previous step's, x + h / (2 h_before) (x - x_before), where
+    h is half of the increase of the log-SNR. At the same z, x and v are linear in each other, and so
+
+        v = v1 + h / (2 h_before) (v1 - v_before),
+
+    where v_before belongs to x_before at the present z. In the first step and in the one that ends at t = 0, v is v1.
+
+    Args: see `Solver.velocity`. `memory` is `(v_before, h_before)`, the latter in one value per example.
+    """
+    t = jnp.asarray(t)
+    v_before, h_before = memory
+    logsnr_s = schedule(bounded(t - dt, 0.0, math.inf))
+    h = jnp.broadcast_to(0.5 * (logsnr_s - schedule(t)), h_before.shape).astype(h_before.dtype)
+    share = per_example(jnp.where(t > dt, h / (2 * h_before), 0), z)
+    offset = share * (prediction.v - v_before)
+
+    # The v of x at the next z, (alpha_s z_s - x) / sigma_s, written without the difference, which amplifies rounding.
+    d = schedule.angle_step(t, dt)
+    sin_d = per_example(jnp.sin(d), z)
+    cot_s = per_example(jnp.exp(0.5 * logsnr_s), z)
+    v_s = per_example(jnp.cos(d), z) * prediction.v + sin_d * z - cot_s * sin_d * offset
+    return prediction.v + offset, (v_s.astype(v_before.dtype), h)
+
+
+def dpmpp_2m_memory(z: DataArray) -> Memory:
+    """Return the memory before the first step: one of infinite length, from which nothing is extrapolated."""
+    dtype = at_least_float32(z.dtype)
+    return jnp.zeros(z.shape, dtype), jnp.full(z.shape[:-3], jnp.inf, dtype)
+
+
+SOLVERS = {
+    "ddim": Solver(title="DDIM", velocity=ddim_velocity),
+    "addim": Solver(title="aDDIM", velocity=addim_velocity),
+    "heun": Solver(title="Heun", velocity=heun_velocity, evaluations=2),
+    "dpmpp_2m": Solver(title="DPM-Solver++(2M)", velocity=dpmpp_2m_velocity, start_memory=dpmpp_2m_memory),
+}
+
+
+def get_solver(solver: str | Solver) -> Solver:
+    """Return the solver with this name, or a solver of your own as it is.
+
+    Raises:
+      InputError: for an unknown name.
+
+    >>> get_solver("heun").evaluations
+    2
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if solver not in SOLVERS:
+        raise InputError(f"Unknown solver {solver!r}; choose one of {list(SOLVERS)}.")
+    return SOLVERS[solver]
 
 
 def single_evaluation(step: Callable[..., DataArray]) -> Step:
@@ -281,6 +489,18 @@ def single_evaluation(step: Callable[..., DataArray]) -> Step:
     return evaluate_and_step
 
 
+def rotation(solver: Solver) -> Step:
+    """Make a `Sampler.step` from a solver."""
+
+    @mixed_precision
+    def predict_and_rotate(denoise, z, memory, *, schedule, t, dt, key):
+        prediction = denoise(z, schedule(t))
+        v, memory = solver.velocity(prediction, denoise, z, memory, schedule=schedule, t=t, dt=dt)
+        return rotate(z, v, schedule.angle_step(t, dt)), prediction.x, memory
+
+    return predict_and_rotate
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
     """A sampler: its step, and what pipelines, reports and exports need to know of it.
@@ -291,16 +511,19 @@ class Sampler:
         scalars. It may call `denoise` more than once, as Heun's method does. `x` is the predicted clean image, for
         trajectories. `memory` is what a step leaves to the next one, such as the previous x in a multistep method.
         `key` is None if `needs_key` is False.
-      start_memory: `start_memory(z)` returns the memory before the first step; default an empty tuple.
+      start_memory: `start_memory(z)` returns the memory before the first step; default `no_memory`.
+      evaluations: network evaluations per step; default 1.
       options: keyword arguments of `step` that callers may set, among 'eta' and 'logvar_type'; default none.
       deterministic: whether the starting noise alone determines the sample, if eta is 0; default False.
       jumps: how many steps of the grid one prediction may cover. A student of N steps is sampled in N times one of
-        these. None if a prediction holds for any distance, as in consistency models; default (1,).
+        these. None if a prediction holds for any distance, as in consistency models. Empty for samplers of undistilled
+        models: what a student predicts for its own DDIM step needs no correction. Default (1,).
     """
 
     title: str
     step: Step
-    start_memory: Callable[[DataArray], Memory] = lambda z: ()
+    start_memory: Callable[[DataArray], Memory] = no_memory
+    evaluations: int = 1
     options: tuple[str, ...] = ()
     deterministic: bool = False
     jumps: tuple[int, ...] | None = (1,)
@@ -322,10 +545,20 @@ class Sampler:
         return self.jumps is None or student_num_steps in [num_steps // jump for jump in self.jumps]
 
 
-SAMPLERS = {
+def _solver_sampler(solver: Solver) -> Sampler:
+    return Sampler(
+        title=solver.title,
+        step=rotation(solver),
+        start_memory=solver.start_memory,
+        evaluations=solver.evaluations,
+        deterministic=True,
+        jumps=(),
+    )
+
+
+SAMPLERS = {name: _solver_sampler(solver) for name, solver in SOLVERS.items()} | {
     "ddim": Sampler(title="DDIM", step=single_evaluation(ddim_step), options=("eta",), deterministic=True),
     "ancestral": Sampler(title="ancestral", step=single_evaluation(ancestral_step), options=("logvar_type",)),
-    "addim": Sampler(title="aDDIM", step=single_evaluation(addim_step), deterministic=True),
     "renoise": Sampler(title="re-noising", step=single_evaluation(renoise_step), jumps=None),
     "stochastic": Sampler(title="stochastic", step=single_evaluation(stochastic_step), jumps=(1, 2)),
 }
@@ -515,6 +748,64 @@ def addim(
     Array([0.5, 0.5], dtype=float32)
     """
     return sample("addim", denoise, z, schedule, num_steps, trajectory=trajectory)
+
+
+def heun(
+    denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with Heun's method, which is deterministic and of second order (Karras et al. 2022, algorithm 1).
+
+    It is for undistilled models. See `heun_velocity`.
+
+    Args:
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; the denoiser is called twice per step.
+      trajectory: also return the predicted x of every step; default False.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a `num_steps` below 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> heun(denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=4)[:, 0, 0, 0].round(4)
+    Array([0.5, 0.5], dtype=float32)
+    """
+    return sample("heun", denoise, z, schedule, num_steps, trajectory=trajectory)
+
+
+def dpmpp_2m(
+    denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+) -> DataArray | tuple[DataArray, Trajectory]:
+    """Sample with DPM-Solver++(2M), which is deterministic and of second order (Lu et al. 2022, algorithm 2).
+
+    It is for undistilled models. See `dpmpp_2m_velocity`.
+
+    Args:
+      denoise: from `diffusion.make_denoiser`.
+      z: standard normal noise, `[batch, height, width, channels]`.
+      schedule: the noise schedule.
+      num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      trajectory: also return the predicted x of every step; default False.
+
+    Returns:
+      Images x, unclipped; with `trajectory`, `(x, xs)`.
+
+    Raises:
+      InputError: for a `num_steps` below 1.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: jnp.full_like(z, 0.5), "x")
+    >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    >>> dpmpp_2m(denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=4)[:, 0, 0, 0].round(4)
+    Array([0.5, 0.5], dtype=float32)
+    """
+    return sample("dpmpp_2m", denoise, z, schedule, num_steps, trajectory=trajectory)
 
 
 def renoise(

@@ -71,7 +71,7 @@ def test_configs_of_other_papers_have_their_settings():
         100_000,
     )
     assert rung == (1280, 8) and multistep.distillation.teacher_step == "addim"
-    assert addim.distillation.teacher_step == "addim" and addim.distillation.addim_rungs == 1
+    assert addim.distillation.teacher_step == "addim" and addim.distillation.teacher_step_rungs == 1
     assert ladder_rungs(addim)[0] == (1024, 512)
 
 

@@ -184,6 +184,10 @@ def test_students_warn_of_other_numbers_of_ddim_steps(base, caplog):
         draw()
         (record,) = caplog.records
         assert "distilled for 4 sampling steps; sampling with 2 reduces quality" in record.getMessage()
+    caplog.clear()
+    student.sample(KEY, 2, sampler="heun")
+    (record,) = caplog.records
+    assert "distilled for DDIM steps; sampling with Heun reduces quality" in record.getMessage()
 
 
 def test_bad_arguments_are_refused(base):
@@ -192,9 +196,7 @@ def test_bad_arguments_are_refused(base):
         lambda: base.sample(KEY, 0): "num_samples=0 must be at least 1",
         lambda: base.sample(KEY, 2, num_steps=0): "num_steps=0 must be an integer of at least 1",
         lambda: base.sample(KEY, 2, batch_size=0): "batch_size=0 must be at least 1",
-        lambda: base.sample(
-            KEY, 2, sampler="dim"
-        ): r"'dim'; choose one of \['ddim', 'ancestral', 'addim', 'renoise', 'stoch",
+        lambda: base.sample(KEY, 2, sampler="dim"): r"'dim'; choose one of \['ddim', 'addim', 'heun', 'dpmpp_2m', 'anc",
         lambda: base.sample(KEY, 2, eta=1.5): "eta=1.5 must be from 0",
         lambda: base.sample(KEY, 2, sampler="ancestral", eta=0.5): "The sampler 'ancestral' does not take eta=0.5",
         lambda: base.stream(

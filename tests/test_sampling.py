@@ -17,6 +17,8 @@ from diffusion_distillation.sampling import (
     ancestral_step,
     ddim,
     ddim_step,
+    dpmpp_2m,
+    heun,
     renoise,
     renoise_step,
     stochastic,
@@ -67,6 +69,8 @@ def test_samplers_reach_the_data(name):
         ancestral(jax.random.key(1), denoise, z, schedule, 512, "fixed_medium:0.5"),
         ancestral(jax.random.key(1), denoise, z, schedule, 512),
         addim(denoise, z, schedule, 512),
+        heun(denoise, z, schedule, 32),
+        dpmpp_2m(denoise, z, schedule, 32),
         stochastic(jax.random.key(1), denoise, z, schedule, 512),
     ):
         np.testing.assert_allclose(x.mean(), 0.2, atol=0.015)
@@ -97,7 +101,7 @@ def test_last_step_returns_x(cosine, logvar_type):
     np.testing.assert_array_equal(step, prediction.x)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "renoise", "stochastic"])
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "heun", "dpmpp_2m", "renoise", "stochastic"])
 def test_trajectory(cosine, sampler):
     """Every predicted x, of which the last is the sample."""
     draw = samplers(cosine)[sampler]
@@ -119,12 +123,14 @@ def samplers(schedule, key=None):
         "eta": lambda z, num_steps, **kwargs: ddim(denoise, z, schedule, num_steps, eta=0.5, key=key, **kwargs),
         "ancestral": by_ancestral,
         "addim": lambda z, num_steps, **kwargs: addim(denoise, z, schedule, num_steps, **kwargs),
+        "heun": lambda z, num_steps, **kwargs: heun(denoise, z, schedule, num_steps, **kwargs),
+        "dpmpp_2m": lambda z, num_steps, **kwargs: dpmpp_2m(denoise, z, schedule, num_steps, **kwargs),
         "renoise": lambda z, num_steps, **kwargs: renoise(key, denoise, z, schedule, num_steps, **kwargs),
         "stochastic": lambda z, num_steps, **kwargs: stochastic(key, denoise, z, schedule, num_steps, **kwargs),
     }
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "renoise", "stochastic"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "heun", "dpmpp_2m", "renoise", "stochastic"])
 def test_transformations(cosine, sampler):
     draw = samplers(cosine)[sampler]
     plain = draw(Z, 6)

@@ -30,7 +30,8 @@ def table_rows(evaluation: Evaluation, published: Mapping[int, float]) -> list[l
     """Lay out an evaluation as a table.
 
     Args:
-      evaluation: one row per model and sampler, one column per criterion. The speed is after the first criterion.
+      evaluation: one row per model and sampler, one column per criterion. The speed is after the first criterion. The
+        number of network evaluations (NFE) follows the steps if a sampler takes more than one per step.
       published: from `published_fids`; shown beside our FIDs.
 
     Returns:
@@ -41,12 +42,25 @@ def table_rows(evaluation: Evaluation, published: Mapping[int, float]) -> list[l
         ("model", lambda row: row.entry.model),
         ("sampler", lambda row: SAMPLERS[row.entry.sampler].title if row.entry.sampler else ""),
         ("steps", lambda row: str(row.entry.num_steps or "")),
+        *_nfe_column(evaluation),
         *_criterion_columns(first, published),
         ("images/s", lambda row: "" if row.images_per_sec is None else f"{row.images_per_sec:,.1f}"),
         *itertools.chain.from_iterable(_criterion_columns(criterion, published) for criterion in others),
     ]
     header = [heading for heading, _ in columns]
     return [header, *([cell(row) for _, cell in columns] for row in evaluation.rows)]
+
+
+def _nfe_column(evaluation: Evaluation) -> list[tuple[str, Callable[[Row], str]]]:
+    """Return the heading and cells of the network evaluations; nothing if they are the steps."""
+
+    def nfe(row):
+        per_step = SAMPLERS[row.entry.sampler].evaluations if row.entry.sampler else 1
+        return row.entry.num_steps * per_step
+
+    if all(nfe(row) == row.entry.num_steps for row in evaluation.rows):
+        return []
+    return [("NFE", lambda row: str(nfe(row) or ""))]
 
 
 def _criterion_columns(criterion: Criterion, published: Mapping[int, float]) -> list[tuple[str, Callable[[Row], str]]]:

@@ -21,7 +21,7 @@ from ..losses import data_target
 from ..schedules import Schedule, time_of
 from ..shapes import Array, Count
 from .method import Method, Rung
-from .rungs import GroupTimes, group_times, teacher_displacement
+from .rungs import GroupTimes, group_times, teacher_solver
 
 
 class WeightedTimes(NamedTuple):
@@ -116,7 +116,7 @@ def make(
     if not tau_std >= 0 or not (huber is None or huber >= 0):
         raise InputError(f"args.tau_std={tau_std} and args.huber={huber} must not be negative.")
 
-    displacement = teacher_displacement(config.distillation, (rung,))
+    solver = teacher_solver(config.distillation, (rung,), single_steps=True)
     if times == "tuning":
         sample_times = tuning_times(schedule, tau_mean, tau_std, tuning_phases, config.train.num_train_steps)
     else:
@@ -128,8 +128,7 @@ def make(
 
         t, dt1, dt2, rung = sampled.group
         first = data if kind == "training" else denoisers.teacher
-        adjusted = displacement and (displacement(rung), None)
-        return two_stage_target(first, denoisers.student, z, t, dt1, dt2, schedule, displacement=adjusted)
+        return two_stage_target(first, denoisers.student, z, t, dt1, dt2, schedule, solver=solver.of(rung))
 
     def loss(prediction, target, sampled):
         scale = {"huber": huber, "norm": 0.0, "squared": None}[norm]
@@ -139,8 +138,10 @@ def make(
         sigma = jnp.sin(schedule.angle(sampled.t))
         return sampled.weight * distance(prediction, target, sigma, scale)
 
-    calls = 1 if kind == "training" else 2
-    return Method(sample_times, target, loss, target_calls=lambda rung: calls)
+    def target_calls(rung):
+        return 1 + (solver.evaluations(rung) if kind == "distillation" else 0)
+
+    return Method(sample_times, target, loss, target_calls=target_calls)
 
 
 def grid_times(schedule: Schedule, first_grid: int, grid_updates: int) -> Callable[..., WeightedTimes]:

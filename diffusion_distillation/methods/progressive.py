@@ -9,7 +9,7 @@ from ..losses import discrete_steps, training_loss
 from ..schedules import Schedule
 from ..shapes import Array
 from .method import Method, Rung
-from .rungs import descending_rungs, teacher_displacement
+from .rungs import descending_rungs, teacher_solver
 
 
 class StepTimes(NamedTuple):
@@ -34,7 +34,7 @@ def make(config: Any, schedule: Schedule) -> Method:
       schedule: the training schedule.
     """
     rungs = descending_rungs(config.distillation)
-    displacement = teacher_displacement(config.distillation, rungs)
+    teacher = teacher_solver(config.distillation, rungs)
     factors = {teacher_num_steps // num_steps for teacher_num_steps, num_steps in rungs}
     factor = factors.pop() if len(factors) == 1 else None  # if all rungs have the same factor, it need not be traced
 
@@ -45,10 +45,13 @@ def make(config: Any, schedule: Schedule) -> Method:
     def target(denoisers, x, eps, z, times):
         teacher_num_steps, num_steps = times.rung
         count = factor or teacher_num_steps // num_steps
-        adjusted = displacement and displacement(times.rung)
-        return several_step_target(denoisers.teacher, z, times.i, num_steps, count, schedule, displacement=adjusted)
+        solver = teacher.of(times.rung)
+        return several_step_target(denoisers.teacher, z, times.i, num_steps, count, schedule, solver=solver)
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
-    return Method(times, target, loss, target_calls=lambda rung: rung.teacher_num_steps // rung.num_steps)
+    def target_calls(rung):
+        return rung.teacher_num_steps // rung.num_steps * teacher.evaluations(rung)
+
+    return Method(times, target, loss, target_calls=target_calls)

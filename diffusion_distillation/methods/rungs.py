@@ -1,18 +1,20 @@
-"""What several methods share: the rungs of a ladder, training times on a grid in groups, and the adjusted teacher."""
+"""What several methods share: the rungs of a ladder, training times on a grid in groups, and the teacher's solver."""
 
+import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
-from ..distillation import Displacement
 from ..errors import InputError
 from ..losses import discrete_steps
-from ..sampling import addim_displacement
+from ..sampling import SOLVERS, Solver, addim_velocity
 from ..schedules import Schedule
-from ..shapes import Array, Count
+from ..shapes import Array, Count, at_least_float32
 from .method import Rung
 
 
@@ -125,29 +127,68 @@ def group_times(keys: Key[Array, "batch"], grid: Count, groups: Count, rung: Run
     return GroupTimes(t, jnp.ones_like(t) / grid.astype(t.dtype), dt2, rung)
 
 
-def teacher_displacement(distillation: Any, rungs: tuple[Rung, ...]) -> Callable[[Rung], Displacement] | None:
-    """Return the correction of each rung's teacher steps (Heek et al. 2024, algorithm 3).
+class TeacherSolver(NamedTuple):
+    """The solver of a ladder's teachers: one of `sampling.SOLVERS` in the first rungs, DDIM in the others.
 
-    With distillation.teacher_step='addim', the teachers of the first `addim_rungs` rungs take adjusted DDIM steps. The
-    adjustment is for denoisers that predict a mean, which later students do less and less.
+    Attributes:
+      solver: the solver in the first rungs.
+      last: sampling steps of the student of the last of these rungs.
+    """
+
+    solver: Solver
+    last: float
+
+    def of(self, rung: Rung) -> Solver:
+        """Return the solver of a rung. The rung may be traced, so one program serves all rungs."""
+        if self.solver is SOLVERS["ddim"]:
+            return self.solver
+
+        def velocity(prediction, denoise, z, memory, **step):
+            def by_solver():
+                v, new_memory = self.solver.velocity(prediction, denoise, z, memory, **step)
+                return v.astype(dtype), new_memory
+
+            dtype = at_least_float32(z.dtype)
+            is_first = jnp.asarray(rung.num_steps >= self.last)
+            return jax.lax.cond(is_first, by_solver, lambda: (prediction.v.astype(dtype), memory))
+
+        return dataclasses.replace(self.solver, velocity=velocity)
+
+    def evaluations(self, rung: Rung) -> int:
+        """Return the network evaluations of a teacher step."""
+        return self.solver.evaluations if rung.num_steps >= self.last else 1
+
+
+def teacher_solver(distillation: Any, rungs: tuple[Rung, ...], *, single_steps: bool = False) -> TeacherSolver:
+    """Make the solver distillation.teacher_step, for the first distillation.teacher_step_rungs rungs.
+
+    The teachers of later rungs are students. What a student predicts for its own DDIM step is the v of this step, not
+    the slope of an ODE, so a solver of higher order has nothing to correct. Nor is it a mean, which aDDIM needs.
 
     Args:
       distillation: the `distillation` section of a config.
       rungs: the rungs of its ladder.
+      single_steps: whether the method takes one teacher step from each z_t; default False.
 
-    Returns:
-      `displacement(rung)`, the `displacement` of `two_stage_target`; None if every teacher takes plain DDIM steps.
+    Raises:
+      InputError: for a multistep solver with `single_steps`.
+
+    >>> import types
+    >>> section = types.SimpleNamespace(method="progressive", teacher_step="heun", teacher_step_rungs=1)
+    >>> solver = teacher_solver(section, (Rung(64, 8), Rung(8, 1)))
+    >>> solver.evaluations(Rung(64, 8)), solver.evaluations(Rung(8, 1))
+    (2, 1)
     """
-    if distillation.teacher_step == "ddim" or distillation.addim_rungs == 0:
-        return None
-    last_adjusted = rungs[min(distillation.addim_rungs, len(rungs)) - 1].num_steps
-
-    def rung_displacement(rung):
-        is_adjusted = jnp.asarray(rung.num_steps >= last_adjusted, jnp.float32)  # traced: one program serves all rungs
-
-        def displacement(prediction, phi, d):
-            return is_adjusted * addim_displacement(prediction, phi, d, distillation.addim_variance)
-
-        return displacement
-
-    return rung_displacement
+    name = distillation.teacher_step
+    solver = SOLVERS[name]
+    if name == "addim":
+        velocity = functools.partial(addim_velocity, variance=distillation.addim_variance)
+        solver = dataclasses.replace(solver, velocity=velocity)
+    if single_steps and solver.is_multistep:
+        allowed = [name for name, solver in SOLVERS.items() if not solver.is_multistep]
+        raise InputError(
+            f"teacher_step={name!r} needs the teacher's previous step, but method={distillation.method!r} takes single "
+            f"teacher steps. Set teacher_step to one of {allowed}."
+        )
+    count = min(distillation.teacher_step_rungs, len(rungs))
+    return TeacherSolver(solver, rungs[count - 1].num_steps if count else math.inf)

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..losses import training_loss
 from ..schedules import Schedule
 from .method import Method
-from .rungs import descending_rungs, group_times, teacher_displacement
+from .rungs import descending_rungs, group_times, teacher_solver
 
 
 def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) -> Method:
@@ -26,24 +26,26 @@ def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) ->
         student is slower: its decay is train.ema_decay.
 
     Raises:
-      InputError: for a decay outside its range.
+      InputError: for a decay outside its range, or a multistep distillation.teacher_step.
     """
     if not 0 <= self_teacher_decay < 1:
         raise InputError(f"args.self_teacher_decay={self_teacher_decay} must be at least 0 and below 1.")
     rungs = descending_rungs(config.distillation)
-    displacement = teacher_displacement(config.distillation, rungs)
+    teacher = teacher_solver(config.distillation, rungs, single_steps=True)
 
     def times(keys, update, rung):
         return group_times(keys, rung.teacher_num_steps, rung.num_steps, rung, schedule)
 
     def target(denoisers, x, eps, z, times):
-        teacher, self_teacher = denoisers.teacher, denoisers.average
-        adjusted = displacement and (displacement(times.rung), None)
+        self_teacher, solver = denoisers.average, teacher.of(times.rung)
         return two_stage_target(
-            teacher, self_teacher, z, times.t, times.dt1, times.dt2, schedule, displacement=adjusted
+            denoisers.teacher, self_teacher, z, times.t, times.dt1, times.dt2, schedule, solver=solver
         )
 
     def loss(prediction, target, times):
         return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
 
-    return Method(times, target, loss, target_calls=lambda rung: 2, average_decay=self_teacher_decay)
+    def target_calls(rung):
+        return teacher.evaluations(rung) + 1
+
+    return Method(times, target, loss, target_calls=target_calls, average_decay=self_teacher_decay)

@@ -18,6 +18,8 @@ WAYS = {
     "ancestral": dict(sampler="ancestral"),
     "eta": dict(eta=0.5),
     "addim": dict(sampler="addim"),
+    "heun": dict(sampler="heun"),
+    "dpmpp_2m": dict(sampler="dpmpp_2m"),
     "renoise": dict(sampler="renoise"),
 }
 

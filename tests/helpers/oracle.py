@@ -1,5 +1,7 @@
 """The mathematics in float64 NumPy and in the form of textbooks, as an oracle for the float32 code."""
 
+import itertools
+
 import numpy as np
 
 
@@ -80,3 +82,61 @@ def inverse_step(z_s, z_t, x_s, phi_t, phi_s, goes_on):
     phi_t, phi_s, goes_on = (np.reshape(a, (-1, 1, 1, 1)) for a in np.broadcast_arrays(phi_t, phi_s, goes_on))
     (a_t, s_t), (a_s, s_s) = map(alpha_sigma, (phi_t, phi_s))
     return np.where(goes_on, (z_s - s_s / s_t * z_t) / (a_s - a_t * s_s / s_t), x_s)
+
+
+def ddim(denoise, z, angles):
+    """DDIM over steps between falling angles; denoise(z, angle) predicts x. Returns z at the last angle, x where 0."""
+    for start, end in itertools.pairwise(np.broadcast_arrays(*angles)):
+        (a_t, s_t), (a_s, s_s) = (map(_column, alpha_sigma(angle)) for angle in (start, end))
+        x = denoise(z, start)
+        z = a_s * x + s_s * (z - a_t * x) / s_t
+    return z
+
+
+def addim(denoise, z, angles):
+    """As `ddim`, by `adjusted_step`."""
+    for start, end in itertools.pairwise(np.broadcast_arrays(*angles)):
+        z = adjusted_step(z, denoise(z, start), start, end, end > 0)
+    return z
+
+
+def heun(denoise, z, angles, most=5):
+    """As `ddim`, by algorithm 1 of Karras et al. (2022) without churn, in their coordinates.
+
+    A step over more than `most` times the sigma where it ends, if that is large, is an Euler step.
+    """
+    slope = lambda x, angle: (x - denoise(x * _column(np.cos(angle)), angle)) / _column(np.tan(angle))  # noqa: E731
+    x = z / _column(np.cos(angles[0]))
+    for start, end in itertools.pairwise(np.broadcast_arrays(*angles)):
+        length = np.tan(end) - np.tan(start)
+        first = slope(x, start)
+        euler = x + _column(length) * first
+        averages = (end > 0) & (-length * np.cos(end) <= most)
+        second = slope(euler, np.where(end > 0, end, start))
+        x = np.where(_column(averages), x + _column(length) * (first + second) / 2, euler)
+    return x * _column(np.cos(angles[-1]))
+
+
+def dpmpp_2m(denoise, z, angles):
+    """As `ddim`, by algorithm 2 of Lu et al. (2022): lambda is log(alpha / sigma), h its steps, r = h_before / h."""
+    before = None
+    for start, end in itertools.pairwise(np.broadcast_arrays(*angles)):
+        (a_t, s_t), (a_s, s_s) = alpha_sigma(start), alpha_sigma(end)
+        goes_on = end > 0
+        x = data = denoise(z, start)
+        h = np.log(a_s / np.where(goes_on, s_s, s_t)) - np.log(a_t / s_t)
+        if before is not None:
+            x_before, h_before = before
+            r = h_before / h
+            data = (1 + _column(1 / (2 * r))) * x - _column(1 / (2 * r)) * x_before
+        z_s = _column(s_s / s_t) * z - _column(a_s * np.expm1(-h)) * data
+        z = np.where(_column(goes_on), z_s, x)
+        before = x, h
+    return z
+
+
+SOLVERS = {"ddim": ddim, "addim": addim, "heun": heun, "dpmpp_2m": dpmpp_2m}
+
+
+def _column(a):
+    return np.reshape(a, (-1, 1, 1, 1))

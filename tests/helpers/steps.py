@@ -56,9 +56,14 @@ ADDIM = dict(teacher_step="addim")
 METHODS = {
     "progressive": dict(),
     "adjusted": ADDIM,
+    "heun": dict(teacher_step="heun"),
+    "dpmpp_2m": dict(teacher_step="dpmpp_2m"),
     "factor 8": dict(start_num_steps=None, rungs=(64, 8, 1)),
     "tract": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1)),
-    "tract, adjusted": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1), addim_rungs=2, **ADDIM),
+    "tract, adjusted": dict(method="tract", start_num_steps=None, rungs=(64, 8, 1), teacher_step_rungs=2, **ADDIM),
+    "tract, heun": dict(
+        method="tract", start_num_steps=None, rungs=(64, 8, 1), teacher_step_rungs=2, teacher_step="heun"
+    ),
     "distillation": dict(method="consistency", start_num_steps=64, end_num_steps=4),
     "distillation, adjusted": dict(method="consistency", start_num_steps=64, **ADDIM),
     "training": dict(method="consistency", start_num_steps=64, end_num_steps=4, args=dict(kind="training")),

@@ -16,7 +16,7 @@ from diffusion_distillation.distillation import several_step_target, two_step_ta
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.methods import Denoisers, Rung, consistency, make_method
 from diffusion_distillation.methods.rungs import GroupTimes, group_times, listed_rungs
-from diffusion_distillation.sampling import addim_displacement
+from diffusion_distillation.sampling import SOLVERS
 from diffusion_distillation.schedules import Cosine, get_logsnr_schedule, time_of
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
 
@@ -50,14 +50,15 @@ def check(target, z, x, phi):
         assert relative(found, expected) < 1e-6
 
 
-def by_paper(z, v1, v2, phi_t, phi_m, phi_s, above_m, above_s, *, adjusted=False):
-    """DDIM, or the adjusted step, with v1 from t to m; x of v2 there; DDIM on to s; and back from t in one step.
+def by_paper(z, v1, v2, phi_t, phi_m, phi_s, above_m, above_s, *, solver="ddim"):
+    """A solver's step with v1 from t to m; x of v2 there; DDIM on to s; and back from t in one step.
 
     So are algorithm 2 of Berthelot et al. (2023) and algorithm 2 of Heek et al. (2024).
     """
     (a_t, s_t), (a_m, s_m), (a_s, s_s) = (oracle.alpha_sigma(column(phi)) for phi in (phi_t, phi_m, phi_s))
-    x1, eps1 = a_t * z - s_t * v1, s_t * z + a_t * v1
-    z_m = oracle.adjusted_step(z, x1, phi_t, phi_m, above_m) if adjusted else a_m * x1 + s_m * eps1
+    x1 = a_t * z - s_t * v1
+    first = lambda z, angle: np.cos(column(angle)) * z - np.sin(column(angle)) * v1  # noqa: E731
+    z_m = oracle.SOLVERS[solver](first, z, [phi_t, np.where(above_m, phi_m, 0)])
     x2, eps2 = a_m * z_m - s_m * v2, s_m * z_m + a_m * v2
     z_s = a_s * x2 + s_s * eps2
     at_m = column(np.isclose(phi_m, phi_s) | ~above_m) > 0  # nothing is left to do
@@ -81,7 +82,9 @@ GRIDS = [(2**k, groups) for k in range(1, 14) for groups in {1, 2 ** (k // 2), 2
 
 
 @pytest.mark.parametrize("schedule", ANGLES)
-@pytest.mark.parametrize("name", ["tract", "tract, adjusted", "distillation", "distillation, adjusted", "training"])
+@pytest.mark.parametrize(
+    "name", ["tract", "tract, adjusted", "tract, heun", "distillation", "distillation, adjusted", "training"]
+)
 @given(seed=st.integers(0, 2**32 - 1), grid=st.sampled_from(GRIDS))
 def test_targets_of_groups(name, schedule, seed, grid):
     """In groups of any size on any grid, at the first and the last step of the first and the last group too."""
@@ -104,7 +107,8 @@ def test_targets_of_groups(name, schedule, seed, grid):
         times = consistency.WeightedTimes(stages, jnp.ones(len(i)))
     target = compiled(name, schedule)(z, x, eps, v1.astype(np.float32), v2, times)
     given = (np.float64(a) for a in (z, v1, v2))
-    expected = by_paper(*given, phi_t, phi_m, phi_s, i > 0, i >= size, adjusted="adjusted" in name)
+    solver = {"tract, heun": "heun"}.get(name, "addim" if "adjusted" in name else "ddim")
+    expected = by_paper(*given, phi_t, phi_m, phi_s, i > 0, i >= size, solver=solver)
     check(target, z, expected, phi_t)
 
 
@@ -116,43 +120,40 @@ def drawn_at(i, grid, groups, rung):
 
 
 @functools.cache
-def compiled_steps(schedule, adjusted):
+def compiled_steps(schedule, solver):
     schedule = get_logsnr_schedule(schedule)
 
     @jax.jit
     def target(z, shift, i, num_steps, count):
         teacher = make_denoiser(lambda z, logsnr: shift - 0.5 * z, "v")
-        return several_step_target(
-            teacher, z, i, num_steps, count, schedule, displacement=addim_displacement if adjusted else None
-        )
+        return several_step_target(teacher, z, i, num_steps, count, schedule, solver=solver)
 
     return target
 
 
-@pytest.mark.parametrize("adjusted", [False, True])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("schedule", ANGLES)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.sampled_from([(2**k, 2**j) for k in range(14) for j in range(14 - k)]))
-def test_targets_of_several_steps(schedule, adjusted, seed, steps):
-    """As many of the paper's steps, of DDIM or adjusted, and its quotient at last; with grids of 8192 and less."""
+def test_targets_of_several_steps(schedule, solver, seed, steps):
+    """As many of the solver's steps in the papers' form, and their quotient at last; with grids of 8192 and less."""
     num_steps, count = steps
     count = min(count, 8)  # float32 loses a little with each
     rng = np.random.default_rng(seed)
     z, shift = rng.standard_normal((2, *SHAPE)).astype(np.float32)
     i = rng.integers(0, num_steps, SHAPE[0])
     i[:2] = 0, num_steps - 1
-    target = compiled_steps(schedule, adjusted)(z, shift, i, num_steps, count)
+    target = compiled_steps(schedule, solver)(z, shift, i, num_steps, count)
 
-    angle, grid, z_j = ANGLES[schedule], num_steps * count, np.float64(z)
-    for j in range(count):
-        n = (i + 1) * count - j
-        (phi, below), goes_on = (angle(n / grid), angle((n - 1) / grid)), n > 1
-        v = shift - 0.5 * z_j
-        x = np.cos(column(phi)) * z_j - np.sin(column(phi)) * v
-        eps = np.sin(column(phi)) * z_j + np.cos(column(phi)) * v
-        step = np.cos(column(below)) * x + np.sin(column(below)) * eps
-        z_j = oracle.adjusted_step(z_j, x, phi, below, goes_on) if adjusted else step
+    angle, grid = ANGLES[schedule], num_steps * count
+    left = [(i + 1) * count - j for j in range(count + 1)]
+    angles = [np.where(n > 0, angle(n / grid), 0) for n in left]
+
+    def teacher(z, phi):
+        return np.cos(column(phi)) * z - np.sin(column(phi)) * (shift - 0.5 * z)
+
+    z_s = oracle.SOLVERS[solver](teacher, np.float64(z), angles)
     phi_t, phi_s = angle((i + 1) / num_steps), angle(i / num_steps)
-    check(target, z, oracle.inverse_step(z_j, np.float64(z), x, phi_t, phi_s, i > 0), phi_t)
+    check(target, z, oracle.inverse_step(z_s, np.float64(z), z_s, phi_t, phi_s, i > 0), phi_t)
 
 
 @pytest.mark.parametrize("num_steps", [1, 8, 1024, 4096])
@@ -178,7 +179,7 @@ def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, versi
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=2e-6),
         several_step_target(teacher, z, i, 8, count, cosine),
-        compiled_steps("cosine", False)(z, shift, i, 8, count),
+        compiled_steps("cosine", "ddim")(z, shift, i, 8, count),
     )
 
 
@@ -228,23 +229,30 @@ def test_options_that_do_not_go_together_are_refused():
         make_config(distillation=METHODS["training"] | ADDIM)
 
 
-def test_the_adjusted_teacher_is_that_of_the_first_rungs():
+@pytest.mark.parametrize("name", ["adjusted", "heun", "dpmpp_2m"])
+def test_a_solver_is_that_of_the_first_rungs(name):
     """And costs no other program: the rung is traced."""
     z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     teacher = make_denoiser(lambda z, logsnr: -0.5 * z, "v")
     found = {}
-    for name in ("progressive", "adjusted"):
-        method = make_method(make_config(distillation=METHODS[name]))
+    for of in ("progressive", name):
+        method = make_method(make_config(distillation=METHODS[of]))
 
         @jax.jit
         def target(rung, method=method):
             times = method.times(jax.random.split(jax.random.key(0), 8), 0, rung)
             return method.target(Denoisers(teacher, teacher, None), z, z, z, times).v
 
-        found[name] = [target(rung) for rung in method.rungs]
+        found[of] = [target(rung) for rung in method.rungs]
         assert target._cache_size() == 1
-    apart = [np.abs(plain - adjusted).max() for plain, adjusted in zip(*found.values(), strict=True)]
+    apart = [np.abs(plain - by_solver).max() for plain, by_solver in zip(*found.values(), strict=True)]
     assert apart[0] > 1e-3 and max(apart[1:]) < 1e-6
+
+
+def test_single_steps_of_a_multistep_solver_are_refused():
+    for method in ("tract", "consistency"):
+        with pytest.raises(ValueError, match=r"teacher_step='dpmpp_2m' needs .* one of .'ddim', 'addim', 'heun'"):
+            make_config(distillation=dict(method=method, start_num_steps=64, teacher_step="dpmpp_2m"))
 
 
 def keys(count):

@@ -67,3 +67,16 @@ def activations(count=2000, features=64, classes=1008, seed=0):
         **{f"features_{i}": np.maximum(x + 1, 0).astype(np.float32) for i, x in enumerate(sets, 1)},
         "logits_1": logits.astype(np.float32),
     }
+
+
+def pixel_network(z, share, tanh=np.tanh, seed=0):
+    """A small network of all pixels, whose outputs are about as large as z.
+
+    share: of noise, from 0 to 1; a scalar or [batch, 1].
+    """
+    rng = np.random.default_rng(seed)
+    pixels = z[0].size
+    into = (rng.standard_normal((pixels, 32)) / math.sqrt(pixels)).astype(np.float32)
+    of_share = rng.standard_normal((1, 32)).astype(np.float32)
+    out = (rng.standard_normal((32, pixels)) / math.sqrt(32)).astype(np.float32)
+    return (tanh(z.reshape(len(z), pixels) @ into + share * of_share) @ out).reshape(z.shape)
