@@ -1,7 +1,8 @@
 """Progressive distillation of diffusion models (Salimans & Ho, ICLR 2022) in JAX and Flax.
 
-The pure functions are in `schedules`, `diffusion`, `sampling`, `losses` and `distillation`, the network in `unet`. They
-load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and reports are in subpackages that load more.
+The pure functions are in `schedules`, `diffusion`, `sampling`, `losses` and `distillation`, networks in `unet` and
+`autoencoder`. They load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and reports are in subpackages
+that load more.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,17 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-__all__ = ["diffusion", "distillation", "from_checkpoint", "losses", "model", "sampling", "schedules", "unet"]
+__all__ = [
+    "autoencoder",
+    "diffusion",
+    "distillation",
+    "from_checkpoint",
+    "losses",
+    "model",
+    "sampling",
+    "schedules",
+    "unet",
+]
 
 
 def from_checkpoint(path, num_steps: int | None = None, config=None) -> "Pipeline":
