@@ -29,7 +29,7 @@ def compiled_target(cosine):
 
 @pytest.mark.parametrize("num_steps", [2**k for k in range(14)])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_target_against_float64(compiled_target, num_steps, seed):
+def test_the_two_step_target_matches_float64(compiled_target, num_steps, seed):
     """Within 1e-6 relative of algorithm 2 in float64, for any z and predictions, at up to 8192 steps."""
     rng = np.random.default_rng(seed)
     z, v1, v2 = rng.standard_normal((3, *SHAPE)).astype(np.float32)
@@ -47,8 +47,7 @@ def test_target_against_float64(compiled_target, num_steps, seed):
             assert error < 1e-6
 
 
-def test_progressive_consistency(cosine):
-    """A student that hits its target makes in one DDIM step the two of its teacher."""
+def test_a_student_that_hits_its_target_makes_two_teacher_steps_in_one(cosine):
     teacher = make_denoiser(lambda z, logsnr: jnp.tanh(2 * z) * 0.7, "x")
 
     @jax.jit
@@ -65,15 +64,15 @@ def test_progressive_consistency(cosine):
         np.testing.assert_allclose(*one_and_two_steps(z, i, num_steps), atol=2e-6)
 
 
-def test_last_target_is_the_teachers_x(cosine):
+def test_the_target_of_the_last_step_is_the_teachers_x(cosine):
     z = jnp.ones(SHAPE)
     outputs = iter((0.3 * z, -0.2 * z))
     target = two_step_target(make_denoiser(lambda z, logsnr: next(outputs), "x"), z, 0, 4, cosine)
     np.testing.assert_allclose(target.x, -0.2 * z, atol=1e-6)
 
 
-def test_transformations(cosine):
-    """One compiled program for every number of steps; a gradient through the teacher; one example at a time."""
+def test_the_target_works_under_jit_vmap_pmap_and_grad(cosine):
+    """The number of steps may be traced, and gradients flow through the teacher."""
     z, i = jnp.linspace(-1, 1, 128).reshape(SHAPE), jnp.arange(8)
 
     def target(scale, z, i, num_steps):
@@ -91,7 +90,7 @@ def test_transformations(cosine):
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_two_stages_against_float64(cosine, seed):
+def test_the_two_stage_target_matches_float64(cosine, seed):
     """The target's single step ends where the two stages do, of any lengths, with a solver's v in the first."""
     rng = np.random.default_rng(seed)
     z, v1, v2, offset = rng.standard_normal((4, *SHAPE)).astype(np.float32)
@@ -115,7 +114,7 @@ def test_two_stages_against_float64(cosine, seed):
     np.testing.assert_allclose(target.v, v, rtol=1e-4, atol=2e-5)
 
 
-def test_a_second_stage_of_no_length_asks_the_first_alone(cosine):
+def test_a_second_stage_of_no_length_leaves_the_first_alone(cosine):
     z, v1, v2 = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32)
     predictions = iter((v1, v2))
     denoise = make_denoiser(lambda z, logsnr: next(predictions), "v")

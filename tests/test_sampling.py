@@ -45,7 +45,7 @@ def gaussian_denoiser(schedule, std=0.5, mean=0.2):
 
 @pytest.mark.parametrize("clip", ["clip", "noclip"])
 @pytest.mark.parametrize("mean_type", ["x", "v", "eps"])
-def test_ddim_golden(golden, golden_denoiser, cosine, mean_type, clip):
+def test_ddim_matches_the_published_samples(golden, golden_denoiser, cosine, mean_type, clip):
     d = golden("sampling_uncond")
     denoise = golden_denoiser(mean_type, clip_x=clip == "clip")
     draw = jax.jit(lambda z, num_steps: ddim(denoise, z, cosine, num_steps))
@@ -57,8 +57,8 @@ def test_ddim_golden(golden, golden_denoiser, cosine, mean_type, clip):
 
 
 @pytest.mark.parametrize("name", ["cosine", "nichol_dhariwal"])
-def test_samplers_reach_the_data(name):
-    """Of Gaussian data the denoiser is known, and both samplers must give its mean and standard deviation."""
+def test_samplers_reach_the_mean_and_deviation_of_the_data(name):
+    """Data are Gaussian, so the exact denoiser is known."""
     schedule = get_logsnr_schedule(name)
     denoise = gaussian_denoiser(schedule)
     z = jax.random.normal(jax.random.key(0), (4000, 2, 2, 1))
@@ -77,7 +77,7 @@ def test_samplers_reach_the_data(name):
         np.testing.assert_allclose(x.std(), 0.5, atol=0.015)
 
 
-def test_rotation_is_the_textbook_step(cosine):
+def test_a_ddim_step_is_the_textbooks(cosine):
     """cos(d) z - sin(d) v = alpha_s x + sigma_s eps."""
     denoise = gaussian_denoiser(cosine)
     prediction = denoise(Z, cosine(0.75))
@@ -95,15 +95,15 @@ def test_eta_one_is_ancestral_with_small_variance(cosine, t):
 
 
 @pytest.mark.parametrize("logvar_type", ["fixed_small", "fixed_large"])
-def test_last_step_returns_x(cosine, logvar_type):
+def test_the_last_ancestral_step_returns_x(cosine, logvar_type):
     prediction = Prediction(*jax.random.normal(jax.random.key(0), (3, *SHAPE)))
     step = ancestral_step(jax.random.key(0), prediction, Z, cosine, 0.25, 0.25, logvar_type)
     np.testing.assert_array_equal(step, prediction.x)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "addim", "heun", "dpmpp_2m", "renoise", "stochastic"])
-def test_trajectory(cosine, sampler):
-    """Every predicted x, of which the last is the sample."""
+def test_a_trajectory_has_every_predicted_x(cosine, sampler):
+    """The last one is the sample."""
     draw = samplers(cosine)[sampler]
     x, xs = draw(Z, 5, trajectory=True)
     assert xs.shape == (5, *SHAPE)
@@ -131,7 +131,7 @@ def samplers(schedule, key=None):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "addim", "heun", "dpmpp_2m", "renoise", "stochastic"])
-def test_transformations(cosine, sampler):
+def test_samplers_work_under_jit_grad_pmap_and_export(cosine, sampler):
     draw = samplers(cosine)[sampler]
     plain = draw(Z, 6)
     np.testing.assert_allclose(jax.jit(draw)(Z, 6), plain, atol=1e-6)  # a traced number of steps
@@ -146,27 +146,26 @@ def test_transformations(cosine, sampler):
     np.testing.assert_allclose(again.call(Z), plain, atol=1e-6)
 
 
-def test_vmap_over_examples(cosine):
+def test_ddim_works_under_vmap(cosine):
     draw = samplers(cosine)["ddim"]
     np.testing.assert_allclose(jax.vmap(lambda z: draw(z, 6))(Z), draw(Z, 6), atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", ["eta", "ancestral", "renoise", "stochastic"])
-def test_keys_of_examples(cosine, sampler):
-    """With a key for each, an example does not depend on its batch."""
+def test_an_example_with_its_own_key_does_not_depend_on_its_batch(cosine, sampler):
     keys = jax.random.split(jax.random.key(0), 8)
     whole = samplers(cosine, keys)[sampler](Z, 4)
     np.testing.assert_allclose(samplers(cosine, keys[2:5])[sampler](Z[2:5], 4), whole[2:5], atol=1e-6)
     assert np.abs(whole[0] - samplers(cosine, keys[::-1])[sampler](Z, 4)[0]).max() > 0.01
 
 
-def test_raw_keys(cosine):
+def test_raw_and_typed_keys_give_the_same_samples(cosine):
     raw, typed = jax.random.PRNGKey(0), jax.random.key(0)
     np.testing.assert_array_equal(*(samplers(cosine, key)["ancestral"](Z, 3) for key in (raw, typed)))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.05), (jnp.float64, 1e-5)])
-def test_dtypes(cosine, dtype, tolerance):
+def test_samples_have_the_dtype_of_the_noise(cosine, dtype, tolerance):
     expected = {name: draw(Z, 16) for name, draw in samplers(cosine).items() if name == "ddim"}
     with jax.enable_x64(dtype == jnp.float64):
         for name, draw in samplers(cosine).items():
@@ -176,7 +175,7 @@ def test_dtypes(cosine, dtype, tolerance):
                 np.testing.assert_allclose(np.asarray(x, np.float64), expected[name], atol=tolerance)
 
 
-def test_errors(cosine):
+def test_bad_arguments_are_refused(cosine):
     denoise = gaussian_denoiser(cosine)
     for num_steps in (0, np.int64(0), jnp.int32(-1)):
         with pytest.raises(ValueError, match=f"num_steps={num_steps} must be an integer of at least 1"):
@@ -196,8 +195,8 @@ def adjusted(cosine):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 8, 64, 1024, 8192])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_adjusted_step_against_float64(adjusted, num_steps, seed):
-    """Algorithm 3 as the paper has it, its norms and its quotients."""
+def test_the_addim_step_matches_float64(adjusted, num_steps, seed):
+    """The oracle is algorithm 3 with the norms and quotients of the paper."""
     rng = np.random.default_rng(seed)
     z, v = rng.standard_normal((2, *SHAPE)).astype(np.float32)
     i = rng.integers(0, num_steps, SHAPE[0])
@@ -212,15 +211,14 @@ def test_the_adjusted_step_against_float64(adjusted, num_steps, seed):
     np.testing.assert_allclose(found[0], x[0], atol=1e-6)  # a step that ends at 0 returns x
 
 
-def test_the_adjusted_step_makes_up_for_lost_variance(cosine):
-    """Of Gaussian data, in few steps."""
+def test_addim_restores_variance_that_few_ddim_steps_lose(cosine):
     denoise = gaussian_denoiser(cosine)
     z = jax.random.normal(jax.random.key(0), (4000, 2, 2, 1))
     assert ddim(denoise, z, cosine, 4).std() < addim(denoise, z, cosine, 4).std() < 0.5
 
 
-def test_renoising_draws_from_the_process(cosine):
-    """At the next time, around the predicted x; and the last step is that x."""
+def test_renoising_samples_the_forward_process(cosine):
+    """It adds noise to the predicted x up to the next time. The last step returns x."""
     prediction = gaussian_denoiser(cosine)(jnp.ones((20_000, 2, 2, 1)), cosine(0.75))
     z = renoise_step(jax.random.key(0), prediction, prediction.x, cosine, 0.75, 0.25)
     alpha, sigma = oracle.alpha_sigma(oracle.cosine_angle(0.5))
@@ -231,8 +229,8 @@ def test_renoising_draws_from_the_process(cosine):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 64, 1024])
-def test_the_stochastic_step_against_float64(cosine, num_steps):
-    """A step of 2 / N and noise back up to t - 1 / N, as Meng et al. have it; at the ends too."""
+def test_the_stochastic_step_matches_float64(cosine, num_steps):
+    """A DDIM step of 2 / N, then noise up to t - 1 / N, as in Meng et al. (2023)."""
     i = np.array([0, min(1, num_steps - 1), num_steps - 1])
     t = (i + 1) / num_steps
     v = np.random.default_rng(1).standard_normal((3, *SHAPE[1:])).astype(np.float32)
@@ -250,14 +248,14 @@ def test_the_stochastic_step_against_float64(cosine, num_steps):
     z = Z[:3].astype(np.float64)
     x = a_t * z - s_t * v
     eps = (z - a_t * x) / s_t
-    at_s = np.reshape(i <= 1, (3, 1, 1, 1))  # below 0 there is nothing
+    at_s = np.reshape(i <= 1, (3, 1, 1, 1))  # a step cannot end below time 0
     z_s = np.where(at_s, x, a_s * x + s_s * eps)
     z_m = a_m / a_s * z_s + np.sqrt(s_m**2 - (a_m / a_s) ** 2 * s_s**2) * noise
     expected = np.where(np.reshape(i == 0, (3, 1, 1, 1)), x, z_m)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_adjusted_step_without_noise(cosine):
+def test_the_addim_step_without_predicted_noise_is_the_ddim_step(cosine):
     """If the predicted eps is 0, the correction has no direction."""
     nothing = Prediction(Z, jnp.zeros_like(Z), jnp.zeros_like(Z))
     np.testing.assert_array_equal(addim_step(nothing, Z, cosine, 0.5, 0.25), ddim_step(nothing, Z, cosine, 0.5, 0.25))

@@ -47,7 +47,7 @@ def wavy_x(z, angle):
 @pytest.mark.parametrize("name", ANGLES)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 64])
-def test_samples_against_float64(solver, name, num_steps):
+def test_samples_match_float64(solver, name, num_steps):
     schedule = get_logsnr_schedule(name)
     grid = np.arange(num_steps, -1, -1) / num_steps
     angles = [ANGLES[name](t) if t else 0.0 for t in grid]
@@ -67,8 +67,8 @@ def test_samples_against_float64(solver, name, num_steps):
         ("dpmpp_2m", 2, "karras"),  # from 'cosine' noise, the first step is too long in log-SNR to extrapolate from
     ],
 )
-def test_order_of_convergence(solver, order, name):
-    """On the exact flow of Gaussian data, twice the steps divide the error by two or by four."""
+def test_errors_fall_by_the_order_of_the_solver(solver, order, name):
+    """For Gaussian data, whose flow is known, twice the steps divide the error by 2 or 4."""
     mean, std = 0.2, 0.5
     with jax.enable_x64(True):
         schedule = get_logsnr_schedule(name)
@@ -121,7 +121,7 @@ def test_two_stages_on_the_flow_schedule_are_the_mean_velocity():
 
 
 def peer_denoiser(mean_type):
-    """`seeded.pixel_network`, told the share of noise, sigma / (alpha + sigma)."""
+    """The denoiser of `seeded.pixel_network`, which takes the share of noise, sigma / (alpha + sigma)."""
 
     def model_fn(z, logsnr):
         return seeded.pixel_network(z, jax.nn.sigmoid(-0.5 * logsnr)[:, None], jnp.tanh)
@@ -131,7 +131,7 @@ def peer_denoiser(mean_type):
 
 @pytest.mark.parametrize("shift", [1, 3])
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 12])
-def test_flow_matching_as_in_diffusers(golden, num_steps, shift):
+def test_flow_matching_samples_match_diffusers(golden, num_steps, shift):
     expected = golden("solvers")
     schedule = get_logsnr_schedule("flow", shift=float(shift))
     found = sample("ddim", peer_denoiser("flow"), expected["noise"], schedule, num_steps)
@@ -140,8 +140,8 @@ def test_flow_matching_as_in_diffusers(golden, num_steps, shift):
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp_2m"])
 @pytest.mark.parametrize("num_steps", [6, 12])
-def test_solvers_as_in_diffusers(golden, solver, num_steps):
-    """On the 'karras' schedule: diffusers' Euler, Heun and DPM-Solver++ with use_karras_sigmas."""
+def test_samples_of_solvers_match_diffusers(golden, solver, num_steps):
+    """On the 'karras' schedule, which is use_karras_sigmas in diffusers."""
     expected = golden("solvers")
     sigmas = expected[f"sigmas_{num_steps}"]
     schedule = get_logsnr_schedule("karras", sigma_max=sigmas[0].item(), sigma_min=sigmas[-2].item())

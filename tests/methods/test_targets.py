@@ -1,4 +1,4 @@
-"""Targets and losses of the methods, against the papers' formulas in float64; and what they have in common."""
+"""Targets, times and losses of the methods, compared with the formulas of the papers in float64."""
 
 import functools
 
@@ -43,7 +43,7 @@ def relative(found, expected):
 
 
 def check(target, z, x, phi):
-    """All of a target, of which the oracle knows x."""
+    """Compare a target with the x of an oracle, and with its v and eps."""
     alpha, sigma = oracle.alpha_sigma(column(phi))
     v = (alpha * z - x) / sigma
     for found, expected in ((target.x, x), (target.v, v), (target.eps, sigma * z + alpha * v)):
@@ -86,8 +86,8 @@ GRIDS = [(2**k, groups) for k in range(1, 14) for groups in {1, 2 ** (k // 2), 2
     "name", ["tract", "tract, adjusted", "tract, heun", "distillation", "distillation, adjusted", "training"]
 )
 @given(seed=st.integers(0, 2**32 - 1), grid=st.sampled_from(GRIDS))
-def test_targets_of_groups(name, schedule, seed, grid):
-    """In groups of any size on any grid, at the first and the last step of the first and the last group too."""
+def test_targets_of_groups_match_the_papers_in_float64(name, schedule, seed, grid):
+    """In groups of any size on any grid, including the first and last steps of the first and last groups."""
     rng = np.random.default_rng(seed)
     grid, groups = grid
     z, x, eps, v1, v2 = rng.standard_normal((5, *SHAPE)).astype(np.float32)
@@ -134,7 +134,7 @@ def compiled_steps(schedule, solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("schedule", ANGLES)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.sampled_from([(2**k, 2**j) for k in range(14) for j in range(14 - k)]))
-def test_targets_of_several_steps(schedule, solver, seed, steps):
+def test_targets_of_several_steps_match_float64(schedule, solver, seed, steps):
     """As many of the solver's steps in the papers' form, and their quotient at last; with grids of 8192 and less."""
     num_steps, count = steps
     count = min(count, 8)  # float32 loses a little with each
@@ -157,7 +157,7 @@ def test_targets_of_several_steps(schedule, solver, seed, steps):
 
 
 @pytest.mark.parametrize("num_steps", [1, 8, 1024, 4096])
-def test_two_of_several_steps(cosine, num_steps):
+def test_a_target_of_two_steps_is_the_two_step_target(cosine, num_steps):
     rng = np.random.default_rng(0)
     z, i = rng.standard_normal(SHAPE).astype(np.float32), rng.integers(0, num_steps, SHAPE[0])
     teacher = make_denoiser(lambda z, logsnr: jnp.tanh(2 * z) * 0.7, "v")
@@ -170,8 +170,8 @@ def test_two_of_several_steps(cosine, num_steps):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("version", [(0, 10, 2), (0, 12, 0)])
-def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, version, count):
-    """The loop over them is another one then, and is unrolled where JAX is older."""
+def test_the_number_of_teacher_steps_may_be_a_constant(monkeypatch, cosine, version, count):
+    """Then the loop over them is another one."""
     monkeypatch.setattr(jax, "__version_info__", version)
     rng = np.random.default_rng(0)
     (z, shift), i = rng.standard_normal((2, *SHAPE)).astype(np.float32), rng.integers(0, 8, SHAPE[0])
@@ -183,7 +183,7 @@ def test_several_steps_of_a_number_that_is_not_traced(monkeypatch, cosine, versi
     )
 
 
-def test_rungs():
+def test_rungs_that_do_not_fit_their_method_are_refused():
     assert listed_rungs((1024, 32, 1)) == (Rung(1024, 32), Rung(32, 1))
     for rungs in ((8,), (8, 3), (8, 8), (1, 8), (8, 0), (8, 4.0)):
         with pytest.raises(ValueError, match=r"rungs=.* must be the sampling steps of the teacher and of each student"):
@@ -230,8 +230,8 @@ def test_options_that_do_not_go_together_are_refused():
 
 
 @pytest.mark.parametrize("name", ["adjusted", "heun", "dpmpp_2m"])
-def test_a_solver_is_that_of_the_first_rungs(name):
-    """And costs no other program: the rung is traced."""
+def test_only_the_first_rungs_use_the_solver(name):
+    """The rung is traced, so all rungs share a program."""
     z = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     teacher = make_denoiser(lambda z, logsnr: -0.5 * z, "v")
     found = {}
@@ -260,8 +260,8 @@ def keys(count):
 
 
 @pytest.mark.parametrize(("grid", "groups"), [(8, 1), (8, 2), (8, 8)])
-def test_times_of_groups(grid, groups):
-    """Every step of the grid is as likely, and the stages lead to the start of its group."""
+def test_times_cover_the_grid_and_stages_end_where_their_group_starts(grid, groups):
+    """Every step of the grid is equally likely."""
     times = group_times(keys(4000), grid, groups, Rung(grid, groups), Cosine())
     steps, counts = np.unique(np.asarray(times.t) * grid, return_counts=True)
     np.testing.assert_allclose(steps, np.arange(1, grid + 1), rtol=1e-6)
@@ -270,8 +270,8 @@ def test_times_of_groups(grid, groups):
     np.testing.assert_allclose(end, np.floor(times.t * groups - 1e-3), atol=1e-5)
 
 
-def test_times_of_consistency():
-    """N(i) grows as the paper has it, in whole groups; tuning's pairs are log-normal and come closer stage by stage."""
+def test_consistency_times_follow_the_papers():
+    """N(i) grows in whole groups. The pairs of tuning are log-normal, and come closer in each phase."""
     for groups in (1, 4, 16):
         sizes = [int(consistency.grid_size(i / 100_000, 64, Rung(1280, groups))) for i in (0, 3e4, 1e5, 5e5)]
         expected = np.exp(np.log(64) + np.array([0, 0.3, 1, 1]) * np.log(1280 / 64))
@@ -289,7 +289,7 @@ def test_times_of_consistency():
 
 
 @pytest.mark.parametrize("schedule", ANGLES)
-def test_the_time_of_a_logsnr(schedule):
+def test_time_of_inverts_the_schedule(schedule):
     schedule = get_logsnr_schedule(schedule)
     t = np.float32([1e-4, 0.01, 0.3, 0.5, 0.9, 0.99])
     np.testing.assert_allclose(time_of(schedule, schedule(t)), t, rtol=1e-5)
@@ -298,7 +298,7 @@ def test_the_time_of_a_logsnr(schedule):
 
 @pytest.mark.parametrize("t", [1 / 1280, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("norm", ["huber", "norm", "squared"])
-def test_losses_of_consistency(norm, t):
+def test_consistency_losses_follow_the_papers(norm, t):
     """The paper's norms of x - x*, times SNR + 1, in float64; no gradient is infinite where the two are equal."""
     config = make_config(distillation=METHODS["distillation"] | dict(args=dict(norm=norm)))
     method, rng = make_method(config), np.random.default_rng(0)
@@ -341,7 +341,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_degenerate_identities(cosine):
+def test_special_cases_are_the_methods_that_they_reduce_to(cosine):
     with jax.enable_x64(True):
         exact = Exact(cosine)
         tops = np.arange(1, 17, 2)  # of groups of two steps
