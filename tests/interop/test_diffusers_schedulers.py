@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers.diffusers_peer import relative
-from helpers.runs import ROOT
+from helpers.diffusers_peer import needs_peer, peer, relative
+from helpers.runs import ROOT, call
 from peers import seeded
 
 from diffusion_distillation import interop, sampling
@@ -74,22 +74,23 @@ def test_networks_and_samples_match_diffusers(name, tmp_path, monkeypatch):
     """Outputs at three times; samples from the same noise, with the same fresh noise at every step."""
     params, metadata = interop.load(written(tmp_path, name))
     expected = golden(name)
-    pipeline = Pipeline(params, metadata)
     assert network_error(params, metadata, expected) < 2e-5
+    options = DESCRIBED["models"][name]["scheduler"]
+    errors = sample_errors(params, metadata, options, expected, monkeypatch)
+    assert max(errors.values()) < 1e-4, errors
 
-    noise, numbers = expected["noise"], [n for n in numbers_of_steps(expected) if n < 20]
-    labels = jnp.arange(len(noise)) if metadata.num_classes > 1 else None
-    sample, params = pipeline.pure_sampler()
 
-    @jax.jit
-    def run(params, z, fresh, num_steps):
-        monkeypatch.setattr(sampling, "fold_in", lambda key, i: (num_steps - 1 - i).astype(jnp.uint32)[None])
-        monkeypatch.setattr(sampling, "normal", lambda key, z: fresh[key[0]])
-        return sample(params, z, num_steps=num_steps, key=jax.random.key(0), labels=labels)
-
-    z = noise * start_scale(DESCRIBED["models"][name]["scheduler"], eval_schedule(metadata.config.model))
-    fresh = seeded.noise(numbers[-1] * len(noise), *noise.shape[2:], seed=1).reshape(-1, *noise.shape)
-    errors = {n: relative(run(params, z, fresh, jnp.int32(n)), expected[f"samples_{n}"]) for n in numbers}
+@needs_peer
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["narrow_imagenet64", "narrow_lsun256"])
+def test_published_consistency_models_match_diffusers(name, tmp_path, monkeypatch, optimized):
+    """The published configs with fewer channels, as diffusers saves its pipeline."""
+    peer("model", f"--name={name}", f"--folder={tmp_path}", f"--out={tmp_path}/out.npz", script="diffusers_schedulers")
+    params, metadata = interop.load(tmp_path)
+    expected = dict(np.load(tmp_path / "out.npz"))
+    assert network_error(params, metadata, expected) < 1e-4
+    options = json.loads((tmp_path / "scheduler" / diffusers.SCHEDULER).read_text())
+    errors = sample_errors(params, metadata, options, expected, monkeypatch)
     assert max(errors.values()) < 1e-4, errors
 
 
@@ -102,6 +103,48 @@ def network_error(params, metadata, expected):
     network = make_network(config, metadata.image_shape, metadata.num_classes)
     x = seeded.noise(3, *metadata.image_shape[1:], seed=2)
     return max(map(relative, jax.jit(network.apply)({"params": params}, x, logsnr, labels), expected["out"]))
+
+
+def sample_errors(params, metadata, options, expected, monkeypatch):
+    """The relative errors of the samples, by their number of steps."""
+    noise, numbers = expected["noise"], [n for n in numbers_of_steps(expected) if n < 20]
+    labels = jnp.arange(len(noise)) if metadata.num_classes > 1 else None
+    sample, params = Pipeline(params, metadata).pure_sampler()
+
+    @jax.jit
+    def run(params, z, fresh, num_steps):
+        monkeypatch.setattr(sampling, "fold_in", lambda key, i: (num_steps - 1 - i).astype(jnp.uint32)[None])
+        monkeypatch.setattr(sampling, "normal", lambda key, z: fresh[key[0]])
+        return sample(params, z, num_steps=num_steps, key=jax.random.key(0), labels=labels)
+
+    z = noise * start_scale(options, eval_schedule(metadata.config.model))
+    fresh = seeded.noise(numbers[-1] * len(noise), *noise.shape[2:], seed=1).reshape(-1, *noise.shape)
+    return {n: relative(run(params, z, fresh, jnp.int32(n)), expected[f"samples_{n}"]) for n in numbers}
+
+
+def start_scale(options, schedule):
+    """How much less noise diffusers starts with: some schedulers with a variance of sigma^2 and not 1 + sigma^2."""
+    kind = options["_class_name"].removesuffix("Scheduler")
+    if kind == "CMStochasticIterative" or (
+        kind in ("EulerDiscrete", "HeunDiscrete") and options["timestep_spacing"] != "leading"
+    ):
+        return np.float32(np.sin(schedule.angle(1.0)))
+    return np.float32(1)
+
+
+def test_a_consistency_model_is_a_student_in_every_script(tmp_path, monkeypatch):
+    """It samples by 'renoise', in 1 step by default; its archive gives the same images."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"--checkpoint={written(tmp_path / 'model', 'consistency')}"
+    call("sample", checkpoint, "--num_samples=4", "--num_steps=2", "--out=two.npz")
+    call("evaluate", checkpoint, "--reference=two.npz", "--num_samples=4", "--metrics=fid", "--out=evaluation.json")
+    [row] = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert (row["model"], row["sampler"], row["num_steps"]) == ("student", "renoise", 1)
+    call("export", checkpoint, "--format=archive", "--out=archive")
+    call("sample", "--checkpoint=archive", "--num_samples=4", "--num_steps=2", "--out=again.npz")
+    np.testing.assert_array_equal(np.load("two.npz")["images"], np.load("again.npz")["images"])
+    refused = call("export", checkpoint, "--format=diffusers", "--out=diffusers", fails=True)
+    assert "DDIMScheduler has no prediction_type for mean_type 'consistency'" in refused
 
 
 @pytest.mark.parametrize(
@@ -136,13 +179,3 @@ def test_an_unsupported_option_is_refused(name, options, message, tmp_path):
 def test_values_that_make_no_schedule_are_refused(options, tmp_path):
     with pytest.raises(InputError, match="and its scheduler's config: "):
         interop.load(written(tmp_path, "flow", **options))
-
-
-def start_scale(options, schedule):
-    """How much less noise diffusers starts with: some schedulers with a variance of sigma^2 and not 1 + sigma^2."""
-    kind = options["_class_name"].removesuffix("Scheduler")
-    if kind == "CMStochasticIterative" or (
-        kind in ("EulerDiscrete", "HeunDiscrete") and options["timestep_spacing"] != "leading"
-    ):
-        return np.float32(np.sin(schedule.angle(1.0)))
-    return np.float32(1)

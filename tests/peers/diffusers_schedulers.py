@@ -55,7 +55,8 @@ SMALL_UNETS = {
 UNETS = SMALL_UNETS | {
     "imagenet64": IMAGENET64,
     "narrow_imagenet64": IMAGENET64 | dict(block_out_channels=[64, 128, 192, 256]),
-    "narrow_lsun256": LSUN256 | dict(sample_size=128, block_out_channels=[64, 64, 128, 128, 256, 256]),
+    "narrow_lsun256": LSUN256
+    | dict(sample_size=64, block_out_channels=[32, 32, 64, 64, 128, 128], attention_head_dim=32),
 }
 # The network, the scheduler and the numbers of steps of each model.
 SMALL_MODELS = {
