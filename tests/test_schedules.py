@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion_distillation.diffusion import alpha_sigma
-from diffusion_distillation.networks.embedding import LOGSNR_INPUT_TYPES
-from diffusion_distillation.networks.unet import UNet
+from diffusion_distillation.networks.embedding import LOGSNR_INPUT_TYPES, embedded_time
 from diffusion_distillation.schedules import get_logsnr_schedule, time_of
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -301,14 +300,11 @@ def test_derivatives_by_time_match_float64_differences(name):
     of_its_own = name in DISCRETE
     grids = (1, 2, schedule.num_steps) if of_its_own else (1, 2, 64, 1000, 8192)
     t = np.unique(np.concatenate([np.arange(n + 1) / n for n in grids]))
-    options = dict(ch=32, emb_ch=32, out_ch=1, ch_mult=(1,), num_res_blocks=0, attn_resolutions=(), num_heads=1)
-    network = functools.partial(UNet, num_classes=1, dropout=0.0, **options)
     functions = {"logsnr": schedule, "angle": schedule.angle}
     functions["sigma"] = lambda t: alpha_sigma(schedule(t))[1]
     for kind in LOGSNR_INPUT_TYPES if of_its_own else LOGSNR_INPUT_TYPES[:-1]:
         own = schedule if kind == "step" else None
-        enters = network(logsnr_input_type=kind, schedule=own)._time
-        functions[kind] = lambda t, enters=enters: enters(schedule(t))
+        functions[kind] = lambda t, kind=kind, own=own: embedded_time(schedule(t), kind, schedule=own)
     for what, function in functions.items():
         expected = float64_difference(function, t if of_its_own else np.float64(np.float32(t)), of_its_own)
         found = jax.vmap(jax.grad(function))(np.float32(t))

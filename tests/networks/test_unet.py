@@ -9,6 +9,7 @@ from helpers import numpy_unet, oracle
 from diffusion_distillation.diffusion import make_denoiser, q_sample
 from diffusion_distillation.losses import data_target, training_loss
 from diffusion_distillation.networks import unet
+from diffusion_distillation.networks.embedding import embedded_time
 from diffusion_distillation.networks.model import init_params
 from diffusion_distillation.networks.unet import UNet, dropout, dropout_seeds
 from diffusion_distillation.schedules import Discrete, get_logsnr_schedule
@@ -133,14 +134,11 @@ def test_numbers_for_the_noise_level_are_exact(t):
     """From noise to data, the inputs of published networks: 1000 t, t, and 250 log(sigma)."""
     logsnr = get_logsnr_schedule("flow")(np.float32(t))
 
-    def number(kind, scale=1000.0):
-        return UNet(**(SMALL | dict(logsnr_input_type=kind, time_scale=scale)))._time(logsnr)
-
     t = np.float64(np.float32(t))
-    np.testing.assert_allclose(number("flow_time"), 1000 * t, rtol=5e-7)
-    np.testing.assert_allclose(number("data_time", 1.0), 1 - t, rtol=5e-7, atol=3e-9)
+    np.testing.assert_allclose(embedded_time(logsnr, "flow_time"), 1000 * t, rtol=5e-7)
+    np.testing.assert_allclose(embedded_time(logsnr, "data_time", scale=1.0), 1 - t, rtol=5e-7, atol=3e-9)
     if t < 1:  # sigma = t / (1 - t) is infinite at t = 1
-        np.testing.assert_allclose(number("c_noise"), 250 * np.log(t / (1 - t)), rtol=5e-7, atol=1e-4)
+        np.testing.assert_allclose(embedded_time(logsnr, "c_noise"), 250 * np.log(t / (1 - t)), rtol=5e-7, atol=1e-4)
 
 
 def test_labels_outside_the_classes_are_refused():
