@@ -251,6 +251,18 @@ def test_a_config_of_the_published_schema_resolves():
             {"2": {"microbatch_size": 3}},
             "stages.2: config.train.batch_size=64 must be a",
         ),
+        ("model.sigma_data", 0.0, "config.model.sigma_data=0.0 must be more than 0"),
+        (
+            "model.eval_guidance_interval",
+            (3.0, -4.0),
+            r"eval_guidance_interval: guidance_interval=\(3.0, -4.0\) must be",
+        ),
+        (
+            "distillation.teacher_guidance_interval",
+            (-4.0, 3.0),
+            "needs a guided teacher: set .*teacher_guidance to its",
+        ),
+        ("distillation.teacher_dtype", "float16", "teacher_dtype='float16' is not one of"),
         ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
     ],
 )
@@ -263,6 +275,24 @@ def test_bad_fields_are_refused(field, value, message):
     section[name] = value
     with pytest.raises(ValueError, match=message):
         cfg.resolve(ConfigDict(given))
+
+
+def test_a_ladder_needs_a_schedule_whose_grids_nest():
+    config = ladder()
+    config.model.train_logsnr_schedule = config.model.eval_logsnr_schedule = dict(name="karras")
+    with pytest.raises(ValueError, match=r"'karras'.* cannot be distilled: .* Set sigma_min=0.0 in both schedules"):
+        cfg.resolve(config)
+    for schedule in (config.model.train_logsnr_schedule, config.model.eval_logsnr_schedule):
+        schedule.sigma_min = 0.0
+    cfg.resolve(config)
+
+
+def test_a_student_with_a_guidance_weight_has_no_teacher_at_one_weight():
+    config = ladder()
+    config.model.args.guidance_range = (0.0, 4.0)
+    config.distillation.teacher_guidance = 1.0
+    with pytest.raises(ValueError, match=r"teacher_guidance=1.0 is for students without a guidance weight, but these"):
+        cfg.resolve(config)
 
 
 def test_old_names_of_fields_are_accepted(tmp_path):
