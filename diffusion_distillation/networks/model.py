@@ -223,6 +223,15 @@ class Model:
       sigma_min: least noise, for the mean type 'consistency'; default 0.002.
       guidance_channels: how many channels classifier-free guidance acts on, counted from the first; the others are
         those of the prediction with the label. Default: None, all of them.
+
+    >>> class Zero:
+    ...     def init(self, rngs, x, logsnr, **condition):
+    ...         return {"params": {}}
+    ...     def apply(self, variables, x, logsnr, **kwargs):
+    ...         return jnp.zeros_like(x)
+    >>> denoise = Model(network=Zero(), mean_type="v").denoiser(params={}, condition={})
+    >>> denoise(jnp.ones((1, 1, 1, 1)), 0.0).x.round(4)  # alpha z
+    Array([[[[0.7071]]]], dtype=float32)
     """
 
     network: Network
@@ -258,8 +267,8 @@ class Model:
           condition: from `condition_of`; empty for an unconditional network.
           clip_x: whether to clip x to [-1, 1]; see `diffusion.make_denoiser`.
           guidance_interval: the smallest and the largest log-SNR at which guidance acts; at any other, w is 0
-            (Kynkäänniemi et al. 2024, arXiv 2404.07724, who state it in sigma: the log-SNR is -2 log sigma). Default:
-            None, guidance acts everywhere.
+            (Kynkäänniemi et al. 2024, arXiv 2404.07724, who state it in EDM's sigma: the log-SNR is -2 log sigma).
+            Default: None, guidance acts everywhere.
           **kwargs: further arguments of the network's `apply`: train, index, rngs.
         """
 
