@@ -16,12 +16,11 @@ from ..runtime.devices import AnyMesh, describe_devices, replicated
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from .checks import wasteful_settings
-from .ladder import Plan, student_folder
+from .ladder import Plan, load_teacher, student_folder
 from .prepare import LoadModel, Prepared, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, TrainState, cast, init_state
-from .teacher import load_teacher
+from .step import Teacher, TrainState, init_state
 
 
 def dry_run(
@@ -46,12 +45,11 @@ def dry_run(
     workdir = as_path(workdir)
     params = None
     if "distillation" in config:
-        teacher = load_teacher(config, source, load_model)
-        params = teacher.params
+        params, network = load_teacher(config, source, load_model)
         plan = Plan(config, workdir)
         plan.print()
         runs = [
-            (plan.configs[rung.num_steps], student_folder(workdir, rung.num_steps), teacher.replace(rung=rung))
+            (plan.configs[rung.num_steps], student_folder(workdir, rung.num_steps), Teacher(params, rung, network))
             for rung in plan.rungs
         ]
     else:
@@ -106,7 +104,7 @@ def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, sha
       mesh: the devices.
       shard: `train.shard_state`.
     """
-    state, teacher = jax.eval_shape(lambda state, teacher: (state, cast(teacher)), state, teacher)
+    state, teacher = jax.eval_shape(lambda *trees: trees, state, teacher)
     held = state, teacher, state.params  # the last for the gradients
     shardings = (
         state_shardings(state, mesh, shard=shard),
