@@ -23,6 +23,7 @@ from . import config as cfg
 from .data import Source, load_source
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .hooks import training_hooks
+from .networks.model import check_guidance_interval
 from .runtime import multihost
 from .runtime.console import install_safe_output
 from .runtime.cpu import set_cpu_flags, use_all_cpu_cores
@@ -135,6 +136,31 @@ def define_sampler() -> flags.FlagHolder:
     """Define --sampler, whose value is a name in `SAMPLERS`, or None for the config's."""
     return flags.DEFINE(
         _SamplerParser(list(SAMPLERS)), "sampler", None, "Default: the config's; see `sampling.SAMPLERS`."
+    )
+
+
+class _IntervalParser(flags.ArgumentParser):
+    """Two numbers with a comma between them."""
+
+    syntactic_help = "Two numbers, such as -4,3."
+
+    def parse(self, argument: str | tuple[float, float]) -> tuple[float, float]:
+        """The two numbers."""
+        if not isinstance(argument, str):
+            return argument
+        interval = tuple(map(float, argument.split(",")))
+        check_guidance_interval(interval)
+        return interval
+
+
+def define_guidance_interval() -> flags.FlagHolder:
+    """Define --guidance_interval, whose value is two log-SNRs, or None for the config's."""
+    return flags.DEFINE(
+        _IntervalParser(),
+        "guidance_interval",
+        None,
+        "The smallest and the largest log-SNR at which guidance acts. Default: the config's "
+        "model.eval_guidance_interval.",
     )
 
 

@@ -15,24 +15,14 @@ from ml_collections import ConfigDict
 
 from .diffusion import MEAN_TYPES
 from .errors import InputError
-from .fields import (
-    Free,
-    OneOf,
-    OrNone,
-    attributes_of,
-    defaults_of,
-    fill,
-    list_fields,
-    one_of,
-    options_of,
-    tuples_for_lists,
-)
+from .fields import Free, OneOf, OrNone, defaults_of, fill, list_fields, one_of, options_of, tuples_for_lists
 from .fields import add_missing as add_missing_fields
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import Rung, find_method, make_method
-from .networks.embedding import check_guidance_range
-from .networks.model import NETWORKS, SET_BY_CONFIG, eval_schedule, train_schedule
+from .methods.base import training_times
+from .networks.embedding import LOGSNR_INPUT_TYPES, check_guidance_range
+from .networks.model import check_guidance_interval, eval_schedule, train_schedule
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json
@@ -50,19 +40,46 @@ FIELDS = {
     "sampler": one_of("ddim", SAMPLERS),
     "model": {
         "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
-        "args": attributes_of(NETWORKS["unet_iddpm"], omit=SET_BY_CONFIG),  # attributes of the network; see its class
+        "args": {  # of unet_iddpm, see `unet.UNet`; the dataset sets num_classes, mean_type sets out_ch
+            "ch": int,
+            "emb_ch": int,
+            "ch_mult": tuple,
+            "num_res_blocks": int,
+            "attn_resolutions": tuple,
+            "num_heads": OrNone(int),
+            "head_dim": OrNone(int),
+            "dropout": 0.0,
+            "logsnr_input_type": one_of("inv_cos", LOGSNR_INPUT_TYPES),
+            "logsnr_scale_range": (-10.0, 10.0),
+            "resblock_resample": False,
+            "remat": False,  # compute activations twice to save memory
+            # The following fields reproduce other projects' U-Nets.
+            "time_scale": 1000.0,
+            "freq_shift": 1,
+            "scale_shift": True,
+            "norm_groups": 32,
+            "norm_eps": 1e-6,
+            "mid_attn_groups": OrNone(int),
+            "pad_both_sides": False,
+            "attn_stages": OrNone(tuple),
+            "resample_stages": OrNone(tuple),
+            "guidance_range": OrNone(tuple),  # for students with a guidance weight as an input, such as (0.0, 4.0)
+        },
         "dtype": OneOf(("float32", "bfloat16")),  # of activations; parameters are float32
         "mean_type": one_of("x", MEAN_TYPES),  # output of the network, see `diffusion.make_denoiser`
         "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
         "sigma_min": 0.002,  # smallest noise level, for mean_type 'consistency'
+        "guidance_channels": OrNone(int),  # guide only the first n channels of the output; None for all
         "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
         "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),
         "train_num_steps": 0,  # N, for base training at the times i / N; 0 for continuous time
+        "train_times": Free(name="uniform"),  # of base training in continuous time, see `methods.base.TRAINING_TIMES`
         "eval_sampling_num_steps": 1024,
         "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
         "eval_logsnr_schedule": Free(name="cosine"),
         "eval_clip_denoised": True,
         "eval_guidance": 0.0,  # guidance weight of samples, see `Pipeline.sample`; 0 for no guidance
+        "eval_guidance_interval": OrNone(tuple),  # log-SNRs between which samples are guided, such as (-4.0, 3.0)
     },
     "train": {
         "num_train_steps": 800_000,  # updates of base training; a ladder has distillation.steps_per_iter
@@ -123,6 +140,11 @@ DISTILLATION = {
     "teacher_step": one_of("ddim", SOLVERS),  # solver of the teacher's steps in the first `teacher_step_rungs` rungs
     "teacher_step_rungs": 1,  # the teachers of later rungs are students, which take DDIM steps
     "addim_variance": 0.1,
+    # Guidance weight of the first teacher, if its students take none; and the log-SNRs between which it is guided.
+    "teacher_guidance": OrNone(float),
+    "teacher_guidance_interval": OrNone(tuple),
+    # bfloat16: hold the teachers' parameters, and compute their activations, in bfloat16; float32: as in their training
+    "teacher_dtype": OneOf(("float32", "bfloat16")),
     "args": Free(),  # options of the method: the keyword-only arguments of its function
     # Overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}. They may
     # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter.
@@ -167,21 +189,12 @@ BELOW_1 = (
     "train.label_dropout",
     "train.ema_decay",
 )
-ABOVE_0 = ("train.adam_eps",)
+ABOVE_0 = ("train.adam_eps", "model.sigma_data")
 
 
-def defaults(network: str = "unet_iddpm") -> ConfigDict:
-    """Return a config with every field, to start a config file from. A field without a default is a placeholder.
-
-    Args:
-      network: a key of `networks.model.NETWORKS`, for `model.name`. It determines the fields of `model.args`.
-
-    >>> defaults("dit").model.args.mlp_ratio
-    4.0
-    """
-    config = ConfigDict({"model": {"name": network}})
-    add_missing(config)
-    return config
+def defaults() -> ConfigDict:
+    """Return a config with every field, to start a config file from. A field without a default is a placeholder."""
+    return ConfigDict(defaults_of(FIELDS))
 
 
 def paper_base() -> ConfigDict:
@@ -205,8 +218,7 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     config = copy.deepcopy(base)  # a deep copy keeps the types of placeholders
     config.sampler = "ddim"  # students learn DDIM steps
     config.model.eval_logsnr_schedule = copy.deepcopy(config.model.train_logsnr_schedule)
-    if "dropout" in config.model.args:
-        config.model.args.dropout = 0.0
+    config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
     config.train.label_dropout = 0.0
@@ -345,6 +357,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _make_paths_absolute(resolved)
     for name in ("train_logsnr_schedule", "eval_logsnr_schedule"):
         _check(f"model.{name}", lambda name=name: get_logsnr_schedule(**resolved.model[name]))
+    _check("model.train_times", lambda: training_times(**resolved.model.train_times))
     _check("model.logvar_type", lambda: posterior_variance(resolved.model.logvar_type))
     _check_ranges(resolved)
     if "distillation" in resolved:
@@ -386,14 +399,10 @@ def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
 
 
 def _fields_of(config: ConfigDict) -> dict:
-    """The table of a config's fields, with the options of its network and its method.
-
-    The function of a network by dotted name checks the network's args itself.
-    """
+    """The table of a config's fields, with its method's options. The args of a network by dotted name stay free."""
     fields = dict(FIELDS)
-    name = str(_get(config, "model.name") or FIELDS["model"]["name"])
-    args = attributes_of(NETWORKS[name], omit=SET_BY_CONFIG) if name in NETWORKS else Free()
-    fields["model"] = {**FIELDS["model"], "args": args}
+    if ":" in str(_get(config, "model.name")):
+        fields["model"] = {**FIELDS["model"], "args": Free()}
     if "distillation" in config:
         fields["distillation"] = dict(DISTILLATION)
         if isinstance(_get(config, "distillation.method"), str):
@@ -481,6 +490,9 @@ def _check_ranges(config: ConfigDict) -> None:
     guidance = config.model.eval_guidance
     if guidance_range is not None:
         _check("model.args", lambda: check_guidance_range(guidance_range))
+    interval = config.model.eval_guidance_interval
+    if interval is not None:
+        _check("model.eval_guidance_interval", lambda: check_guidance_interval(interval))
     if "distillation" not in config and guidance_range is not None:
         raise InputError(
             f"config.model.args.guidance_range={guidance_range} is for students of a ladder, which learn guidance from "
@@ -526,6 +538,12 @@ def _resolve_distillation(config: ConfigDict) -> None:
             f"train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()}. Set both alike: students are "
             "sampled at the times that they are trained at."
         )
+    if not train_schedule(config.model).grids_nest:
+        raise InputError(
+            f"config.model.train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()} cannot be distilled: "
+            "the times of a student must be among its teacher's. Set sigma_min=0.0 in both schedules."
+        )
+    _check_teacher_guidance(config)
     if config.train.init_from is not None:
         raise InputError(
             f"config.train.init_from={config.train.init_from!r} is for base models. Unset it (None): students start "
@@ -558,3 +576,24 @@ def _resolve_distillation(config: ConfigDict) -> None:
     for name in stages:
         student = rung_config(config, rungs[int(name)])
         _check(f"distillation.stages.{name}", lambda student=student: _check_ranges(student))
+
+
+def _check_teacher_guidance(config: ConfigDict) -> None:
+    """Check the guidance of a ladder's teacher, as far as the config alone tells."""
+    distillation = config.distillation
+    guidance_range = config.model.args.get("guidance_range")
+    interval = distillation.teacher_guidance_interval
+    if distillation.teacher_guidance is not None and guidance_range is not None:
+        raise InputError(
+            f"config.distillation.teacher_guidance={distillation.teacher_guidance} is for students without a guidance "
+            f"weight, but these take one: config.model.args.guidance_range={guidance_range}. Unset one of the two "
+            "(None)."
+        )
+    if interval is None:
+        return
+    _check("distillation.teacher_guidance_interval", lambda: check_guidance_interval(interval))
+    if distillation.teacher_guidance is None and guidance_range is None:
+        raise InputError(
+            f"config.distillation.teacher_guidance_interval={interval} needs a guided teacher: set "
+            "config.distillation.teacher_guidance to its weight."
+        )

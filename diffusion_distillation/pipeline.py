@@ -16,7 +16,7 @@ from . import sampling
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
-from .networks.model import Network, condition_of, eval_schedule, guidance_range, make_network, network_denoiser
+from .networks.model import Model, check_guidance_interval, condition_of, eval_schedule, make_model
 from .runtime import multihost
 from .runtime.devices import data_mesh, map_rows, replicate
 from .sampling import SAMPLERS, Sampler, check_key, check_num_steps, sampler_name
@@ -63,6 +63,9 @@ class SamplingOptions:
         x(none) + s (x(class) - x(none)), w is s - 1. A student that was made for guidance weights takes those of its
         range, with one network evaluation per step. Any other model must have been trained with train.label_dropout,
         and is evaluated on twice the batch. By default the config's model.eval_guidance.
+      guidance_interval: the smallest and the largest log-SNR at which guidance acts; elsewhere the weight is 0. A paper
+        that states the interval in sigma means the log-SNRs -2 log(sigma) (Kynkäänniemi et al. 2024, arXiv
+        2404.07724). (-inf, inf) for all. By default the config's model.eval_guidance_interval.
       batch_size: images per batch, over all devices, at least 1; default 256.
 
     Raises:
@@ -77,6 +80,7 @@ class SamplingOptions:
     eta: float = 0.0
     clip: bool = True
     guidance: Guidance = 0.0
+    guidance_interval: tuple[float, float] | None = None
     batch_size: int = 256
 
     def __post_init__(self):
@@ -89,6 +93,9 @@ class SamplingOptions:
             raise InputError(
                 f"The sampler {self.sampler!r} does not take eta={self.eta}. Omit eta, or choose one of {takes_eta}."
             )
+        if self.guidance_interval is not None:
+            check_guidance_interval(self.guidance_interval)
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} must be at least 1.")
 
@@ -113,14 +120,14 @@ class PureSampler:
     Pipelines whose samplers are equal share their compiled programs.
     """
 
-    network: Network
-    mean_type: str
+    model: Model
     num_classes: int
     schedule: Schedule
     logvar_type: str
     sampler: Sampler
     eta: float
     clip: bool
+    guidance_interval: tuple[float, float] | None
 
     def __call__(
         self,
@@ -146,7 +153,7 @@ class PureSampler:
           trajectory: also return the predicted x of every step; default False.
         """
         condition = condition_of(labels, self.num_classes, guidance)
-        denoise = network_denoiser(self.network, params, self.mean_type, condition, clip_x=self.clip)
+        denoise = self.model.denoiser(params, condition, clip_x=self.clip, guidance_interval=self.guidance_interval)
         options = {"eta": self.eta, "logvar_type": self.logvar_type}
         options = {name: options[name] for name in self.sampler.options}
         return sampling.sample(
@@ -184,12 +191,9 @@ class Pipeline:
             sampler=config.sampler,
             clip=config.model.eval_clip_denoised,
             guidance=config.model.eval_guidance,
+            guidance_interval=config.model.eval_guidance_interval,
         )
-        self._model = dict(
-            network=make_network(config.model, self.image_shape, self.num_classes),
-            mean_type=config.model.mean_type,
-            num_classes=self.num_classes,
-        )
+        self._model = make_model(config.model, self.image_shape, self.num_classes)
         self._process = dict(schedule=eval_schedule(config.model), logvar_type=config.model.logvar_type)
         self._mesh = data_mesh()
         self._parallel = config.train.parallel
@@ -214,7 +218,7 @@ class Pipeline:
           key: `jax.random.key(seed)`.
           num_samples: number of images, at least 1.
           labels: the class of each image, for a class-conditional model; by default 0, 1, 2, ... in turn.
-          **options: see `SamplingOptions`: num_steps, sampler, eta, clip, guidance, batch_size.
+          **options: see `SamplingOptions`: num_steps, sampler, eta, clip, guidance, guidance_interval, batch_size.
 
         Returns:
           uint8 images, `[num_samples, height, width, channels]`.
@@ -294,7 +298,12 @@ class Pipeline:
         return np.concatenate([to_uint8(xs) for xs in batches]).swapaxes(0, 1)
 
     def denoiser(
-        self, labels: Integer[Array, "_"] | None = None, *, guidance: Guidance | None = None, clip: bool | None = None
+        self,
+        labels: Integer[Array, "_"] | None = None,
+        *,
+        guidance: Guidance | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        clip: bool | None = None,
     ) -> Denoiser:
         """Return the model as a `denoise(z, logsnr) -> Prediction(x, eps, v)`, for samplers and losses of your own.
 
@@ -304,21 +313,33 @@ class Pipeline:
         Args:
           labels: the class of each image of z, for a class-conditional model; by default 0, 1, 2, ... in turn.
           guidance: see `SamplingOptions`; one weight for all images, unless there are labels.
+          guidance_interval: see `SamplingOptions`.
           clip: see `SamplingOptions`.
 
         Returns:
           `denoise`, which is compiled and works under `jax.jit`, `vmap`, `grad` and `pmap`. It raises an InputError if
           the images do not have the model's shape, or are not as many as the labels.
         """
-        options = self._options(dict(guidance=guidance, clip=clip))
+        options = self._options(dict(guidance=guidance, guidance_interval=guidance_interval, clip=clip))
         if labels is not None:
             labels = self._check_labels(labels, np.size(labels))
         weights = self._check_guidance(options.guidance, () if labels is None else labels.shape)
-        denoise = _compiled_denoiser(image_shape=self.image_shape, clip_x=options.clip, **self._model)
+        denoise = _compiled_denoiser(
+            model=self._model,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            clip_x=options.clip,
+            guidance_interval=options.guidance_interval,
+        )
         return jax.tree_util.Partial(denoise, self._unplaced_params(), labels, weights)
 
     def pure_sampler(
-        self, *, sampler: str | None = None, eta: float | None = None, clip: bool | None = None
+        self,
+        *,
+        sampler: str | None = None,
+        eta: float | None = None,
+        clip: bool | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> tuple[PureSampler, Params]:
         """Return the sampler as a pure function for programs of your own, and the parameters.
 
@@ -326,6 +347,7 @@ class Pipeline:
           sampler: see `SamplingOptions`.
           eta: see `SamplingOptions`.
           clip: see `SamplingOptions`.
+          guidance_interval: see `SamplingOptions`.
 
         Returns:
           `(fn, params)`. `fn(params, z, *, key, num_steps, labels, guidance)` returns float32 images as `from_noise`
@@ -335,7 +357,7 @@ class Pipeline:
         Raises:
           InputError: see `SamplingOptions`.
         """
-        options = self._options(dict(sampler=sampler, eta=eta, clip=clip))
+        options = self._options(dict(sampler=sampler, eta=eta, clip=clip, guidance_interval=guidance_interval))
         return self._pure_sampler(options), self._unplaced_params()
 
     def is_deterministic(self, *, sampler: str | None = None, eta: float | None = None) -> bool:
@@ -343,11 +365,24 @@ class Pipeline:
         return self._options(dict(sampler=sampler, eta=eta)).is_deterministic
 
     def _options(self, options: dict[str, Any]) -> SamplingOptions:
-        return self.defaults.override(options)
+        options = self.defaults.override(options)
+        low, _ = self._model.guidance_range or (0, 0)
+        if options.guidance_interval is not None and low > 0:
+            raise InputError(
+                f"guidance_interval={options.guidance_interval} needs a model that takes the weight 0; this student's "
+                f"weights are at least {low}. Omit guidance_interval."
+            )
+        return options
 
     def _pure_sampler(self, options: SamplingOptions) -> PureSampler:
         return PureSampler(
-            sampler=SAMPLERS[options.sampler], eta=options.eta, clip=options.clip, **self._model, **self._process
+            model=self._model,
+            num_classes=self.num_classes,
+            sampler=SAMPLERS[options.sampler],
+            eta=options.eta,
+            clip=options.clip,
+            guidance_interval=options.guidance_interval,
+            **self._process,
         )
 
     def _batches(
@@ -438,7 +473,7 @@ class Pipeline:
         weights = np.asarray(guidance, np.float32)
         if weights.shape not in ((), shape):
             raise InputError(f"guidance must be one weight or {shape}; got an array of shape {weights.shape}.")
-        allowed = guidance_range(self._model["network"])
+        allowed = self._model.guidance_range
         if allowed is None and not weights.any():
             return None
         text = f"guidance={weights}" if weights.ndim == 0 else f"guidance from {weights.min()} to {weights.max()}"
@@ -545,7 +580,9 @@ def _compiled_denoiser(**settings) -> Callable[..., Prediction]:
     return jax.jit(functools.partial(_denoise, **settings))
 
 
-def _denoise(params, labels, guidance, z, logsnr, *, network, num_classes, mean_type, clip_x, image_shape):
+def _denoise(
+    params, labels, guidance, z, logsnr, *, model, image_shape, num_classes, clip_x, guidance_interval
+):  # fmt: skip
     _check_images(z, image_shape)
     if labels is None:
         labels = jnp.arange(len(z)) % num_classes
@@ -553,4 +590,4 @@ def _denoise(params, labels, guidance, z, logsnr, *, network, num_classes, mean_
         raise InputError(f"This denoiser was made for {len(labels)} labels; got {len(z)} images.")
     guidance = None if guidance is None else jnp.broadcast_to(guidance, len(z))
     condition = condition_of(labels, num_classes, guidance)
-    return network_denoiser(network, params, mean_type, condition, clip_x=clip_x)(z, logsnr)
+    return model.denoiser(params, condition, clip_x=clip_x, guidance_interval=guidance_interval)(z, logsnr)

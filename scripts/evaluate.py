@@ -75,6 +75,7 @@ SAMPLER = cli.define_sampler()
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MOST_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images to sample at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; by default the config's model.eval_guidance.")
+GUIDANCE_INTERVAL = cli.define_guidance_interval()
 REPEATS = flags.DEFINE_integer(
     "repeats", 1, "Sets of samples; the table has the best value and the spread.", lower_bound=1
 )
@@ -120,7 +121,7 @@ def check_flags(out: epath.Path) -> None:
 
 def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
     """Evaluate the images of --samples."""
-    for flag in (NUM_STEPS, SAMPLER, GUIDANCE, KEEP):
+    for flag in (NUM_STEPS, SAMPLER, GUIDANCE, GUIDANCE_INTERVAL, KEEP):
         if flag.value is not None:
             raise InputError(f"--{flag.name} needs a --checkpoint to sample from; --samples has its images already.")
     if REPEATS.value > 1:
@@ -157,10 +158,14 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     options = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
     settings = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
     settings["clip"] = config.model.eval_clip_denoised
-    weight = guidance_weight(config)
+    weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
     if weight:
         options["guidance"] = weight
         settings["guidance"] = weight
+    interval = GUIDANCE_INTERVAL.value or config.model.eval_guidance_interval
+    if weight and interval:
+        options["guidance_interval"] = interval
+        settings["guidance_interval"] = list(interval)
 
     # Sample, measure, and keep the samples if --keep is set.
     keep = None
@@ -198,7 +203,8 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     evaluators, reference = evaluators_and_reference(config, num_samples, teacher.image_shape[2])
     evaluation = evaluate_ladder(
         config, workdir, evaluators, reference, out, open_pipeline=open_pipeline, seed=SEED.value,
-        num_samples=num_samples, batch_size=BATCH_SIZE.value, guidance=guidance_weight(config), repeats=REPEATS.value,
+        num_samples=num_samples, batch_size=BATCH_SIZE.value, guidance=GUIDANCE.value,
+        guidance_interval=GUIDANCE_INTERVAL.value, repeats=REPEATS.value,
     )  # fmt: skip
     return evaluation, config
 
@@ -209,11 +215,6 @@ def is_ladder() -> bool:
     if newest_step(path) is not None or not (path / "config.json").exists() or is_archive(path):
         return False
     return "distillation" in read_json(path / "config.json")
-
-
-def guidance_weight(config: ConfigDict) -> float:
-    """The guidance weight of the flag, or else of the config."""
-    return config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
 
 
 def sample_keeper(

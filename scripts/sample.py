@@ -55,6 +55,7 @@ FLOAT = flags.DEFINE_boolean("float", False, "Save float32 images in [-1, 1] to 
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Guidance weight; 0 uses the label without guidance. By default the config's."
 )
+GUIDANCE_INTERVAL = cli.define_guidance_interval()
 LABELS = flags.DEFINE_list(
     "labels", None, "Classes to sample, by name or number, in turn: --labels=3,7,cats. By default all classes."
 )
@@ -72,7 +73,13 @@ def main() -> None:
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key = seed_key(SEED.value)
     classes = None if LABELS.value is None else class_numbers(LABELS.value, metadata.class_names or ())
-    options = dict(sampler=SAMPLER.value, eta=ETA.value, clip=CLIP.value, guidance=GUIDANCE.value)
+    options = dict(
+        sampler=SAMPLER.value,
+        eta=ETA.value,
+        clip=CLIP.value,
+        guidance=GUIDANCE.value,
+        guidance_interval=GUIDANCE_INTERVAL.value,
+    )
 
     def labels(indices: np.ndarray) -> np.ndarray | None:
         return None if classes is None else classes[indices % len(classes)]
@@ -159,6 +166,9 @@ def sample_settings(params: Params, config: ConfigDict, num_steps: int, classes:
     weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
     if weight:  # folders of unguided samples have no such field
         settings["guidance"] = weight
+    interval = GUIDANCE_INTERVAL.value or config.model.eval_guidance_interval
+    if weight and interval:
+        settings["guidance_interval"] = list(interval)
     return settings
 
 

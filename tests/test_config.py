@@ -251,6 +251,18 @@ def test_a_config_of_the_published_schema_resolves():
             {"2": {"microbatch_size": 3}},
             "stages.2: config.train.batch_size=64 must be a",
         ),
+        ("model.sigma_data", 0.0, "config.model.sigma_data=0.0 must be more than 0"),
+        (
+            "model.eval_guidance_interval",
+            (3.0, -4.0),
+            r"eval_guidance_interval: guidance_interval=\(3.0, -4.0\) must be",
+        ),
+        (
+            "distillation.teacher_guidance_interval",
+            (-4.0, 3.0),
+            "needs a guided teacher: set .*teacher_guidance to its",
+        ),
+        ("distillation.teacher_dtype", "float16", "teacher_dtype='float16' is not one of"),
         ("distillation.stages", {"2": {"steps_per_iter": "9"}}, "stages.2.steps_per_iter='9' must be of type int"),
     ],
 )
@@ -265,37 +277,22 @@ def test_bad_fields_are_refused(field, value, message):
         cfg.resolve(ConfigDict(given))
 
 
-def dit_base(**args):
-    """A base model's config with a diffusion transformer."""
-    config = cfg.defaults("dit")
-    config.dataset.name = "digits"
-    config.train.update(batch_size=8, learning_rate=1e-3)
-    config.model.args = args
-    return config
+def test_a_ladder_needs_a_schedule_whose_grids_nest():
+    config = ladder()
+    config.model.train_logsnr_schedule = config.model.eval_logsnr_schedule = dict(name="karras")
+    with pytest.raises(ValueError, match=r"'karras'.* cannot be distilled: .* Set sigma_min=0.0 in both schedules"):
+        cfg.resolve(config)
+    for schedule in (config.model.train_logsnr_schedule, config.model.eval_logsnr_schedule):
+        schedule.sigma_min = 0.0
+    cfg.resolve(config)
 
 
-def test_each_network_has_its_own_args():
-    """Their defaults and types are those of the network's attributes."""
-    given = dict(patch_size=2, hidden_size=32, depth=2, num_heads=2)
-    args = cfg.resolve(dit_base(**given, mlp_ratio=3)).model.args
-    assert (args.patch_size, args.mlp_ratio, args.logsnr_input_type, args.guidance_range) == (2, 3.0, "inv_cos", None)
-    for change, message in [
-        (dict(patch=2), r"Unknown field config.model.args.patch. Did you mean 'patch_size'\?"),
-        (dict(ch_mult=(1,)), "Unknown field config.model.args.ch_mult"),
-        (dict(num_classes=3), "Unknown field config.model.args.num_classes"),
-        (dict(depth=None), r"config.model.args.depth is missing: every config must set it \(int\)"),
-        (dict(depth=2.5), "config.model.args.depth=2.5 must be of type int"),
-        (dict(logsnr_input_type="time"), r"args.logsnr_input_type='time' is not one of \['inv_cos', 'sigmoid', "),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            cfg.resolve(dit_base(**given | change))
-
-
-def test_a_ladder_of_a_network_without_dropout():
-    base = dit_base(patch_size=2, hidden_size=32, depth=2, num_heads=2)
-    config = cfg.distillation_of(base)
-    config.distillation.update(dict(teacher_checkpoint_path="runs/digits/base", start_num_steps=4))
-    assert cfg.resolve(config).model.args == cfg.resolve(base).model.args
+def test_a_student_with_a_guidance_weight_has_no_teacher_at_one_weight():
+    config = ladder()
+    config.model.args.guidance_range = (0.0, 4.0)
+    config.distillation.teacher_guidance = 1.0
+    with pytest.raises(ValueError, match=r"teacher_guidance=1.0 is for students without a guidance weight, but these"):
+        cfg.resolve(config)
 
 
 def test_old_names_of_fields_are_accepted(tmp_path):

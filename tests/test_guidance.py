@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from helpers import oracle
 from helpers.models import KEY, SHAPE, make_model, noise
-from helpers.steps import WAYS, make_config, run
+from helpers.steps import WAYS, make_config, model_of, run
 from jax.sharding import Mesh
 
 from diffusion_distillation import config as cfg
@@ -15,7 +15,7 @@ from diffusion_distillation import pipeline as module
 from diffusion_distillation import sampling
 from diffusion_distillation.data import load_source
 from diffusion_distillation.methods import make_method
-from diffusion_distillation.networks.model import extended, init_params, make_network, network_denoiser
+from diffusion_distillation.networks.model import Model, init_params, make_network, matching
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.training.step import Teacher, init_state, make_train_step
 
@@ -52,7 +52,7 @@ def test_the_guided_denoiser_matches_float64(guidable, mean_type, clip):
     params, metadata = guidable
     network, z, logsnr = make_network(metadata.config.model, SHAPE, 3), noise(KEY, 4), np.float32(0.5)
     condition = {"y": np.array([2, 0, 1, 2]), "guidance": WEIGHTS}
-    found = network_denoiser(network, params, mean_type, condition, clip_x=clip)(z, logsnr)
+    found = Model(network=network, mean_type=mean_type).denoiser(params, condition, clip_x=clip)(z, logsnr)
 
     alpha, sigma = np.sqrt(1 / (1 + np.exp(-0.5))), np.sqrt(1 / (1 + np.exp(0.5)))
 
@@ -97,7 +97,7 @@ def test_a_guided_step_is_one_network_call(weights, rows, cosine):
             return Conditioned.__call__(self, z, logsnr, y, guidance=guidance)
 
     condition = {"y": np.arange(4), "guidance": np.full(4, 2.0, np.float32)}
-    denoise = network_denoiser(Counted(weights), {"scale": 1.0}, "v", condition)
+    denoise = Model(network=Counted(weights), mean_type="v").denoiser({"scale": 1.0}, condition)
     jax.eval_shape(lambda z: sampling.ddim(denoise, z, cosine, 8), noise(KEY, 4))
     assert calls == [rows]  # the loop over steps is traced once
 
@@ -150,7 +150,7 @@ def test_a_student_starts_as_its_teacher_whatever_the_weight():
     params, metadata = make_model(unet=True)
     config = make_model(guidance_range=(0.0, 4.0), unet=True)[1].config
     network = make_network(config.model, SHAPE, 3)
-    initial = extended(params, init_params(network, jax.random.key(7), SHAPE, 3))
+    initial = matching(params, init_params(network, jax.random.key(7), SHAPE, 3))
     assert set(initial) - set(params) == {"guidance0", "guidance1"}
     z, y = noise(KEY, 4), np.array([0, 1, 2, 0])
     out = network.apply({"params": initial}, z, 0.5, y, guidance=jnp.asarray(np.abs(WEIGHTS)))
@@ -180,9 +180,9 @@ def test_teacher_and_student_get_the_same_weight_and_only_the_student_learns(met
     """The loss and the gradient of a training step match float64."""
     config = guided_config(method, **(dict(start_num_steps=8) if method == "progressive" else dict(end_num_steps=4)))
     rung = make_method(config).rungs[0]
-    teacher_network = Conditioned((1.0, 3.0) if teacher_takes_it else None)
-    step = jax.jit(make_train_step(config, make_method(config), Conditioned((1.0, 3.0))))
-    teacher = Teacher({"scale": jnp.float32(-0.4)}, rung, None if teacher_takes_it else teacher_network)
+    step = jax.jit(make_train_step(config, make_method(config), model_of(config, Conditioned((1.0, 3.0)))))
+    of_teacher = None if teacher_takes_it else model_of(config, Conditioned())
+    teacher = Teacher({"scale": jnp.float32(-0.4)}, rung, of_teacher)
     state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})
     new, metrics = step(state, jax.random.key(0), teacher, BATCH)
 
@@ -221,6 +221,92 @@ def test_teacher_and_student_get_the_same_weight_and_only_the_student_learns(met
     np.testing.assert_allclose(new.params["scale"], 0.7 - gradient, rtol=1e-4)
 
 
+INTERVAL = (-1.0, 1.0)
+LOGSNRS = np.array([-2.0, -1.0, 0.0, 1.0, 1.5], np.float32)
+
+
+@pytest.mark.parametrize("taken", [None, (0.0, 4.0)])
+def test_guidance_acts_in_its_interval_alone(taken):
+    """Whether the network takes the weight or is asked twice. Both ends are in the interval."""
+    model = Model(network=Conditioned(taken), mean_type="v")
+    params, z, y = {"scale": np.float32(0.7)}, noise(KEY, 5), np.array([2, 0, 1, 2, 1])
+
+    def v(weight, **interval):
+        condition = {"y": y, "guidance": np.full(5, weight, np.float32)}
+        return model.denoiser(params, condition, **interval)(z, LOGSNRS).v
+
+    found = v(2.0, guidance_interval=INTERVAL)
+    inside = np.array([False, True, True, True, False])
+    np.testing.assert_array_equal(found[inside], v(2.0)[inside])
+    np.testing.assert_array_equal(found[~inside], v(0.0)[~inside])
+    assert np.all(np.abs(v(2.0) - v(0.0)) > 0.1)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_guidance_acts_on_the_first_channels_alone(outputs):
+    """Of an image with three channels; of x and of eps alike if the network outputs both."""
+
+    class Stacked(Conditioned):
+        @nn.compact
+        def __call__(self, z, logsnr, y=None):
+            return Conditioned.__call__(self, jnp.concatenate([z] * outputs, axis=-1), logsnr, y)
+
+    mean_type = {1: "v", 2: "both"}[outputs]
+    models = [Model(network=Stacked(), mean_type=mean_type, guidance_channels=number) for number in (2, None)]
+    z = np.random.default_rng(0).standard_normal((4, 8, 8, 3), np.float32)
+    condition = {"y": np.arange(4), "guidance": WEIGHTS}
+    some, every = (model.denoiser({"scale": np.float32(0.7)}, condition)(z, 0.5).v for model in models)
+    plain = models[0].denoiser({"scale": np.float32(0.7)}, {"y": np.arange(4)})(z, 0.5).v
+    np.testing.assert_array_equal(some[..., :2], every[..., :2])
+    np.testing.assert_allclose(some[..., 2], plain[..., 2], rtol=1e-6)
+    assert np.abs(every - plain)[2:, ..., 2].min() > 0.1
+
+
+class Combined(nn.Module):
+    """`Conditioned`, guided at the weight 2 between two log-SNRs, as a network."""
+
+    @nn.compact
+    def __call__(self, z, logsnr, y=None, *, train=False, index=None):
+        network = Conditioned()
+        weight = jnp.where((logsnr >= INTERVAL[0]) & (logsnr <= INTERVAL[1]), 2.0, 0.0)[:, None, None, None]
+        return (1 + weight) * network(z, logsnr, y) - weight * network(z, logsnr, jnp.full_like(y, -1))
+
+
+METHODS = {
+    "progressive": dict(start_num_steps=8),
+    "tract": dict(method="tract", rungs=(8, 2, 1), start_num_steps=None),
+    "consistency": dict(method="consistency", start_num_steps=8, end_num_steps=1, args=dict(first_grid=8)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_without_a_weight_learns_from_a_teacher_guided_at_one(method):
+    """The target is that of a teacher whose network is the combination."""
+    guidance = dict(teacher_guidance=2.0, teacher_guidance_interval=INTERVAL)
+    config = make_config(distillation=METHODS[method] | guidance)
+    [rung, *_] = make_method(config).rungs
+    scale = np.float32(-0.4)
+    teachers = [
+        Teacher({"scale": scale}, rung, guidance=2.0, guidance_interval=INTERVAL),
+        Teacher({"Conditioned_0": {"scale": scale}}, rung, model_of(config, Combined())),
+        Teacher({"scale": scale}, rung, guidance=2.0),
+    ]
+    guided, combined, everywhere = (
+        run(config, 2, network=Conditioned(), params={"scale": np.float32(0.7)}, teacher=teacher, source=LABELLED)[1]
+        for teacher in teachers
+    )
+    np.testing.assert_allclose(guided, combined, rtol=1e-5)
+    assert guided != pytest.approx(everywhere, rel=1e-3)
+
+
+def test_a_guided_teacher_counts_as_two_evaluations_for_the_first_student_alone():
+    """Its students are not guided: they learned it."""
+    for method, calls in {"progressive": (4, 2), "tract": (3, 2), "consistency": (3,)}.items():
+        config = make_config(distillation=METHODS[method] | dict(teacher_guidance=2.0))
+        found = make_method(config)
+        assert tuple(found.target_calls(rung) for rung in found.rungs)[: len(calls)] == calls
+
+
 @pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
 def test_a_guided_student_trains_alike_on_any_devices(way):
     """The teacher's network differs from the student's."""
@@ -229,7 +315,7 @@ def test_a_guided_student_trains_alike_on_any_devices(way):
         how = dict(how)
         placed = {field: how.pop(field) for field in ("devices", "scan") if field in how}
         config = guided_config("guidance", how, end_num_steps=4)
-        teacher = Teacher({"scale": np.float32(-0.4)}, make_method(config).rungs[0], Conditioned())
+        teacher = Teacher({"scale": np.float32(-0.4)}, make_method(config).rungs[0], model_of(config, Conditioned()))
         network, params = Conditioned((1.0, 3.0)), {"scale": np.float32(0.7)}
         states, losses = run(config, 3, network=network, params=params, teacher=teacher, source=LABELLED, **placed)
         found.append((states[-1].params["scale"], losses))
@@ -255,7 +341,9 @@ def test_label_dropout_drops_a_share_of_the_labels_and_changes_nothing_else():
         batch = {name: value[rows] for name, value in BATCH.items()}
         state = init_state(config, make_method(config), {"scale": jnp.float32(0.7)})._replace(step=jnp.int32(step))
         jax.block_until_ready(
-            jax.jit(make_train_step(config, make_method(config), Recording()))(state, jax.random.key(0), None, batch)
+            jax.jit(make_train_step(config, make_method(config), model_of(config, Recording())))(
+                state, jax.random.key(0), None, batch
+            )
         )
         jax.effects_barrier()
         y, z = (np.stack([seen[i][part] for i in range(batch_rows)]) for part in (0, 1))
@@ -270,6 +358,23 @@ def test_label_dropout_drops_a_share_of_the_labels_and_changes_nothing_else():
     np.testing.assert_array_equal(labels_of(3)[1], z)
 
 
+def test_a_pipeline_guides_in_the_interval_of_its_config_or_of_a_call(guidable):
+    params, metadata = make_model(label_dropout=0.1, eval_guidance=2.0, eval_guidance_interval=INTERVAL, unet=True)
+    limited, plain, z = Pipeline(params, metadata), Pipeline(*guidable), noise(KEY, 3)
+    for logsnr, weight in ((0.0, 2.0), (2.0, 0.0)):
+        np.testing.assert_allclose(
+            limited.denoiser()(z, logsnr).x, plain.denoiser(guidance=weight)(z, logsnr).x, atol=1e-5
+        )
+    images = limited.from_noise(z)
+    np.testing.assert_array_equal(images, plain.from_noise(z, guidance=2.0, guidance_interval=INTERVAL))
+    everywhere = plain.from_noise(z, guidance=2.0)
+    assert np.abs(images - everywhere).max() > 1e-3
+    np.testing.assert_allclose(limited.from_noise(z, guidance_interval=(-np.inf, np.inf)), everywhere, atol=1e-5)
+    fn, weights = limited.pure_sampler()
+    x = fn(weights, z, num_steps=4, labels=np.arange(3), guidance=np.full(3, 2.0, np.float32))
+    np.testing.assert_allclose(x, images, atol=1e-5)
+
+
 def test_guidance_weights_out_of_range_are_refused(guidable):
     base, z = Pipeline(*guidable), noise(KEY, 3)
     student = Pipeline(*make_model(guidance_range=(0.0, 4.0), num_steps=4))
@@ -282,6 +387,8 @@ def test_guidance_weights_out_of_range_are_refused(guidable):
         lambda: student.sample(KEY, 2, guidance=np.array([1.0, 4.5])): "guidance from 1.0 to 4.5 must be from 0.0 to",
         lambda: base.from_noise(z, guidance=np.ones(2)): r"one weight or .*3.*; got an array of shape \(2,\)",
         lambda: base.denoiser(guidance=np.ones(2)): r"got an array of shape \(2,\)",
+        lambda: base.sample(KEY, 2, guidance_interval=(3.0, -4.0)): r"guidance_interval=\(3.0, -4.0\) must be the sm",
+        lambda: Pipeline(*make_model(guidance_channels=2)): r"guidance_channels=2 must be from 1 to the 1 channels",
     }.items():
         with pytest.raises(ValueError, match=message):
             draw()

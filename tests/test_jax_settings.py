@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.models import KEY, SHAPE, WAYS, make_model
-from helpers.steps import AFFINE, METHODS, NETWORK, SOURCE, make_config
+from helpers.steps import AFFINE, METHODS, SOURCE, make_config, model_of
 
 from diffusion_distillation.config import rung_config
 from diffusion_distillation.data import read_batches
@@ -50,7 +50,7 @@ def test_64_bit_types_leave_training_as_it_is(name):
         if "distillation" in TRAINED[name]:
             teacher = Teacher(jax.tree.map(lambda leaf: leaf + 0.1, AFFINE), make_method(config).rungs[0])
         method, losses = make_method(config), []
-        step, state = jax.jit(make_train_step(config, method, NETWORK)), init_state(config, method, AFFINE)
+        step, state = jax.jit(make_train_step(config, method, model_of(config))), init_state(config, method, AFFINE)
         for batch in read_batches(SOURCE, 0, range(2), 16):
             state, metrics = step(state, seed_key(0), teacher, batch)
             losses.append(metrics)

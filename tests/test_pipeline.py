@@ -12,12 +12,8 @@ from jax.sharding import Mesh
 from diffusion_distillation import pipeline as module
 from diffusion_distillation import sampling
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.networks.model import (
-    condition_of,
-    eval_schedule,
-    make_network,
-    network_denoiser,
-)
+from diffusion_distillation.networks import model as networks
+from diffusion_distillation.networks.model import condition_of, eval_schedule, make_network
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 
 
@@ -245,9 +241,9 @@ def test_labels_of_any_integer_type_give_the_same_samples():
     guided = Pipeline(params, metadata)
     expected = guided.sample(KEY, 3, np.int32(labels), guidance=1.0)
     np.testing.assert_array_equal(guided.sample(KEY, 3, np.uint8(labels), guidance=1.0), expected)
-    network = make_network(metadata.config.model, SHAPE, 256)
+    model = networks.make_model(metadata.config.model, SHAPE, 256)
     conditions = [condition_of(kind(labels), 256, np.ones(3, np.float32)) for kind in (np.int32, np.uint8)]
-    found = [network_denoiser(network, params, "v", condition)(noise(KEY, 3), 0.5).v for condition in conditions]
+    found = [model.denoiser(params, condition)(noise(KEY, 3), 0.5).v for condition in conditions]
     np.testing.assert_array_equal(*found)
 
 

@@ -135,6 +135,20 @@ def evaluate_ladder(
     return evaluate_runs(config, runs, evaluators, reference, path, open_pipeline=open_pipeline, **options)
 
 
+def teacher_guidance(config: ConfigDict, entry: Entry) -> dict[str, Any]:
+    """Return the options with which a ladder's teacher is sampled as its students saw it, guided at one weight.
+
+    Args:
+      config: resolved.
+      entry: a row. The options are empty for students, and without distillation.teacher_guidance.
+    """
+    distillation = config.get("distillation")
+    if entry.model != "teacher" or distillation is None:
+        return {}
+    options = {"guidance": distillation.teacher_guidance, "guidance_interval": distillation.teacher_guidance_interval}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def evaluate_runs(
     config: ConfigDict,
     runs: Mapping[Entry, epath.Path],
@@ -147,6 +161,7 @@ def evaluate_runs(
     num_samples: int | None = None,
     batch_size: int | None = None,
     guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     repeats: int = 1,
     samples_folder: epath.Path | None = None,
     log: Callable[[str], Any] = multihost.print_on_main,
@@ -163,7 +178,9 @@ def evaluate_runs(
       seed: of the noise, which all rows share.
       num_samples: samples per row; by default config.eval.num_samples.
       batch_size: the largest number of samples generated at a time; by default config.eval.batch_size.
-      guidance: the guidance weight of all samples; by default config.model.eval_guidance.
+      guidance: the guidance weight of all samples; by default config.model.eval_guidance, and `teacher_guidance` for
+        the rows of a ladder's teacher.
+      guidance_interval: the smallest and the largest log-SNR at which guidance acts; by default the models' own.
       repeats: see `evaluate`.
       samples_folder: see `evaluate`.
       log: see `evaluate`.
@@ -171,9 +188,12 @@ def evaluate_runs(
     open_pipeline = open_pipeline or pipeline_loader(config)
     num_samples = num_samples or config.eval.num_samples
     batch_size = min(batch_size or config.eval.batch_size, num_samples)
-    guidance = config.model.eval_guidance if guidance is None else guidance
+    weight = config.model.eval_guidance if guidance is None else guidance
 
     def make_samples(entry, first):
+        options = {"guidance": weight, "guidance_interval": guidance_interval}
+        if guidance is None:
+            options |= teacher_guidance(config, entry)
         return generated_samples(
             open_pipeline(runs[entry]),
             seed_key(seed),
@@ -181,12 +201,16 @@ def evaluate_runs(
             first=first,
             num_steps=entry.num_steps,
             sampler=entry.sampler,
-            guidance=guidance,
+            **options,
         )
 
     settings: dict[str, Any] = {"seed": seed, "clip": config.model.eval_clip_denoised}
-    if guidance:
-        settings["guidance"] = guidance
+    if weight:
+        settings["guidance"] = weight
+    if guidance_interval is not None:
+        settings["guidance_interval"] = list(guidance_interval)
+    if guidance is None and (options := teacher_guidance(config, Entry("teacher"))):
+        settings["teacher_guidance"] = options
     return evaluate(
         runs,
         make_samples,

@@ -63,7 +63,8 @@ def make_method(config: Any) -> Method:
             f"method={config.distillation.method!r} must be a function that returns a diffusion_distillation.methods."
             f"Method; it returned {method!r:.200}."
         )
-    return method._replace(rungs=_select_rungs(config, method.rungs))
+    method = method._replace(rungs=_select_rungs(config, method.rungs))
+    return method if config.distillation.teacher_guidance is None else _with_guided_teacher(method)
 
 
 def ladder_rungs(config: Any) -> tuple[Rung, ...]:
@@ -96,6 +97,15 @@ def find_method(config: Any) -> Callable[..., Method]:
         return base.make
     known = {name: entry.make for name, entry in METHODS.items()}
     return look_up(config.distillation.method, known, "distillation.method")
+
+
+def _with_guided_teacher(method: Method) -> Method:
+    """Count two evaluations per call of the first teacher, with and without the label. Later ones are not guided."""
+
+    def target_calls(rung):
+        return method.target_calls(rung) + (method.teacher_calls(rung) if rung == method.rungs[0] else 0)
+
+    return method._replace(target_calls=target_calls)
 
 
 def _select_rungs(config: Any, method_rungs: tuple[Rung, ...] = ()) -> tuple[Rung, ...]:

@@ -138,10 +138,16 @@ def make(
         sigma = jnp.sin(schedule.angle(sampled.t))
         return sampled.weight * distance(prediction, target, sigma, scale)
 
-    def target_calls(rung):
-        return 1 + (solver.evaluations(rung) if kind == "distillation" else 0)
+    def teacher_calls(rung):
+        return solver.evaluations(rung) if kind == "distillation" else 0
 
-    return Method(sample_times, target, loss, target_calls=target_calls)
+    return Method(
+        sample_times,
+        target,
+        loss,
+        target_calls=lambda rung: 1 + teacher_calls(rung),
+        teacher_calls=teacher_calls,
+    )
 
 
 def grid_times(schedule: Schedule, first_grid: int, grid_updates: int) -> Callable[..., WeightedTimes]:

@@ -8,9 +8,9 @@ number of sampling steps. Other methods then reduce the steps, with teachers and
 from typing import Any
 
 from ..errors import InputError
-from ..losses import discrete_steps, training_loss
+from ..losses import discrete_steps
 from ..schedules import Schedule
-from .method import Method, Rung, Times
+from .method import Method, Rung, Times, weighted_error
 
 
 def rungs(distillation: Any) -> tuple[Rung, ...]:
@@ -56,7 +56,4 @@ def make(config: Any, schedule: Schedule) -> Method:
     def target(denoisers, x, eps, z, times):
         return denoisers.teacher(z, schedule(times.t))  # the training step guides a teacher that takes no weight
 
-    def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
-
-    return Method(times, target, loss, target_calls=lambda rung: 2)
+    return Method(times, target, weighted_error(config, schedule), target_calls=lambda rung: 2)

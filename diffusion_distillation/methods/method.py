@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Key
 
 from ..diffusion import Denoiser, Prediction
+from ..losses import training_loss
+from ..schedules import Schedule
 from ..shapes import Array, Count, DataArray
 
 
@@ -38,8 +40,8 @@ class Denoisers(NamedTuple):
 
     Attributes:
       teacher: the teacher, without dropout; None in base training. If the student takes a guidance weight w and the
-        teacher does not, the teacher is guided: (1 + w) times its conditional prediction minus w times its
-        unconditional prediction.
+        teacher does not, or with w = distillation.teacher_guidance, the teacher is guided: (1 + w) times its
+        conditional prediction minus w times its unconditional prediction.
       student: the current student, with the dropout mask of the prediction that the target is for.
       average: the method's average of the student, without dropout; None unless the method has an `average_decay`.
     """
@@ -60,6 +62,7 @@ class Method(NamedTuple):
       loss: `loss(prediction, target, times)` returns the loss of each example, `[batch]`.
       rungs: the rungs of the ladder; each student is the next student's teacher. Empty in base training.
       target_calls: `target_calls(rung)`, network evaluations per target. Comparisons count the cost of a method by it.
+      teacher_calls: `teacher_calls(rung)`, how many of them evaluate the teacher.
       average_decay: decay of the average of the parameters that the target evaluates as `denoisers.average`, with bias
         correction. This average is separate from the EMA that generates samples. None for no average.
     """
@@ -69,7 +72,24 @@ class Method(NamedTuple):
     loss: Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]
     rungs: tuple[Rung, ...] = ()
     target_calls: Callable[[Rung], int] = lambda rung: 0
+    teacher_calls: Callable[[Rung], int] = lambda rung: 0
     average_decay: float | None = None
+
+
+def weighted_error(config: Any, schedule: Schedule) -> Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]:
+    """Make the loss of most methods: the squared error, weighted as model.mean_loss_weight_type says.
+
+    Args:
+      config: a resolved config.
+      schedule: the training schedule.
+    """
+    model = config.model
+
+    def loss(prediction, target, times):
+        logsnr = schedule(times.t)
+        return training_loss(prediction, target, model.mean_loss_weight_type, logsnr, sigma_data=model.sigma_data)
+
+    return loss
 
 
 FORWARD_AND_BACKWARD = 3  # evaluations of the student per update: a backward pass costs as much as two forward passes

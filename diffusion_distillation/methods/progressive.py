@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 
 from ..distillation import several_step_target
-from ..losses import discrete_steps, training_loss
+from ..losses import discrete_steps
 from ..schedules import Schedule
 from ..shapes import Array
-from .method import Method, Rung
+from .method import Method, Rung, weighted_error
 from .rungs import descending_rungs, teacher_solver
 
 
@@ -48,10 +48,7 @@ def make(config: Any, schedule: Schedule) -> Method:
         solver = teacher.of(times.rung)
         return several_step_target(denoisers.teacher, z, times.i, num_steps, count, schedule, solver=solver)
 
-    def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
-
-    def target_calls(rung):
+    def calls(rung):
         return rung.teacher_num_steps // rung.num_steps * teacher.evaluations(rung)
 
-    return Method(times, target, loss, target_calls=target_calls)
+    return Method(times, target, weighted_error(config, schedule), target_calls=calls, teacher_calls=calls)

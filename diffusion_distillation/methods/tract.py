@@ -8,9 +8,8 @@ from typing import Any
 
 from ..distillation import two_stage_target
 from ..errors import InputError
-from ..losses import training_loss
 from ..schedules import Schedule
-from .method import Method
+from .method import Method, weighted_error
 from .rungs import descending_rungs, group_times, teacher_solver
 
 
@@ -42,10 +41,11 @@ def make(config: Any, schedule: Schedule, *, self_teacher_decay: float = 0.5) ->
             denoisers.teacher, self_teacher, z, times.t, times.dt1, times.dt2, schedule, solver=solver
         )
 
-    def loss(prediction, target, times):
-        return training_loss(prediction, target, config.model.mean_loss_weight_type, schedule(times.t))
-
-    def target_calls(rung):
-        return teacher.evaluations(rung) + 1
-
-    return Method(times, target, loss, target_calls=target_calls, average_decay=self_teacher_decay)
+    return Method(
+        times,
+        target,
+        weighted_error(config, schedule),
+        target_calls=lambda rung: 1 + teacher.evaluations(rung),
+        teacher_calls=teacher.evaluations,
+        average_decay=self_teacher_decay,
+    )

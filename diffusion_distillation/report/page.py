@@ -25,7 +25,7 @@ from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
 from ..evaluation.evaluate import pipeline_loader
-from ..evaluation.ladders import evaluate_ladder, ladder_runs
+from ..evaluation.ladders import evaluate_ladder, ladder_runs, teacher_guidance
 from ..evaluation.measure import Evaluator
 from ..evaluation.reference import dataset_reference
 from ..evaluation.results import Entry, read_evaluation
@@ -152,7 +152,7 @@ def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np
     for entry, num_steps in [(teacher, TEACHER_STEPS), *((student, student.num_steps) for student in students)]:
         pipeline = open_pipeline(runs[entry])
         trajectories[f"{entry.model}, {num_steps} steps"] = pipeline.trajectory(
-            seed_key(0), NUM_TRAJECTORIES, num_steps=num_steps, sampler="ddim"
+            seed_key(0), NUM_TRAJECTORIES, num_steps=num_steps, sampler="ddim", **teacher_guidance(config, entry)
         )
     return trajectories
 

@@ -1,6 +1,7 @@
 """Checks before a run: devices, processes, the model it starts from, and settings that waste it."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from ..runtime import multihost
 from .averages import exponential_decay
 from .runs import differences
 
+TRAINING_ARGS = ("dropout", "remat")  # of model.args; they matter in training alone
+INPUT_ARGS = ("logsnr_input_type", "logsnr_scale_range")  # of model.args; how log-SNR enters the network
+SCHEDULE = "the noise schedule (config.model.train_logsnr_schedule)"
 MOST_OF_FIRST = 0.1  # the weight of an average's initial parameters above which samples are visibly worse
 
 
@@ -78,22 +82,83 @@ def check_same_model(what: str, where: str, start: Metadata, model: Metadata) ->
     """
     there = start.config.model
     here = model.config.model
+    schedules = train_schedule(there), train_schedule(here)
+    weights = there.args.get("guidance_range"), here.args.get("guidance_range")
     compared = {
-        f"config.model.args.{name}": (there.args.get(name), here.args.get(name))
-        for name in {**there.args, **here.args}
-        if name not in ("dropout", "remat")  # they do not shape parameters, and students often have others
+        **architecture_differences(start, model),
+        **meaning_differences(start, model),
+        **unequal({"config.model.args.guidance_range": weights, SCHEDULE: schedules}),
+        **data_differences(start, model),
     }
-    if there.args.get("guidance_range") is None:  # a student may be the first model that takes a guidance weight
-        compared.pop("config.model.args.guidance_range", None)
-    compared |= {f"config.model.{name}": (there[name], here[name]) for name in ("name", "mean_type")}
-    compared |= {
-        "the noise schedule (config.model.train_logsnr_schedule)": (train_schedule(there), train_schedule(here)),
-        "the image shape": (tuple(start.image_shape), tuple(model.image_shape)),
-        "the number of classes": (start.num_classes, model.num_classes),
-    }
-    named = [f"{name} is {a!r} {where} and {b!r} here" for name, (a, b) in compared.items() if a != b]
-    if named:
-        raise InputError(f"{what}: {'; '.join(named)}.")
+    refuse(what, where, compared)
+
+
+def refuse(what: str, where: str, different: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise an InputError that names differences, if there are any.
+
+    Args:
+      what: begins the message: which model cannot start from which parameters.
+      where: where the first values are, such as 'in the teacher'.
+      different: a value there and a value here, by name.
+    """
+    if different:
+        raise InputError(f"{what}: {in_words(different, where)}.")
+
+
+def in_words(different: Mapping[str, tuple[Any, Any]], where: str) -> str:
+    """Name differences.
+
+    >>> in_words({"config.model.mean_type": ("eps", "v")}, "in the teacher")
+    "config.model.mean_type is 'eps' in the teacher and 'v' here"
+    """
+    return "; ".join(f"{name} is {there!r} {where} and {here!r} here" for name, (there, here) in different.items())
+
+
+def data_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, Any]]:
+    """The differences between the images of two models."""
+    return unequal(
+        {
+            "the image shape": (tuple(start.image_shape), tuple(model.image_shape)),
+            "the number of classes": (start.num_classes, model.num_classes),
+        }
+    )
+
+
+def architecture_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, Any]]:
+    """The differences between two networks in everything that shapes parameters.
+
+    A guidance weight is not among them: the layers that it adds do not change the others.
+    """
+    there, here = (metadata.config.model for metadata in (start, model))
+    args = {**there.args, **here.args}
+    names = [name for name in args if name not in (*TRAINING_ARGS, *INPUT_ARGS, "guidance_range")]
+    return unequal(
+        {
+            "config.model.name": (there.name, here.name),
+            **{f"config.model.args.{name}": (there.args.get(name), here.args.get(name)) for name in names},
+        }
+    )
+
+
+def meaning_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, Any]]:
+    """The differences in what two networks take and output that do not show in their parameters' shapes."""
+    there, here = (metadata.config.model for metadata in (start, model))
+    names = ["mean_type"]
+    if {there.mean_type, here.mean_type} & {"edm", "consistency"}:
+        names.append("sigma_data")
+    if "consistency" in (there.mean_type, here.mean_type):
+        names.append("sigma_min")
+    compared = {f"config.model.{name}": (there[name], here[name]) for name in names}
+    for name in INPUT_ARGS:
+        compared[f"config.model.args.{name}"] = (there.args.get(name), here.args.get(name))
+    if there.args.get("logsnr_input_type") == here.args.get("logsnr_input_type") == "step":
+        compared["the steps (config.model.train_logsnr_schedule)"] = (train_schedule(there), train_schedule(here))
+    return unequal(compared)
+
+
+def unequal(compared: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """The pairs whose two values differ."""
+    return {name: (there, here) for name, (there, here) in compared.items() if there != here}
 
 
 def wasteful_settings(train: Any) -> list[str]:

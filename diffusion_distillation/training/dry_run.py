@@ -16,11 +16,12 @@ from ..runtime.devices import AnyMesh, describe_devices, replicated
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from .checks import wasteful_settings
-from .ladder import Plan, load_teacher, student_folder
+from .ladder import Plan, student_folder
 from .prepare import LoadModel, Prepared, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, TrainState, init_state
+from .step import Teacher, TrainState, cast, init_state
+from .teacher import load_teacher
 
 
 def dry_run(
@@ -45,11 +46,12 @@ def dry_run(
     workdir = as_path(workdir)
     params = None
     if "distillation" in config:
-        params, network = load_teacher(config, source, load_model)
+        teacher = load_teacher(config, source, load_model)
+        params = teacher.params
         plan = Plan(config, workdir)
         plan.print()
         runs = [
-            (plan.configs[rung.num_steps], student_folder(workdir, rung.num_steps), Teacher(params, rung, network))
+            (plan.configs[rung.num_steps], student_folder(workdir, rung.num_steps), teacher.replace(rung=rung))
             for rung in plan.rungs
         ]
     else:
@@ -104,7 +106,7 @@ def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, sha
       mesh: the devices.
       shard: `train.shard_state`.
     """
-    state, teacher = jax.eval_shape(lambda *trees: trees, state, teacher)
+    state, teacher = jax.eval_shape(lambda state, teacher: (state, cast(teacher)), state, teacher)
     held = state, teacher, state.params  # the last for the gradients
     shardings = (
         state_shardings(state, mesh, shard=shard),

@@ -12,20 +12,18 @@ from ml_collections import ConfigDict
 from ..checkpoints import Metadata, check_path, load, newest_step, params_hash
 from ..config import resolve, rung_config
 from ..data import Source
-from ..errors import InputError, RunError
-from ..methods import Rung, evaluations_of_update, ladder_rungs, make_method
-from ..networks.model import Network, make_network
+from ..errors import RunError
+from ..methods import Rung, evaluations_of_update, make_method
 from ..runtime import multihost
 from ..runtime.console import safe_output
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from ..shapes import Params
-from .checks import check_processes, check_same_model
 from .loop import OnEval, train
 from .monitor import OnMetrics
 from .prepare import LoadModel, inputs_of
 from .runs import locked, open_run, read_config, read_inputs, record_environment
-from .step import Teacher
+from .teacher import load_teacher, student_as_teacher
 
 
 def student_folder(workdir: epath.Path, num_steps: int) -> epath.Path:
@@ -50,8 +48,8 @@ def run_ladder(
 ) -> None:
     """Train every student of a ladder, each the teacher of the next (Salimans & Ho 2022, algorithm 2).
 
-    A student starts from its teacher's parameters, with a new optimizer state. Calling this function again keeps the
-    finished students and resumes the unfinished one.
+    A student starts from its teacher's parameters, as far as its network has them, with a new optimizer state. Calling
+    this function again keeps the finished students and resumes the unfinished one.
 
     Args:
       config: resolved, with a `distillation` section.
@@ -67,16 +65,16 @@ def run_ladder(
 
     Raises:
       InputError: if there is no model at `distillation.teacher_checkpoint_path`, or if students of this config cannot
-        start from it; and for the reasons of `loop.train`.
+        learn from it; and for the reasons of `loop.train`.
       RunError: if a student's last checkpoint cannot be read.
       KeyboardInterrupt: after SIGINT, once the state is saved. A second SIGINT raises it at once.
       SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
     """
     workdir = as_path(workdir)
     check_path(workdir)
-    params, network = load_teacher(config, source, load_model)
+    teacher = load_teacher(config, source, load_model)
     with safe_output(), locked(workdir):
-        open_run(workdir, config, change, inputs_of(source, params))
+        open_run(workdir, config, change, inputs_of(source, teacher.params))
         record_environment(workdir)
         plan = Plan(config, workdir, on_metrics, report_evaluations)
         plan.print()
@@ -84,93 +82,18 @@ def run_ladder(
             folder = student_folder(workdir, rung.num_steps)
             student_config = finished_config(folder) or plan.configs[rung.num_steps]
             open_run(folder, student_config, change=True)  # changes were checked for the whole ladder
-            _warn_of_another_teacher(folder, params)
+            _warn_of_another_teacher(folder, teacher.params)
             train(
                 student_config,
                 folder,
                 source,
-                teacher=Teacher(params, rung, network),
+                teacher=teacher.replace(rung=rung),
                 on_eval=on_eval,
                 on_metrics=functools.partial(plan.watch, rung),
                 change=change,
             )
             # The student becomes the teacher. Its parameters are read from disk, so the devices' memory is free.
-            params = _load_student(folder, student_config)
-            network = None
-
-
-def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = load) -> tuple[Params, Network | None]:
-    """Load a ladder's teacher and check that its students can start from it. Nothing is written or compiled.
-
-    Args:
-      config: of the ladder, resolved.
-      source: the training images.
-      load_model: returns the parameters and the metadata at `distillation.teacher_checkpoint_path`.
-
-    Returns:
-      The teacher's parameters, and its network, or None if the students have the same network.
-
-    Raises:
-      InputError: if the processes disagree, or for the reasons of `check_teacher` and `teacher_network`.
-    """
-    check_processes(config, source)
-    path = config.distillation.teacher_checkpoint_path
-    params, metadata = load_model(path)
-    check_teacher(config, ladder_rungs(config)[0], source, metadata)
-    updates = metadata.config.train.num_train_steps
-    if multihost.is_main() and 0 < metadata.step < updates:
-        logging.warning(
-            "The teacher %s is not finished: it has done %s of %s updates.", path, f"{metadata.step:,}", f"{updates:,}"
-        )
-    return params, teacher_network(config, metadata)
-
-
-def check_teacher(config: ConfigDict, first: Rung, source: Source, teacher: Metadata) -> None:
-    """Raise an InputError that names the difference if students of a config cannot start from a teacher.
-
-    Args:
-      config: of the ladder, resolved.
-      first: the first student's rung.
-      source: the training images.
-      teacher: the teacher's metadata.
-    """
-    path = config.distillation.teacher_checkpoint_path
-    student = Metadata(
-        config=config,
-        image_shape=source.image_shape,
-        num_classes=source.num_classes,
-        num_steps=int(first.num_steps),
-    )
-    check_same_model(f"No student can start from the teacher {path!r}", "in the teacher", teacher, student)
-    trained_for = teacher.num_steps or teacher.config.model.train_num_steps
-    if trained_for not in (0, first.teacher_num_steps):
-        field = "rungs[0]" if config.distillation.rungs else "start_num_steps"
-        raise InputError(
-            f"The teacher {path!r} was trained for {trained_for} sampling steps: set "
-            f"config.distillation.{field}={trained_for} (it is {first.teacher_num_steps})."
-        )
-
-
-def teacher_network(config: ConfigDict, teacher: Metadata) -> Network | None:
-    """The network of a ladder's first teacher; None if the students have the same network.
-
-    Args:
-      config: of the ladder, resolved.
-      teacher: the teacher's metadata.
-
-    Raises:
-      InputError: if students of this config take guidance weights, and the teacher cannot be guided.
-    """
-    weights = config.model.args.get("guidance_range")
-    if weights == teacher.config.model.args.get("guidance_range"):
-        return None
-    if not teacher.config.train.label_dropout:
-        raise InputError(
-            f"The teacher {config.distillation.teacher_checkpoint_path!r} cannot be guided, which students with "
-            f"config.model.args.guidance_range={weights} need: it was trained without label dropout. Train a teacher "
-            "with config.train.label_dropout=0.1."
-        )
-    return make_network(teacher.config.model, teacher.image_shape, teacher.num_classes)
+            teacher = student_as_teacher(*_load_student(folder, student_config), config, rung)
 
 
 def finished_config(folder: epath.Path) -> ConfigDict | None:
@@ -197,12 +120,12 @@ def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
         logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
-def _load_student(folder: epath.Path, config: ConfigDict) -> Params:
-    """The parameters of a student that has just been trained."""
+def _load_student(folder: epath.Path, config: ConfigDict) -> tuple[Params, Metadata]:
+    """Load a student that has just been trained."""
     params, metadata = load(folder)
     if metadata.step < config.train.num_train_steps:
         raise RunError(f"{folder}: its last checkpoint cannot be read. Run the same command again to resume.")
-    return params
+    return params, metadata
 
 
 class Plan:

@@ -22,7 +22,7 @@ from ..data import Source, read_batches
 from ..errors import DivergedError
 from ..keys import seed_key
 from ..methods import Method, find_method, make_method
-from ..networks.model import Network, count_params
+from ..networks.model import Model, count_params
 from ..runtime import multihost
 from ..runtime.console import safe_output
 from ..runtime.devices import abstract, describe_devices, to_host
@@ -75,10 +75,10 @@ def train(
       SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
     """
     workdir = as_path(workdir)
-    metadata, network, mesh, initial_params = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
+    metadata, model, mesh, initial_params = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
     with safe_output(), locked(workdir):
         check_run(workdir, config, change)
-        runner = _cached_runner(FrozenConfigDict({**config.to_dict(), "seed": 0}), find_method(config), network, mesh)
+        runner = _cached_runner(FrozenConfigDict({**config.to_dict(), "seed": 0}), find_method(config), model, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints, Interrupt() as interrupt:
             run = _Run(
                 metadata=metadata,
@@ -100,19 +100,19 @@ def train(
                 _update_to_end(run, like, placed, step, interrupt)
 
 
-def make_runner(config: Any, method: Method, network: Network, mesh: Mesh, *, scan: bool | None = None) -> Runner:
+def make_runner(config: Any, method: Method, model: Model, mesh: Mesh, *, scan: bool | None = None) -> Runner:
     """Make the runner of `config.train.parallel`. See `Runner` for the arguments."""
     kind = PmapRunner if config.train.parallel == "pmap" else Runner
-    return kind(config, method, network, mesh, scan=scan)
+    return kind(config, method, model, mesh, scan=scan)
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_runner(config: FrozenConfigDict, make: Callable[..., Method], network: Network, mesh: Mesh) -> Runner:
+def _cached_runner(config: FrozenConfigDict, make: Callable[..., Method], model: Model, mesh: Mesh) -> Runner:
     """The runner of a config. A ladder's next student finds its step compiled if only the rung and the seed differ.
 
-    `make` and `network` are in the key as objects, since a session may reload their code.
+    `make` and `model` are in the key as objects, since a session may reload their code.
     """
-    return make_runner(config, make_method(config), network, mesh)
+    return make_runner(config, make_method(config), model, mesh)
 
 
 class _Run(NamedTuple):

@@ -8,8 +8,7 @@ import optax
 
 from ..shapes import Params
 
-# Layers that only embed what networks are conditioned on: log-SNR, a class, a guidance weight.
-EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj", "adaln", "adaln_out")
+EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj")
 
 
 def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import numpy as np
 from ..runtime.devices import AXIS, first_shard, num_local_devices, replicate
 from .packing import pack_state, unpack
 from .runner import Runner, move_to_host
-from .step import Metrics, Teacher, TrainingBatch, TrainState
+from .step import Metrics, Teacher, TrainingBatch, TrainState, cast
 
 
 class PmapRunner(Runner):
@@ -19,7 +19,7 @@ class PmapRunner(Runner):
     def place(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
         """See `Runner.place`."""
         state = move_to_host(state, pack_state) if self._packs else move_to_host(state)
-        return replicate((state, teacher), self._mesh, "pmap")
+        return replicate((state, cast(teacher)), self._mesh, "pmap")
 
     def collect(self, tree: Any) -> Any:
         """See `Runner.collect`."""
@@ -34,7 +34,7 @@ class PmapRunner(Runner):
         return state, metrics
 
     def _like_placed(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
-        shapes = jax.eval_shape(lambda *arguments: arguments, state, teacher)
+        shapes = jax.eval_shape(lambda state, teacher: (state, cast(teacher)), state, teacher)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)  # pmap lowers for arrays only
         return replicate(zeros, self._mesh, "pmap")
 

@@ -12,7 +12,7 @@ from ..checkpoints import Metadata, abstract_params, check_path, load, newest_st
 from ..data import Source, fingerprint
 from ..errors import InputError
 from ..keys import seed_key
-from ..networks.model import Network, extended, init_params, make_network
+from ..networks.model import Model, init_params, make_model, matching
 from ..runtime import multihost
 from ..runtime.devices import data_mesh, host_device
 from ..runtime.files import as_path
@@ -28,13 +28,13 @@ class Prepared(NamedTuple):
 
     Attributes:
       metadata: of its checkpoints.
-      network: the network to train.
+      model: the model to train.
       mesh: the mesh of all devices.
       initial_params: returns the initial parameters.
     """
 
     metadata: Metadata
-    network: Network
+    model: Model
     mesh: Mesh
     initial_params: Callable[[], Params]
 
@@ -71,7 +71,7 @@ def prepare(
     newest = multihost.on_main(lambda: newest_step(workdir))
     if (newest or 0) < config.train.num_train_steps:
         check_batch_size(config.train, mesh)
-    network = make_network(config.model, source.image_shape, source.num_classes)
+    model = make_model(config.model, source.image_shape, source.num_classes)
     metadata = Metadata(
         config=config,
         image_shape=source.image_shape,
@@ -79,12 +79,12 @@ def prepare(
         num_steps=int(teacher.rung.num_steps) if teacher else 0,
         class_names=getattr(source, "class_names", None),
     )
-    initial_params = _initial_params(metadata, network, teacher, load_model, begun=newest is not None)
-    return Prepared(metadata, network, mesh, initial_params)
+    initial_params = _initial_params(metadata, model, teacher, load_model, begun=newest is not None)
+    return Prepared(metadata, model, mesh, initial_params)
 
 
 def _initial_params(
-    metadata: Metadata, network: Network, teacher: Teacher | None, load_model: LoadModel, *, begun: bool
+    metadata: Metadata, model: Model, teacher: Teacher | None, load_model: LoadModel, *, begun: bool
 ) -> Callable[[], Params]:
     """A function that returns the parameters that a run begins with, unless it resumes from a whole state.
 
@@ -96,12 +96,14 @@ def _initial_params(
     def random_params() -> Params:
         # On the host: an accelerator may be choosing kernels by trial meanwhile.
         with jax.default_device(host_device()):
-            return init_params(network, key, metadata.image_shape, metadata.num_classes)
+            return init_params(model.network, key, metadata.image_shape, metadata.num_classes)
 
     if teacher is not None:
-        if teacher.network is None:
+        if teacher.model is None:
             return lambda: teacher.params
-        return lambda: extended(teacher.params, random_params())
+        if teacher.starts_student:
+            return lambda: matching(teacher.params, random_params())
+        return random_params
     init_from = metadata.config.train.init_from
     if init_from is None or begun:
         return random_params

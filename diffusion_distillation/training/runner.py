@@ -10,12 +10,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..methods import Method
-from ..networks.model import Network
+from ..networks.model import Model
 from ..runtime.cpu import compiler_options, release_memory
 from ..runtime.devices import AXIS, AnyMesh, abstract, put, replicated, to_host
 from ..shapes import Array, Params
 from .packing import is_packed, pack, pack_state, unpack, unpack_for_networks
-from .step import Metrics, Teacher, TrainingBatch, TrainState, init_state, make_train_step, trains_embedding_only
+from .step import (
+    Metrics,
+    Teacher,
+    TrainingBatch,
+    TrainState,
+    cast,
+    init_state,
+    make_train_step,
+    trains_embedding_only,
+)
 
 CallMetrics = dict[str, Array | list[Array]]  # one entry per update of a call: stacked by the devices, or a list
 
@@ -33,7 +42,7 @@ class Runner:
     Args:
       config: resolved.
       method: the training objective.
-      network: the network to train.
+      model: the model to train.
       mesh: from `data_mesh`.
       scan: do the updates of a call in one program. By default on accelerators only: XLA's CPU backend computes the
         gradients of convolutions inside a loop many times slower than outside of it. The result is the same.
@@ -41,7 +50,7 @@ class Runner:
 
     axis_name = None
 
-    def __init__(self, config: Any, method: Method, network: Network, mesh: Mesh, *, scan: bool | None = None):
+    def __init__(self, config: Any, method: Method, model: Model, mesh: Mesh, *, scan: bool | None = None):
         self.method = method
         self._scans = jax.default_backend() != "cpu" if scan is None else scan
         self.call_length = config.train.substeps if self._scans else 1
@@ -49,7 +58,7 @@ class Runner:
         self._shards = config.train.shard_state
         self._packs = jax.default_backend() in ("cpu", "gpu") and not self._shards and not trains_embedding_only(config)
         shards = {"axis_name": self.axis_name} if self.axis_name else {"num_shards": mesh.size}
-        self._step = make_train_step(config, method, network, **shards)
+        self._step = make_train_step(config, method, model, **shards)
         self._program = self._make_program(self._updates if self._scans else self._update)
 
     def place(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
@@ -61,7 +70,7 @@ class Runner:
             state = move_to_host(state, pack_state)
         return (
             put(state, state_shardings(state, self._mesh, shard=self._shards)),
-            put(teacher, teacher_shardings(teacher, self._mesh, shard=self._shards)),
+            put(cast(teacher), teacher_shardings(teacher, self._mesh, shard=self._shards)),
         )
 
     def compile(
@@ -157,7 +166,7 @@ class Runner:
         """The shapes and shardings of the placed state and teacher."""
         return (
             abstract(state, state_shardings(state, self._mesh, shard=self._shards)),
-            abstract(teacher, teacher_shardings(teacher, self._mesh, shard=self._shards)),
+            abstract(jax.eval_shape(cast, teacher), teacher_shardings(teacher, self._mesh, shard=self._shards)),
         )
 
     def _put_call(self, batches: Sequence[TrainingBatch]) -> tuple[Any, ...]:

@@ -56,6 +56,8 @@ FIXED = (
     "model.args",
     "model.mean_type",
     "model.name",
+    "model.sigma_data",
+    "model.sigma_min",
     "train.optimizer",
 )
 NOT_FIXED = ("model.args.dropout",)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..diffusion import q_sample
+from ..diffusion import Denoiser, q_sample
 from ..keys import normal
 from ..methods import Denoisers, Method, Rung
-from ..networks.model import NO_CLASS, Network, guidance_range, network_denoiser, train_schedule
+from ..networks.model import NO_CLASS, Model, train_schedule
 from ..shapes import Array, Condition, Params
 from .averages import averaging_decay, corrected_decay, update_average
 from .optimizers import learning_rate, make_optimizer
@@ -57,13 +57,28 @@ class Teacher:
     Attributes:
       params: the teacher's sampling parameters.
       rung: the student's rung. It may be traced.
-      network: the teacher's network; None if it is the student's. A guided student's first teacher has its own, which
-        takes no guidance weight.
+      model: the teacher's network and what its output means; None if it is the student's.
+      guidance: the weight that the teacher is guided by, for a student that takes no weight itself; None for no
+        guidance, or the student's weights.
+      guidance_interval: the smallest and the largest log-SNR at which the teacher's guidance acts; None for all.
+      dtype: the type of the parameters in training steps, such as 'bfloat16'; None to keep them as they are.
+      starts_student: whether the student starts from the teacher's parameters.
     """
 
     params: Params
     rung: Rung
-    network: Network | None = flax.struct.field(pytree_node=False, default=None)
+    model: Model | None = flax.struct.field(pytree_node=False, default=None)
+    guidance: float | None = flax.struct.field(pytree_node=False, default=None)
+    guidance_interval: tuple[float, float] | None = flax.struct.field(pytree_node=False, default=None)
+    dtype: str | None = flax.struct.field(pytree_node=False, default=None)
+    starts_student: bool = flax.struct.field(pytree_node=False, default=True)
+
+
+def cast(teacher: Teacher | None) -> Teacher | None:
+    """Return a teacher with its parameters in its `dtype`, as training steps take it."""
+    if teacher is None or teacher.dtype is None:
+        return teacher
+    return teacher.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(teacher.dtype)), teacher.params))
 
 
 def init_state(config: Any, method: Method, params: Params) -> TrainState:
@@ -114,7 +129,7 @@ class TrainStep:
 
 
 def make_train_step(
-    config: Any, method: Method, network: Network, *, axis_name: str | None = None, num_shards: int = 1
+    config: Any, method: Method, model: Model, *, axis_name: str | None = None, num_shards: int = 1
 ) -> TrainStep:
     """Make the training step of a config.
 
@@ -124,22 +139,22 @@ def make_train_step(
     Args:
       config: resolved.
       method: the training objective.
-      network: from `make_network`.
+      model: the student, from `make_model`.
       axis_name: the axis of the pmap that the step runs in; its batch is then one device's part of the global batch.
       num_shards: the number of devices that share the batch. Each takes an equal part of every microbatch.
     """
     return TrainStep(
-        gradients=_make_gradients(config, method, network, axis_name, num_shards), update=_make_update(config, method)
+        gradients=_make_gradients(config, method, model, axis_name, num_shards), update=_make_update(config, method)
     )
 
 
 def _make_gradients(
-    config: Any, method: Method, network: Network, axis_name: str | None, num_shards: int
+    config: Any, method: Method, model: Model, axis_name: str | None, num_shards: int
 ) -> Callable[[TrainState, Array, Teacher | None, TrainingBatch], tuple[Array, Params]]:
     """`TrainStep.gradients`."""
     train = config.train
     num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
-    loss_and_gradient = jax.value_and_grad(_make_loss(config, method, network))
+    loss_and_gradient = jax.value_and_grad(_make_loss(config, method, model))
 
     def gradients(state, key, teacher, batch):
         keys = jax.random.split(jax.random.fold_in(key, state.step))
@@ -190,14 +205,13 @@ def _make_update(config: Any, method: Method) -> Callable[[TrainState, Array, Pa
     return update
 
 
-def _make_loss(config: Any, method: Method, network: Network) -> Callable[..., Array]:
+def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array]:
     """`loss(params, state, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
 
     `keys` are this step's, for data and for dropout; `batch` also has `index`, the position of each example.
     """
-    model = config.model
-    schedule = train_schedule(model)
-    condition_of = _make_condition(config, network)
+    schedule = train_schedule(config.model)
+    condition_of = _make_condition(config, model)
 
     def loss(params, state, teacher, keys, batch):
         # Noisy images z at the times of the method.
@@ -212,16 +226,12 @@ def _make_loss(config: Any, method: Method, network: Network) -> Callable[..., A
 
         # The networks, under the labels and guidance weights of the examples.
         condition = condition_of(example_keys[:, 3], batch.get("label"))
-
-        def denoiser(params: Params, network: Network = network, **kwargs):
-            return network_denoiser(network, params, model.mean_type, condition, **kwargs)
-
         training = dict(train=True, index=index, rngs={"dropout": dropout_key})
-        student = denoiser(params, **training)
+        student = model.denoiser(params, condition, **training)
         denoisers = Denoisers(
-            teacher=None if teacher is None else denoiser(teacher.params, teacher.network or network),
-            student=denoiser(jax.lax.stop_gradient(params), **training),
-            average=None if state.average is None else denoiser(state.average),
+            teacher=None if teacher is None else _teacher_denoiser(teacher, model, condition),
+            student=model.denoiser(jax.lax.stop_gradient(params), condition, **training),
+            average=None if state.average is None else model.denoiser(state.average, condition),
         )
 
         # What the student predicts, and what it should predict.
@@ -231,14 +241,22 @@ def _make_loss(config: Any, method: Method, network: Network) -> Callable[..., A
     return loss
 
 
-def _make_condition(config: Any, network: Network) -> Callable[[Array, Array | None], Condition]:
+def _teacher_denoiser(teacher: Teacher, student: Model, condition: Condition) -> Denoiser:
+    """The teacher under the student's condition and, if it is guided at one weight, under this weight."""
+    model = teacher.model or student
+    if teacher.guidance is not None:
+        condition = {**condition, "guidance": jnp.full(len(condition["y"]), teacher.guidance, jnp.float32)}
+    return model.denoiser(teacher.params, condition, guidance_interval=teacher.guidance_interval)
+
+
+def _make_condition(config: Any, model: Model) -> Callable[[Array, Array | None], Condition]:
     """`condition(keys, labels)`, what the networks are conditioned on.
 
     A share `train.label_dropout` of the labels is dropped. A network that takes a guidance weight gets one that is
     uniform in its range (Meng et al. 2023, section 3.1).
     """
     label_dropout = config.train.label_dropout
-    weights = guidance_range(network)
+    weights = model.guidance_range
 
     def condition(keys, labels):
         if label_dropout and labels is not None:

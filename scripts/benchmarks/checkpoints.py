@@ -20,7 +20,7 @@ from diffusion_distillation.checkpoints import Checkpoints, Metadata
 from diffusion_distillation.config import load, resolve
 from diffusion_distillation.data import ArraySource, read_batches
 from diffusion_distillation.methods import make_method
-from diffusion_distillation.networks.model import init_params, make_network
+from diffusion_distillation.networks.model import init_params, make_model
 from diffusion_distillation.runtime.cpu import use_all_cpu_cores
 from diffusion_distillation.runtime.devices import data_mesh
 from diffusion_distillation.runtime.files import as_path
@@ -43,10 +43,10 @@ def main() -> None:
     use_all_cpu_cores(config.train.batch_size)
     images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
     source = ArraySource(images, np.zeros(len(images)), 1)
-    network = make_network(config.model, source.image_shape, source.num_classes)
+    model = make_model(config.model, source.image_shape, source.num_classes)
     method = make_method(config)
-    runner = Runner(config, method, network, data_mesh())
-    params = init_params(network, jax.random.key(0), source.image_shape, source.num_classes)
+    runner = Runner(config, method, model, data_mesh())
+    params = init_params(model.network, jax.random.key(0), source.image_shape, source.num_classes)
     state = init_state(config, method, params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     state, _ = runner.place(state, None)

@@ -13,7 +13,7 @@ from worker import product_size, serve
 
 from diffusion_distillation.keys import seed_key
 from diffusion_distillation.methods import Rung, make_method
-from diffusion_distillation.networks.model import make_network
+from diffusion_distillation.networks.model import make_model, make_network
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.cpu import set_cpu_flags, use_all_cpu_cores
 from diffusion_distillation.runtime.devices import AXIS, data_mesh, map_rows, replicate
@@ -95,7 +95,7 @@ class Work:
         if kind not in self.training:
             images = np.random.default_rng(0).integers(0, 256, (batch, *self.shape), np.uint8)
             method = make_method(config)
-            runner = Runner(config, method, make_network(config.model, self.shape, 1), self.mesh)
+            runner = Runner(config, method, make_model(config.model, self.shape, 1), self.mesh)
             batches = [{"image": images}] * runner.call_length
             state = init_state(config, method, self.params)
             runner.compile(state, key, teacher, batches)

@@ -5,7 +5,8 @@ from helpers.small_runs import SOURCE, ladder_of, make_config
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluate import pipeline_loader
-from diffusion_distillation.evaluation.ladders import check_finished, check_teacher_unchanged
+from diffusion_distillation.evaluation.ladders import check_finished, check_teacher_unchanged, teacher_guidance
+from diffusion_distillation.evaluation.results import Entry
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
@@ -34,3 +35,12 @@ def test_students_are_not_measured_with_a_retrained_teacher(tmp_path, ladder):
         InputError, match=r"The teacher '.*base' changed after the students .* Restore the old teacher, distill"
     ):
         check_teacher_unchanged(config, workdir, pipeline_loader(config))
+
+
+def test_the_teacher_alone_is_sampled_with_the_guidance_of_its_students_targets():
+    changes = {"distillation.teacher_guidance": 1.0, "distillation.teacher_guidance_interval": (-4.0, 3.0)}
+    config = ladder_of(make_config(), "base", **changes)
+    options = {"guidance": 1.0, "guidance_interval": (-4.0, 3.0)}
+    assert teacher_guidance(config, Entry("teacher", "ddim", 64)) == options
+    assert teacher_guidance(config, Entry("student", "ddim", 4)) == {}
+    assert teacher_guidance(ladder_of(make_config(), "base"), Entry("teacher", "ddim", 64)) == {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_distillation import sampling
-from diffusion_distillation.networks.model import eval_schedule, make_network, network_denoiser
+from diffusion_distillation.networks.model import eval_schedule, make_model, make_network
 from helpers.runs import ROOT
 
 PEER = ROOT / ".venv-peer" / "bin" / "python"
@@ -57,17 +57,17 @@ def _sample(params, metadata, noise, name):
     num_times = config.eval_sampling_num_steps
     start = 1.0 if spacing == "trailing" else 1 - 1 / num_steps + 1 / num_times
     condition = {"y": jnp.arange(len(noise))} if metadata.num_classes > 1 else {}
-    network = make_network(config, metadata.image_shape, metadata.num_classes)
-    return _compiled(network, config.mean_type, eval_schedule(config), clip == "clip")(
+    model = make_model(config, metadata.image_shape, metadata.num_classes)
+    return _compiled(model, eval_schedule(config), clip == "clip")(
         params, noise, condition, jnp.int32(num_steps), jnp.float32(start)
     )
 
 
 @functools.cache
-def _compiled(network, mean_type, schedule, clip):
+def _compiled(model, schedule, clip):
     @jax.jit
     def run(params, noise, condition, num_steps, start):
-        denoise = network_denoiser(network, params, mean_type, condition, clip_x=clip)
+        denoise = model.denoiser(params, condition, clip_x=clip)
         return sampling.ddim(denoise, noise, schedule, num_steps, start=start)
 
     return run

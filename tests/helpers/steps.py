@@ -7,6 +7,7 @@ from flax import linen as nn
 from diffusion_distillation import config as cfg
 from diffusion_distillation.data import load_source, read_batches
 from diffusion_distillation.methods import make_method
+from diffusion_distillation.networks.model import Model
 from diffusion_distillation.networks.unet import dropout, dropout_seeds
 from diffusion_distillation.training.loop import make_runner
 from diffusion_distillation.training.step import init_state
@@ -51,6 +52,16 @@ def make_config(*, distillation=None, randflip=False, train_num_steps=0, **train
     return cfg.resolve(config)
 
 
+def model_of(config, network=NETWORK):
+    """The model of a config, with this network."""
+    return Model(
+        network=network,
+        mean_type=config.model.mean_type,
+        sigma_data=config.model.sigma_data,
+        sigma_min=config.model.sigma_min,
+    )
+
+
 ADDIM = dict(teacher_step="addim")
 # The `distillation` section of every method, for `make_config`.
 METHODS = {
@@ -91,7 +102,7 @@ def run(config, num_steps=3, *, network=NETWORK, params=AFFINE, teacher=None, de
     """The states after each step, or after the last one in a scan, and the losses of all steps."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     method = make_method(config)
-    runner = make_runner(config, method, network, mesh, scan=scan)
+    runner = make_runner(config, method, model_of(config, network), mesh, scan=scan)
     state, teacher = runner.place(init_state(config, method, params), teacher)
     batches = list(read_batches(source, 0, range(num_steps), config.train.batch_size))
     states, losses = [], []

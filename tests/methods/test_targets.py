@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracle
-from helpers.steps import ADDIM, METHODS, Dropping, make_config
+from helpers.steps import ADDIM, METHODS, Dropping, make_config, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -379,7 +379,7 @@ def test_gradients_flow_to_the_student_alone(name, cosine):
     scales = {"student": 0.7, "teacher": -0.4, "average": 0.2}
     image = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
     state = init_state(config, method, {"scale": jnp.float32(0.7)})
-    step = jax.jit(make_train_step(config, method, network))
+    step = jax.jit(make_train_step(config, method, model_of(config, network)))
 
     def moved(**changed):
         scale = {who: jnp.float32(changed.get(who, value)) for who, value in scales.items()}

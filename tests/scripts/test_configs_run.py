@@ -35,7 +35,6 @@ SMALL = [*AFFINE, "--config.dataset.args.image_size=8"]
 IMAGES = [*SMALL, "--config.dataset.args.path={images}"]
 CONFIGS = {  # test_config.py checks the networks of full size
     "digits": AFFINE,
-    "digits_dit": AFFINE,
     "cifar": TWO_LEVELS,
     "imagenet64": SMALL,
     "bedroom128": SMALL,

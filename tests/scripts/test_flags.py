@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from helpers.runs import AFFINE, call, main
+from helpers.runs import call, main
 
 BASE = ["--config=configs/digits_base.py", "--config.train.batch_size=32"]
 LADDER = ["--config=configs/digits_distill.py", "--config.distillation.teacher_checkpoint_path=runs/digits/base"]
@@ -129,8 +129,9 @@ def test_a_dry_run_of_a_ladder_reads_the_teacher(tmp_path):
     assert "2 students" in printed and "200,865 parameters" in printed and "10 classes" in printed
     error = call("distill", *flags, "--config.distillation.start_num_steps=8", fails=True)
     assert "was trained for 4 sampling steps" in error
-    error = call("distill", *flags, "--config.distillation.start_num_steps=4", *AFFINE, fails=True)
-    assert "config.model.name is 'unet_iddpm' in the teacher" in error
+    weights = "--config.model.args.guidance_range=(0.0, 3.0)"
+    error = call("distill", *flags, "--config.distillation.start_num_steps=4", weights, fails=True)
+    assert "takes guidance weights from 0.0 to 4.0: set config.model.args.guidance_range=(0.0, 4.0)" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -77,6 +77,20 @@ def test_arrays_and_trajectories_are_saved(sample, checkpoint, tmp_path):
     np.testing.assert_array_equal(np.round((read(out) + 1) * 127.5), expected)
 
 
+def test_guidance_acts_in_the_interval_of_the_flag(sample, tmp_path):
+    save_model(tmp_path / "guidable", label_dropout=0.1)
+    out = tmp_path / "samples.npz"
+    options = (f"--checkpoint={tmp_path / 'guidable'}", "--num_samples=3", "--guidance=2", f"--out={out}")
+    sample(*options, "--guidance_interval=-1,inf")
+    pipeline = from_checkpoint(tmp_path / "guidable")
+    expected = pipeline.sample(KEY, 3, guidance=2.0, guidance_interval=(-1.0, np.inf))
+    np.testing.assert_array_equal(read(out), expected)
+    assert np.any(expected != pipeline.sample(KEY, 3, guidance=2.0))
+    for wrong in ("3,-4", "low,high", "3"):
+        with pytest.raises(flags.IllegalFlagValueError, match="guidance_interval"):
+            sample(*options, f"--guidance_interval={wrong}")
+
+
 def test_a_png_is_a_grid_of_all_images(sample, tmp_path):
     sample(f"--out={tmp_path / 'grid.png'}", "--sampler=ancestral", "--num_steps=3")
     assert Image.open(tmp_path / "grid.png").size == (8 * 70 - 6, 8 * 70 - 6)

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers.steps import AFFINE, NETWORK, make_config, run
+from helpers.steps import AFFINE, make_config, model_of, run
 
 from diffusion_distillation.methods import make_method
 from diffusion_distillation.runtime.devices import data_mesh
@@ -61,7 +61,7 @@ def test_states_are_packed_where_it_pays_and_saved_unpacked(monkeypatch, how, sc
     """No device ever holds both forms."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = make_config(**how)
-    runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+    runner = make_runner(config, make_method(config), model_of(config), data_mesh(), scan=scan)
     state = init_state(config, make_method(config), AFFINE)
     before = jax.device_get(state)
     moved = packed or config.train.parallel == "pmap"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers import oracle
-from helpers.steps import AFFINE, NETWORK, SOURCE, WAYS, make_config, run
+from helpers.steps import AFFINE, SOURCE, WAYS, make_config, model_of, run
 
 from diffusion_distillation import methods
 from diffusion_distillation.data import read_batches
@@ -75,7 +75,7 @@ def test_every_way_of_training_gives_the_same(way):
 def test_a_state_stays_where_it_was_placed(how, scan):
     """Otherwise, the second call would be compiled again."""
     config = make_config(**how)
-    runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+    runner = make_runner(config, make_method(config), model_of(config), data_mesh(), scan=scan)
     placed, _ = runner.place(init_state(config, make_method(config), AFFINE), None)
     before = jax.tree.map(lambda leaf: leaf.sharding, placed)
     after, _ = runner.steps(placed, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
@@ -102,7 +102,7 @@ def test_a_step_is_compiled_once(how, scan, given):
         return sum("backend_compile" in event for event in compiled)
 
     for _ in range(2):  # the first iteration compiles small programs too
-        runner = make_runner(config, make_method(config), NETWORK, data_mesh(), scan=scan)
+        runner = make_runner(config, make_method(config), model_of(config), data_mesh(), scan=scan)
         start = init_state(config, make_method(config), AFFINE)
         like = jax.tree.map(np.array, start) if given == "arrays" else jax.eval_shape(lambda start=start: start)
         state, teacher = runner.place(start, student_of)
@@ -143,7 +143,7 @@ def test_a_sharded_state_is_made_on_its_devices():
 
 def test_a_sharded_state_takes_less_on_each_device():
     config = make_config(shard_state=True)
-    runner = make_runner(config, make_method(config), NETWORK, data_mesh())
+    runner = make_runner(config, make_method(config), model_of(config), data_mesh())
     state, _ = runner.place(init_state(config, make_method(config), AFFINE), None)
     state, _ = runner.steps(state, jax.random.key(0), None, list(read_batches(SOURCE, 0, range(2), 16)))
 
@@ -190,7 +190,7 @@ def test_the_distillation_loss_matches_float64(num_steps):
 def test_every_halving_runs_the_same_program():
     """num_steps is traced."""
     config = make_config(distillation={})
-    step = jax.jit(make_train_step(config, make_method(config), NETWORK))
+    step = jax.jit(make_train_step(config, make_method(config), model_of(config)))
     state, batch = init_state(config, make_method(config), AFFINE), next(read_batches(SOURCE, 0, range(1), 16))
     teachers = [Teacher(AFFINE, Rung(2 * num_steps, num_steps)) for num_steps in (1, 4, 1024)]
     losses = [float(step(state, jax.random.key(0), teacher, batch)[1]["loss"]) for teacher in teachers]
@@ -203,7 +203,7 @@ def test_randomness_depends_on_the_position_in_the_batch_alone():
     """Changing one row changes the loss by the same amount whatever the other rows are."""
     config = make_config()
     method = make_method(config)
-    step = jax.jit(make_train_step(config, method, NETWORK))
+    step = jax.jit(make_train_step(config, method, model_of(config)))
     batch = next(read_batches(SOURCE, 0, range(1), 16))
 
     def loss(image):
