@@ -154,7 +154,7 @@ class PureSampler:
         """
         condition = condition_of(labels, self.num_classes, guidance)
         denoise = self.model.denoiser(params, condition, clip_x=self.clip, guidance_interval=self.guidance_interval)
-        options = {"eta": self.eta, "logvar_type": self.logvar_type}
+        options = {"eta": self.eta, "logvar_type": self.logvar_type, "sigma_min": self.model.sigma_of_x}
         options = {name: options[name] for name in self.sampler.options}
         return sampling.sample(
             self.sampler, denoise, z, self.schedule, num_steps, key=key, trajectory=trajectory, **options

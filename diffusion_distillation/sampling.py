@@ -215,7 +215,14 @@ def addim_step(
 
 @mixed_precision
 def renoise_step(
-    key: Keys, prediction: Prediction, z: DataArray, schedule: Schedule, t: ScalarOrBatch, dt: ScalarOrBatch
+    key: Keys,
+    prediction: Prediction,
+    z: DataArray,
+    schedule: Schedule,
+    t: ScalarOrBatch,
+    dt: ScalarOrBatch,
+    *,
+    sigma_min: float = 0.0,
 ) -> DataArray:
     """Take one step of a consistency model: its x, with fresh noise for t - dt (Song et al. 2023, algorithm 1).
 
@@ -226,6 +233,7 @@ def renoise_step(
       schedule: the noise schedule.
       t: time, in (0, 1]; a scalar or `[batch]`.
       dt: length of the step, at most t; a scalar or `[batch]`.
+      sigma_min: the noise that x has already, as sigma / alpha: that of mean_type 'consistency'; default 0.
 
     Returns:
       z at time t - dt; where that is 0, the predicted x.
@@ -237,7 +245,7 @@ def renoise_step(
     Array([0.5], dtype=float32)
     """
     phi_s = per_example(schedule.angle(t) - schedule.angle_step(t, dt), z)
-    z_s = jnp.cos(phi_s) * prediction.x + jnp.sin(phi_s) * normal(key, z)
+    z_s = jnp.cos(phi_s) * prediction.x + _added_noise(math.atan(sigma_min), phi_s) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_s).astype(z.dtype)
 
 
@@ -272,12 +280,19 @@ def stochastic_step(
     phi_m = schedule.angle(t) - schedule.angle_step(t, t - m)
     phi_s = schedule.angle(t) - schedule.angle_step(t, t - s)
     z_s = ddim_step(prediction, z, schedule, t, t - s)
-    # The variance to add is (sin^2 phi_m - sin^2 phi_s) / cos^2 phi_s, and the squares differ by this product.
-    square = jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)
-    # `where` twice, because the gradient of the root is infinite at 0.
-    sigma_added = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
+    sigma_added = _added_noise(phi_s, phi_m)
     z_m = per_example(jnp.cos(phi_m) / jnp.cos(phi_s), z) * z_s + per_example(sigma_added, z) * normal(key, z)
     return jnp.where(per_example(t <= dt, z), prediction.x, z_m).astype(z.dtype)
+
+
+def _added_noise(phi_s: ScalarOrBatch, phi_m: Array) -> Array:
+    """The scale of the noise that takes z from angle phi_s up to phi_m, where z is scaled by cos(phi_m) / cos(phi_s).
+
+    Its square is (sin^2 phi_m - sin^2 phi_s) / cos^2 phi_s; it is 0 if phi_m is below phi_s.
+    """
+    square = jnp.sin(phi_m - phi_s) * jnp.sin(phi_m + phi_s)  # the difference of the squares
+    # `where` twice, because the gradient of the root is infinite at 0.
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0) / jnp.cos(phi_s)
 
 
 Memory = Any  # a tree of arrays that one step leaves to the next
@@ -513,7 +528,8 @@ class Sampler:
         `key` is None if `needs_key` is False.
       start_memory: `start_memory(z)` returns the memory before the first step; default `no_memory`.
       evaluations: network evaluations per step; default 1.
-      options: keyword arguments of `step` that callers may set, among 'eta' and 'logvar_type'; default none.
+      options: keyword arguments of `step` that callers may set, among 'eta', 'logvar_type' and 'sigma_min'; default
+        none.
       deterministic: whether the starting noise alone determines the sample, if eta is 0; default False.
       jumps: how many steps of the grid one prediction may cover. A student of N steps is sampled in N times one of
         these. None if a prediction holds for any distance, as in consistency models. Empty for samplers of undistilled
@@ -559,7 +575,7 @@ def _solver_sampler(solver: Solver) -> Sampler:
 SAMPLERS = {name: _solver_sampler(solver) for name, solver in SOLVERS.items()} | {
     "ddim": Sampler(title="DDIM", step=single_evaluation(ddim_step), options=("eta",), deterministic=True),
     "ancestral": Sampler(title="ancestral", step=single_evaluation(ancestral_step), options=("logvar_type",)),
-    "renoise": Sampler(title="re-noising", step=single_evaluation(renoise_step), jumps=None),
+    "renoise": Sampler(title="re-noising", step=single_evaluation(renoise_step), options=("sigma_min",), jumps=None),
     "stochastic": Sampler(title="stochastic", step=single_evaluation(stochastic_step), jumps=(1, 2)),
 }
 SAMPLER_ALIASES = {"noisy": "ancestral"}  # names in the published configs
@@ -809,7 +825,14 @@ def dpmpp_2m(
 
 
 def renoise(
-    key: Keys, denoise: Denoiser, z: DataArray, schedule: Schedule, num_steps: Count, *, trajectory: bool = False
+    key: Keys,
+    denoise: Denoiser,
+    z: DataArray,
+    schedule: Schedule,
+    num_steps: Count,
+    *,
+    sigma_min: float = 0.0,
+    trajectory: bool = False,
 ) -> DataArray | tuple[DataArray, Trajectory]:
     """Sample a consistency model in several steps: predict x, add noise, predict x again (Song et al. 2023).
 
@@ -822,6 +845,7 @@ def renoise(
       z: standard normal noise, `[batch, height, width, channels]`.
       schedule: the noise schedule.
       num_steps: sampling steps, at least 1; the denoiser is called once per step.
+      sigma_min: `sigma_min` of the denoiser, if its mean_type is 'consistency'; default 0.
       trajectory: also return the predicted x of every step; default False.
 
     Returns:
@@ -836,7 +860,7 @@ def renoise(
     >>> renoise(jax.random.key(1), denoise, z, schedules.get_logsnr_schedule("cosine"), num_steps=2)[:, 0, 0, 0]
     Array([0.5, 0.5], dtype=float32)
     """
-    return sample("renoise", denoise, z, schedule, num_steps, key=key, trajectory=trajectory)
+    return sample("renoise", denoise, z, schedule, num_steps, key=key, trajectory=trajectory, sigma_min=sigma_min)
 
 
 def stochastic(

@@ -228,6 +228,16 @@ def test_renoising_samples_the_forward_process(cosine):
     np.testing.assert_array_equal(last, prediction.x)
 
 
+def test_renoising_a_consistency_model_adds_less_noise(cosine):
+    """Its x has the noise sigma_min (Song et al. 2023, algorithm 1): x + sqrt(sigma^2 - sigma_min^2) n."""
+    prediction = gaussian_denoiser(cosine)(Z, cosine(0.75))
+    z = renoise_step(jax.random.key(0), prediction, Z, cosine, 0.75, 0.25, sigma_min=0.9)
+    alpha, sigma = oracle.alpha_sigma(oracle.cosine_angle(0.5))
+    noise = np.float64(jax.random.normal(jax.random.key(0), SHAPE))
+    expected = alpha * (np.float64(prediction.x) + np.sqrt((sigma / alpha) ** 2 - 0.9**2) * noise)
+    np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 64, 1024])
 def test_the_stochastic_step_matches_float64(cosine, num_steps):
     """A DDIM step of 2 / N, then noise up to t - 1 / N, as in Meng et al. (2023)."""

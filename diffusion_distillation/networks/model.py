@@ -245,6 +245,11 @@ class Model:
         """The smallest and the largest guidance weight that the network takes as an input; None if it takes none."""
         return guidance_range(self.network)
 
+    @property
+    def sigma_of_x(self) -> float:
+        """The noise in the predicted x, as sigma / alpha: sigma_min for the mean type 'consistency', 0 for others."""
+        return self.sigma_min if self.mean_type == "consistency" else 0.0
+
     def denoiser(
         self,
         params: Params,

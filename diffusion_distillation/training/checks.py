@@ -18,7 +18,7 @@ from .averages import exponential_decay
 from .runs import differences
 
 TRAINING_ARGS = ("dropout", "remat")  # of model.args; they matter in training alone
-INPUT_ARGS = ("logsnr_input_type", "logsnr_scale_range")  # of model.args; how log-SNR enters the network
+INPUT_ARGS = ("logsnr_input_type", "logsnr_scale_range", "time_scale")  # of model.args; how log-SNR enters the network
 SCHEDULE = "the noise schedule (config.model.train_logsnr_schedule)"
 MOST_OF_FIRST = 0.1  # the weight of an average's initial parameters above which samples are visibly worse
 

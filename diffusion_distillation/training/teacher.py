@@ -93,6 +93,11 @@ def check_teacher(first: Rung, teacher: Metadata, student: Metadata) -> None:
     config = student.config
     path = config.distillation.teacher_checkpoint_path
     refuse(f"No student can learn from the teacher {path!r}", IN_TEACHER, data_differences(teacher, student))
+    if teacher.config.model.mean_type == "consistency":
+        raise InputError(
+            f"The teacher {path!r} is a consistency model. It predicts where a trajectory ends, so its DDIM steps "
+            "follow no trajectory. Distill a diffusion model, such as the one that it was made from."
+        )
     check_mean_type(
         teacher.config.model.mean_type,
         train_schedule(config.model),

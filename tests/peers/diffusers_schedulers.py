@@ -3,8 +3,8 @@
     .venv-peer/bin/python tests/peers/diffusers_schedulers.py golden
     .venv-peer/bin/python tests/peers/diffusers_schedulers.py model --name=imagenet64 --folder=f --out=out.npz
 
-`golden` writes the golden numbers of SMALL_MODELS. `model` writes the folder of one of MODELS, and its samples. All
-arrays have channels last.
+`golden` writes the golden numbers of SMALL_MODELS. `model` writes the folder of a consistency model among MODELS, and
+its samples. All arrays have channels last.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import diffusers
 import numpy as np
 import seeded
 import torch
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDIMPipeline, UNet2DModel
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 from diffusers.schedulers import scheduling_consistency_models, scheduling_flow_match_euler_discrete
 from diffusers_peer import GOLDEN, SMALL, call
 
@@ -141,12 +141,9 @@ def sample(network, scheduler, noise, fresh, num_steps):
 
 
 def save(name, folder):
-    """Write the model's folder: a pipeline. Returns what `build` does."""
+    """Write the pipeline of a consistency model. Returns what `build` does."""
     network, scheduler, shapes = build(name)
-    network.save_pretrained(folder / "unet")
-    scheduler.save_pretrained(folder / "scheduler")
-    index = {"_class_name": DDIMPipeline.__name__, "unet": ["diffusers", "UNet2DModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    ConsistencyModelPipeline(network, scheduler).save_pretrained(folder)
     return network, scheduler, shapes
 
 

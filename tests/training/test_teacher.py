@@ -190,6 +190,12 @@ def test_a_teacher_in_bfloat16_takes_half_the_memory():
         ({}, 4, dict(model=dict(schedule="flow")), "trained for 4 sampling steps, at times of its own noise sched"),
         ({}, 8, {}, "trained for 8 sampling steps: set config.distillation.start_num_steps=8"),
         (dict(mean_type="x"), 0, dict(only_finetune_temb=True), "only_finetune_temb=True keeps .*: .*mean_type is"),
+        (
+            dict(mean_type="consistency", schedule="karras"),
+            1,
+            {},
+            r"is a consistency model.* Distill a diffusion model",
+        ),
         ({}, 0, dict(teacher_guidance=1.0), "cannot be guided, which config.distillation.teacher_guidance=1.0"),
     ],
 )
