@@ -52,6 +52,7 @@ def test_the_first_example_samples_images():
 def test_every_block_of_code_is_run_by_a_test():
     elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
     elsewhere += blocks_with("def mixed")  # test_own_parts.py
+    elsewhere += blocks_with("autoencoder.load")  # test_diffusers_autoencoder.py
     run_here = [block for name in ("two_step_target", "edm_denoiser", "from_checkpoint") for block in blocks_with(name)]
     assert sorted(elsewhere + run_here) == sorted(BLOCKS)
 

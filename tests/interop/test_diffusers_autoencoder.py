@@ -1,6 +1,7 @@
 """Autoencoders of diffusers: compared with its golden numbers, and with diffusers itself (make peer)."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,18 @@ def test_encode_and_decode_match_diffusers(name, tmp_path, optimized):
     flags = [f"--name={name}", f"--folder={tmp_path / name}", f"--out={tmp_path / 'out.npz'}"]
     peer("model", *flags, script="autoencoder_peer")
     assert max(errors(tmp_path / name, np.load(tmp_path / "out.npz")).values()) < 1e-5
+
+
+def test_the_example_of_the_docs_reconstructs_what_decode_and_encode_give(tmp_path):
+    page = (ROOT / "docs" / "models_from_elsewhere.md").read_text()
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "autoencoder.load" in block]
+    path = written(tmp_path, "sd3")
+    names = {"images": np.zeros((2, 16, 16, 3), np.float32)}
+    exec(block.replace("path/to/stable-diffusion/vae", str(path)), names)
+    encode, decode, info = autoencoder.load(path)
+    mean, _ = encode(np.zeros((2, 16, 16, 3), np.float32))
+    np.testing.assert_allclose(names["x"], (mean - info.shift) * info.scale, rtol=1e-6)
+    np.testing.assert_allclose(names["images"], decode(mean), rtol=1e-3, atol=1e-4)
 
 
 def test_info_says_what_a_diffusion_model_needs(tmp_path):

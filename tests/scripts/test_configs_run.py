@@ -35,6 +35,7 @@ SMALL = [*AFFINE, "--config.dataset.args.image_size=8"]
 IMAGES = [*SMALL, "--config.dataset.args.path={images}"]
 CONFIGS = {  # test_config.py checks the networks of full size
     "digits": AFFINE,
+    "digits_flow": AFFINE,
     "cifar": TWO_LEVELS,
     "imagenet64": SMALL,
     "bedroom128": SMALL,
