@@ -6,9 +6,10 @@ r"""Evaluate samples: Fréchet distance (FID with Inception features), KID, Ince
     python scripts/evaluate.py --samples=samples/ --reference=cifar10.npz --features=inception \
         --out=runs/evaluation.json
 
---checkpoint is a run, a student, or a ladder, which is evaluated with its teacher and all students. --samples is a set
-of images from anywhere: a folder of images, an .npy of uint8 images, or an .npz with `images` or `arr_0`. --reference
-takes the same kinds, or an .npz with published `mu` and `sigma`; by default, the dataset of its config.
+--checkpoint is a run, a student, or a ladder, which is evaluated with its teacher and all students. --others adds
+other models to a ladder's table. --samples is a set of images from anywhere: a folder of images, an .npy of uint8
+images, or an .npz with `images` or `arr_0`. --reference takes the same kinds, or an .npz with published `mu` and
+`sigma`; by default, the dataset of its config.
 
 The script prints a table, and saves it as evaluation.md and evaluation.tex. evaluation.json has the values under
 `metrics`. For the paper's configs, the table has the published values too. An interrupted evaluation resumes.
@@ -34,7 +35,7 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluate import evaluate, pipeline_loader
-from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder
+from diffusion_distillation.evaluation.ladders import check_finished, evaluate_ladder, other_runs
 from diffusion_distillation.evaluation.measure import Evaluator, make_evaluators
 from diffusion_distillation.evaluation.metrics import METRICS
 from diffusion_distillation.evaluation.reference import (
@@ -79,6 +80,10 @@ GUIDANCE_INTERVAL = cli.define_guidance_interval()
 REPEATS = flags.DEFINE_integer(
     "repeats", 1, "Sets of samples; the table has the best value and the spread.", lower_bound=1
 )
+OTHERS = flags.DEFINE_list(
+    "others", [], "Other models for a ladder's table, such as published ones, each with its own sampler."
+)
+OTHERS_NUM_STEPS = flags.DEFINE_list("others_num_steps", [], "Sampling steps of --others; by default each one's own.")
 KEEP = flags.DEFINE_string("keep", None, "A folder to save a run's samples in, one PNG file per image.")
 SAVE_REFERENCE = flags.DEFINE_string("save_reference", None, "An .npz to save mu and sigma of the reference in.")
 INCEPTION = flags.DEFINE_string("inception", None, "The file of Inception's weights, if it is not in the cache folder.")
@@ -91,6 +96,8 @@ def main() -> None:
     out = as_path(OUT.value)
     check_flags(out)
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
+    if OTHERS.value and (CHECKPOINT.value is None or not is_ladder()):
+        raise InputError(f"--others={','.join(OTHERS.value)} needs a ladder's folder as --checkpoint.")
     following = ""
     if SAMPLES.value is not None:
         evaluation, config = evaluate_samples(out)
@@ -200,13 +207,23 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     num_samples = NUM_SAMPLES.value or DEFAULT_SAMPLES
     open_pipeline = pipeline_loader(config)
     teacher = open_pipeline(interop.local_path(config.distillation.teacher_checkpoint_path))
+    others = other_runs(OTHERS.value, others_num_steps(), teacher.image_shape, open_pipeline)
     evaluators, reference = evaluators_and_reference(config, num_samples, teacher.image_shape[2])
     evaluation = evaluate_ladder(
-        config, workdir, evaluators, reference, out, open_pipeline=open_pipeline, seed=SEED.value,
+        config, workdir, evaluators, reference, out, others=others, open_pipeline=open_pipeline, seed=SEED.value,
         num_samples=num_samples, batch_size=BATCH_SIZE.value, guidance=GUIDANCE.value,
         guidance_interval=GUIDANCE_INTERVAL.value, repeats=REPEATS.value,
     )  # fmt: skip
     return evaluation, config
+
+
+def others_num_steps() -> list[int]:
+    """The numbers in --others_num_steps."""
+    if not all(number.isdecimal() and int(number) >= 1 for number in OTHERS_NUM_STEPS.value):
+        raise InputError(
+            f"--others_num_steps={','.join(OTHERS_NUM_STEPS.value)} must be integers of at least 1, such as 1,2."
+        )
+    return [int(number) for number in OTHERS_NUM_STEPS.value]
 
 
 def is_ladder() -> bool:

@@ -61,6 +61,40 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     }
 
 
+def other_runs(
+    paths: Sequence[str], num_steps: Sequence[int], image_shape: tuple[int, int, int], open_pipeline: PipelineLoader
+) -> dict[Entry, epath.Path]:
+    """Return rows of other models for a ladder's evaluation, each with the folder of its model.
+
+    Each model is named after its folder, and sampled with its own sampler.
+
+    Args:
+      paths: of the models.
+      num_steps: sampling steps of each model; empty for its own.
+      image_shape: (height, width, channels) of the ladder's images.
+      open_pipeline: from `pipeline_loader`.
+
+    Raises:
+      InputError: if a model makes images of another shape, or if a name is not unique.
+    """
+    runs: dict[Entry, epath.Path] = {}
+    names = {"teacher", "student", "samples"}
+    for path in paths:
+        folder = local_path(path)
+        pipeline = open_pipeline(folder)
+        if pipeline.image_shape != image_shape:
+            raise InputError(f"{path!r} makes images of shape {pipeline.image_shape}; the ladder's are {image_shape}.")
+        if folder.name in names:
+            raise InputError(
+                f"{path!r} would be the second model named {folder.name!r} in the table. Rename its folder."
+            )
+        names.add(folder.name)
+        defaults = pipeline.defaults
+        entries = [Entry(folder.name, defaults.sampler, steps) for steps in num_steps or (defaults.num_steps,)]
+        runs |= dict.fromkeys(entries, folder)
+    return runs
+
+
 def report_nfe(config: ConfigDict, workdir: epath.Path) -> int:
     """Return the number of network evaluations that `evaluate_ladder` takes.
 
@@ -112,6 +146,7 @@ def evaluate_ladder(
     reference: Reference,
     path: epath.Path,
     *,
+    others: Mapping[Entry, epath.Path] | None = None,
     open_pipeline: PipelineLoader | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -123,6 +158,7 @@ def evaluate_ladder(
       evaluators: the metrics to compute.
       reference: what samples are compared with.
       path: the evaluation.json.
+      others: from `other_runs`, the last rows; default none.
       open_pipeline: see `evaluate_runs`.
       **options: of `evaluate_runs`.
 
@@ -131,7 +167,7 @@ def evaluate_ladder(
     """
     open_pipeline = open_pipeline or pipeline_loader(config)
     check_teacher_unchanged(config, workdir, open_pipeline)
-    runs = ladder_runs(config, workdir)
+    runs = {**ladder_runs(config, workdir), **(others or {})}
     return evaluate_runs(config, runs, evaluators, reference, path, open_pipeline=open_pipeline, **options)
 
 
@@ -178,9 +214,9 @@ def evaluate_runs(
       seed: of the noise, which all rows share.
       num_samples: samples per row; by default config.eval.num_samples.
       batch_size: the largest number of samples generated at a time; by default config.eval.batch_size.
-      guidance: the guidance weight of all samples; by default config.model.eval_guidance, and `teacher_guidance` for
-        the rows of a ladder's teacher.
-      guidance_interval: the smallest and the largest log-SNR at which guidance acts; by default the models' own.
+      guidance: the guidance weight of the teacher's and the students' samples; by default config.model.eval_guidance,
+        and `teacher_guidance` for the rows of a ladder's teacher. Other models have their own.
+      guidance_interval: the smallest and the largest log-SNR at which it acts; by default the models' own.
       repeats: see `evaluate`.
       samples_folder: see `evaluate`.
       log: see `evaluate`.
@@ -191,7 +227,9 @@ def evaluate_runs(
     weight = config.model.eval_guidance if guidance is None else guidance
 
     def make_samples(entry, first):
-        options = {"guidance": weight, "guidance_interval": guidance_interval}
+        options = {}
+        if entry.model in ("teacher", "student"):
+            options = {"guidance": weight, "guidance_interval": guidance_interval}
         if guidance is None:
             options |= teacher_guidance(config, entry)
         return generated_samples(

@@ -1,11 +1,19 @@
 """Which students and which teacher the evaluation of a ladder accepts."""
 
+import json
+
 import pytest
+from helpers.runs import call
 from helpers.small_runs import SOURCE, ladder_of, make_config
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.evaluate import pipeline_loader
-from diffusion_distillation.evaluation.ladders import check_finished, check_teacher_unchanged, teacher_guidance
+from diffusion_distillation.evaluation.ladders import (
+    check_finished,
+    check_teacher_unchanged,
+    other_runs,
+    teacher_guidance,
+)
 from diffusion_distillation.evaluation.results import Entry
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
@@ -44,3 +52,26 @@ def test_the_teacher_alone_is_sampled_with_the_guidance_of_its_students_targets(
     assert teacher_guidance(config, Entry("teacher", "ddim", 64)) == options
     assert teacher_guidance(config, Entry("student", "ddim", 4)) == {}
     assert teacher_guidance(ladder_of(make_config(), "base"), Entry("teacher", "ddim", 64)) == {}
+
+
+def test_other_models_are_measured_beside_a_ladder(tmp_path, ladder):
+    flags = ["--num_samples=8", f"--out={tmp_path / 'e.json'}", f"--others={tmp_path / 'base'}"]
+    table = call("evaluate", f"--checkpoint={tmp_path / 'ladder'}", *flags, "--others_num_steps=1,3")
+    rows = json.loads((tmp_path / "e.json").read_text())["rows"]
+    assert [(row["model"], row["num_steps"]) for row in rows[-4:]] == [
+        ("student", 2), ("student", 1), ("base", 1), ("base", 3),
+    ]  # fmt: skip
+    assert "| base | DDIM | 3 |" in table
+    error = call("evaluate", f"--checkpoint={tmp_path / 'base'}", *flags, fails=True)
+    assert "needs a ladder's folder as --checkpoint" in error
+
+
+def test_other_models_need_the_ladders_image_shape_and_a_name_of_their_own(tmp_path, ladder):
+    open_pipeline = pipeline_loader(ladder)
+    paths = [str(tmp_path / "base")]
+    [entry] = other_runs(paths, (), SOURCE.image_shape, open_pipeline)
+    assert entry == Entry("base", "ddim", ladder.model.eval_sampling_num_steps)
+    with pytest.raises(InputError, match="the ladder's are"):
+        other_runs(paths, (), (64, 64, 3), open_pipeline)
+    with pytest.raises(InputError, match="would be the second model named 'base'"):
+        other_runs(2 * paths, (), SOURCE.image_shape, open_pipeline)
