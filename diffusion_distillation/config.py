@@ -15,14 +15,25 @@ from ml_collections import ConfigDict
 
 from .diffusion import MEAN_TYPES
 from .errors import InputError
-from .fields import Free, OneOf, OrNone, defaults_of, fill, list_fields, one_of, options_of, tuples_for_lists
+from .fields import (
+    Free,
+    OneOf,
+    OrNone,
+    attributes_of,
+    defaults_of,
+    fill,
+    list_fields,
+    one_of,
+    options_of,
+    tuples_for_lists,
+)
 from .fields import add_missing as add_missing_fields
 from .keys import MOST_SEED
 from .losses import WEIGHT_TYPES
 from .methods import Rung, find_method, make_method
 from .methods.base import training_times
-from .networks.embedding import LOGSNR_INPUT_TYPES, check_guidance_range
-from .networks.model import check_guidance_interval, eval_schedule, train_schedule
+from .networks.embedding import check_guidance_range
+from .networks.model import NETWORKS, SET_BY_CONFIG, check_guidance_interval, eval_schedule, train_schedule
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json
@@ -40,31 +51,7 @@ FIELDS = {
     "sampler": one_of("ddim", SAMPLERS),
     "model": {
         "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
-        "args": {  # of unet_iddpm, see `unet.UNet`; the dataset sets num_classes, mean_type sets out_ch
-            "ch": int,
-            "emb_ch": int,
-            "ch_mult": tuple,
-            "num_res_blocks": int,
-            "attn_resolutions": tuple,
-            "num_heads": OrNone(int),
-            "head_dim": OrNone(int),
-            "dropout": 0.0,
-            "logsnr_input_type": one_of("inv_cos", LOGSNR_INPUT_TYPES),
-            "logsnr_scale_range": (-10.0, 10.0),
-            "resblock_resample": False,
-            "remat": False,  # compute activations twice to save memory
-            # The following fields reproduce other projects' U-Nets.
-            "time_scale": 1000.0,
-            "freq_shift": 1,
-            "scale_shift": True,
-            "norm_groups": 32,
-            "norm_eps": 1e-6,
-            "mid_attn_groups": OrNone(int),
-            "pad_both_sides": False,
-            "attn_stages": OrNone(tuple),
-            "resample_stages": OrNone(tuple),
-            "guidance_range": OrNone(tuple),  # for students with a guidance weight as an input, such as (0.0, 4.0)
-        },
+        "args": attributes_of(NETWORKS["unet_iddpm"], omit=SET_BY_CONFIG),  # attributes of the network; see its class
         "dtype": OneOf(("float32", "bfloat16")),  # of activations; parameters are float32
         "mean_type": one_of("x", MEAN_TYPES),  # output of the network, see `diffusion.make_denoiser`
         "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
@@ -192,9 +179,18 @@ BELOW_1 = (
 ABOVE_0 = ("train.adam_eps", "model.sigma_data")
 
 
-def defaults() -> ConfigDict:
-    """Return a config with every field, to start a config file from. A field without a default is a placeholder."""
-    return ConfigDict(defaults_of(FIELDS))
+def defaults(network: str = "unet_iddpm") -> ConfigDict:
+    """Return a config with every field, to start a config file from. A field without a default is a placeholder.
+
+    Args:
+      network: a key of `networks.model.NETWORKS`, for `model.name`. It determines the fields of `model.args`.
+
+    >>> defaults("dit").model.args.mlp_ratio
+    4.0
+    """
+    config = ConfigDict({"model": {"name": network}})
+    add_missing(config)
+    return config
 
 
 def paper_base() -> ConfigDict:
@@ -218,7 +214,8 @@ def distillation_of(base: ConfigDict) -> ConfigDict:
     config = copy.deepcopy(base)  # a deep copy keeps the types of placeholders
     config.sampler = "ddim"  # students learn DDIM steps
     config.model.eval_logsnr_schedule = copy.deepcopy(config.model.train_logsnr_schedule)
-    config.model.args.dropout = 0.0
+    if "dropout" in config.model.args:
+        config.model.args.dropout = 0.0
     config.train.weight_decay = 0.0
     config.train.ema_decay = 0.0
     config.train.label_dropout = 0.0
@@ -399,10 +396,14 @@ def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
 
 
 def _fields_of(config: ConfigDict) -> dict:
-    """The table of a config's fields, with its method's options. The args of a network by dotted name stay free."""
+    """The table of a config's fields, with the options of its network and its method.
+
+    The function of a network by dotted name checks the network's args itself.
+    """
     fields = dict(FIELDS)
-    if ":" in str(_get(config, "model.name")):
-        fields["model"] = {**FIELDS["model"], "args": Free()}
+    name = str(_get(config, "model.name") or FIELDS["model"]["name"])
+    args = attributes_of(NETWORKS[name], omit=SET_BY_CONFIG) if name in NETWORKS else Free()
+    fields["model"] = {**FIELDS["model"], "args": args}
     if "distillation" in config:
         fields["distillation"] = dict(DISTILLATION)
         if isinstance(_get(config, "distillation.method"), str):

@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -88,8 +88,25 @@ def options_of(function: Callable) -> dict[str, Any]:
     return Free(defaults_of(table)) if takes_any else table
 
 
+def attributes_of(cls: type, omit: Collection[str] = ()) -> dict[str, Any]:
+    """Return the table of a dataclass's attributes, such as those of a Flax module.
+
+    Args:
+      cls: the class. Its annotations are checked as those of `options_of`; sequences become tuples.
+      omit: attributes that are not fields.
+
+    >>> @dataclasses.dataclass
+    ... class Network:
+    ...     widths: Sequence[int]
+    ...     depth: int = 2
+    >>> attributes_of(Network)
+    {'widths': <class 'tuple'>, 'depth': Option(kind=<class 'int'>, default=2, optional=False)}
+    """
+    return {name: _spec_of(parameter) for name, parameter in signature(cls).parameters.items() if name not in omit}
+
+
 def _spec_of(parameter: inspect.Parameter) -> Any:
-    """The specification of the field for a keyword argument."""
+    """The specification of the field for an argument."""
     hint, default = parameter.annotation, parameter.default
     if typing.get_origin(hint) is typing.Literal:
         values = typing.get_args(hint)
@@ -97,7 +114,8 @@ def _spec_of(parameter: inspect.Parameter) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
     optional = types.NoneType in kinds
-    kinds = [kind for kind in kinds if kind is not types.NoneType]
+    kinds = [typing.get_origin(kind) or kind for kind in kinds if kind is not types.NoneType]
+    kinds = [tuple if kind is Sequence else kind for kind in kinds]
     kind = kinds[0] if len(kinds) == 1 and kinds[0] in SIMPLE else None
     if default is parameter.empty:
         return kind or object

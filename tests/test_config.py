@@ -295,6 +295,39 @@ def test_a_student_with_a_guidance_weight_has_no_teacher_at_one_weight():
         cfg.resolve(config)
 
 
+def dit_base(**args):
+    """A base model's config with a diffusion transformer."""
+    config = cfg.defaults("dit")
+    config.dataset.name = "digits"
+    config.train.update(batch_size=8, learning_rate=1e-3)
+    config.model.args = args
+    return config
+
+
+def test_each_network_has_its_own_args():
+    """Their defaults and types are those of the network's attributes."""
+    given = dict(patch_size=2, hidden_size=32, depth=2, num_heads=2)
+    args = cfg.resolve(dit_base(**given, mlp_ratio=3)).model.args
+    assert (args.patch_size, args.mlp_ratio, args.logsnr_input_type, args.guidance_range) == (2, 3.0, "inv_cos", None)
+    for change, message in [
+        (dict(patch=2), r"Unknown field config.model.args.patch. Did you mean 'patch_size'\?"),
+        (dict(ch_mult=(1,)), "Unknown field config.model.args.ch_mult"),
+        (dict(num_classes=3), "Unknown field config.model.args.num_classes"),
+        (dict(depth=None), r"config.model.args.depth is missing: every config must set it \(int\)"),
+        (dict(depth=2.5), "config.model.args.depth=2.5 must be of type int"),
+        (dict(logsnr_input_type="time"), r"args.logsnr_input_type='time' is not one of \['inv_cos', 'sigmoid', "),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            cfg.resolve(dit_base(**given | change))
+
+
+def test_a_ladder_of_a_network_without_dropout():
+    base = dit_base(patch_size=2, hidden_size=32, depth=2, num_heads=2)
+    config = cfg.distillation_of(base)
+    config.distillation.update(dict(teacher_checkpoint_path="runs/digits/base", start_num_steps=4))
+    assert cfg.resolve(config).model.args == cfg.resolve(base).model.args
+
+
 def test_old_names_of_fields_are_accepted(tmp_path):
     """In a config file that starts from the defaults, in one that starts from such a file, and in stored values."""
     base, derived = CONFIGS[0].with_name("digits_base.py"), tmp_path / "derived.py"

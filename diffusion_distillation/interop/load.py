@@ -1,4 +1,4 @@
-"""Load a model from a path: a run, an archive, a published checkpoint or a diffusers folder, here or at a URL."""
+"""Load a model from a path: a run, an archive, a diffusers folder or a file of another project, here or at a URL."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..pretrained import PRETRAINED, pretrained_folder
 from ..runtime.files import as_path, stat_hash
 from ..runtime.hashing import sha256
 from ..shapes import Params
-from . import archive, diffusers, published
+from . import archive, diffusers, dit_file, published
 from .download import is_url, local_copy
 
 
@@ -32,9 +32,10 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
         - an archive: a folder with `model.safetensors` and our `config.json`, which `scripts/export.py` writes;
         - a diffusers folder with a UNet2DModel, or with a pipeline that has one; see `diffusers.read`;
         - a checkpoint of the paper's code: a msgpack file of flax. It needs a `config`;
+        - the weights of an original DiT or SiT: a .pt or .safetensors file. It needs a `config`; see `dit_file.read`;
         - the name of a pretrained model in this package, such as 'digits', unless there is a file of that name;
         - the URL of one of these, `gs://`, `s3://`, `https://` or `hf://user/name[@revision]`. It is downloaded once.
-      config: the config of a published checkpoint, resolved or not. Other models have their own.
+      config: the config of a single file, resolved or not. Other models have their own.
 
     Raises:
       InputError: if there is no model at the path, it cannot be read, or it does not fit the config.
@@ -45,7 +46,7 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
     if diffusers.is_diffusers(folder):
         return diffusers.read(folder)
     if folder.is_file():
-        return published.read(folder, config)
+        return (dit_file if folder.suffix in dit_file.SUFFIXES else published).read(folder, config)
     name = os.fspath(path)
     if os.path.basename(name) == name and not folder.exists():
         raise InputError(
@@ -61,7 +62,7 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
       path: such as `runs/digits/ladder/steps_0004`; see `load`.
       num_steps: sampling steps, 1 or more. Default: the number that a student was distilled for, or a base model's
         `config.model.eval_sampling_num_steps`.
-      config: the config of a published checkpoint.
+      config: the config of a single file; see `load`.
 
     Raises:
       InputError: if there is no model at the path, or num_steps is below 1.

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..schedules import Discrete
 from ..shapes import Array, at_least_float32
 from .embedding import (
+    LogsnrInputType,
     check_condition,
     check_guidance_input,
     check_logsnr_input,
@@ -73,7 +74,7 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
-    logsnr_input_type: str = "inv_cos"
+    logsnr_input_type: LogsnrInputType = "inv_cos"
     logsnr_scale_range: tuple[float, float] = (-10.0, 10.0)
     remat: bool = False
     dtype: Any = None

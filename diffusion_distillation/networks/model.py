@@ -21,6 +21,7 @@ from ..runtime.cpu import compiler_options
 from ..runtime.devices import host_device
 from ..schedules import Schedule, get_logsnr_schedule
 from ..shapes import Array, Condition, Keys, Params
+from .dit import DiT
 from .embedding import NO_CLASS as NO_CLASS
 from .embedding import is_interval
 from .unet import UNet
@@ -52,30 +53,9 @@ class Network(Protocol):
         """
 
 
-def unet_iddpm(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> UNet:
-    """Make the U-Net of a config.
-
-    Args:
-      config: the `model` section of a config.
-      image_shape: (height, width, channels).
-      num_classes: 1 for an unconditional network.
-
-    Raises:
-      InputError: if the options do not fit each other or the images; see `UNet`.
-    """
-    height, width, channels = image_shape
-    network = UNet(
-        num_classes=num_classes,
-        out_ch=_output_channels(config, channels),
-        dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
-        schedule=train_schedule(config) if config.args.logsnr_input_type == "step" else None,
-        **dict(config.args.items()),
-    )
-    network.validate(height, width)
-    return network
-
-
-NETWORKS = {"unet_iddpm": unet_iddpm}
+# Classes of networks. All attributes but those of `SET_BY_CONFIG` are fields of a config's model.args.
+NETWORKS = {"unet_iddpm": UNet, "dit": DiT}
+SET_BY_CONFIG = ("num_classes", "out_ch", "dtype", "schedule", "parent", "name")  # these follow from other fields
 
 
 def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> Network:
@@ -92,9 +72,19 @@ def make_network(config: Any, image_shape: tuple[int, int, int], num_classes: in
         options do not fit each other or the images.
     """
     make = look_up(config.name, NETWORKS, "model.name")
-    network = make(config, image_shape, num_classes)
     if config.name not in NETWORKS:
+        network = make(config, image_shape, num_classes)
         _check_network(network, config, image_shape, num_classes)
+        return network
+    height, width, channels = image_shape
+    network = make(
+        num_classes=num_classes,
+        out_ch=_output_channels(config, channels),
+        dtype=None if config.dtype == "float32" else jnp.dtype(config.dtype),
+        schedule=train_schedule(config) if config.args.logsnr_input_type == "step" else None,
+        **dict(config.args.items()),
+    )
+    network.validate(height, width)
     return network
 
 

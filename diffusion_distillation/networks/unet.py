@@ -16,6 +16,7 @@ from ..shapes import Array, at_least_float32
 from .cpu_kernels import nearest
 from .dropout import dropout, dropout_seeds, site_seeds
 from .embedding import (
+    LogsnrInputType,
     check_condition,
     check_guidance_input,
     check_logsnr_input,
@@ -78,9 +79,9 @@ class UNet(nn.Module):
     ch_mult: Sequence[int]
     num_res_blocks: int
     attn_resolutions: Sequence[int]
-    num_heads: int | None
-    dropout: float
-    logsnr_input_type: str
+    num_heads: int | None = None
+    dropout: float = 0.0
+    logsnr_input_type: LogsnrInputType = "inv_cos"
     logsnr_scale_range: tuple[float, float] = (-10.0, 10.0)
     resblock_resample: bool = False
     head_dim: int | None = None
@@ -267,7 +268,7 @@ class UNet(nn.Module):
         for stage, ch in channels.items():
             if self.attends(stage, sides[stage]) and (value < 1 or ch % value):
                 raise InputError(f"{option}={value} must divide the {ch} channels of every level with attention.")
-        if self.mid_attn_groups and middle % self.mid_attn_groups:
+        if self.mid_attn_groups and (self.mid_attn_groups < 0 or middle % self.mid_attn_groups):
             raise InputError(f"mid_attn_groups={self.mid_attn_groups} must divide the middle's {middle} channels.")
 
     def _check_embedding(self) -> None:

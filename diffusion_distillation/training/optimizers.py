@@ -8,7 +8,8 @@ import optax
 
 from ..shapes import Params
 
-EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj")
+# Layers that only embed what networks are conditioned on: log-SNR, a class, a guidance weight.
+EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj", "adaln", "adaln_out")
 
 
 def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.GradientTransformation:

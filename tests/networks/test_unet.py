@@ -331,7 +331,6 @@ def test_dropout_keeps_the_mean(shape, rate, rounding, impl):
         (dict(head_dim=32), 8, "either num_heads or head_dim"),
         (dict(), 9, "images are 9x9.*a side that 2 divides"),
         (dict(ch_mult=(1, 1, 1)), 10, "images are 10x10.*a side that 4 divides"),
-        (dict(logsnr_input_type="cos"), 8, "'cos'; choose one of"),
         (dict(ch_mult=()), 8, r"ch_mult=\(\) must not be empty"),
         (dict(ch_mult=(1, 0)), 8, r"ch_mult=\(1, 0\) must hold integers of at least 1"),
         (dict(emb_ch=0), 8, "emb_ch=0 must be at least 1"),

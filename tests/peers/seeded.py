@@ -1,6 +1,7 @@
 """Weights, images and activations from a seed, made with NumPy alone on both sides of a comparison."""
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -29,6 +30,15 @@ def _weight(name, shape, seed):
 def unet_weights(shapes, seed=0):
     """Float32 arrays of these shapes, {name: shape} as in a UNet2DModel's weight file; no layer is zero."""
     return {name: _unet_weight(name, tuple(shape), seed) for name, shape in shapes.items()}
+
+
+def dit_weights(shapes, seed=0):
+    """Float32 arrays of these shapes, {name: shape} as in a DiTTransformer2DModel's weight file; no layer is zero.
+
+    The embedder of log-SNR and class, which diffusers repeats in every block, is the same in all.
+    """
+    return {name: _unet_weight(re.sub(r"\d+\.norm1\.emb", "0.norm1.emb", name), tuple(shape), seed)
+            for name, shape in shapes.items()}  # fmt: skip
 
 
 def _unet_weight(name, shape, seed):

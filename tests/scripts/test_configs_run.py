@@ -36,6 +36,7 @@ IMAGES = [*SMALL, "--config.dataset.args.path={images}"]
 CONFIGS = {  # test_config.py checks the networks of full size
     "digits": AFFINE,
     "digits_flow": AFFINE,
+    "digits_dit": AFFINE,
     "cifar": TWO_LEVELS,
     "imagenet64": SMALL,
     "bedroom128": SMALL,

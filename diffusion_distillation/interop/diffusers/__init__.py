@@ -1,12 +1,13 @@
 """Read and write folders in the format of Hugging Face diffusers 0.42, without diffusers.
 
 - `folder`: a pipeline or a model as a whole.
-- `unet2d`: the config of the network, both ways.
+- `unet2d`: the config of the U-Net, both ways.
+- `dit`: the config and the weights of diffusion transformers; also those of the original code.
 - `autoencoder`: the autoencoder of a latent diffusion model.
 - `scheduler`: the noise schedule, both ways.
 - `weights`: the files, names and layout of the weights, both ways.
 
-To add another network, such as a transformer, write a file like `unet2d` and choose it in `folder` by the class name.
+To add another network, write a file like `dit` and add an entry to `folder.READERS`.
 """
 
 from . import autoencoder as autoencoder

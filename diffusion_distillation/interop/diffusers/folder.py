@@ -1,6 +1,11 @@
-"""Read and write folders of diffusers: pipelines and models of the DDPM family, as networks of this package."""
+"""Read and write folders of diffusers: pipelines and models of the DDPM family, as networks of this package.
+
+To read another class of networks, add an entry to `READERS`.
+"""
 
 import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -15,7 +20,7 @@ from ...networks.unet import UNet
 from ...runtime.files import absolute, read_json, write_atomic
 from ...shapes import Params
 from .. import archive
-from . import card, scheduler, unet2d, weights
+from . import card, dit, scheduler, unet2d, weights
 from .fields import header, with_defaults
 from .scheduler import SCHEDULER
 from .unet2d import UNET
@@ -24,6 +29,62 @@ from .weights import WEIGHTS
 PIPELINE = "model_index.json"
 METADATA = "diffusion_distillation.json"  # the metadata, in folders that `write` made
 TIMES = "time_proj.weight"  # the table of times, in folders that `write` made
+NETWORKS = ("unet", "transformer")  # folders of a pipeline's network
+
+
+class Reader(NamedTuple):
+    """How to read a class of networks.
+
+    Attributes:
+      name: our config.model.name.
+      defaults: the values that diffusers uses for missing fields.
+      allowed: the supported values of some fields.
+      args: `args(values, origin)` returns our config.model.args, without those that the scheduler determines.
+      image_shape: `image_shape(values, origin)`.
+      num_classes: `num_classes(values, origin)`; 1 for an unconditional network.
+      to_params: `to_params(arrays, metadata, values, origin)` converts the weights.
+      label_dropout: share of the labels that training dropped, if the network can be guided. Default 0.
+    """
+
+    name: str
+    defaults: Mapping[str, Any]
+    allowed: Mapping[str, Collection[Any]]
+    args: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    image_shape: Callable[[Mapping[str, Any], str], tuple[int, int, int]]
+    num_classes: Callable[[Mapping[str, Any], str], int]
+    to_params: Callable[[dict[str, np.ndarray], Metadata, Mapping[str, Any], str], Params]
+    label_dropout: float = 0.0
+
+
+def _unet_params(arrays: dict[str, np.ndarray], metadata: Metadata, values: Mapping[str, Any], origin: str) -> Params:
+    if values["flip_sin_to_cos"]:
+        weights.swap_sin_and_cos(arrays)
+    return weights.to_params(arrays, metadata, origin)
+
+
+DIT = Reader(
+    name="dit",
+    defaults=dit.DEFAULTS,
+    allowed=dit.ALLOWED,
+    args=dit.dit_args,
+    image_shape=dit.image_shape,
+    num_classes=dit.num_classes,
+    to_params=lambda arrays, metadata, values, origin: dit.to_params(arrays, metadata, origin),
+    label_dropout=0.1,  # that of the published models
+)
+READERS = {
+    "UNet2DModel": Reader(
+        name="unet_iddpm",
+        defaults=unet2d.DEFAULTS,
+        allowed=unet2d.ALLOWED,
+        args=unet2d.unet_args,
+        image_shape=unet2d.image_shape,
+        num_classes=unet2d.num_classes,
+        to_params=_unet_params,
+    ),
+    "DiTTransformer2DModel": DIT,
+    "Transformer2DModel": DIT,  # as older folders have it
+}
 
 
 def is_diffusers(folder: epath.Path) -> bool:
@@ -34,11 +95,12 @@ def is_diffusers(folder: epath.Path) -> bool:
 
 
 def read(folder: epath.Path) -> tuple[Params, Metadata]:
-    """Read the model in a folder of a pipeline, with unet/ and scheduler/, or of a `UNet2DModel`.
+    """Read the model in a folder of a pipeline, or of a network (`READERS`).
 
-    The folder may also be the unet/ of a pipeline, which is read together with the pipeline's scheduler. Weights may be
-    float32, float16 or bfloat16, in one file or in several with an index. Without a scheduler_config.json the scheduler
-    is `DDPMScheduler` with its defaults: 1000 linear betas, epsilon, clipping, fixed_small.
+    A pipeline's folder has unet/ or transformer/, and scheduler/. The folder may also be one of the first two, which is
+    read together with the pipeline's scheduler. An autoencoder is not read: the model is that of the latents. Weights
+    may be float32, float16 or bfloat16, in one file or in several with an index. Without a scheduler_config.json the
+    scheduler is `DDPMScheduler` with its defaults: 1000 linear betas, epsilon, clipping, fixed_small.
 
     The scheduler determines the noise schedule, what the network predicts, how it is told the noise level, and whether
     x is clipped. A solver's scheduler, such as `HeunDiscreteScheduler`, also determines the sampler and its times.
@@ -52,19 +114,22 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
       InputError: if the network, the scheduler or a file is not supported. The message names it.
     """
     folder = _pipeline_of(folder)
-    unet = folder / "unet" if (folder / "unet" / UNET).is_file() else folder
-    if not (unet / UNET).is_file():
-        raise InputError(f"{str(folder)!r} is a diffusers pipeline without unet/{UNET}. Only UNet2DModel is supported.")
-    files = weights.find_weights(unet)
+    network = next((folder / name for name in NETWORKS if (folder / name / UNET).is_file()), folder)
+    if not (network / UNET).is_file():
+        raise InputError(
+            f"{str(folder)!r} is a diffusers pipeline without unet/{UNET} or transformer/{UNET}. Supported networks: "
+            f"{', '.join(READERS)}."
+        )
+    files = weights.find_weights(network)
     arrays = weights.read_arrays(files)
     if (folder / METADATA).is_file():
         return _read_ours(folder, arrays)
-    origin = str(unet / UNET)
-    config = with_defaults(read_json(unet / UNET), unet2d.DEFAULTS, unet2d.ALLOWED, origin)
-    metadata = _metadata(config, scheduler.read_scheduler(folder), origin)
-    if config["flip_sin_to_cos"]:
-        weights.swap_sin_and_cos(arrays)
-    return weights.to_params(arrays, metadata, str(files[0])), metadata
+    origin = str(network / UNET)
+    values = with_defaults(read_json(network / UNET), {}, {"_class_name": READERS}, origin)
+    reader = READERS[values["_class_name"]]
+    values = with_defaults(values, reader.defaults, reader.allowed, origin)
+    metadata = _metadata(reader, values, scheduler.read_scheduler(folder), origin)
+    return reader.to_params(arrays, metadata, values, str(files[0])), metadata
 
 
 def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int | None = None) -> None:
@@ -112,22 +177,22 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
 
 
 def _pipeline_of(folder: epath.Path) -> epath.Path:
-    """The pipeline's folder for the unet/ of a pipeline, else the folder itself."""
+    """The pipeline's folder for the network of a pipeline, else the folder itself."""
     full = absolute(folder)
-    return full.parent if full.name == "unet" and (full.parent / PIPELINE).is_file() else folder
+    return full.parent if full.name in NETWORKS and (full.parent / PIPELINE).is_file() else folder
 
 
-def _metadata(unet: dict, scheduler_values: dict, origin: str) -> Metadata:
+def _metadata(reader: Reader, values: dict, scheduler_values: dict, origin: str) -> Metadata:
     """The metadata of a model, from the configs of its network and its scheduler, with defaults."""
-    args = unet2d.unet_args(unet, origin)
+    args = reader.args(values, origin)
     try:
         settings = scheduler.settings(scheduler_values)
         config = ConfigDict(
             dict(
                 dataset=dict(name="unknown"),
-                model={**settings.model, "args": {**args, **settings.args}},
+                model={"name": reader.name, **settings.model, "args": {**args, **settings.args}},
                 sampler=settings.sampler,
-                train=dict(batch_size=1, learning_rate=0.0),
+                train=dict(batch_size=1, learning_rate=0.0, label_dropout=reader.label_dropout),
             ),
             convert_dict=True,
         )
@@ -136,8 +201,8 @@ def _metadata(unet: dict, scheduler_values: dict, origin: str) -> Metadata:
         raise InputError(f"{origin} and its scheduler's config: {error}") from None
     metadata = Metadata(
         config=config,
-        image_shape=unet2d.image_shape(unet, origin),
-        num_classes=unet2d.num_classes(unet, origin),
+        image_shape=reader.image_shape(values, origin),
+        num_classes=reader.num_classes(values, origin),
         num_steps=settings.num_steps,
     )
     make_network(config.model, metadata.image_shape, metadata.num_classes)  # checks that the options fit each other
