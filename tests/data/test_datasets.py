@@ -67,7 +67,7 @@ def test_arguments_of_the_wrong_type_are_refused(monkeypatch, name, args, messag
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("stripes", {}, r"Unknown config.dataset.name='stripes'\..*give 'package.module:function'"),
+        ("stripes", {}, r"Unknown config.dataset.name='stripes'\..*set 'package.module:function'"),
         ("my_code_2:stripes", {}, r"config.dataset.name='my_code_2:stripes': 'my_code_2' cannot be imported"),
         ("my_broken:stripes", {}, r"'my_broken' cannot be imported \(ModuleNotFoundError: .*no_such_module"),
         ("my_stripes:Stripe", {}, r"has no function 'Stripe'\. Did you mean 'Stripes'\?"),
