@@ -266,8 +266,9 @@ def modulated_norm(
       scale: the factor minus 1, per example and channel.
       epsilon: added to the variance.
 
-    >>> modulated_norm(jnp.array([[[1.0, 3.0]]]), jnp.ones((1, 2)), jnp.ones((1, 2)), 1e-6).round(3)
-    Array([[[-1.,  3.]]], dtype=float32)
+    >>> h = modulated_norm(jnp.array([[[1.0, 3.0]]]), jnp.ones((1, 2)), jnp.ones((1, 2)), 1e-6)
+    >>> [round(value, 3) for value in h.ravel().tolist()]
+    [-1.0, 3.0]
     """
     f = x.astype(at_least_float32(x.dtype))
     centered = f - f.mean(axis=-1, keepdims=True)
@@ -315,7 +316,8 @@ def position_embedding(side: int, width: int, dtype: Any = jnp.float32) -> Float
       width: of the tokens, a multiple of 4.
       dtype: of the result.
 
-    >>> position_embedding(2, 4).round(2).tolist()  # [sin, cos] of the column, then of the row
+    >>> rows = position_embedding(2, 4).tolist()  # [sin, cos] of the column, then of the row
+    >>> [[round(value, 2) for value in row] for row in rows]
     [[0.0, 1.0, 0.0, 1.0], [0.84, 0.54, 0.0, 1.0], [0.0, 1.0, 0.84, 0.54], [0.84, 0.54, 0.84, 0.54]]
     """
     count = width // 4

@@ -46,6 +46,8 @@ CONFIG = ConfigDict(
             end_num_steps=1,
             rungs=(),
             teacher_step="ddim",
+            teacher_guidance=None,
+            teacher_guidance_interval=None,
         ),
     )
 )
@@ -71,7 +73,7 @@ class RandomPipeline(Pipeline):
     def __init__(self, path, sampled):
         self.path, self.sampled = path, sampled
 
-    def stream(self, key, index, labels, *, sampler, batch_size, num_steps, guidance=0.0):
+    def stream(self, key, index, labels, *, sampler, batch_size, num_steps, guidance=0.0, guidance_interval=None):
         if index.max() >= CONFIG.eval.num_samples - 1:  # the call asks for all samples
             self.sampled.append((self.path.name, num_steps, sampler))
         for start in range(0, len(index), batch_size):
