@@ -28,7 +28,7 @@ from .fields import (
     tuples_for_lists,
 )
 from .fields import add_missing as add_missing_fields
-from .keys import MOST_SEED
+from .keys import MAX_SEED
 from .losses import WEIGHT_TYPES
 from .methods import Rung, find_method, make_method
 from .methods.base import training_times
@@ -391,7 +391,7 @@ def rung_config(config: ConfigDict, rung: Rung) -> ConfigDict:
         if updates != config.distillation.steps_per_iter:
             config.train.learning_rate_anneal_steps = 0  # anneal over the student's own number of updates
         config.train.update(overrides)
-        config.seed = (config.seed + rung.num_steps) % (MOST_SEED + 1)
+        config.seed = (config.seed + rung.num_steps) % (MAX_SEED + 1)
     return config
 
 

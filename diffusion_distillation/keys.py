@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .errors import InputError
 from .shapes import Array, Keys
 
-MOST_SEED = 2**32 - 1  # JAX takes larger seeds modulo 2^32
+MAX_SEED = 2**32 - 1  # JAX takes larger seeds modulo 2^32
 THREEFRY = "threefry2x32"
 
 
@@ -26,8 +26,8 @@ def seed_key(seed: int | Array) -> Keys:
     >>> jax.random.key_data(seed_key(3))
     Array([0, 3], dtype=uint32)
     """
-    if not isinstance(seed, jax.core.Tracer) and not 0 <= seed <= MOST_SEED:
-        raise InputError(f"The seed {seed} must be from 0 to {MOST_SEED}.")
+    if not isinstance(seed, jax.core.Tracer) and not 0 <= seed <= MAX_SEED:
+        raise InputError(f"The seed {seed} must be from 0 to {MAX_SEED}.")
     return jax.random.key(seed, impl=THREEFRY)
 
 

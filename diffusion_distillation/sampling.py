@@ -393,7 +393,7 @@ def heun_velocity(
         v = v1 / 2 + [ (cos(d) + w sin(phi)) (v2 - sin(d) z) - w sin(phi - d) v1 ] / 2.
 
     Two kinds of steps are DDIM steps instead. One is the step that ends at t = 0, as in the paper. The other is a step
-    with w above `MOST_SLOPE`: there z is almost pure noise, and EDM's sigma = tan(phi) falls to less than a sixth. This
+    with w above `MAX_SLOPE`: there z is almost pure noise, and EDM's sigma = tan(phi) falls to less than a sixth. This
     applies to the first step on the 'cosine' and 'flow' schedules, where sigma is 22026 and infinite, and on EDM's own
     grid in up to 4 steps. Over so long a step in sigma, the mean of the two slopes is worse than the first one.
 
@@ -404,7 +404,7 @@ def heun_velocity(
     d = schedule.angle_step(t, dt)
     alpha, sigma = alpha_sigma(schedule(t))
     w = jnp.sin(d) / alpha
-    applies = (t > dt) & (w <= MOST_SLOPE)
+    applies = (t > dt) & (w <= MAX_SLOPE)
     w = jnp.where(applies, w, 0)
 
     v1 = prediction.v
@@ -415,7 +415,7 @@ def heun_velocity(
     return jnp.where(per_example(applies, z), mean, v1), memory
 
 
-MOST_SLOPE = 5.0  # the largest w of a Heun step
+MAX_SLOPE = 5.0  # the largest w of a Heun step
 
 
 @mixed_precision

@@ -30,7 +30,7 @@ from .errors import InputError
 from .registry import check_arguments
 from .shapes import Array, Count, ScalarOrBatch, StepIndex, at_least_float32
 
-MOST_STEPS = 2**20  # the most steps of a discrete schedule
+MAX_STEPS = 2**20  # the most steps of a discrete schedule
 SPACINGS = ("trailing", "leading", "linspace")  # of the steps of a discrete schedule
 
 
@@ -266,10 +266,8 @@ class Discrete(Schedule):
         if not isinstance(self.betas, str):
             object.__setattr__(self, "betas", tuple(self.betas))
             object.__setattr__(self, "num_steps", len(self.betas))
-        if not 1 <= self.num_steps <= MOST_STEPS:
-            raise InputError(
-                f"The 'discrete' schedule needs 1 to {MOST_STEPS:,} steps; got num_steps={self.num_steps}."
-            )
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise InputError(f"The 'discrete' schedule needs 1 to {MAX_STEPS:,} steps; got num_steps={self.num_steps}.")
         products = self.alphas_cumprod
         if not (products[-1] > 0 and products[0] < 1 and np.all(np.diff(products) < 0)):  # True for NaN too
             raise InputError(

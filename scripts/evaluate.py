@@ -48,7 +48,7 @@ from diffusion_distillation.evaluation.reference import (
 from diffusion_distillation.evaluation.results import Entry, Evaluation
 from diffusion_distillation.evaluation.samples import SampleSet, generated_samples, stored_samples
 from diffusion_distillation.interop.archive import is_archive
-from diffusion_distillation.keys import MOST_SEED, seed_key
+from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.runtime import multihost
@@ -73,7 +73,7 @@ NUM_SAMPLES = flags.DEFINE_integer(
 )
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = cli.define_sampler()
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MOST_SEED)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MAX_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images to sample at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; by default the config's model.eval_guidance.")
 GUIDANCE_INTERVAL = cli.define_guidance_interval()

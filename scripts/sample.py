@@ -25,7 +25,7 @@ from tqdm import tqdm
 from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import params_hash
 from diffusion_distillation.errors import InputError, did_you_mean
-from diffusion_distillation.keys import MOST_SEED, seed_key
+from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
@@ -43,7 +43,7 @@ OUT = flags.DEFINE_string(
 )
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of images.", lower_bound=1)
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the noise; the same seed gives the same images.", lower_bound=0, upper_bound=MOST_SEED
+    "seed", 0, "Seed of the noise; the same seed gives the same images.", lower_bound=0, upper_bound=MAX_SEED
 )
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
 SAMPLER = cli.define_sampler()

@@ -41,6 +41,8 @@ def test_every_config_file_makes_a_network_of_the_stated_size(path):
     size, channels, classes = IMAGES.get(config.dataset.name, (config.dataset.args.get("image_size"), 3, 1000))
     image_shape, num_classes = (size, size, channels), classes if config.dataset.args.get("class_conditional") else 1
     network = make_network(config.model, image_shape, num_classes)
+    if "dropout" in config.model.args:
+        network = network.clone(dropout=0.0)  # a base model and its students count as one
     assert f"\n{number_of_parameters(network, image_shape, num_classes):,} parameters" in path.read_text()
 
 
@@ -73,6 +75,20 @@ def test_configs_of_other_papers_have_their_settings():
     assert rung == (1280, 8) and multistep.distillation.teacher_step == "addim"
     assert addim.distillation.teacher_step == "addim" and addim.distillation.teacher_step_rungs == 1
     assert ladder_rungs(addim)[0] == (1024, 512)
+
+
+def test_the_config_of_edm_has_the_settings_of_its_paper():
+    config = cfg.resolve(cfg.load(CONFIGS[0].with_name("cifar_edm_base.py")))
+    model, train = config.model, config.train
+    assert (model.mean_type, model.mean_loss_weight_type, model.sigma_data) == ("edm", "edm_mse", 0.5)
+    assert model.train_times.to_dict() == dict(name="log_normal", mean=-1.2, std=1.2)
+    assert model.train_logsnr_schedule.to_dict() == model.eval_logsnr_schedule.to_dict() == {"name": "karras"}
+    assert (config.sampler, model.eval_sampling_num_steps, model.eval_clip_denoised) == ("heun", 18, False)
+    assert (model.args.logsnr_input_type, model.args.time_scale, model.args.dropout) == ("c_noise", 1.0, 0.13)
+    assert train.num_train_steps * train.batch_size == 200_000_000
+    assert train.ema_decay ** (500_000 / train.batch_size) == pytest.approx(0.5)
+    assert round(train.learning_rate_warmup_steps * train.batch_size / 1e6) == 10
+    assert (train.learning_rate, train.weight_decay, train.grad_clip) == (1e-3, 0.0, 0.0)
 
 
 # Design, section 5, and the lengths of training of the paper's section 5.

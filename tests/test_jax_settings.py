@@ -10,7 +10,7 @@ from helpers.steps import AFFINE, METHODS, SOURCE, make_config, model_of
 from diffusion_distillation.config import rung_config
 from diffusion_distillation.data import read_batches
 from diffusion_distillation.diffusion import make_denoiser
-from diffusion_distillation.keys import MOST_SEED, seed_key, threefry
+from diffusion_distillation.keys import MAX_SEED, seed_key, threefry
 from diffusion_distillation.methods import Denoisers, Rung, make_method
 from diffusion_distillation.networks.embedding import LOGSNR_INPUT_TYPES
 from diffusion_distillation.networks.model import init_params
@@ -91,7 +91,7 @@ def test_dropout_of_an_example_does_not_depend_on_the_batch():
 def test_seeds_that_jax_would_wrap_are_refused():
     with jax.default_prng_impl("rbg"):
         assert_equal(*(jax.random.key_data(key) for key in (seed_key(7), threefry(jax.random.key(7)))))
-    seed_key(MOST_SEED)
+    seed_key(MAX_SEED)
     for seed in (-1, 2**32, 2**63, 2**64):
         with pytest.raises(ValueError, match=f"seed {seed} must be from 0 to 4294967295"):
             seed_key(seed)
@@ -100,7 +100,7 @@ def test_seeds_that_jax_would_wrap_are_refused():
 def test_the_seed_of_a_student_is_a_valid_seed():
     config = make_config(distillation={}).copy_and_resolve_references()
     with config.unlocked():
-        config.seed = MOST_SEED
+        config.seed = MAX_SEED
     assert rung_config(config, Rung(8, 4)).seed == 3
 
 

@@ -24,9 +24,9 @@ from ..errors import InputError
 from ..latents import Decode, Encode, check_image_shape
 from ..shapes import Array, Params, at_least_float32
 from .layers import GroupNorm, conv3x3
-from .unet import MOST_BLOCKS, MOST_SIZE, AttentionBlock, ResidualBlock
+from .unet import MAX_BLOCKS, MAX_SIZE, AttentionBlock, ResidualBlock
 
-MOST_LEVELS = 16
+MAX_LEVELS = 16
 MAX_PIXELS = 2**18  # of the images that are encoded or decoded at once: four of 256x256
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -139,14 +139,14 @@ class AutoencoderKL(nn.Module):
 
     def validate(self) -> None:
         """Raise an InputError that names the attribute at fault, if these options cannot work."""
-        if not 1 <= len(self.channels) <= MOST_LEVELS:
-            raise InputError(f"channels={self.channels} must have 1 to {MOST_LEVELS} levels.")
-        if not 1 <= self.num_res_blocks <= MOST_BLOCKS:
-            raise InputError(f"num_res_blocks={self.num_res_blocks} must be from 1 to {MOST_BLOCKS}.")
+        if not 1 <= len(self.channels) <= MAX_LEVELS:
+            raise InputError(f"channels={self.channels} must have 1 to {MAX_LEVELS} levels.")
+        if not 1 <= self.num_res_blocks <= MAX_BLOCKS:
+            raise InputError(f"num_res_blocks={self.num_res_blocks} must be from 1 to {MAX_BLOCKS}.")
         sizes = {name: getattr(self, name) for name in ("image_channels", "latent_channels", "norm_groups")}
         for name, size in (*sizes.items(), *(("channels", width) for width in self.channels)):
-            if type(size) is not int or not 1 <= size <= MOST_SIZE:
-                raise InputError(f"{name} has {size!r}; it must be an integer from 1 to {MOST_SIZE:,}.")
+            if type(size) is not int or not 1 <= size <= MAX_SIZE:
+                raise InputError(f"{name} has {size!r}; it must be an integer from 1 to {MAX_SIZE:,}.")
         for width in self.channels:
             if width % self.norm_groups:
                 raise InputError(

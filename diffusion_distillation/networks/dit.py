@@ -28,8 +28,8 @@ from .embedding import (
 from .layers import EPSILON, add, attention, flatten_pixels
 
 SINUSOIDS = 256  # that embed log-SNR, and a guidance weight
-MOST_DEPTH = 256
-MOST_SIZE = 2**20  # of a width, a side or a number of classes
+MAX_DEPTH = 256
+MAX_SIZE = 2**20  # of a width, a side or a number of classes
 
 
 class DiT(nn.Module):
@@ -177,13 +177,13 @@ class DiT(nn.Module):
         for name in ("patch_size", "hidden_size", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.depth > MOST_DEPTH:
-            raise InputError(f"depth={self.depth} must be {MOST_DEPTH} at most.")
+        if self.depth > MAX_DEPTH:
+            raise InputError(f"depth={self.depth} must be {MAX_DEPTH} at most.")
         # A larger size would take all memory before a parameter is read.
         sizes = {"mlp_ratio times hidden_size": self.mlp_ratio * self.hidden_size, "height": height}
         for name, value in {**sizes, **{name: getattr(self, name) for name in ("out_ch", "num_classes")}}.items():
-            if not 1 <= value <= MOST_SIZE:
-                raise InputError(f"{name}={value} must be from 1 to {MOST_SIZE:,}.")
+            if not 1 <= value <= MAX_SIZE:
+                raise InputError(f"{name}={value} must be from 1 to {MAX_SIZE:,}.")
         if height != width or height % self.patch_size:
             raise InputError(
                 f"The images are {height}x{width}; with patch_size={self.patch_size} they must be square, with a side "

@@ -26,8 +26,8 @@ from .embedding import (
 )
 from .layers import EPSILON, GroupNorm, add, attention, average_pool, conv3x3, flatten_pixels
 
-MOST_BLOCKS = 32  # residual blocks of a level
-MOST_SIZE = 2**20  # of a width, a side or a number of classes
+MAX_BLOCKS = 32  # residual blocks of a level
+MAX_SIZE = 2**20  # of a width, a side or a number of classes
 TUPLES = ("ch_mult", "attn_resolutions", "logsnr_scale_range", "attn_stages", "resample_stages", "guidance_range")
 
 
@@ -230,13 +230,13 @@ class UNet(nn.Module):
 
     def _check_sizes(self, height: int, width: int) -> None:
         """Check sizes and divisibility. A larger size would take all memory before a parameter is read."""
-        if self.num_res_blocks > MOST_BLOCKS:
-            raise InputError(f"num_res_blocks={self.num_res_blocks} must be {MOST_BLOCKS} at most.")
+        if self.num_res_blocks > MAX_BLOCKS:
+            raise InputError(f"num_res_blocks={self.num_res_blocks} must be {MAX_BLOCKS} at most.")
         widest = max(self.ch, *self._level_channels)
         sizes = dict(height=height, emb_ch=self.emb_ch, out_ch=self.out_ch, num_classes=self.num_classes)
         for name, value in {**sizes, "ch times ch_mult": widest}.items():
-            if value > MOST_SIZE:
-                raise InputError(f"{name}={value} must be {MOST_SIZE:,} at most.")
+            if value > MAX_SIZE:
+                raise InputError(f"{name}={value} must be {MAX_SIZE:,} at most.")
         divisor = 2 ** (len(self.ch_mult) - 1)
         if height != width or height % divisor:
             raise InputError(

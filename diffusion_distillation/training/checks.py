@@ -20,7 +20,7 @@ from .runs import differences
 TRAINING_ARGS = ("dropout", "remat")  # of model.args; they matter in training alone
 INPUT_ARGS = ("logsnr_input_type", "logsnr_scale_range", "time_scale")  # of model.args; how log-SNR enters the network
 SCHEDULE = "the noise schedule (config.model.train_logsnr_schedule)"
-MOST_OF_FIRST = 0.1  # the weight of an average's initial parameters above which samples are visibly worse
+MAX_INITIAL_WEIGHT = 0.1  # the weight of an average's initial parameters above which samples are visibly worse
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -177,10 +177,10 @@ def wasteful_settings(train: Any) -> list[str]:
         )
     decay = exponential_decay(train)
     weight = decay**updates
-    if weight > MOST_OF_FIRST:
+    if weight > MAX_INITIAL_WEIGHT:
         found.append(
             f"The parameter average for sampling, with decay {decay:g}, still has {weight:.0%} of its initial "
-            f"parameters after {updates:,} updates. Set config.train.ema_decay={MOST_OF_FIRST ** (1 / updates):.6f} or "
-            "less."
+            f"parameters after {updates:,} updates. Set config.train.ema_decay="
+            f"{MAX_INITIAL_WEIGHT ** (1 / updates):.6f} or less."
         )
     return found

@@ -21,7 +21,7 @@ from ..runtime.multihost import print_on_main
 from .runner import CallMetrics
 from .runs import MetricsLog
 
-MOST_BAD_STEPS = 100
+MAX_BAD_STEPS = 100
 LAST = ("skipped", "learning_rate")  # metrics that are logged by their last value; the others by their mean
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
@@ -173,9 +173,9 @@ class Health:
                 self._bad_since = None
             elif self._bad_since is None:
                 self._bad_since = self._checked
-            if not self.is_good and self._checked - self._bad_since + 1 >= MOST_BAD_STEPS:
+            if not self.is_good and self._checked - self._bad_since + 1 >= MAX_BAD_STEPS:
                 raise DivergedError(
-                    f"{self._workdir}: no update was finite for {MOST_BAD_STEPS} steps, starting at step "
+                    f"{self._workdir}: no update was finite for {MAX_BAD_STEPS} steps, starting at step "
                     f"{self._bad_since:,}. The last checkpoint before it is kept. Try a smaller "
                     "config.train.learning_rate, in another --workdir."
                 )

@@ -25,7 +25,7 @@ STOPS = flags.DEFINE_integer("stops", 10, "How many times the run is stopped.", 
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 CHANNELS = flags.DEFINE_integer("channels", 128, "Channels of the network; more make steps longer.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images per training step; more make steps longer.")
-MOST_SECONDS = flags.DEFINE_float("most_seconds", 10, "Longest time that a stop may take.")
+MAX_SECONDS = flags.DEFINE_float("max_seconds", 10, "Longest time that a stop may take.")
 
 
 def main() -> None:
@@ -60,8 +60,8 @@ def main() -> None:
         speed = re.findall(r"([\d,.]+) images/s", printed) or ["?"]
         print(f"stop {number}: {seconds:.1f} s at {speed[-1]} images/s; {error.splitlines()[-1]}", flush=True)
     print(f"{cli.counted(STOPS.value, 'stop')}; the longest took {longest:.1f} s.")
-    if longest > MOST_SECONDS.value:
-        raise RunError(f"A stop took {longest:.1f} s, more than --most_seconds={MOST_SECONDS.value:g}.")
+    if longest > MAX_SECONDS.value:
+        raise RunError(f"A stop took {longest:.1f} s, more than --max_seconds={MAX_SECONDS.value:g}.")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ CONFIGS = {  # test_config.py checks the networks of full size
     "folder": IMAGES,
     "folder_small": IMAGES,
 }
+WITHOUT_LADDER = {"cifar_edm": AFFINE}
 
 
 def test_every_config_is_run_by_a_test():
@@ -53,7 +54,8 @@ def test_every_config_is_run_by_a_test():
     guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in KINDS}
     guided |= {f"{name}_{kind}" for name in LARGER for kind in KINDS}
     of_papers = {"cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"}  # see test_config.py
-    assert names == ladders | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers
+    bases = {f"{name}_base" for name in WITHOUT_LADDER}
+    assert names == ladders | bases | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +79,13 @@ def env(stand_ins):
 
 def training_and_distilling(base, ladder, flags, end, workdir):
     """The commands for 2 updates of a base model and for one halving, to `end` sampling steps."""
-    training = [
-        "train",
-        f"--config={base}",
-        *SHRUNK,
-        *flags,
-        "--config.train.num_train_steps=2",
-        f"--workdir={workdir}/b",
-    ]
-    return [training, distilling(ladder, [*flags, *halving(ladder, end)], workdir / "b", workdir / "l")]
+    halved = distilling(ladder, [*flags, *halving(ladder, end)], workdir / "b", workdir / "l")
+    return [training(base, flags, workdir / "b"), halved]
+
+
+def training(base, flags, workdir):
+    """The command for 2 updates of a base model."""
+    return ["train", f"--config={base}", *SHRUNK, *flags, "--config.train.num_train_steps=2", f"--workdir={workdir}"]
 
 
 def halving(ladder, end):
@@ -126,8 +126,9 @@ def runs(tmp_path_factory, images, env):
         flags = [flag.format(images=images) for flag in flags]
         paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
         commands += training_and_distilling(*paths, flags, end_of(name), folder / name)
-    teacher = ["train", "--config=configs/digits_base.py", *SHRUNK, *AFFINE, "--config.train.num_train_steps=2"]
-    commands.append([*teacher, f"--workdir={folder / 'affine'}"])
+    for name, flags in WITHOUT_LADDER.items():
+        commands.append(training(f"configs/{name}_base.py", flags, folder / name / "b"))
+    commands.append(training("configs/digits_base.py", AFFINE, folder / "affine"))
     for name, flags in OF_DIGITS.items():
         commands.append(distilling(f"configs/digits_{name}.py", [*AFFINE, *flags], folder / "affine", folder / name))
     paths = write_published(folder)
@@ -142,15 +143,25 @@ def runs(tmp_path_factory, images, env):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_and_distills(name, runs):
     ladder = runs / name / "l"
-    student = ladder / f"steps_{end_of(name):04d}"
-    for workdir, updates in ((runs / name / "b", 2), (student, 1)):
-        params, metadata = load(workdir)
-        assert metadata.step == updates
-        assert metadata.num_classes == (1000 if name == "imagenet64" else 1)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-        losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        assert len(losses) == 1 and np.isfinite(losses[0])
+    num_classes = 1000 if name == "imagenet64" else 1
+    check_run(runs / name / "b", 2, num_classes)
+    check_run(ladder / f"steps_{end_of(name):04d}", 1, num_classes)
     assert (ladder / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_LADDER)
+def test_every_config_without_a_ladder_trains(name, runs):
+    check_run(runs / name / "b", 2, 1)
+
+
+def check_run(workdir, updates, num_classes):
+    """Check that a run has its updates, finite parameters, and one line with a finite loss."""
+    params, metadata = load(workdir)
+    assert (metadata.step, metadata.num_classes) == (updates, num_classes)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 1 and np.isfinite(losses[0])
 
 
 @pytest.mark.slow
@@ -204,9 +215,8 @@ def guiding(name, folder):
     second = [*flags, *halving(guided("distill"), 1)]
     drawn = ["--num_samples=20", "--batch_size=20", "--guidance=3"]
     last = f"--checkpoint={folder}/l/steps_0001"
-    train = ["train", f"--config={guided('base')}", *SHRUNK, *FLAGS_OF_GUIDED[name], "--config.train.num_train_steps=2"]
     return [
-        [*train, f"--workdir={folder}/b"],
+        training(guided("base"), FLAGS_OF_GUIDED[name], folder / "b"),
         distilling(guided("student"), first, folder / "b", folder / "s"),
         distilling(guided("distill"), second, folder / "s" / "steps_0002", folder / "l"),
         ["sample", f"--checkpoint={folder}/b", "--num_steps=2", *drawn, f"--out={folder}/b.npz"],
