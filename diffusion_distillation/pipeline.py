@@ -16,7 +16,8 @@ from . import sampling
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
-from .networks.model import Model, check_guidance_interval, condition_of, eval_schedule, make_model
+from .networks.conditions import condition_of
+from .networks.model import Model, check_guidance_interval, eval_schedule, make_model
 from .runtime import multihost
 from .runtime.devices import data_mesh, map_rows, replicate
 from .sampling import SAMPLERS, Sampler, check_key, check_num_steps, sampler_name
@@ -152,7 +153,7 @@ class PureSampler:
           guidance: the guidance weight of each image; None for no guidance.
           trajectory: also return the predicted x of every step; default False.
         """
-        condition = condition_of(labels, self.num_classes, guidance)
+        condition = condition_of(labels if self.num_classes > 1 else None, guidance)
         denoise = self.model.denoiser(params, condition, clip_x=self.clip, guidance_interval=self.guidance_interval)
         options = {"eta": self.eta, "logvar_type": self.logvar_type, "sigma_min": self.model.sigma_of_x}
         options = {name: options[name] for name in self.sampler.options}
@@ -589,5 +590,5 @@ def _denoise(
     elif len(labels) != len(z):
         raise InputError(f"This denoiser was made for {len(labels)} labels; got {len(z)} images.")
     guidance = None if guidance is None else jnp.broadcast_to(guidance, len(z))
-    condition = condition_of(labels, num_classes, guidance)
+    condition = condition_of(labels if num_classes > 1 else None, guidance)
     return model.denoiser(params, condition, clip_x=clip_x, guidance_interval=guidance_interval)(z, logsnr)

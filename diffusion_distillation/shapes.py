@@ -21,7 +21,7 @@ StepIndex = Int[Array, "*#batch"] | int | np.integer  # index of a sampling step
 Count = Int[Array, ""] | int | np.integer  # a number of steps; if traced, one compiled program serves all numbers
 Keys = Key[Array, "*#batch"] | UInt32[Array, "words"]  # one random key for all examples, or one each
 Params = Any  # a tree of arrays
-Condition = Mapping[str, Array]  # a network's inputs besides z and logsnr, by argument name: {'y': labels}
+Condition = Mapping[str, Any]  # a network's inputs besides z and logsnr, arrays or trees of arrays: {'y': labels}
 
 Function = TypeVar("Function", bound=Callable)
 

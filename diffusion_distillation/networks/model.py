@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Integer
 
 from ..diffusion import Denoiser, make_denoiser, per_example
 from ..errors import InputError
@@ -21,6 +20,8 @@ from ..runtime.cpu import compiler_options
 from ..runtime.devices import host_device
 from ..schedules import Schedule, get_logsnr_schedule
 from ..shapes import Array, Condition, Keys, Params
+from .conditions import condition_of as condition_of
+from .conditions import no_condition, with_unconditional
 from .dit import DiT
 from .embedding import NO_CLASS as NO_CLASS
 from .embedding import is_interval
@@ -34,7 +35,8 @@ class Network(Protocol):
     """The interface of networks. Flax modules with the arguments of `UNet` have it. A network must be hashable.
 
     A network that takes a guidance weight as an input has the attribute `guidance_range`, the smallest and the largest
-    weight. The config sets it as model.args.guidance_range.
+    weight. The config sets it as model.args.guidance_range. A network with other conditions than labels and this weight
+    has the attribute `no_condition`; see `conditions.no_condition`.
     """
 
     def init(self, rngs: Keys, x: Array, logsnr: Array, **condition: Array) -> Any:
@@ -178,23 +180,9 @@ def guidance_range(network: Network) -> tuple[float, float] | None:
     return getattr(network, "guidance_range", None)
 
 
-def condition_of(
-    labels: Integer[Array, "batch"] | None, num_classes: int, guidance: Float[Array, "batch"] | None = None
-) -> Condition:
-    """Return the condition of a network: its inputs besides z and logsnr, by argument name.
-
-    Args:
-      labels: integers, `[batch]`. Ignored if the network is unconditional.
-      num_classes: 1 for an unconditional network.
-      guidance: guidance weights, `[batch]`. Default: None, no guidance.
-    """
-    condition = {"y": labels} if num_classes > 1 else {}
-    return condition if guidance is None else {**condition, "guidance": guidance}
-
-
 def _example_condition(network: Network, num_classes: int) -> Condition:
     guidance = None if guidance_range(network) is None else jnp.zeros(1, jnp.float32)
-    return condition_of(jnp.zeros(1, jnp.int32), num_classes, guidance)
+    return condition_of(None if num_classes == 1 else jnp.zeros(1, jnp.int32), guidance)
 
 
 def _example_inputs(image_shape: tuple[int, int, int]) -> tuple[Array, Array]:
@@ -278,10 +266,9 @@ class Model:
 
         def guided(z, logsnr):
             batch, channels = z.shape[0], z.shape[-1]
-            y = jnp.asarray(condition["y"]).astype(jnp.int32)
-            # Put the two rows of an image next to each other, so that devices that share the batch exchange no rows.
-            y = jnp.stack([y, jnp.full_like(y, NO_CLASS)], axis=1).reshape(2 * batch)
-            outputs = call(jnp.repeat(z, 2, axis=0), jnp.repeat(logsnr, 2), y=y)
+            doubled = {name: entry for name, entry in condition.items() if name != "guidance"}
+            doubled = with_unconditional(doubled, no_condition(self.network))
+            outputs = call(jnp.repeat(z, 2, axis=0), jnp.repeat(logsnr, 2), **doubled)
             conditional, unconditional = jnp.moveaxis(outputs.reshape(batch, 2, *outputs.shape[1:]), 1, 0)
             weight = per_example(weights(logsnr), conditional).astype(conditional.dtype)
             if self.guidance_channels is not None:

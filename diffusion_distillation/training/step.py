@@ -16,7 +16,8 @@ import optax
 from ..diffusion import Denoiser, q_sample
 from ..keys import normal
 from ..methods import Denoisers, Method, Rung
-from ..networks.model import NO_CLASS, Model, train_schedule
+from ..networks.conditions import condition_of, drop, no_condition
+from ..networks.model import Model, train_schedule
 from ..shapes import Array, Condition, Params
 from .averages import averaging_decay, corrected_decay, update_average
 from .optimizers import learning_rate, make_optimizer
@@ -211,7 +212,7 @@ def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array
     `keys` are this step's, for data and for dropout; `batch` also has `index`, the position of each example.
     """
     schedule = train_schedule(config.model)
-    condition_of = _make_condition(config, model)
+    make_condition = _make_condition(config, model)
 
     def loss(params, state, teacher, keys, batch):
         # Noisy images z at the times of the method.
@@ -224,12 +225,12 @@ def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array
         logsnr = schedule(times.t)
         z = q_sample(x, eps, logsnr)
 
-        # The networks, under the labels and guidance weights of the examples.
-        condition = condition_of(example_keys[:, 3], batch.get("label"))
+        # The networks, under the conditions of the examples.
+        condition = make_condition(example_keys[:, 3], batch.get("label"))
         training = dict(train=True, index=index, rngs={"dropout": dropout_key})
         student = model.denoiser(params, condition, **training)
         denoisers = Denoisers(
-            teacher=None if teacher is None else _teacher_denoiser(teacher, model, condition),
+            teacher=None if teacher is None else _teacher_denoiser(teacher, model, condition, len(index)),
             student=model.denoiser(jax.lax.stop_gradient(params), condition, **training),
             average=None if state.average is None else model.denoiser(state.average, condition),
         )
@@ -241,33 +242,34 @@ def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array
     return loss
 
 
-def _teacher_denoiser(teacher: Teacher, student: Model, condition: Condition) -> Denoiser:
+def _teacher_denoiser(teacher: Teacher, student: Model, condition: Condition, batch: int) -> Denoiser:
     """The teacher under the student's condition and, if it is guided at one weight, under this weight."""
     model = teacher.model or student
     if teacher.guidance is not None:
-        condition = {**condition, "guidance": jnp.full(len(condition["y"]), teacher.guidance, jnp.float32)}
+        condition = {**condition, "guidance": jnp.full(batch, teacher.guidance, jnp.float32)}
     return model.denoiser(teacher.params, condition, guidance_interval=teacher.guidance_interval)
 
 
 def _make_condition(config: Any, model: Model) -> Callable[[Array, Array | None], Condition]:
     """`condition(keys, labels)`, what the networks are conditioned on.
 
-    A share `train.label_dropout` of the labels is dropped. A network that takes a guidance weight gets one that is
-    uniform in its range (Meng et al. 2023, section 3.1).
+    It is dropped for a share `train.label_dropout` of the examples, except for guidance weights. A network that takes
+    such a weight gets one that is uniform in its range (Meng et al. 2023, section 3.1).
     """
-    label_dropout = config.train.label_dropout
+    dropout = config.train.label_dropout
     weights = model.guidance_range
 
     def condition(keys, labels):
-        if label_dropout and labels is not None:
-            labels = labels.astype(jnp.int32)  # NO_CLASS is negative
-            drops = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(label_dropout)))(keys)
-            labels = jnp.where(drops, NO_CLASS, labels)
-        if weights is None:
-            return {} if labels is None else {"y": labels}
-        low, high = weights
-        guidance = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32, low, high))
-        return {"y": labels, "guidance": guidance(keys)}
+        guidance = None
+        if weights is not None:
+            low, high = weights
+            sample = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32, low, high))
+            guidance = sample(keys)
+        found = condition_of(labels, guidance)
+        if not dropout:
+            return found
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(dropout)))(keys)
+        return drop(found, no_condition(model.network), dropped)
 
     return condition
 
