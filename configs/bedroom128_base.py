@@ -4,8 +4,8 @@
 EFLOP, 14 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID: only as a curve over sampling steps, in the paper's figure 4.
 
-    python scripts/prepare_data.py --dataset=lsun/bedroom
-    python scripts/train.py --config=configs/bedroom128_base.py --workdir=runs/bedroom128/base
+    diffusion_distillation prepare_data --dataset=lsun/bedroom
+    diffusion_distillation train --config=bedroom128_base --workdir=runs/bedroom128/base
 """
 
 from ml_collections import ConfigDict

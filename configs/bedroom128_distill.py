@@ -4,7 +4,7 @@ r"""The paper's ladder for LSUN bedrooms: the model of `bedroom128_base.py`, fro
 chips. Cost: 799 EFLOP, 35 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID: only as a curve over sampling steps, in the paper's figure 4.
 
-    python scripts/distill.py --config=configs/bedroom128_distill.py \
+    diffusion_distillation distill --config=bedroom128_distill \
         --config.distillation.teacher_checkpoint_path=runs/bedroom128/base --workdir=runs/bedroom128/ladder
 """
 

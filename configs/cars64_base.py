@@ -5,9 +5,9 @@ flips. Cost: 0.5 EFLOP, 1.4 hours on one GPU at 100 TFLOP/s (calculated, not tim
 FID: not published.
 
 Set `path` to the folder with cars_train and cars_test, in the layout of Kaggle and torchvision. Or omit it, and prepare
-the dataset with `python scripts/prepare_data.py --dataset=cars196`.
+the dataset with `diffusion_distillation prepare_data --dataset=cars196`.
 
-    python scripts/train.py --config=configs/cars64_base.py --config.dataset.args.path=stanford_cars \
+    diffusion_distillation train --config=cars64_base --config.dataset.args.path=stanford_cars \
         --workdir=runs/cars64/base
 """
 

@@ -4,7 +4,7 @@ r"""The seed project's ladder: the model of `cars64_base.py`, from 256 sampling 
 1.6 hours on one GPU at 100 TFLOP/s (calculated, not timed).
 FID: not published.
 
-    python scripts/distill.py --config=configs/cars64_distill.py --config.dataset.args.path=stanford_cars \
+    diffusion_distillation distill --config=cars64_distill --config.dataset.args.path=stanford_cars \
         --config.distillation.teacher_checkpoint_path=runs/cars64/base --workdir=runs/cars64/ladder
 """
 

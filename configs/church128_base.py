@@ -4,8 +4,8 @@
 EFLOP, 14 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID: only as a curve over sampling steps, in the paper's figure 4.
 
-    python scripts/prepare_data.py --dataset=lsun/church_outdoor
-    python scripts/train.py --config=configs/church128_base.py --workdir=runs/church128/base
+    diffusion_distillation prepare_data --dataset=lsun/church_outdoor
+    diffusion_distillation train --config=church128_base --workdir=runs/church128/base
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ r"""The paper's ladder for LSUN churches: the model of `church128_base.py`, from
 chips. Cost: 799 EFLOP, 35 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID: only as a curve over sampling steps, in the paper's figure 4.
 
-    python scripts/distill.py --config=configs/church128_distill.py \
+    diffusion_distillation distill --config=church128_distill \
         --config.distillation.teacher_checkpoint_path=runs/church128/base --workdir=runs/church128/ladder
 """
 

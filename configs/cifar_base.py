@@ -4,8 +4,8 @@
 29 hours on one device at 100 TFLOP/s (calculated, not timed).
 FID: the teacher's only as a curve, in the paper's figure 4; for the students', see `cifar_distill.py`.
 
-    python scripts/prepare_data.py --dataset=cifar10
-    python scripts/train.py --config=configs/cifar_base.py --workdir=runs/cifar/base
+    diffusion_distillation prepare_data --dataset=cifar10
+    diffusion_distillation train --config=cifar_base --workdir=runs/cifar/base
 """
 
 from ml_collections import ConfigDict

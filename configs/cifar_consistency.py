@@ -9,7 +9,7 @@ FID (Geng et al. 2024):
     1 step     4.54       3.86       3.60
     2 steps    2.20       2.15       2.11
 
-    python scripts/distill.py --config=configs/cifar_consistency.py \
+    diffusion_distillation distill --config=cifar_consistency \
         --config.distillation.teacher_checkpoint_path=runs/cifar/base --workdir=runs/cifar/consistency
 """
 

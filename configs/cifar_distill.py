@@ -4,7 +4,7 @@ r"""The paper's ladder for CIFAR-10: the model of `cifar_base.py`, from 8192 sam
 chips. Cost: 16.4 EFLOP, 46 hours on one device at 100 TFLOP/s (calculated, not timed).
 FID with 50,000 samples (Salimans & Ho 2022, table 2): 2.57 at 8 steps, 3.00 at 4, 4.51 at 2, 9.12 at 1.
 
-    python scripts/distill.py --config=configs/cifar_distill.py \
+    diffusion_distillation distill --config=cifar_distill \
         --config.distillation.teacher_checkpoint_path=runs/cifar/base --workdir=runs/cifar/ladder
 """
 

@@ -3,8 +3,8 @@
 60,015,363 parameters. A tenth of the images are trained without their label, as in Ho & Salimans (2022). All other
 settings are those of `cifar_base.py`; they are not tuned.
 
-    python scripts/prepare_data.py --dataset=cifar10
-    python scripts/train.py --config=configs/cifar_guided_base.py --workdir=runs/cifar_guided/base
+    diffusion_distillation prepare_data --dataset=cifar10
+    diffusion_distillation train --config=cifar_guided_base --workdir=runs/cifar_guided/base
 """
 
 from pathlib import Path

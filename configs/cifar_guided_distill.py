@@ -3,7 +3,7 @@ r"""Stage 2 of Meng et al. (2023) for CIFAR-10: the student of `cifar_guided_stu
 61,328,131 parameters; 10 students, trained as in `cifar_distill.py`. Teachers and students take a guidance weight. The
 settings are not tuned.
 
-    python scripts/distill.py --config=configs/cifar_guided_distill.py \
+    diffusion_distillation distill --config=cifar_guided_distill \
         --config.distillation.teacher_checkpoint_path=runs/cifar_guided/student/steps_1024 \
         --workdir=runs/cifar_guided/ladder
 """

@@ -3,7 +3,7 @@ r"""Stage 1 of Meng et al. (2023) for CIFAR-10: a student of `cifar_guided_base.
 61,328,131 parameters; guidance weights from 0 to 4, as in the paper, at the times of 1024 sampling steps. The number of
 updates and the learning rate are those of one student of `cifar_distill.py`; they are not tuned.
 
-    python scripts/distill.py --config=configs/cifar_guided_student.py \
+    diffusion_distillation distill --config=cifar_guided_student \
         --config.distillation.teacher_checkpoint_path=runs/cifar_guided/base --workdir=runs/cifar_guided/student
 """
 

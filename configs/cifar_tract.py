@@ -4,7 +4,7 @@ r"""TRACT for CIFAR-10 in two phases: the model of `cifar_base.py`, from 1024 sa
 size and self-teacher decay follow Berthelot et al. (2023); the EMA decay is our choice.
 FID at 1 step (Berthelot et al. 2023): 5.02, and 4.45 after 256 million images.
 
-    python scripts/distill.py --config=configs/cifar_tract.py \
+    diffusion_distillation distill --config=cifar_tract \
         --config.distillation.teacher_checkpoint_path=runs/cifar/base --workdir=runs/cifar/tract
 """
 

@@ -3,7 +3,7 @@ r"""Ladder of the flow matching example: the model of `digits_flow_base.py`, fro
 178,721 parameters, the updates of `digits_distill.py`. Fréchet distance (pixels) of 2,000 samples to all digits: 0.33
 with 4 steps, 0.45 with 1.
 
-    python scripts/distill.py --config=configs/digits_flow_distill.py \
+    diffusion_distillation distill --config=digits_flow_distill \
         --config.distillation.teacher_checkpoint_path=runs/digits_flow/base --workdir=runs/digits_flow/ladder
 """
 

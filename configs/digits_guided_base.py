@@ -4,8 +4,8 @@
 samples with 64 steps, a classifier recognizes the requested class in 96.7% without guidance, and in 99.9% with guidance
 weight 1.
 
-    python scripts/train.py --config=configs/digits_guided_base.py --workdir=runs/digits_guided/base
-    python scripts/sample.py --checkpoint=runs/digits_guided/base --guidance=1 --num_steps=64 --out=guided.png
+    diffusion_distillation train --config=digits_guided_base --workdir=runs/digits_guided/base
+    diffusion_distillation sample --checkpoint=runs/digits_guided/base --guidance=1 --num_steps=64 --out=guided.png
 """
 
 from pathlib import Path

@@ -7,10 +7,10 @@ r"""Stage 2 of the built-in example: the student of `digits_guided_student.py`, 
     Fréchet distance                  4.2      21       71      (classifier features, to all digits)
     Fréchet distance, base model      5.2      15       43      (64 steps, two network evaluations each)
 
-    python scripts/distill.py --config=configs/digits_guided_distill.py \
+    diffusion_distillation distill --config=digits_guided_distill \
         --config.distillation.teacher_checkpoint_path=runs/digits_guided/student/steps_0064 \
         --workdir=runs/digits_guided/ladder
-    python scripts/sample.py --checkpoint=runs/digits_guided/ladder/steps_0001 --guidance=2 --out=guided.png
+    diffusion_distillation sample --checkpoint=runs/digits_guided/ladder/steps_0001 --guidance=2 --out=guided.png
 """
 
 from pathlib import Path

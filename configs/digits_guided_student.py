@@ -9,7 +9,7 @@ step, its teacher two. With 2,000 samples:
     Fréchet distance, student         5.0      16       50      (classifier features, to all digits)
     Fréchet distance, teacher         5.2      15       43
 
-    python scripts/distill.py --config=configs/digits_guided_student.py \
+    diffusion_distillation distill --config=digits_guided_student \
         --config.distillation.teacher_checkpoint_path=runs/digits_guided/base --workdir=runs/digits_guided/student
 """
 

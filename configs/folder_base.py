@@ -4,7 +4,7 @@ r"""A base model for your own images at 64x64.
 images. Cost: 1.0 EFLOP, 2.8 hours on one GPU at 100 TFLOP/s (calculated, not timed).
 FID: the ladder's report compares its models with your images.
 
-    python scripts/train.py --config=configs/folder_base.py --config.dataset.args.path=my_images \
+    diffusion_distillation train --config=folder_base --config.dataset.args.path=my_images \
         --workdir=runs/mine/base
 
 Change the config with flags:

@@ -4,7 +4,7 @@ r"""A ladder for your own images: the model of `folder_base.py`, from 256 sampli
 one GPU at 100 TFLOP/s (calculated, not timed).
 FID: the ladder's report compares its models with your images.
 
-    python scripts/distill.py --config=configs/folder_distill.py --config.dataset.args.path=my_images \
+    diffusion_distillation distill --config=folder_distill --config.dataset.args.path=my_images \
         --config.distillation.teacher_checkpoint_path=runs/mine/base --workdir=runs/mine/ladder
 
 Repeat every flag that you trained the base model with.

@@ -3,7 +3,7 @@ r"""A base model for your own images on a CPU, at 32x32.
 1,192,387 parameters; 4,000 updates of 64 images in bfloat16, with random flips. It suits some hundred images. Two CPU
 cores take 26 minutes, at 150 to 190 images/s.
 
-    python scripts/train.py --config=configs/folder_small_base.py --config.dataset.args.path=my_images \
+    diffusion_distillation train --config=folder_small_base --config.dataset.args.path=my_images \
         --workdir=runs/mine/base
 
 Change the config with flags:

@@ -3,7 +3,7 @@ r"""A ladder for your own images on a CPU: the model of `folder_small_base.py`, 
 1,192,387 parameters; 250 updates per student. Two CPU cores take 6 minutes, plus the report. Fréchet distance (pixels)
 with 200 emoji and 1,000 samples: 17.4 at 8 steps, 18.1 at 4 (the base model: 16.7 with 64 steps, 43.1 with 4).
 
-    python scripts/distill.py --config=configs/folder_small_distill.py --config.dataset.args.path=my_images \
+    diffusion_distillation distill --config=folder_small_distill --config.dataset.args.path=my_images \
         --config.distillation.teacher_checkpoint_path=runs/mine/base --workdir=runs/mine/ladder
 
 Repeat every flag that you trained the base model with.

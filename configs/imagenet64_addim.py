@@ -4,7 +4,7 @@ r"""The ladder of `imagenet64_distill.py` with an adjusted teacher in its first 
 FID of students with 1 / 2 / 4 / 8 steps (Heek et al. 2024, with another network): 10.7 / 4.7 / 2.4 / 1.7. Without the
 adjusted teacher, Salimans & Ho (2022) reach 15.39 / 8.95 with 1 / 2 steps.
 
-    python scripts/distill.py --config=configs/imagenet64_addim.py \
+    diffusion_distillation distill --config=imagenet64_addim \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64/base --workdir=runs/imagenet64/addim
 """
 

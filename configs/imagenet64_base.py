@@ -4,8 +4,8 @@
 EFLOP, 31 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID: the teacher's only as a curve, in the paper's figure 4; for the students', see `imagenet64_distill.py`.
 
-    python scripts/prepare_data.py --dataset=imagenet2012
-    python scripts/train.py --config=configs/imagenet64_base.py --workdir=runs/imagenet64/base
+    diffusion_distillation prepare_data --dataset=imagenet2012
+    diffusion_distillation train --config=imagenet64_base --workdir=runs/imagenet64/base
 
 With --config.dataset.args.pre_shrunk=True, it reads imagenet_resized/64x64, which TFDS downloads freely.
 """

@@ -5,7 +5,7 @@ r"""Multistep consistency distillation for ImageNet, 64x64: the model of `imagen
 --config.distillation.end_num_steps.
 FID with 1 / 2 / 4 / 8 / 16 steps (Heek et al. 2024, with another network): 4.3 / 2.0 / 1.7 / 1.6 / 1.5.
 
-    python scripts/distill.py --config=configs/imagenet64_consistency.py \
+    diffusion_distillation distill --config=imagenet64_consistency \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64/base --workdir=runs/imagenet64/consistency
 """
 

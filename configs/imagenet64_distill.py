@@ -4,7 +4,7 @@ r"""The paper's ladder for ImageNet: the model of `imagenet64_base.py`, from 102
 chips. Cost: 1,300 EFLOP, 56 hours on 64 devices at 100 TFLOP/s each (calculated, not timed).
 FID with 50,000 samples: 8.95 at 2 steps, 15.39 at 1 (reported by Song et al. 2023, Consistency Models, table 2).
 
-    python scripts/distill.py --config=configs/imagenet64_distill.py \
+    diffusion_distillation distill --config=imagenet64_distill \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64/base --workdir=runs/imagenet64/ladder
 """
 

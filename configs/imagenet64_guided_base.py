@@ -3,8 +3,8 @@
 295,905,222 parameters. A tenth of the images are trained without their label, as in Ho & Salimans (2022). All other
 settings are those of `imagenet64_base.py`; they are not tuned.
 
-    python scripts/prepare_data.py --dataset=imagenet2012
-    python scripts/train.py --config=configs/imagenet64_guided_base.py --workdir=runs/imagenet64_guided/base
+    diffusion_distillation prepare_data --dataset=imagenet2012
+    diffusion_distillation train --config=imagenet64_guided_base --workdir=runs/imagenet64_guided/base
 """
 
 from pathlib import Path

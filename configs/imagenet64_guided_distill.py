@@ -3,7 +3,7 @@ r"""Stage 2 of Meng et al. (2023) for ImageNet, 64x64: from 1024 sampling steps 
 296,644,038 parameters; the first teacher is the student of `imagenet64_guided_student.py`. 10 students, trained as in
 `imagenet64_distill.py`. Teachers and students take a guidance weight. The settings are not tuned.
 
-    python scripts/distill.py --config=configs/imagenet64_guided_distill.py \
+    diffusion_distillation distill --config=imagenet64_guided_distill \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/student/steps_1024 \
         --workdir=runs/imagenet64_guided/ladder
 """

@@ -4,7 +4,7 @@ r"""Stage 1 of Meng et al. (2023) for ImageNet, 64x64: a student that takes a gu
 the paper, at the times of 1024 sampling steps. The number of updates and the learning rate are those of one student of
 `imagenet64_distill.py`; they are not tuned.
 
-    python scripts/distill.py --config=configs/imagenet64_guided_student.py \
+    diffusion_distillation distill --config=imagenet64_guided_student \
         --config.distillation.teacher_checkpoint_path=runs/imagenet64_guided/base \
         --workdir=runs/imagenet64_guided/student
 """

@@ -3,7 +3,7 @@
 1,195,843 parameters; `mnist_base.py` with other data and 8,000 updates. After 2,000 updates, the colors are right and
 the letters are not. Two CPU cores take 45 minutes, at 190 images/s (JAX 0.12).
 
-    python scripts/train.py --config=configs/letters_base.py --workdir=runs/letters/base
+    diffusion_distillation train --config=letters_base --workdir=runs/letters/base
 """
 
 from pathlib import Path

@@ -7,9 +7,9 @@ report (JAX 0.12). With guidance weight 0.5 and 2,000 samples, against all image
     Fréchet distance (pixels)     6.87    7.21    7.81    8.91    6.00           226
     recall                        0.56    0.53    0.49    0.43    0.59           0
 
-    python scripts/distill.py --config=configs/letters_distill.py \
+    diffusion_distillation distill --config=letters_distill \
         --config.distillation.teacher_checkpoint_path=runs/letters/student/steps_0064 --workdir=runs/letters/ladder
-    python scripts/sample.py --checkpoint=runs/letters/ladder/steps_0001 --guidance=2 --out=letters.png
+    diffusion_distillation sample --checkpoint=runs/letters/ladder/steps_0001 --guidance=2 --out=letters.png
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@ r"""Stage 1 of the letters: a student of `letters_base.py` that takes a guidance
 1,216,579 parameters; `mnist_student.py` with other data, 600 updates. With 64 steps, guidance weight 0.5 and 2,000
 samples, the Fréchet distance (pixels) to all images is 6.00 (its teacher's 5.06), the recall 0.59 (0.62).
 
-    python scripts/distill.py --config=configs/letters_student.py \
+    diffusion_distillation distill --config=letters_student \
         --config.distillation.teacher_checkpoint_path=runs/letters/base --workdir=runs/letters/student
 """
 

@@ -4,7 +4,7 @@
 minutes, at 250 images/s (JAX 0.12).
 
     pip install -e ".[mnist]"
-    python scripts/train.py --config=configs/mnist_base.py --workdir=runs/mnist/base
+    diffusion_distillation train --config=mnist_base --workdir=runs/mnist/base
 """
 
 from ml_collections import ConfigDict

@@ -9,9 +9,9 @@ r"""Stage 2 of MNIST: the student of `mnist_student.py`, from 64 sampling steps 
 
 A classifier recognizes the requested class in at least 99.5% of the students' samples.
 
-    python scripts/distill.py --config=configs/mnist_distill.py \
+    diffusion_distillation distill --config=mnist_distill \
         --config.distillation.teacher_checkpoint_path=runs/mnist/student/steps_0064 --workdir=runs/mnist/ladder
-    python scripts/sample.py --checkpoint=runs/mnist/ladder/steps_0001 --guidance=1 --out=mnist.png
+    diffusion_distillation sample --checkpoint=runs/mnist/ladder/steps_0001 --guidance=1 --out=mnist.png
 """
 
 from pathlib import Path

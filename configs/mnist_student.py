@@ -4,7 +4,7 @@ r"""Stage 1 of MNIST: a student of `mnist_base.py` that takes a guidance weight 
 guidance weight 0.5 and 2,000 samples, a classifier recognizes the requested class in 99.4% (its teacher's 99.7%). The
 Fréchet distance (pixels) to all images is 1.75 (1.77), the recall 0.74 (0.75).
 
-    python scripts/distill.py --config=configs/mnist_student.py \
+    diffusion_distillation distill --config=mnist_student \
         --config.distillation.teacher_checkpoint_path=runs/mnist/base --workdir=runs/mnist/student
 """
 

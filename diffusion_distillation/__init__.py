@@ -22,6 +22,7 @@ __all__ = [
     "losses",
     "model",
     "sampling",
+    "save_grid",
     "schedules",
     "unet",
 ]
@@ -42,6 +43,16 @@ def _load_autoencoder(path, *, dtype: str | None = None):
     from .interop import load_autoencoder
 
     return load_autoencoder(path, dtype=dtype)
+
+
+def save_grid(images, path, columns: int | None = None) -> None:
+    """Save uint8 images `[n, height, width, channels]` as one PNG file, in a grid.
+
+    See `report.grids.save_grid`, which the first call imports, together with Pillow.
+    """
+    from .report.grids import save_grid
+
+    save_grid(images, path, columns)
 
 
 autoencoder.load = _load_autoencoder  # here, since no room imports from a floor above

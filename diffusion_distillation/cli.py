@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from logging import StreamHandler
-from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -91,7 +90,8 @@ def define_config(name: str = "config") -> flags.FlagHolder:
     """Define --config, or a flag of another name, that takes a config file. Its value is the config with all fields."""
     holder = config_flags.DEFINE_config_file(
         name,
-        help_string=f"A config file, or a run's config.json. Override a field with --{name}.<field>=<value>.",
+        help_string=f"A config by name, such as digits_base; or a config file, or a run's config.json. Override a "
+        f"field with --{name}.<field>=<value>.",
         lock_config=False,
         accept_new_attributes=True,  # `config.resolve` refuses unknown fields
     )
@@ -189,8 +189,8 @@ class RunFlags(ProcessFlags):
         """Return the resolved config, checked to have or lack a `distillation` section. --print_config exits here."""
         config = self._config.value
         if distillation != ("distillation" in config):
-            has, script = ("no", "train") if distillation else ("a", "distill")
-            raise InputError(f"This config has {has} config.distillation section. Run it with scripts/{script}.py.")
+            has, name = ("no", "train") if distillation else ("a", "distill")
+            raise InputError(f"This config has {has} config.distillation section. Use the command '{name}'.")
         config = cfg.resolve(config)
         if self._print_config.value:
             _print_and_exit(config.to_json(indent=2))
@@ -227,11 +227,7 @@ RUNG = re.compile(r"(?<=\.distillation\.stages)\.(\d+)(?=[.=])")
 
 class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
-        path = os.path.expanduser(path)
-        if not Path(path).is_file():
-            close = did_you_mean(path, map(str, Path(path).parent.glob("*.py")))
-            close = close if close.startswith(" Did") else ""
-            raise ValueError(f"no such file. The project's configs are in configs/.{close}")
+        path = cfg.find(path)
         try:
             config = cfg.load(path)
         except Exception as error:  # a config file may raise anything
@@ -313,9 +309,10 @@ def saved(what: str, following: str = "") -> None:
     multihost.print_on_main(f"Saved {what}." + f"\nNext: {following}" * bool(following))
 
 
-def command(script: str, **flags: Any) -> str:
-    """The shell command that runs a script with these flags."""
-    return shlex.join(["python", f"scripts/{script}.py", *[f"--{name}={value}" for name, value in flags.items()]])
+def command(name: str, **flags: Any) -> str:
+    """The shell command that runs one of the package's commands with these flags."""
+    arguments = [f"--{flag}={value}" for flag, value in flags.items()]
+    return shlex.join(["diffusion_distillation", name, *arguments])
 
 
 def counted(number: int, noun: str) -> str:
@@ -388,9 +385,10 @@ def _help() -> str:
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         if "." not in flag.name:  # a name with a dot is a config field
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    parts = [sys.modules["__main__"].__doc__ or "", flags.FLAGS.main_module_help()]
+    listed = flags.FLAGS.main_module_help().replace(f"{sys.argv[0]}:", "Flags:", 1)
+    parts = [sys.modules["__main__"].__doc__ or "", listed]
     for name in flags.FLAGS:
         if isinstance(flags.FLAGS[name].parser, _ConfigParser):
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
-            parts.append(f"Fields of --{name}, explained in docs/configs.md (None unsets a field):\n{fields}")
+            parts.append(f"Fields of --{name}, explained in docs/reference/configs.md (None unsets a field):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from .diffusion import MEAN_TYPES
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .fields import (
     Free,
     OneOf,
@@ -36,7 +36,7 @@ from .networks.embedding import check_guidance_range
 from .networks.model import NETWORKS, SET_BY_CONFIG, check_guidance_interval, eval_schedule, train_schedule
 from .pretrained import PRETRAINED
 from .registry import check_foreign, trust
-from .runtime.files import as_path, read_json
+from .runtime.files import as_path, read_json, shipped_folder
 from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
 from .schedules import get_logsnr_schedule
 
@@ -246,19 +246,53 @@ def paper_ladder(base: ConfigDict, *, start_num_steps: int, learning_rate: float
 def load(path: str | Path) -> ConfigDict:
     """Load a config from a Python file, by its `get_config()`, or from a run's config.json.
 
+    Args:
+      path: the file, or the name of one of the package's configs (`find`).
+
     Raises:
-      InputError: if a config.json that was downloaded names code to run.
+      InputError: if there is no such file, or if a config.json that was downloaded names code to run.
+
+    >>> load("digits_base").train.batch_size
+    64
     """
     if str(path).endswith(".json"):
         values = read_json(as_path(path))
         check_foreign(values, as_path(path))
         config = ConfigDict(tuples_for_lists(_without_none(values)))
     else:
-        config = runpy.run_path(str(path))["get_config"]()
+        config = runpy.run_path(str(find(path)))["get_config"]()
     if isinstance(config, ConfigDict):
         rename_old_fields(config)
         _add_old_sections(config)
     return config
+
+
+def find(config: str | Path) -> Path:
+    """Find a config's file.
+
+    Args:
+      config: the path of a file, or the name of one of the package's configs, such as 'digits_base'.
+
+    Raises:
+      InputError: if there is no such file.
+
+    >>> find("digits_base").name
+    'digits_base.py'
+    """
+    path = Path(config).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_folder("configs").glob("*.py")}
+    is_name = path.name == str(config) and not path.suffix
+    if is_name and path.name in shipped:
+        return shipped[path.name]
+    neighbors = {str(file): file for file in path.parent.glob("*.py")}
+    known = shipped if is_name or path.stem in shipped else neighbors
+    hint = did_you_mean(path.stem if known is shipped else path, known)
+    raise InputError(
+        f"There is no config {str(config)!r}. Give a file, or the name of one of the package's configs, such as "
+        f"digits_base.{hint if hint.startswith(' Did') else ''}"
+    )
 
 
 def rename_old_fields(config: ConfigDict) -> None:

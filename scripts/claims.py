@@ -1,6 +1,6 @@
 r"""Reproduce the claims of Salimans & Ho (2022): train and distill every output and loss weight of their table 1.
 
-    python scripts/claims.py --config=configs/digits_base.py --ladder=configs/digits_distill.py \
+    diffusion_distillation claims --config=digits_base --ladder=digits_distill \
         --workdir=runs/digits/claims
 
 --config trains the base models, one per output and loss weight; --ladder distills them. Everything is repeated with

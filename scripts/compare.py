@@ -1,6 +1,6 @@
 r"""Compare the distillation methods at equal cost, from one teacher.
 
-    python scripts/compare.py --config=configs/digits_distill.py \
+    diffusion_distillation compare --config=digits_distill \
         --config.distillation.teacher_checkpoint_path=runs/digits/base --workdir=runs/digits/compare
 
 Every method gets --budget times the network evaluations of the config's own ladder (a forward pass counts as one, a

@@ -1,6 +1,6 @@
 """Convert the weights of FID's Inception network from pytorch-fid's .pth file to a safetensors file. Run it once.
 
-    python scripts/convert_inception.py --weights=pt_inception-2015-12-05-6726825d.pth
+    diffusion_distillation convert_inception --weights=pt_inception-2015-12-05-6726825d.pth
 
 Download the file from the releases of pytorch-fid (fid_weights). PyTorch is not needed. By default, the result goes to
 the cache folder, where --features=inception finds it. If you set --out, also set the environment variable

@@ -1,6 +1,6 @@
 r"""Distill a teacher into a ladder of students, and write a report on them.
 
-    python scripts/distill.py --config=configs/digits_distill.py \
+    diffusion_distillation distill --config=digits_distill \
         --config.distillation.teacher_checkpoint_path=runs/digits/base --workdir=runs/digits/ladder
 
 Each student has a folder in the workdir, here steps_0032 to steps_0001. The report is report/index.html. The command

@@ -1,9 +1,9 @@
 r"""Evaluate samples: Fréchet distance (FID with Inception features), KID, Inception Score, precision, recall and more.
 
-    python scripts/evaluate.py --checkpoint=runs/digits/ladder/steps_0004 --features=classifier \
+    diffusion_distillation evaluate --checkpoint=runs/digits/ladder/steps_0004 --features=classifier \
         --out=runs/evaluation.json
-    python scripts/evaluate.py --checkpoint=runs/digits/ladder --features=classifier --out=runs/ladder.json
-    python scripts/evaluate.py --samples=samples/ --reference=cifar10.npz --features=inception \
+    diffusion_distillation evaluate --checkpoint=runs/digits/ladder --features=classifier --out=runs/ladder.json
+    diffusion_distillation evaluate --samples=samples/ --reference=cifar10.npz --features=inception \
         --out=runs/evaluation.json
 
 --checkpoint is a run, a student, or a ladder, which is evaluated with its teacher and all students. --others adds
@@ -15,7 +15,7 @@ The script prints a table, and saves it as evaluation.md and evaluation.tex. eva
 `metrics`. For the paper's configs, the table has the published values too. An interrupted evaluation resumes.
 
 An FID is the Fréchet distance with Inception features and 50,000 samples: use --features=inception, after
-scripts/convert_inception.py has made the weights. With other features, the distance is named after them, such as
+convert_inception has made the weights. With other features, the distance is named after them, such as
 frechet_pixels.
 """
 

@@ -1,9 +1,9 @@
 """Export a model: its sampler as one file that needs only JAX, its parameters and config as an archive, or both.
 
-    python scripts/export.py --checkpoint=runs/digits/ladder/steps_0004 --out=digits_4/
+    diffusion_distillation export --checkpoint=runs/digits/ladder/steps_0004 --out=digits_4/
 
 The folder also gets a model card and run.py. On a machine without this package, they generate the same images as
-scripts/sample.py --seed=0:
+the command sample with --seed=0:
 
     pip install jax flatbuffers
     python digits_4/run.py 64 0 images.npy
@@ -105,13 +105,13 @@ def read_metrics(path: str) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"--evaluation={path} cannot be read ({error.strerror}).") from None
     except (ValueError, TypeError, KeyError):
-        raise InputError(f"--evaluation={path} cannot be read as an evaluation of scripts/evaluate.py.") from None
+        raise InputError(f"--evaluation={path} cannot be read as an evaluation.json of the command evaluate.") from None
     version = interop.model_version(interop.local_path(CHECKPOINT.value))
     rows = [row for row in evaluation.rows if row.version == version]
     if not rows:
         raise InputError(
             f"--evaluation={path} has no metrics of {CHECKPOINT.value} as it is now. Evaluate it with "
-            "scripts/evaluate.py."
+            "the command evaluate."
         )
     against = f"{evaluation.settings['num_samples']:,} samples against {evaluation.settings['reference'][0]}"
     return {f"{row.entry.title} ({against})": row.summary for row in rows}

@@ -1,7 +1,7 @@
 """Download a dataset with TensorFlow Datasets (TFDS) and prepare it for training.
 
     pip install -e ".[prepare]"
-    python scripts/prepare_data.py --dataset=cifar10
+    diffusion_distillation prepare_data --dataset=cifar10
 
 The configs read cifar10, imagenet2012 (or imagenet_resized/64x64), lsun/bedroom, lsun/church_outdoor and cars196. Every
 other image dataset of https://www.tensorflow.org/datasets/catalog works too. For imagenet2012, download its two tar

@@ -1,7 +1,7 @@
 """Upload an exported model to the Hugging Face Hub.
 
-    python scripts/export.py --checkpoint=runs/digits/ladder/steps_0004 --format=both --license=mit --out=digits_4/
-    python scripts/push_to_hub.py --folder=digits_4/ --repo=user/digits-4
+    diffusion_distillation export --checkpoint=runs/digits/ladder/steps_0004 --format=both --license=mit --out=digits_4/
+    diffusion_distillation push_to_hub --folder=digits_4/ --repo=user/digits-4
 
 Install huggingface_hub with `pip install -e ".[hub]"`. Store a token with write access with `hf auth login`, or set
 HF_TOKEN. Afterwards, `from_checkpoint('hf://user/digits-4')` and the --checkpoint of every script read the archive from
@@ -14,7 +14,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.export import hub
 from diffusion_distillation.runtime.files import as_path
 
-FOLDER = flags.DEFINE_string("folder", None, "A folder that scripts/export.py wrote.", required=True)
+FOLDER = flags.DEFINE_string("folder", None, "A folder that the command export wrote.", required=True)
 REPO = flags.DEFINE_string("repo", None, "The repository, user/name; created if it is missing.", required=True)
 PRIVATE = flags.DEFINE_bool("private", False, "Create a private repository.")
 

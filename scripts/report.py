@@ -1,10 +1,10 @@
 """Write the page of a ladder again, or one page with several ladders side by side.
 
-    python scripts/report.py --workdir=runs/digits/ladder
-    python scripts/report.py --workdir=runs/digits/ladder,runs/digits/other --out=runs/digits/compared
+    diffusion_distillation report --workdir=runs/digits/ladder
+    diffusion_distillation report --workdir=runs/digits/ladder,runs/digits/other --out=runs/digits/compared
 
 With one ladder, it measures what the ladder's report lacks and writes report/index.html in its folder, like the end of
-scripts/distill.py. --metrics=frechet,recall measures these metrics instead of the config's. With several ladders, it
+the command distill. --metrics=frechet,recall measures these metrics instead of the config's. With several ladders, it
 writes index.html to --out from the reports that they have.
 """
 

@@ -1,13 +1,13 @@
 """Sample images from a checkpoint.
 
-    python scripts/sample.py --checkpoint=runs/digits/ladder/steps_0004 --num_samples=64 --seed=0 --out=samples.png
+    diffusion_distillation sample --checkpoint=runs/digits/ladder/steps_0004 --num_samples=64 --seed=0 --out=samples.png
 
 --out ends in .png for one picture with all images in a grid, in .npz for an array, or in / for a folder with one PNG
 file per image, as tools that compute FIDs read them. The same command run again adds the images that a folder lacks.
 --trajectory=steps.png also saves the image that the model predicts at each step, from noise on the left to the sample
 on the right.
 
---checkpoint is a run, a model that scripts/export.py wrote, a checkpoint of the paper's code (give the --config of its
+--checkpoint is a run, a model that the command export wrote, a checkpoint of the paper's code (give the --config of its
 model), or the URL of one of these. To sample with several processes, start each with --coordinator, --num_processes and
 --process_id, as for training; the first one writes the files.
 """

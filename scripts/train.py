@@ -1,6 +1,6 @@
 """Train a base model.
 
-    python scripts/train.py --config=configs/digits_base.py --workdir=runs/digits/base
+    diffusion_distillation train --config=digits_base --workdir=runs/digits/base
 
 The command line can set every field of the config, as in --config.train.num_train_steps=5000. The same command resumes
 an interrupted run. --dry_run checks config, data and devices, and prints what the run would do.

@@ -1,21 +1,23 @@
 """The package as it is installed: wheel, sdist and pretrained models."""
 
+import json
 import os
 import subprocess
 import sys
-import zipfile
 
 import jax
 import numpy as np
 import pytest
-from helpers.runs import ROOT, call
+from helpers.runs import ROOT, TINY, call
 
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.classifier import train_classifier
 from diffusion_distillation.pretrained import PRETRAINED, pretrained_folder
 
-FILES = ("setup.py", "README.md", "diffusion_distillation")
+FILES = ("setup.py", "README.md", "LICENSE", "diffusion_distillation", "configs", "scripts")
+# A base model that trains in no time, in an empty folder.
+TRAIN = ["train", "--config=digits_base", *TINY, "--config.train.num_train_steps=2", "--workdir=runs/base"]
 
 SMOKE = """
 import jax
@@ -23,12 +25,15 @@ import diffusion_distillation
 assert diffusion_distillation.__file__.startswith({folder!r}), diffusion_distillation.__file__
 images = diffusion_distillation.from_checkpoint("digits").sample(jax.random.key(0), 20, guidance=1.0)
 assert images.shape == (20, 8, 8, 1) and images.std() > 50
+diffusion_distillation.save_grid(images, "images.png")
+from diffusion_distillation import __main__
+__main__.main()
 """
 
 
 @pytest.mark.slow
-def test_the_wheel_samples_and_prints_its_overview(tmp_path):
-    """The wheel is unpacked into an empty folder, and the sdist has the same files."""
+def test_the_wheel_samples_trains_and_prints_its_overview(tmp_path):
+    """The wheel is installed into an empty folder, and the sdist has the same files."""
     source = tmp_path / "source"
     source.mkdir()
     subprocess.run(["cp", "-r", *(ROOT / name for name in FILES), source], check=True)
@@ -37,15 +42,32 @@ def test_the_wheel_samples_and_prints_its_overview(tmp_path):
     [wheel], [sdist] = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     assert wheel.stat().st_size < 2**20 and sdist.stat().st_size < 2**20
     folder = tmp_path / "installed"
-    zipfile.ZipFile(wheel).extractall(folder)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", folder, wheel]
+    subprocess.run(install, check=True)
     names = subprocess.run(["tar", "tzf", sdist], check=True, capture_output=True, text=True).stdout
     for name in ("pretrained/digits/model.safetensors", "pretrained/digits/config.json", "py.typed"):
         assert (folder / "diffusion_distillation" / name).exists() and f"diffusion_distillation/{name}" in names
-    env = os.environ | {"PYTHONPATH": str(folder)}
-    for command in (["-c", SMOKE.format(folder=str(folder))], ["-m", "diffusion_distillation"]):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert list(folder.glob("*.dist-info/licenses/LICENSE")) and "/LICENSE\n" in names
+    for name in ("configs", "scripts"):  # in the repository beside the package
+        shipped = {path.name for path in (folder / "diffusion_distillation" / name).glob("*.py")}
+        assert shipped == {path.name for path in (ROOT / name).glob("*.py")}
+        assert all(f"/{name}/{path}\n" in names for path in shipped)
+
+    def in_empty_folder(*command):
+        env = os.environ | {"PYTHONPATH": str(folder)}
+        done = subprocess.run(command, cwd=empty, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert 'from_checkpoint("digits")' in done.stdout and "JAX" in done.stdout
+        return done.stdout
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    printed = in_empty_folder(sys.executable, "-c", SMOKE.format(folder=str(folder)))
+    for line in ("  train ", "digits_base, ", 'from_checkpoint("digits")', "JAX"):
+        assert line in printed
+    printed = in_empty_folder(folder / "bin" / "diffusion_distillation", *TRAIN)
+    assert "step 2/2" in printed and "Next: diffusion_distillation sample --checkpoint=runs/base" in printed
+    first = json.loads((empty / "runs" / "base" / "environment.jsonl").read_text().splitlines()[0])
+    assert first["command"].startswith("diffusion_distillation train --config=digits_base") and first["commit"] is None
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

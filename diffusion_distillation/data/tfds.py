@@ -114,10 +114,10 @@ def prepare_command(name: str, data_dir: str | None) -> str:
     """Return the command that prepares a dataset.
 
     >>> prepare_command("cifar10", None)
-    'python scripts/prepare_data.py --dataset=cifar10'
+    'diffusion_distillation prepare_data --dataset=cifar10'
     """
     where = f" --data_dir={data_dir}" if data_dir else ""
-    return f"python scripts/prepare_data.py --dataset={name}{where}"
+    return f"diffusion_distillation prepare_data --dataset={name}{where}"
 
 
 def data_folder(data_dir: str | None) -> epath.Path:

@@ -312,14 +312,15 @@ def load_inception(path: epath.PathLike | None = None, batch_size: int | None = 
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(
             f"{path}: Inception's weights are missing. Download {PUBLISHED} ({PUBLISHED_BYTES:,} bytes, sha256 "
-            f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: python scripts/convert_inception.py --weights={PUBLISHED}"
+            f"{PUBLISHED_SHA256}) from {PUBLISHED_AT}, then: diffusion_distillation "
+            f"convert_inception --weights={PUBLISHED}"
             f"{'' if os.fspath(path) == os.fspath(default_path()) else f' --out={path}'}"
         ) from None
     try:
         weights = safetensors.numpy.load(content)
     except (SafetensorError, KeyError) as error:
         raise InputError(
-            f"{path}: is not a safetensors file ({error}). Make it again with scripts/convert_inception.py."
+            f"{path}: is not a safetensors file ({error}). Make it again with the command convert_inception."
         ) from None
     check_weights(weights, path)
     return InceptionExtractor(fold(weights), identity_of(weights), batch_size)

@@ -114,7 +114,7 @@ def check_finished(config: ConfigDict, workdir: epath.Path) -> None:
             num_updates = rung_config(config, rung).train.num_train_steps
             raise InputError(
                 f"The {rung.num_steps}-step student in {str(workdir)!r} has done {step:,} of {num_updates:,} updates. "
-                "Run scripts/distill.py to its end first."
+                "Run the command distill to its end first."
             )
 
 
@@ -135,7 +135,7 @@ def check_teacher_unchanged(config: ConfigDict, workdir: epath.Path, open_pipeli
         raise InputError(
             f"The teacher {teacher!r} changed after the students in {str(workdir)!r} were distilled from it "
             f"(fingerprint {recorded} then, {current} now). Restore the old teacher, distill into another --workdir, "
-            "or run scripts/distill.py with --change to keep these students beside the new teacher."
+            "or run the command distill with --change to keep these students beside the new teacher."
         )
 
 

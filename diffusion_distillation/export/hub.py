@@ -29,7 +29,7 @@ def push(folder: epath.Path, repo: str, *, private: bool = False) -> str:
     """
     if not (folder / card.NAME).is_file():
         problem = f"has no {card.NAME}" if folder.is_dir() else "is not a folder"
-        raise InputError(f"{str(folder)!r} {problem}. Pass a folder that scripts/export.py wrote.")
+        raise InputError(f"{str(folder)!r} {problem}. Pass a folder that the command export wrote.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise InputError(f"repo={repo!r} must be user/name or organization/name.")
     try:

@@ -47,7 +47,7 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
     if config is None:
         raise InputError(
             f"{str(path)!r} is a published checkpoint, which does not describe its network. Pass its config too: "
-            "--config=configs/cifar_base.py, or from_checkpoint(path, config=...)."
+            "--config=cifar_base, or from_checkpoint(path, config=...)."
         )
     arrays = flatten_dict(tree["ema_params"])
     resolved = resolve(config).copy_and_resolve_references()

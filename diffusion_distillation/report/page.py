@@ -41,7 +41,7 @@ from .pictures import SAMPLES_FOLDER, LadderReport
 from .plots import Points
 
 EVALUATION_FILE = "evaluation.json"
-# What reports on one page must have in common, and the flag of scripts/report.py that sets it.
+# What reports on one page must have in common, and the flag of the command report that sets it.
 SHARED_SETTINGS = {"features": "--features", "wanted": "--metrics", "num_samples": "--num_samples"}
 TEACHER_STEPS = 16  # of the teacher's trajectory
 NUM_TRAJECTORIES = 2  # noise images whose trajectories are shown
@@ -188,8 +188,8 @@ def _read_report(workdir: epath.Path, config: ConfigDict) -> LadderReport:
     evaluation = read_evaluation(workdir / "report" / EVALUATION_FILE)
     if evaluation is None:
         raise InputError(
-            f"{str(workdir)!r} has no readable report/{EVALUATION_FILE}. Run scripts/report.py --workdir={workdir} to "
-            "write it."
+            f"{str(workdir)!r} has no readable report/{EVALUATION_FILE}. To write it, run: python -m "
+            f"diffusion_distillation report --workdir={workdir}"
         )
     return LadderReport(workdir.name, workdir, config, evaluation)
 
@@ -206,7 +206,8 @@ def _check_comparable(first: LadderReport, other: LadderReport) -> None:
         if other_settings[name] != settings[name]:
             raise InputError(
                 f"The reports differ in {flag[2:]}: {settings[name]} in {str(first.workdir)!r}, {other_settings[name]} "
-                f"in {str(other.workdir)!r}. Measure both alike: scripts/report.py --workdir={other.workdir} {flag}=..."
+                f"in {str(other.workdir)!r}. Measure both alike: diffusion_distillation report "
+                f"--workdir={other.workdir} {flag}=..."
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ..version import __version__
+from .files import shipped_folder
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
@@ -26,7 +27,7 @@ def describe_environment() -> dict[str, Any]:
     """
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv).encode(errors="backslashreplace").decode(),
+        "command": shlex.join([*_program(), *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
         "versions": {
             "diffusion_distillation": __version__,
             "python": platform.python_version(),
@@ -38,8 +39,16 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def _program() -> list[str]:
+    """The program of the command line. The package's own commands are named so that they run in every folder."""
+    script = Path(sys.argv[0])
+    if script.suffix == ".py" and script.resolve().parent == shipped_folder("scripts").resolve():
+        return ["diffusion_distillation", script.stem]
+    return [sys.argv[0]]
+
+
 def _commit() -> str | None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -68,6 +68,16 @@ def absolute(path: epath.Path) -> epath.Path:
     return path if is_remote(path) else path.absolute()
 
 
+def shipped_folder(name: str) -> Path:
+    """The folder 'configs' or 'scripts': inside an installed package, beside the package in its repository.
+
+    >>> (shipped_folder("configs") / "digits_base.py").exists()
+    True
+    """
+    package = Path(__file__).parents[1]
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
 def cache_folder() -> Path:
     """$DIFFUSION_DISTILLATION_CACHE, or `diffusion_distillation` in the user's cache. It may be deleted at any time."""
     chosen = os.environ.get("DIFFUSION_DISTILLATION_CACHE")

@@ -97,11 +97,11 @@ def test_large_datasets_give_the_same_batches(monkeypatch):
     ("name", "args", "message"),
     [
         ("TFDS", {"name": "mnist", "image_size": 8}, r"'mnist' is not prepared in '.*tensorflow_datasets.*'"),
-        ("TFDS", {"name": "mnist", "image_size": 8}, r"  python scripts/prepare_data.py --dataset=mnist\n"),
+        ("TFDS", {"name": "mnist", "image_size": 8}, r"  diffusion_distillation prepare_data --dataset=mnist\n"),
         (
             "CIFAR10",
             {"data_dir": "/nowhere"},
-            r"not prepared in '/nowhere'(.*\n)*.*prepare_data.py --dataset=cifar10 --data_dir=/nowhere",
+            r"not prepared in '/nowhere'(.*\n)*.*prepare_data --dataset=cifar10 --data_dir=/nowhere",
         ),
         ("TFDS", {"name": "cifar10", "split": "val", "image_size": 8}, r"Split 'val' .* splits are train, test"),
         ("TFDS", {"name": "cifar10", "label_key": "id", "image_size": 8}, r"label_key='id' .* it has \['label'\]"),

@@ -120,7 +120,7 @@ def test_weights_are_found_by_variable_and_in_the_cache_folder(small, tmp_path, 
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path))
     monkeypatch.delenv(inception.VARIABLE, raising=False)
     with pytest.raises(
-        InputError, match=r"95,628,359 bytes.* python scripts/convert_inception.py --weights=\S+\.pth$"
+        InputError, match=r"95,628,359 bytes.* diffusion_distillation convert_inception --weights=\S+\.pth$"
     ) as error:
         load_inception()
     assert inception.PUBLISHED_SHA256 in str(error.value) and "--out" not in str(error.value)

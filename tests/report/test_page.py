@@ -281,7 +281,7 @@ def test_the_teacher_is_loaded_once_for_all_its_rows(tmp_path, sampled, monkeypa
 def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, no_pictures):
     environment = {
         "time": "2027-01-02T03:04:05+00:00",
-        "command": "scripts/report.py --workdir='a <b>'",
+        "command": "diffusion_distillation report --workdir='a <b>'",
         "versions": {"diffusion_distillation": "1.2.3", "jax": "0.12.0", "python": "3.13.1"},
         "commit": "abc123",
         "processes": 1,
@@ -290,7 +290,7 @@ def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, n
     text = render_page("title", environment, [], [], {})
     assert (
         "Made on 2027-01-02 03:04:05 UTC with diffusion_distillation 1.2.3 (abc123), JAX 0.12.0 and Python 3.13.1, "
-        "on 8 NVIDIA H100 devices, by <code>scripts/report.py --workdir=&#x27;a &lt;b&gt;&#x27;</code>"
+        "on 8 NVIDIA H100 devices, by <code>diffusion_distillation report --workdir=&#x27;a &lt;b&gt;&#x27;</code>"
     ) in text
     write(tmp_path / "ladder", RandomImages())
     page = (tmp_path / "ladder" / "report" / "index.html").read_text()
@@ -334,13 +334,15 @@ def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
 
 def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):
     ladders = write_two(tmp_path, monkeypatch, num_samples=50)
-    message = r"num_samples: 70 in .*one', 50 in .*Measure both alike: scripts/report.py .*two --num_samples"
+    message = (
+        r"num_samples: 70 in .*one', 50 in .*Measure both alike: diffusion_distillation report .*two --num_samples"
+    )
     with pytest.raises(InputError, match=message):
         write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
 
 
 def test_a_ladder_without_a_report_cannot_share_a_page(tmp_path):
-    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. Run scripts/report.py"):
+    with pytest.raises(InputError, match=r"one' has no readable report/evaluation.json. To write it, run: diff"):
         write_joint_report([(tmp_path / "one", CONFIG), (tmp_path / "two", CONFIG)], tmp_path / "both")
 
 

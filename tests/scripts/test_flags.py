@@ -51,9 +51,12 @@ def test_help_may_be_cut_off(monkeypatch):
         ([], "--workdir is missing."),
         (
             ["--config=configs/digts_base.py"],
-            "no such file. The project's configs are in configs/. Did you mean 'configs/digits_base",
+            "There is no config 'configs/digts_base.py'. Give a file, or the name of one of the package's configs, "
+            "such as digits_base. Did you mean 'configs/digits_base.py'?",
         ),
-        (["--config=configs/digts_base.py", "--help"], "no such file"),
+        (["--config=digts_base"], "There is no config 'digts_base'"),
+        (["--config=old/digits_base.py"], "Did you mean 'digits_base'?"),
+        (["--config=configs/digts_base.py", "--help"], "There is no config"),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(capsys, flags, message):
@@ -77,6 +80,11 @@ def test_fields_may_be_none():
     config = json.loads(printed_config("distill", *LADDER, *(f"--config.distillation.{flag}" for flag in flags)))
     assert config["distillation"]["start_num_steps"] is None
     assert config["distillation"]["stages"] == {"2": {"steps_per_iter": 60}}
+
+
+def test_a_config_has_a_name():
+    by_name = ["--config=digits_base", *BASE[1:]]
+    assert printed_config("train", *by_name) == printed_config("train", *BASE)
 
 
 def test_an_old_name_of_a_field_overrides_the_file():

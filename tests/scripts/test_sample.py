@@ -57,7 +57,7 @@ def test_one_device_gives_the_samples_of_eight(checkpoint, tmp_path):
     out = tmp_path / "samples.npz"
     options = [f"--checkpoint={checkpoint}", "--num_samples=10", "--seed=3", f"--out={out}"]
     printed = run("sample", *options, env=OWN_PARTS)
-    assert f"Saved 10 images, 4 steps each, to {out}.\nNext: python scripts/evaluate.py --checkpoint=" in printed
+    assert f"Saved 10 images, 4 steps each, to {out}.\nNext: diffusion_distillation evaluate --checkpoint=" in printed
     np.testing.assert_array_equal(read(out), from_checkpoint(checkpoint).sample(KEY, 10))
 
 
@@ -99,7 +99,7 @@ def test_a_png_is_a_grid_of_all_images(sample, tmp_path):
 def test_the_next_command_has_the_config_that_was_given(checkpoint, tmp_path):
     config = ("--config=configs/digits_base.py", "--config.model.args.ch=32")
     options = (f"--checkpoint={checkpoint}", *config, f"--out={tmp_path / 'samples.npz'}", "--num_samples=1")
-    following = f"Next: python scripts/evaluate.py --checkpoint={checkpoint} {' '.join(config)} --out="
+    following = f"Next: diffusion_distillation evaluate --checkpoint={checkpoint} {' '.join(config)} --out="
     assert following in call("sample", *options)
 
 

@@ -192,8 +192,11 @@ def test_bad_input_of_training_is_named_before_anything_is_written(base, tmp_pat
             workdir,
             "--config.trian.seed=1",
         ): "Unknown field of --config: 'trian' Did you mean \"train\"",
-        ("--config=configs/digit_base.py", workdir): "no such file. The project's configs are in configs/",
-        (*LADDER, workdir): "This config has a config.distillation section. Run it with scripts/distill.py",
+        (
+            "--config=configs/digit_base.py",
+            workdir,
+        ): "There is no config 'configs/digit_base.py'.* Did you mean 'configs/digits_base.py'",
+        (*LADDER, workdir): "This config has a config.distillation section. Use the command 'distill'",
     }.items():
         error = call("train", *flags, fails=True)
         assert re.search(message, error) and "Traceback" not in error

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import own_parts
+from helpers.runs import ROOT
 from helpers.small_runs import SOURCE, damage, make_config, stop_at
 from tensorboardX.proto.event_pb2 import Event
 
@@ -317,6 +318,7 @@ def test_a_start_is_recorded_with_its_environment(tmp_path):
     first, second = map(json.loads, (tmp_path / "environment.jsonl").read_text().splitlines())
     assert first["versions"]["jax"] == jax.__version__ and first["devices"] == {"kind": "cpu", "count": 8}
     assert first["time"] <= second["time"] and first["command"]
+    assert (first["commit"] is not None) == (ROOT / ".git").exists()
 
 
 class Kept(dict):
