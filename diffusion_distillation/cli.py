@@ -139,6 +139,25 @@ def define_sampler() -> flags.FlagHolder:
     )
 
 
+class _SamplersParser(flags.ListParser):
+    """Names in `SAMPLERS`, or published names, separated by commas."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        """The names in `SAMPLERS`."""
+        return [_SamplerParser(list(SAMPLERS)).parse(name) for name in super().parse(argument)]
+
+
+def define_samplers() -> flags.FlagHolder:
+    """Define --sampler, whose value is a list of names in `SAMPLERS`, or None for the config's."""
+    return flags.DEFINE(
+        _SamplersParser(),
+        "sampler",
+        None,
+        "A sampler, or several separated by commas. Default: the config's; see `sampling.SAMPLERS`.",
+        serializer=flags.ListSerializer(","),
+    )
+
+
 class _IntervalParser(flags.ArgumentParser):
     """Two numbers with a comma between them."""
 

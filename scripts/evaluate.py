@@ -11,6 +11,9 @@ other models to a ladder's table. --samples is a set of images from anywhere: a 
 images, or an .npz with `images` or `arr_0`. --reference takes the same kinds, or an .npz with published `mu` and
 `sigma`; by default, the dataset of its config.
 
+--sampler=ddim,heun --num_steps=4,8 evaluates a single model with each of these samplers and numbers of steps, and saves
+evaluation.png, the metrics by network evaluations per sample.
+
 The script prints a table, and saves it as evaluation.md and evaluation.tex. evaluation.json has the values under
 `metrics`. For the paper's configs, the table has the published values too. An interrupted evaluation resumes.
 
@@ -51,6 +54,7 @@ from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
+from diffusion_distillation.report.pictures import save_nfe_curves
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, read_json, write_atomic
 from diffusion_distillation.training.runs import read_config
@@ -71,8 +75,10 @@ OUT = flags.DEFINE_string("out", None, "The JSON file to save.", required=True)
 NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", None, "Samples of each model; by default 50,000, or all of --samples.", lower_bound=2
 )
-NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Sampling steps; by default the model's own.", lower_bound=1)
-SAMPLER = cli.define_sampler()
+NUM_STEPS = flags.DEFINE_list(
+    "num_steps", None, "Sampling steps, or several numbers separated by commas; by default the model's own."
+)
+SAMPLERS = cli.define_samplers()
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MAX_SEED)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 500, "Images to sample at a time.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; by default the config's model.eval_guidance.")
@@ -83,7 +89,7 @@ REPEATS = flags.DEFINE_integer(
 OTHERS = flags.DEFINE_list(
     "others", [], "Other models for a ladder's table, such as published ones, each with its own sampler."
 )
-OTHERS_NUM_STEPS = flags.DEFINE_list("others_num_steps", [], "Sampling steps of --others; by default each one's own.")
+OTHERS_NUM_STEPS = flags.DEFINE_list("others_num_steps", None, "Sampling steps of --others; by default each one's own.")
 KEEP = flags.DEFINE_string("keep", None, "A folder to save a run's samples in, one PNG file per image.")
 SAVE_REFERENCE = flags.DEFINE_string("save_reference", None, "An .npz to save mu and sigma of the reference in.")
 INCEPTION = flags.DEFINE_string("inception", None, "The file of Inception's weights, if it is not in the cache folder.")
@@ -128,7 +134,7 @@ def check_flags(out: epath.Path) -> None:
 
 def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
     """Evaluate the images of --samples."""
-    for flag in (NUM_STEPS, SAMPLER, GUIDANCE, GUIDANCE_INTERVAL, KEEP):
+    for flag in (NUM_STEPS, SAMPLERS, GUIDANCE, GUIDANCE_INTERVAL, KEEP):
         if flag.value is not None:
             raise InputError(f"--{flag.name} needs a --checkpoint to sample from; --samples has its images already.")
     if REPEATS.value > 1:
@@ -153,16 +159,22 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
 
 
 def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
-    """Evaluate the samples of a single model."""
+    """Evaluate the samples of a single model, with each of the samplers and numbers of steps."""
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
-    pipeline = Pipeline(params, metadata, NUM_STEPS.value)
+    pipeline = Pipeline(params, metadata)
     config = metadata.config
     model = "student" if pipeline.distilled_for else "teacher"
-    entry = Entry(model, SAMPLER.value or config.sampler, pipeline.num_steps)
+    entries = [
+        Entry(model, sampler, num_steps)
+        for sampler in SAMPLERS.value or [config.sampler]
+        for num_steps in numbers_of_steps(NUM_STEPS) or [pipeline.num_steps]
+    ]
+    if KEEP.value is not None and len(entries) > 1:
+        raise InputError(f"--keep={KEEP.value} holds one set of samples. Give one --sampler and one --num_steps.")
     num_samples = NUM_SAMPLES.value or DEFAULT_SAMPLES
 
     # What the samples depend on.
-    options = dict(batch_size=min(BATCH_SIZE.value, num_samples), num_steps=entry.num_steps, sampler=entry.sampler)
+    options: dict[str, Any] = dict(batch_size=min(BATCH_SIZE.value, num_samples))
     settings = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
     settings["clip"] = config.model.eval_clip_denoised
     weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
@@ -178,25 +190,29 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     keep = None
     if KEEP.value is not None:
         settings["keep"] = KEEP.value
-        keep = sample_keeper(as_path(KEEP.value), {**settings, **entry._asdict()}, num_samples)
+        keep = sample_keeper(as_path(KEEP.value), {**settings, **entries[0]._asdict()}, num_samples)
 
     def samples_from(entry: Entry, first: int) -> SampleSet:
-        samples = generated_samples(pipeline, seed_key(SEED.value), first=first, **options)
+        samples = generated_samples(
+            pipeline, seed_key(SEED.value), first=first, num_steps=entry.num_steps, sampler=entry.sampler, **options
+        )
         if keep is None:
             return samples
         return samples._replace(save=lambda indices, images: keep(first + indices, images))
 
     evaluators, reference = evaluators_and_reference(config, num_samples, pipeline.image_shape[2])
     evaluation = evaluate(
-        {entry: interop.local_path(CHECKPOINT.value)}, samples_from, evaluators, reference, out,
+        dict.fromkeys(entries, interop.local_path(CHECKPOINT.value)), samples_from, evaluators, reference, out,
         settings=settings, num_samples=num_samples, repeats=REPEATS.value,
     )  # fmt: skip
+    if len(entries) > 1 and multihost.is_main():
+        save_nfe_curves(evaluation, out.with_suffix(".png"))
     return evaluation, config
 
 
 def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     """Evaluate a ladder's teacher and all its students."""
-    for flag in (NUM_STEPS, SAMPLER, KEEP):
+    for flag in (NUM_STEPS, SAMPLERS, KEEP):
         if flag.value is not None:
             raise InputError(
                 f"--{flag.name} needs a single model, but {CHECKPOINT.value!r} is a ladder. Give a student's folder."
@@ -207,7 +223,7 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     num_samples = NUM_SAMPLES.value or DEFAULT_SAMPLES
     open_pipeline = pipeline_loader(config)
     teacher = open_pipeline(interop.local_path(config.distillation.teacher_checkpoint_path))
-    others = other_runs(OTHERS.value, others_num_steps(), teacher.image_shape, open_pipeline)
+    others = other_runs(OTHERS.value, numbers_of_steps(OTHERS_NUM_STEPS), teacher.image_shape, open_pipeline)
     evaluators, reference = evaluators_and_reference(config, num_samples, teacher.image_shape[2])
     evaluation = evaluate_ladder(
         config, workdir, evaluators, reference, out, others=others, open_pipeline=open_pipeline, seed=SEED.value,
@@ -217,13 +233,12 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     return evaluation, config
 
 
-def others_num_steps() -> list[int]:
-    """The numbers in --others_num_steps."""
-    if not all(number.isdecimal() and int(number) >= 1 for number in OTHERS_NUM_STEPS.value):
-        raise InputError(
-            f"--others_num_steps={','.join(OTHERS_NUM_STEPS.value)} must be integers of at least 1, such as 1,2."
-        )
-    return [int(number) for number in OTHERS_NUM_STEPS.value]
+def numbers_of_steps(flag: flags.FlagHolder) -> list[int]:
+    """The numbers in --num_steps or --others_num_steps; empty for the models' own."""
+    numbers = flag.value or []
+    if not all(number.isdecimal() and int(number) >= 1 for number in numbers):
+        raise InputError(f"--{flag.name}={','.join(numbers)} must be integers of at least 1, such as 1,2.")
+    return [int(number) for number in numbers]
 
 
 def is_ladder() -> bool:

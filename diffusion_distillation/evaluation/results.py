@@ -43,6 +43,15 @@ class Entry(NamedTuple):
         return "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
 
     @property
+    def nfe(self) -> int:
+        """The number of network evaluations (NFE) per sample, without those of guidance.
+
+        >>> Entry("teacher", "heun", 4).nfe
+        8
+        """
+        return self.num_steps * SAMPLERS[self.sampler].evaluations if self.sampler else 0
+
+    @property
     def name(self) -> str:
         """The name in files and in `Evaluation.metrics`."""
         return "_".join(str(part) for part in self if part)

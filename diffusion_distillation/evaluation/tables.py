@@ -53,14 +53,9 @@ def table_rows(evaluation: Evaluation, published: Mapping[int, float]) -> list[l
 
 def _nfe_column(evaluation: Evaluation) -> list[tuple[str, Callable[[Row], str]]]:
     """Return the heading and cells of the network evaluations; nothing if they are the steps."""
-
-    def nfe(row):
-        per_step = SAMPLERS[row.entry.sampler].evaluations if row.entry.sampler else 1
-        return row.entry.num_steps * per_step
-
-    if all(nfe(row) == row.entry.num_steps for row in evaluation.rows):
+    if all(row.entry.nfe == row.entry.num_steps for row in evaluation.rows):
         return []
-    return [("NFE", lambda row: str(nfe(row) or ""))]
+    return [("NFE", lambda row: str(row.entry.nfe or ""))]
 
 
 def _criterion_columns(criterion: Criterion, published: Mapping[int, float]) -> list[tuple[str, Callable[[Row], str]]]:

@@ -13,8 +13,10 @@ from ..evaluation.dataset_features import nearest_neighbors
 from ..evaluation.measure import Evaluator
 from ..evaluation.metrics import Criterion
 from ..evaluation.results import Entry, Evaluation, Row, load_samples
+from ..sampling import SAMPLERS
 from .html_page import Picture
 from .plots import (
+    NFE_LABEL,
     STEPS_LABEL,
     Column,
     Curve,
@@ -133,6 +135,27 @@ def quality_curves(ladders: Sequence[LadderReport], folder: epath.Path) -> list[
         "in less time."
     )
     return [*pictures, Picture("Quality by sampling time", caption, folder / "speed.png")]
+
+
+def save_nfe_curves(evaluation: Evaluation, path: epath.Path) -> None:
+    """Save the metrics of one model by network evaluations per sample, one curve per sampler.
+
+    Args:
+      evaluation: rows of one model.
+      path: of the PNG file.
+    """
+    samplers = list(dict.fromkeys(row.entry.sampler for row in evaluation.rows))
+
+    def curve(criterion: Criterion, color: int, sampler: str) -> Curve:
+        rows = [row for row in evaluation.rows if row.entry.sampler == sampler]
+        points = sorted((row.entry.nfe, row.values[criterion].value) for row in rows)
+        return Curve(SAMPLERS[sampler].title, rows[0].entry.model, color, points)
+
+    panels = [
+        metric_panel(criterion, [curve(criterion, color, sampler) for color, sampler in enumerate(samplers)])
+        for criterion in evaluation.criteria
+    ]
+    save_curves(panels, NFE_LABEL, path)
 
 
 def ancestral_samples(ladder: LadderReport, folder: epath.Path) -> list[Picture]:

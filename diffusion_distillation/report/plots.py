@@ -20,7 +20,7 @@ Points = Sequence[tuple[int | float, int | float]]
 
 # Of a heading or a curve, by its model: the first ladder has the first color, and so on.
 COLORS = {
-    "teacher": ("#4c5c73", "#7a9cc6", "#2f6f73"),
+    "teacher": ("#4c5c73", "#7a9cc6", "#2f6f73", "#d1495b", "#e9a23b", "#8a4fbe", "#9c6644"),
     "student": ("#d1495b", "#e9a23b", "#8a4fbe", "#2f9e6e", "#3a86d1", "#1b1f24", "#9c6644", "#c26bb0"),
 }
 DARK = "#1b1f24"
@@ -28,6 +28,8 @@ MUTED = "#8a8f98"
 LIGHT = "#e5e7ea"
 
 STEPS_LABEL = "sampling steps"
+NFE_LABEL = "network evaluations per sample"
+COUNTS = (STEPS_LABEL, NFE_LABEL)  # axes with powers of two
 
 
 class Curve(NamedTuple):
@@ -133,7 +135,7 @@ def save_curves(panels: Sequence[Panel], x_label: str, path: epath.Path) -> None
 
     Args:
       panels: the first one shows the legend.
-      x_label: what the curves are plotted against. `STEPS_LABEL` gets powers of two.
+      x_label: what the curves are plotted against. `COUNTS` get powers of two.
       path: of the PNG file.
     """
     columns = min(len(panels), 2)
@@ -186,8 +188,8 @@ def _plot_curve(axis: Axes, curve: Curve) -> None:
 
 
 def _scale(axis: Axes, panel: Panel, x_label: str) -> None:
-    axis.set_xscale("log", base=2 if x_label == STEPS_LABEL else 10)
-    if x_label == STEPS_LABEL:
+    axis.set_xscale("log", base=2 if x_label in COUNTS else 10)
+    if x_label in COUNTS:
         axis.xaxis.set_major_formatter("{x:.0f}")
     if panel.log_scale and all(y > 0 for curve in panel.curves for _, y in curve.points):
         axis.set_yscale("log")

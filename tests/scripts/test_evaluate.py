@@ -68,6 +68,28 @@ def test_a_run_is_measured_and_its_samples_and_tables_are_saved(checkpoint, refe
     assert not list(tmp_path.rglob("*unfinished*"))
 
 
+def test_several_samplers_are_compared_by_network_evaluations(checkpoint, reference, tmp_path):
+    flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=20"]
+    call("evaluate", *flags, f"--out={tmp_path / 'one.json'}")
+    call("evaluate", *flags, "--sampler=ddim,heun", "--num_steps=4,3", f"--out={tmp_path / 'all.json'}")
+    [one] = read(tmp_path / "one.json")["metrics"].values()
+    metrics = read(tmp_path / "all.json")["metrics"]
+    names = ["ddim_4", "ddim_3", "heun_4", "heun_3"]
+    assert list(metrics) == [f"student_{name}_frechet_pixels" for name in names] and len({*metrics.values()}) == 4
+    assert metrics["student_ddim_4_frechet_pixels"] == one
+    header, _, *rows = (tmp_path / "all.md").read_text().splitlines()
+    nfe = header.split(" | ").index("NFE")
+    assert [row.split(" | ")[nfe] for row in rows] == ["4", "3", "8", "6"]
+    assert Image.open(tmp_path / "all.png").size[0] > 100 and not (tmp_path / "one.png").exists()
+    error = call("evaluate", *flags, "--num_steps=1,2", f"--keep={tmp_path}", f"--out={tmp_path}/e.json", fails=True)
+    assert "Give one --sampler and one --num_steps" in error
+    for flag, message in {
+        "--num_steps=0": "integers of at least 1",
+        "--sampler=ddim,eun": "value should be one of",
+    }.items():
+        assert message in call("evaluate", *flags, flag, f"--out={tmp_path / 'e.json'}", fails=True)
+
+
 def test_repeats_give_the_best_value_and_the_spread(checkpoint, reference, images, tmp_path):
     flags = [f"--checkpoint={checkpoint}", f"--reference={reference}", "--num_samples=20", "--seed=3"]
     call("evaluate", *flags, "--metrics=fid,precision", "--repeats=3", f"--out={tmp_path / 'e.json'}")
