@@ -110,23 +110,25 @@ def evaluate(
     return evaluation()
 
 
-def pipeline_loader(config: ConfigDict) -> PipelineLoader:
-    """Return a function that loads the pipeline in a folder, and keeps the last one.
+def pipeline_loader(config: ConfigDict, teacher: epath.Path | None = None) -> PipelineLoader:
+    """Return a function that loads the pipeline in a folder, and keeps the teacher and the last other one.
 
-    A teacher's rows follow each other, so it is loaded once. Pipelines take any number of steps without a warning:
-    a teacher that is itself a student is measured with fewer steps on purpose.
+    Pipelines take any number of steps without a warning: a teacher that is itself a student is measured with fewer
+    steps on purpose.
 
     Args:
       config: for models that have no config of their own.
+      teacher: the folder of the pipeline to keep; default none.
     """
 
-    @functools.lru_cache(maxsize=1)
-    def open_pipeline(path: epath.Path) -> Pipeline:
+    def load_pipeline(path: epath.Path) -> Pipeline:
         pipeline = from_checkpoint(path, config=config)
         pipeline.distilled_for = 0
         return pipeline
 
-    return open_pipeline
+    load_teacher = functools.cache(load_pipeline)
+    load_other = functools.lru_cache(maxsize=1)(load_pipeline)
+    return lambda path: load_teacher(path) if path == teacher else load_other(path)
 
 
 def _row(entry: Entry, measurements: Sequence[Measurement], version: str | None) -> Row:

@@ -24,11 +24,12 @@ from ml_collections import ConfigDict
 from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
-from ..evaluation.evaluate import pipeline_loader
+from ..evaluation.evaluate import PipelineLoader, pipeline_loader
 from ..evaluation.ladders import evaluate_ladder, ladder_runs, teacher_guidance
 from ..evaluation.measure import Evaluator
 from ..evaluation.reference import dataset_reference
 from ..evaluation.results import Entry, read_evaluation
+from ..interop import local_path
 from ..keys import seed_key
 from ..methods import ladder_rungs
 from ..runtime import multihost
@@ -75,14 +76,16 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ev
 def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evaluators: Sequence[Evaluator]) -> None:
     folder = workdir / "report"
     reference = dataset_reference(source, config.dataset)
+    open_pipeline = pipeline_loader(config, teacher=local_path(config.distillation.teacher_checkpoint_path))
 
     # Sample and measure, in all processes.
     evaluation = evaluate_ladder(
         config, workdir, evaluators, reference, folder / EVALUATION_FILE,
-        samples_folder=folder / SAMPLES_FOLDER, log=lambda line: multihost.print_on_main(f"report  {line}"),
+        open_pipeline=open_pipeline, samples_folder=folder / SAMPLES_FOLDER,
+        log=lambda line: multihost.print_on_main(f"report  {line}"),
     )  # fmt: skip
-    trajectories = sample_trajectories(config, workdir)
-    guided = sample_guidance_weights(config, workdir)
+    trajectories = sample_trajectories(config, workdir, open_pipeline)
+    guided = sample_guidance_weights(config, workdir, open_pipeline)
     if not multihost.is_main():
         return
 
@@ -132,7 +135,9 @@ def write_joint_report(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], fol
     _write_page(" and ".join(ladder.name for ladder in reports), reports, sections, folder)
 
 
-def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np.ndarray]:
+def sample_trajectories(
+    config: ConfigDict, workdir: epath.Path, open_pipeline: PipelineLoader
+) -> dict[str, np.ndarray]:
     """The predicted images at every step of the teacher and of the students with 8 to 2 steps, from the same noise.
 
     Every process must call it.
@@ -140,6 +145,7 @@ def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np
     Args:
       config: of the ladder, resolved.
       workdir: the ladder's folder.
+      open_pipeline: loads models.
 
     Returns:
       uint8 images `[num_steps, n, height, width, channels]`, by the model's title.
@@ -147,7 +153,6 @@ def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np
     runs = ladder_runs(config, workdir)
     teacher = next(iter(runs))
     students = [entry for entry in runs if entry.model == "student" and 2 <= entry.num_steps <= 8]
-    open_pipeline = pipeline_loader(config)
     trajectories = {}
     for entry, num_steps in [(teacher, TEACHER_STEPS), *((student, student.num_steps) for student in students)]:
         pipeline = open_pipeline(runs[entry])
@@ -157,7 +162,9 @@ def sample_trajectories(config: ConfigDict, workdir: epath.Path) -> dict[str, np
     return trajectories
 
 
-def sample_guidance_weights(config: ConfigDict, workdir: epath.Path) -> dict[Entry, dict[float, np.ndarray]]:
+def sample_guidance_weights(
+    config: ConfigDict, workdir: epath.Path, open_pipeline: PipelineLoader
+) -> dict[Entry, dict[float, np.ndarray]]:
     """Samples of the teacher and of the last student with several guidance weights, from the same noise.
 
     Every process must call it.
@@ -165,6 +172,7 @@ def sample_guidance_weights(config: ConfigDict, workdir: epath.Path) -> dict[Ent
     Args:
       config: of the ladder, resolved.
       workdir: the ladder's folder.
+      open_pipeline: loads models.
 
     Returns:
       uint8 images by weight, for both models; empty if the students do not take a guidance weight.
@@ -176,7 +184,7 @@ def sample_guidance_weights(config: ConfigDict, workdir: epath.Path) -> dict[Ent
     teacher, *_, last = runs
     samples = {}
     for entry in (teacher, last):
-        pipeline = pipeline_loader(config)(runs[entry])
+        pipeline = open_pipeline(runs[entry])
         samples[entry] = {
             weight: pipeline.sample(seed_key(0), NUM_GUIDED, guidance=weight, num_steps=entry.num_steps)
             for weight in np.linspace(*allowed, NUM_WEIGHTS).tolist()

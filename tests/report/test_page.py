@@ -92,6 +92,17 @@ def sampled(monkeypatch, tmp_path):
     return sampled
 
 
+@pytest.fixture
+def opened(sampled, monkeypatch):
+    """The folders of the pipelines that were loaded, in order."""
+    opened = []
+    load = evaluate.from_checkpoint
+    monkeypatch.setattr(
+        evaluate, "from_checkpoint", lambda path, config: opened.append(path.name) or load(path, config)
+    )
+    return opened
+
+
 def skip_pictures(patch):
     """Write empty files instead of pictures, which take seconds to draw."""
     for name in ("save_columns", "save_curves", "save_losses"):
@@ -125,10 +136,11 @@ def test_a_report_that_calls_the_ancestral_sampler_noisy_is_not_measured_again(t
     assert sampled == []
 
 
-def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, caplog, no_pictures):
+def test_only_changed_or_missing_rows_are_measured_again(tmp_path, sampled, opened, caplog, no_pictures):
     source, workdir = RandomImages(), tmp_path / "ladder"
     file = workdir / "report" / "evaluation.json"
     write(workdir, source)
+    assert opened.count("base") == 1  # the teacher is kept for its rows and trajectories
     rows = [("base", 2, "ddim"), ("base", 1, "ddim"), ("base", 2, "ancestral"), ("steps_0002", 2, "ddim")]
     assert sampled == [*rows, ("steps_0001", 1, "ddim")]
     table = json.loads(file.read_text())
