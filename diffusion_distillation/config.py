@@ -48,6 +48,12 @@ FIELDS = {
         "name": str,  # a key of `data.DATASETS`, or 'package.module:function'
         "args": Free(),  # arguments of that function; and randflip, which mirrors half of the training images
     },
+    # Of a model of latents. The path is by default that of the latents' folder. bfloat16 does not hold for autoencoders
+    # that overflow in 16 bits.
+    "autoencoder": {
+        "path": OrNone(str),  # a folder of diffusers with an AutoencoderKL
+        "dtype": OneOf(("float32", "bfloat16")),  # of activations
+    },
     "sampler": one_of("ddim", SAMPLERS),
     "model": {
         "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
@@ -153,6 +159,7 @@ PATHS = (
     ("dataset.args", "path"),
     ("dataset.args", "data_dir"),
     ("dataset.args", "fonts"),
+    ("autoencoder", "path"),
     ("train", "init_from"),
     ("eval", "inception"),
     ("distillation", "teacher_checkpoint_path"),

@@ -6,19 +6,22 @@ A diffusion model turns noise into x. A `Space` says what x is, and turns images
 - `latent_space(encode, decode, info, image_shape)`: x = (latents - shift) * scale, latents of about unit variance
   (Rombach et al. 2022, section D.1).
 
-Images are float, in [-1, 1].
+Images are float, in [-1, 1]; `from_uint8` and `to_uint8` convert pixels.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from .errors import InputError
 from .shapes import Array
 
 Shape = tuple[int, int, int]  # (height, width, channels)
+PIXELS = "pixels"  # the name and the fingerprint of the space of pixels
 PerChannel = float | tuple[float, ...]  # one number for all channels, or one each
 Images = Float[Array, "*batch height width image_channels"]
 X = Float[Array, "*batch x_height x_width x_channels"]  # what is diffused, or latents before they are scaled
@@ -92,6 +95,11 @@ class Space:
     encode_latents: Encode
     decode_latents: Decode
 
+    @property
+    def is_pixels(self) -> bool:
+        """Whether x is the image."""
+        return self.fingerprint == PIXELS
+
     def encode(self, images: Images) -> X:
         """Return the x of images, `[batch, height, width, channels]`; of an autoencoder, that of the latents' mean.
 
@@ -157,8 +165,8 @@ def pixels(image_shape: Shape) -> Space:
     (32, 32, 3)
     """
     return Space(
-        name="pixels",
-        fingerprint="pixels",
+        name=PIXELS,
+        fingerprint=PIXELS,
         image_shape=image_shape,
         shape=image_shape,
         scale=1.0,
@@ -200,6 +208,82 @@ def latent_space(encode: Encode, decode: Decode, info: AutoencoderInfo, image_sh
         encode_latents=encode,
         decode_latents=decode,
     )
+
+
+def from_uint8(images: UInt8[Array, "*shape"]) -> Float[jax.Array, "*shape"]:
+    """Convert pixels from 0 to 255 to float32 in [-1, 1].
+
+    >>> from_uint8(np.array([0, 255], np.uint8)).tolist()
+    [-1.0, 1.0]
+    """
+    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Convert pixels from [-1, 1] to 0 to 255; pixels beyond are clipped.
+
+    Args:
+      images: of JAX or of NumPy, as the result.
+
+    >>> to_uint8(np.array([-1.0, 0.0, 1.0, 1.5])).tolist()
+    [0, 128, 255, 255]
+    """
+    xp = jnp if isinstance(images, jax.Array) else np
+    return xp.round((xp.clip(images, -1, 1) + 1) * 127.5).astype(xp.uint8)
+
+
+def in_tiles(decode: Decode, latents: X, downsampling: int, *, tile: int, overlap: int) -> Images:
+    """Decode large latents in overlapping tiles, whose images are blended linearly where they overlap.
+
+    The device holds one tile of each image at a time. An autoencoder with attention or group normalization decodes a
+    tile slightly differently from the whole, which the overlap hides.
+
+    Args:
+      decode: of whole latents.
+      latents: `[batch, height, width, channels]`.
+      downsampling: the sides of an image, divided by those of its latent.
+      tile: the largest side of a tile, in pixels of the latents.
+      overlap: the least overlap of tiles, in pixels of the latents; less than `tile`.
+
+    Returns:
+      NumPy images.
+
+    >>> def decode(latents):
+    ...     return latents.repeat(2, axis=1).repeat(2, axis=2)
+    >>> in_tiles(decode, np.ones((1, 9, 4, 3), np.float32), 2, tile=4, overlap=1).shape
+    (1, 18, 8, 3)
+    """
+    sides = latents.shape[1:3]
+    height, width = (min(side, tile) for side in sides)
+    rows, columns = (_tile_starts(side, tile, overlap) for side in sides)
+    parts = {
+        (row, column): np.asarray(decode(latents[:, row : row + height, column : column + width]))
+        for row in rows
+        for column in columns
+    }
+    weights = [_tile_weights(side * downsampling, overlap * downsampling) for side in (height, width)]
+    weight = np.multiply.outer(*weights)[..., np.newaxis]
+    channels = parts[0, 0].shape[-1]
+    images = np.zeros((len(latents), *(side * downsampling for side in sides), channels), np.float32)
+    total = np.zeros((*images.shape[1:3], 1), np.float32)
+    for (row, column), part in parts.items():
+        down = slice(row * downsampling, (row + height) * downsampling)
+        across = slice(column * downsampling, (column + width) * downsampling)
+        images[:, down, across] += weight * part
+        total[down, across] += weight
+    return images / total
+
+
+def _tile_starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin, evenly spaced from the first to the last."""
+    count = 1 + max(0, -(-(side - tile) // (tile - overlap)))
+    return np.linspace(0, max(side - tile, 0), count).round().astype(int).tolist()
+
+
+def _tile_weights(side: int, overlap: int) -> Float[np.ndarray, "{side}"]:
+    """The weight of each pixel of a tile: rising from the border over the overlap, then constant."""
+    from_border = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+    return np.minimum(from_border / max(overlap, 1), 1.0).astype(np.float32)
 
 
 def check_image_shape(shape: Sequence[int], channels: int, downsampling: int) -> None:

@@ -1,4 +1,7 @@
-"""From a model's parameters to images."""
+"""From a model's parameters to images.
+
+A model diffuses x, which is images or their latents (`latents.Space`).
+"""
 
 import dataclasses
 import functools
@@ -10,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from . import sampling
 from .diffusion import Denoiser, Prediction
 from .errors import InputError
 from .keys import fold_in, threefry
+from .latents import Space, from_uint8, pixels
+from .latents import to_uint8 as to_uint8
+from .networks.autoencoder import load_space
 from .networks.conditions import condition_of
 from .networks.model import Model, check_guidance_interval, eval_schedule, make_model
 from .runtime import multihost
@@ -24,12 +30,15 @@ from .sampling import SAMPLERS, Sampler, check_key, check_num_steps, sampler_nam
 from .schedules import Schedule
 from .shapes import Array, DataArray, Keys, Params
 
+DECODED_PIXELS = 2**24  # of the decoded images that a device holds at once: 256 of 256x256
 Guidance = Float[Array, "_"] | Float[Array, ""] | float
 
 
 @runtime_checkable
 class ModelInfo(Protocol):
     """What a pipeline needs to know of a model besides its parameters; `checkpoints.Metadata` has these attributes.
+
+    It may also have `class_names`, and `autoencoder` and `autoencoder_path` for a model of latents.
 
     Attributes:
       config: has a config's `model` section, `sampler`, `train.parallel` and `train.label_dropout`.
@@ -58,7 +67,8 @@ class SamplingOptions:
         consistency models of one group; 'stochastic' (steps of twice the length, half undone by noise). By default
         the config's.
       eta: with 'ddim', the share of fresh noise at every step, from 0, the default, to 1; see `sampling.ddim_step`.
-      clip: whether to clip the x predicted at every step to [-1, 1]. By default the config's model.eval_clip_denoised.
+      clip: whether to clip the x predicted at every step to [-1, 1], for models of pixels. By default the config's
+        model.eval_clip_denoised.
       guidance: weight w of classifier-free guidance, one for all images or one per image: (1 + w) times the prediction
         with the label, minus w times the prediction without. 0 is the label alone, -1 no label. In the convention
         x(none) + s (x(class) - x(none)), w is s - 1. A student that was made for guidance weights takes those of its
@@ -141,7 +151,7 @@ class PureSampler:
         guidance: Float[Array, "batch"] | None = None,
         trajectory: bool = False,
     ) -> Any:
-        """Return images x, `[batch, height, width, channels]`, float32; with `trajectory`, `(x, xs)`.
+        """Return x, `[batch, height, width, channels]`, float32; with `trajectory`, `(x, xs)`.
 
         Args:
           params: the model's parameters.
@@ -174,7 +184,8 @@ class Pipeline:
       defaults: the `SamplingOptions` of calls that do not override them.
       num_steps: the default number of sampling steps.
       distilled_for: sampling steps that a student was distilled for; 0 for a base model, which has no such number.
-      image_shape: (height, width, channels).
+      space: what the model diffuses, x; `space.shape` is its (height, width, channels).
+      image_shape: (height, width, channels) of the images.
       num_classes: 1 for an unconditional model.
       class_names: one name per class; None if the classes have no names.
       can_be_guided: whether the model takes guidance weights other than 0.
@@ -183,7 +194,8 @@ class Pipeline:
     def __init__(self, params: Params, metadata: ModelInfo, num_steps: int | None = None):
         config = metadata.config
         self.distilled_for = metadata.num_steps
-        self.image_shape = tuple(metadata.image_shape)
+        self.space = space_of(metadata)
+        self.image_shape = self.space.image_shape
         self.num_classes = metadata.num_classes
         self.class_names = getattr(metadata, "class_names", None)
         self.can_be_guided = can_be_guided(metadata)
@@ -194,7 +206,7 @@ class Pipeline:
             guidance=config.model.eval_guidance,
             guidance_interval=config.model.eval_guidance_interval,
         )
-        self._model = make_model(config.model, self.image_shape, self.num_classes)
+        self._model = make_model(config.model, self.space.shape, self.num_classes)
         self._process = dict(schedule=eval_schedule(config.model), logvar_type=config.model.logvar_type)
         self._mesh = data_mesh()
         self._parallel = config.train.parallel
@@ -228,7 +240,7 @@ class Pipeline:
           InputError: for options that are out of range or do not fit the model, or labels that do not fit.
         """
         batches = self.stream(key, _first(num_samples), labels, **options)
-        return np.concatenate([to_uint8(x) for x in batches])
+        return np.concatenate([self.to_uint8(x) for x in batches])
 
     def stream(
         self, key: Keys, index: Int[np.ndarray, "n"], labels: Integer[Array, "_"] | None = None, **options: Any
@@ -242,7 +254,8 @@ class Pipeline:
           **options: see `SamplingOptions`.
 
         Returns:
-          An iterator over float32 images as from `from_noise`, in batches of batch_size; the last may be smaller.
+          An iterator over x as from `from_noise`, in batches of batch_size; the last may be smaller. `to_uint8`
+          converts a batch to images.
 
         Raises:
           InputError: see `sample`; before any image is generated.
@@ -257,22 +270,22 @@ class Pipeline:
         key: Keys | None = None,
         **options: Any,
     ) -> Float[np.ndarray, "n height width channels"]:
-        """Generate images from noise of your own.
+        """Generate x from noise of your own: images, or latents for `decode`.
 
         Args:
-          z: standard normal noise, `[n, height, width, channels]`.
+          z: standard normal noise, `[n, height, width, channels]`, of the shape `space.shape`.
           labels: the class of each image, for a class-conditional model; by default 0, 1, 2, ... in turn.
           key: random key for samplers that add noise at every step. The noise of image j depends on the key and on j.
           **options: see `SamplingOptions`.
 
         Returns:
-          float32 images, `[n, height, width, channels]`, in [-1, 1] up to rounding if x is clipped. `to_uint8` converts
-          them to pixels.
+          x, float32 of the shape of z; images are in [-1, 1] up to rounding if x is clipped. `to_uint8` converts x to
+          images of pixels.
 
         Raises:
           InputError: see `sample`; also for z of another shape, or a missing key.
         """
-        _check_images(z, self.image_shape)
+        _check_noise(z, self.space.shape)
         z = np.asarray(z, np.float32)
         batches = self._batches(lambda rows: z[rows], _first(len(z)), labels, key, self._options(options))
         return np.concatenate(list(batches))
@@ -296,7 +309,41 @@ class Pipeline:
         batches = self._batches(
             lambda rows: self._noise(key, index[rows]), index, labels, key, options, trajectory=True
         )
-        return np.concatenate([to_uint8(xs) for xs in batches]).swapaxes(0, 1)
+        steps = [self.to_uint8(xs.reshape(-1, *self.space.shape)) for xs in batches]
+        return np.concatenate(steps).reshape(num_samples, -1, *self.image_shape).swapaxes(0, 1)
+
+    def decode(self, x: Float[Array, "n x_height x_width x_channels"]) -> Float[np.ndarray, "n height width channels"]:
+        """Return the images of x, float32, about in [-1, 1] and not clipped; for a model of pixels, x itself.
+
+        An autoencoder computes batches of its own, and images with a side above 1024 in tiles; see
+        `networks.autoencoder.make_functions`. Its first call reads it.
+
+        Args:
+          x: `[n, *space.shape]`, such as `from_noise` returns. Latents may also have other sides.
+        """
+        if self.space.is_pixels:
+            return np.asarray(x)
+        height, width, _ = self.image_shape
+        rows = max(1, DECODED_PIXELS // (height * width))
+        starts = range(0, len(x), rows)
+        return np.concatenate([np.asarray(self.space.decode(jnp.asarray(x[i : i + rows]))) for i in starts])
+
+    def encode(
+        self, images: Shaped[Array, "n height width channels"]
+    ) -> Float[np.ndarray, "n x_height x_width x_channels"]:
+        """Return the x of images; of an autoencoder, that of the mean latents.
+
+        Args:
+          images: uint8, or float in [-1, 1], `[n, height, width, channels]`.
+        """
+        images = jnp.asarray(images)
+        return np.asarray(self.space.encode(from_uint8(images) if images.dtype == jnp.uint8 else images))
+
+    def to_uint8(
+        self, x: Float[Array, "n x_height x_width x_channels"]
+    ) -> UInt8[np.ndarray, "n height width channels"]:
+        """Return the images of x as uint8 pixels, 0 to 255; see `decode`."""
+        return to_uint8(self.decode(x))
 
     def denoiser(
         self,
@@ -327,7 +374,7 @@ class Pipeline:
         weights = self._check_guidance(options.guidance, () if labels is None else labels.shape)
         denoise = _compiled_denoiser(
             model=self._model,
-            image_shape=self.image_shape,
+            shape=self.space.shape,
             num_classes=self.num_classes,
             clip_x=options.clip,
             guidance_interval=options.guidance_interval,
@@ -351,8 +398,8 @@ class Pipeline:
           guidance_interval: see `SamplingOptions`.
 
         Returns:
-          `(fn, params)`. `fn(params, z, *, key, num_steps, labels, guidance)` returns float32 images as `from_noise`
-          does; see `PureSampler`. It computes the samples of `sample` from z = start_noise(key, index, image_shape) and
+          `(fn, params)`. `fn(params, z, *, key, num_steps, labels, guidance)` returns x as `from_noise` does; see
+          `PureSampler`. It computes the samples of `sample` from z = start_noise(key, index, space.shape) and
           key=step_keys(key, index).
 
         Raises:
@@ -373,6 +420,7 @@ class Pipeline:
                 f"guidance_interval={options.guidance_interval} needs a model that takes the weight 0; this student's "
                 f"weights are at least {low}. Omit guidance_interval."
             )
+        check_clip(options.clip, self.space, "clip")
         return options
 
     def _pure_sampler(self, options: SamplingOptions) -> PureSampler:
@@ -444,7 +492,7 @@ class Pipeline:
         )
 
     def _noise(self, key: Keys, index: np.ndarray) -> np.ndarray:
-        return np.asarray(start_noise(key, index, self.image_shape))
+        return np.asarray(start_noise(key, index, self.space.shape))
 
     def _unplaced_params(self) -> Params:
         """Return the parameters bound to no device, so that a program can use them wherever its other arrays are."""
@@ -498,30 +546,45 @@ def can_be_guided(metadata: ModelInfo) -> bool:
     return metadata.num_classes > 1 and (takes_weights or metadata.config.train.label_dropout > 0)
 
 
-def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Convert pixels from [-1, 1] to 0 to 255; pixels beyond are clipped.
+def space_of(metadata: ModelInfo) -> Space:
+    """Return the space that a model works in. An autoencoder is read when it is first needed."""
+    image_shape = tuple(metadata.image_shape)
+    info = getattr(metadata, "autoencoder", None)
+    if info is None:
+        return pixels(image_shape)
+    return load_space(metadata.autoencoder_path, metadata.config.autoencoder.dtype, info, image_shape)
 
-    >>> to_uint8(np.array([-1.0, 0.0, 1.0, 1.5])).tolist()
-    [0, 128, 255, 255]
+
+def check_clip(clip: bool, space: Space, field: str) -> None:
+    """Raise an InputError if x is clipped to [-1, 1] in a space where it is not bounded.
+
+    Args:
+      clip: whether x is clipped.
+      space: of the model.
+      field: what sets `clip`, for the message.
     """
-    return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    if clip and not space.is_pixels:
+        raise InputError(
+            f"{field}=True clips x to [-1, 1], and latents of the autoencoder {space.name!r} go beyond. Set "
+            f"{field}=False."
+        )
 
 
-@functools.partial(jax.jit, static_argnames="image_shape")
+@functools.partial(jax.jit, static_argnames="shape")
 def start_noise(
-    key: Keys, index: Int[Array, "n"], image_shape: tuple[int, int, int]
+    key: Keys, index: Int[Array, "n"], shape: tuple[int, int, int]
 ) -> Float[jax.Array, "n height width channels"]:
     """Return the standard normal noise that samples of a key start from, one per example.
 
     Args:
       key: `jax.random.key(seed)`.
       index: which samples.
-      image_shape: (height, width, channels).
+      shape: (height, width, channels) of what is diffused.
 
     >>> start_noise(jax.random.key(0), np.arange(4, dtype=np.int32), (8, 8, 1)).shape
     (4, 8, 8, 1)
     """
-    return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(_sample_keys(key, index)[:, 0])
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(_sample_keys(key, index)[:, 0])
 
 
 def step_keys(key: Keys, index: Int[Array, "n"]) -> Keys:
@@ -548,9 +611,9 @@ def _first(num_samples: int) -> np.ndarray:
     return np.arange(num_samples, dtype=np.int32)
 
 
-def _check_images(z: Array, image_shape: tuple[int, int, int]) -> None:
-    if np.ndim(z) != 4 or np.shape(z)[1:] != image_shape or len(z) < 1:
-        expected = ", ".join(map(str, ("n", *image_shape)))
+def _check_noise(z: Array, shape: tuple[int, int, int]) -> None:
+    if np.ndim(z) != 4 or np.shape(z)[1:] != shape or len(z) < 1:
+        expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"z must be noisy images of shape [{expected}], at least one; got {list(np.shape(z))}.")
 
 
@@ -582,9 +645,9 @@ def _compiled_denoiser(**settings) -> Callable[..., Prediction]:
 
 
 def _denoise(
-    params, labels, guidance, z, logsnr, *, model, image_shape, num_classes, clip_x, guidance_interval
+    params, labels, guidance, z, logsnr, *, model, shape, num_classes, clip_x, guidance_interval
 ):  # fmt: skip
-    _check_images(z, image_shape)
+    _check_noise(z, shape)
     if labels is None:
         labels = jnp.arange(len(z)) % num_classes
     elif len(labels) != len(z):

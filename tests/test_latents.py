@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.latents import AutoencoderInfo, latent_space, pixels
+from diffusion_distillation.latents import AutoencoderInfo, in_tiles, latent_space, pixels
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 8, 12, 2)).astype(np.float32)
 NUMBERS = dict(name="halves", fingerprint="0123", image_channels=2, latent_channels=2, downsampling=2)
@@ -79,3 +79,17 @@ def test_latents_of_another_autoencoder_are_refused():
     space(1.0, 0.0).check_fingerprint("0123", "latents/imagenet")
     with pytest.raises(InputError, match=r"latents/imagenet has latents of the autoencoder '4567'; .*'halves', '0123'"):
         space(1.0, 0.0).check_fingerprint("4567", "latents/imagenet")
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 11), (29, 5)])
+def test_tiles_of_a_decoder_that_sees_single_pixels_are_the_whole(size):
+    latents = np.random.default_rng(2).standard_normal((2, *size, 3), np.float32)
+    sizes = set()
+
+    def recorded(latents):
+        sizes.add(latents.shape[1:3])
+        return decode(latents)
+
+    np.testing.assert_allclose(in_tiles(recorded, latents, 2, tile=4, overlap=2), decode(latents), rtol=1e-5)
+    [(height, width)] = sizes
+    assert max(height, width) <= 4

@@ -1,6 +1,7 @@
 """The metadata of a model: everything besides the parameters that sampling and teaching need, stored as JSON."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -9,13 +10,17 @@ from ml_collections import ConfigDict
 
 from ..config import resolve, to_share
 from ..errors import InputError
+from ..fields import tuples_for_lists
+from ..latents import AutoencoderInfo, Shape
 from ..networks.model import init_params, make_network
 from ..registry import check_foreign
 from ..runtime.files import parse_json
 from ..shapes import Params
 from .integrity import unseal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PIXELS_VERSION = 1  # of models of pixels, which earlier versions of this package read
+AUTOENCODER = "vae"  # the folder of the autoencoder in the folder of a model to share
 
 
 class NewerFormatError(InputError):
@@ -28,34 +33,47 @@ class Metadata:
 
     Attributes:
       config: the resolved config of the run.
-      image_shape: (height, width, channels).
+      image_shape: (height, width, channels) of the images, which a model of latents decodes.
       num_classes: 1 for an unconditional network.
       num_steps: the sampling steps that a student was distilled for; 0 for a base model, which takes any number.
       step: the updates done. Default: 0.
       class_names: one name per class; None, the default, if the classes have no names.
+      autoencoder: of a model of latents; None, the default, for a model of pixels.
+      autoencoder_path: where the autoencoder is; None without one.
     """
 
     config: ConfigDict
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
     num_classes: int
     num_steps: int
     step: int = 0
     class_names: tuple[str, ...] | None = None
+    autoencoder: AutoencoderInfo | None = None
+    autoencoder_path: str | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """(height, width, channels) of what the network sees: images, or their latents."""
+        return self.image_shape if self.autoencoder is None else self.autoencoder.latent_shape(self.image_shape)
 
     def to_share(self) -> "Metadata":
-        """A copy for other people, without the fields that `config.to_share` removes."""
-        return dataclasses.replace(self, config=to_share(self.config))
+        """A copy for a folder to share, which has the autoencoder too: without what `config.to_share` removes."""
+        path = None if self.autoencoder is None else AUTOENCODER
+        return dataclasses.replace(self, config=to_share(self.config), autoencoder_path=path)
 
     def to_json(self) -> dict[str, Any]:
         """The metadata in JSON's types. The step is not included: checkpoints and archives store it on their own."""
         names = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        info = self.autoencoder
+        latents = {} if info is None else {"autoencoder": dataclasses.asdict(info) | {"path": self.autoencoder_path}}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": PIXELS_VERSION if info is None else FORMAT_VERSION,
             "config": self.config.to_dict(),
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
             "num_steps": self.num_steps,
             **names,
+            **latents,
         }
 
     @classmethod
@@ -73,6 +91,8 @@ class Metadata:
         """
         check_foreign(values["config"], origin)
         names = values.get("class_names")
+        latents = values.get("autoencoder")
+        info, path = (None, None) if latents is None else _autoencoder(latents, origin)
         if names is not None and [type(name) for name in names] != [str] * values["num_classes"]:
             raise ValueError("class_names must be one string per class")
         return cls(
@@ -82,7 +102,18 @@ class Metadata:
             num_steps=values["num_steps"],
             step=step,
             class_names=None if names is None else tuple(names),
+            autoencoder=info,
+            autoencoder_path=path,
         )
+
+
+def _autoencoder(values: dict[str, Any], origin: epath.Path) -> tuple[AutoencoderInfo, str]:
+    """An autoencoder, and its path, which may be relative to the folder of the metadata."""
+    values = tuples_for_lists(values)
+    path = values.pop("path")
+    if "://" not in path and not os.path.isabs(path):
+        path = os.fspath(origin.parent / path)
+    return AutoencoderInfo(**values), path
 
 
 def read_values(checkpoint: epath.Path) -> dict[str, Any]:
@@ -103,9 +134,9 @@ def read_values(checkpoint: epath.Path) -> dict[str, Any]:
 
 def abstract_params(metadata: Metadata) -> Params:
     """The shapes and dtypes of a model's parameters, as a tree of `jax.ShapeDtypeStruct`."""
-    network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
+    network = make_network(metadata.config.model, metadata.shape, metadata.num_classes)
 
     def init() -> Params:
-        return init_params(network, jax.random.key(0), metadata.image_shape, metadata.num_classes)
+        return init_params(network, jax.random.key(0), metadata.shape, metadata.num_classes)
 
     return jax.eval_shape(init)

@@ -163,7 +163,7 @@ def sampler_function(params: Params, metadata: Metadata, options: ExportOptions)
         steps = barrier(jnp.int32(pipeline.num_steps)) if num_steps is None else num_steps
         key = None if seed is None else seed_key(seed)
         if z is None:
-            z = barrier(start_noise(key, index, pipeline.image_shape))
+            z = barrier(start_noise(key, index, pipeline.space.shape))
         keys = step_keys(key, index) if needs_key else None
         x = generate(weights, z, key=keys, num_steps=steps, labels=labels, guidance=guidance)
         return _to_uint8(barrier(x)) if options.output == "uint8" else x

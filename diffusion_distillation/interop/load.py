@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -96,7 +95,7 @@ def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple
     ((16, 256, 256, 3), 0.18215)
     """
     network, params, info = diffusers.autoencoder.read(local_path(path), dtype)
-    return *make_functions(network, jax.device_put(params)), info
+    return *make_functions(network, params), info
 
 
 def local_path(path: epath.PathLike) -> epath.Path:

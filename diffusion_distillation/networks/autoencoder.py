@@ -6,6 +6,7 @@ everything here is unscaled.
 
 - `load(path)` reads a folder of diffusers and returns `encode`, `decode` and `info`. It is
   `interop.load_autoencoder`, which the package binds to this name: readers of files are on a floor above.
+- `load_space` makes the space of an autoencoder that is read when it is first needed.
 - `AutoencoderKL` is the network, for programs of your own.
 - `make_functions` makes `encode` and `decode` of a network and its parameters.
 """
@@ -17,23 +18,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Num
 
 from ..errors import InputError
-from ..latents import Decode, Encode, check_image_shape
+from ..latents import AutoencoderInfo, Decode, Encode, Shape, Space, check_image_shape, in_tiles, latent_space
+from ..runtime.devices import AXIS, replicated
 from ..shapes import Array, Params, at_least_float32
 from .layers import GroupNorm, conv3x3
 from .unet import MAX_BLOCKS, MAX_SIZE, AttentionBlock, ResidualBlock
 
 MAX_LEVELS = 16
-MAX_PIXELS = 2**18  # of the images that are encoded or decoded at once: four of 256x256
+MAX_PIXELS = 2**18  # of the images that a device encodes or decodes at once: four of 256x256
+MAX_SIDE = 1024  # of images that are decoded as a whole
 LOGVAR_RANGE = (-30.0, 20.0)
 
 Images = Float[Array, "batch height width image_channels"]
 Latents = Float[Array, "batch latent_height latent_width latent_channels"]
 AnyImages = Num[Array, "batch height width image_channels"]  # before the check that they are floats
 AnyLatents = Num[Array, "batch latent_height latent_width latent_channels"]
+
+load: Callable[..., tuple[Encode, Decode, AutoencoderInfo]]  # bound by the package
 
 
 class AutoencoderKL(nn.Module):
@@ -246,17 +253,55 @@ class Decoder(_Half):
         return self._head(h)
 
 
+def load_space(path: str, dtype: str, info: AutoencoderInfo, image_shape: Shape) -> Space:
+    """Return the space of an autoencoder, which is read when something is first encoded or decoded.
+
+    All spaces of one autoencoder share it.
+
+    Args:
+      path: the folder or the URL of the autoencoder; see `load`.
+      dtype: type of the activations; see `load`.
+      info: what is known of the autoencoder.
+      image_shape: (height, width, channels).
+
+    Raises:
+      InputError: if the autoencoder does not take such images. By `encode` and `decode`: if there is no autoencoder at
+        the path, or another one.
+    """
+
+    def encode(images: AnyImages) -> tuple[Latents, Latents]:
+        return _load_checked(path, dtype, info.fingerprint)[0](images)
+
+    def decode(latents: AnyLatents) -> Images:
+        return _load_checked(path, dtype, info.fingerprint)[1](latents)
+
+    return latent_space(encode, decode, info, image_shape)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_checked(path: str, dtype: str, fingerprint: str) -> tuple[Encode, Decode]:
+    with jax.ensure_compile_time_eval():  # the first call may be traced
+        encode, decode, info = load(path, dtype=dtype)
+    if info.fingerprint != fingerprint:
+        raise InputError(
+            f"The autoencoder {path!r} changed: its fingerprint is {info.fingerprint!r}, and the model works with "
+            f"latents of {fingerprint!r}. Restore the autoencoder, or point config.autoencoder.path to a copy of it."
+        )
+    return encode, decode
+
+
 def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = MAX_PIXELS) -> tuple[Encode, Decode]:
     """Return `encode(images) -> (mean, std)` and `decode(latents) -> images` of a network and its parameters.
 
-    Both are compiled, once per shape, and return float32 arrays or wider. Large batches are computed part by part, so
-    that memory does not grow with them, but for the results. Inside a program of yours, such as under `jax.jit` or
-    `jax.grad`, a batch is computed as a whole.
+    Both are compiled, once per shape, and return float32 arrays or wider. All devices of this process share the batch.
+    Large batches are computed part by part, and images with a side above MAX_SIDE are decoded in tiles of this side,
+    which overlap by a quarter and are blended. So memory does not grow with either, but for the results. Inside a
+    program of yours, such as under `jax.jit` or `jax.grad`, a batch is computed as a whole.
 
     Args:
       network: the network.
       params: its parameters.
-      max_pixels: pixels of all images of a part together. A part is one image at least.
+      max_pixels: pixels of all images of a part together, on each device. A part is one image per device at least.
 
     Raises:
       InputError: by the functions, if the shape or the type of their argument does not fit.
@@ -270,30 +315,49 @@ def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = 
     ((2, 8, 12, 4), (2, 16, 24, 3))
     """
     apply = jax.jit(network.apply, static_argnames="method")
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    by_rows = NamedSharding(mesh, PartitionSpec(AXIS))
+    on_all = jax.device_put(params, replicated(mesh))
+    on_first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, on_all)
 
     def run(method, x, pixels_per_row):
+        if isinstance(x, jax.core.Tracer):
+            return apply({"params": params}, x, method=method)
         size = max(1, max_pixels // max(1, pixels_per_row))
-        return _in_parts(lambda rows: apply({"params": params}, rows, method=method), x, size)
+        if len(x) < mesh.size:  # one device computes small batches, which need no filling up
+            return _in_parts(lambda rows: apply({"params": on_first}, rows, method=method), x, min(size, len(x)))
+
+        def compute(rows):
+            return apply({"params": on_all}, jax.device_put(rows, by_rows), method=method)
+
+        return _in_parts(compute, x, mesh.size * min(size, -(-len(x) // mesh.size)))
 
     def encode(images: AnyImages) -> tuple[Latents, Latents]:
         return run("encode", images, math.prod(images.shape[1:3]))
 
-    def decode(latents: AnyLatents) -> Images:
+    def decode_whole(latents: AnyLatents) -> Images:
         return run("decode", latents, network.downsampling**2 * math.prod(latents.shape[1:3]))
+
+    def decode(latents: AnyLatents) -> Images:
+        tile = max(1, MAX_SIDE // network.downsampling)
+        if isinstance(latents, jax.core.Tracer) or max(latents.shape[1:3]) <= tile:
+            return decode_whole(latents)
+        return jnp.asarray(in_tiles(decode_whole, latents, network.downsampling, tile=tile, overlap=tile // 4))
 
     return encode, decode
 
 
 def _in_parts(compute: Callable[[Array], Any], x: Array, size: int) -> Any:
-    """Compute independent rows in parts of `size` rows; traced rows all at once."""
-    if isinstance(x, jax.core.Tracer) or len(x) <= size:
-        return compute(x)
-    starts = range(0, len(x) - size + 1, size)
-    # Wait for each part: parts that are computed at the same time would need memory at the same time.
-    parts = [jax.block_until_ready(compute(x[start : start + size])) for start in starts]
-    if rest := len(x) % size:  # the last rows, in a part of the same size, which needs no other program
-        parts.append(jax.tree.map(lambda rows: rows[-rest:], compute(x[-size:])))
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+    """Compute independent rows in parts of `size` rows. The last part is filled up: it needs no other program."""
+    parts = []
+    for start in range(0, len(x), size):
+        rows = x[start : start + size]
+        count = len(rows)
+        filled = rows if count == size else jnp.concatenate([rows, jnp.repeat(rows[-1:], size - count, axis=0)])
+        # Wait for each part: parts that are computed at the same time would need memory at the same time.
+        part = jax.block_until_ready(compute(filled))
+        parts.append(part if count == size else jax.tree.map(lambda rows, count=count: rows[:count], part))
+    return jax.tree.map(lambda *rows: rows[0] if len(rows) == 1 else jnp.concatenate(rows), *parts)
 
 
 def _check_float(x: Array, what: str, hint: str) -> None:

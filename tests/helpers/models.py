@@ -43,9 +43,9 @@ def make_model(num_classes=3, num_steps=0, parallel="jit", label_dropout=0.0, gu
 
 
 @functools.cache
-def random_params(network, num_classes):
+def random_params(network, num_classes, shape=SHAPE):
     """Random parameters. No layer is zero, as some are after initialization."""
-    params, rng = init_params(network, jax.random.key(0), SHAPE, num_classes), np.random.default_rng(0)
+    params, rng = init_params(network, jax.random.key(0), shape, num_classes), np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
 
 

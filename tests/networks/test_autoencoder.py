@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from diffusion_distillation.errors import InputError
+from diffusion_distillation.networks import autoencoder as module
 from diffusion_distillation.networks.autoencoder import AutoencoderKL, make_functions
 
 OPTIONS = dict(channels=(8, 16), num_res_blocks=1, norm_groups=4)
@@ -25,13 +26,17 @@ def random_params(network=NETWORK):
     return jax.tree.unflatten(tree, [rng.normal(0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves])
 
 
-@pytest.mark.parametrize("images_at_once", [1, 2])
-def test_large_batches_in_parts_give_the_same_results(images_at_once):
-    """Of five images, parts of two leave a rest."""
+def test_large_batches_in_parts_give_the_same_results():
+    """Parts of 2 images on one device, and of 8 on 8 devices. The last part is not full."""
     whole = make_functions(NETWORK, random_params())
-    parts = make_functions(NETWORK, random_params(), max_pixels=96 * images_at_once + 95)
-    for one, many, x in zip(whole, parts, (IMAGES, LATENTS), strict=True):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), many(x), one(x))
+    parts = make_functions(NETWORK, random_params(), max_pixels=2 * 96)
+    parts_on_all = make_functions(NETWORK, random_params(), max_pixels=96)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    for one, some, many, x in zip(whole, parts, parts_on_all, (IMAGES, LATENTS), strict=True):
+        expected = one(x)
+        jax.tree.map(assert_close, some(x), expected)
+        twice = many(np.concatenate([x, x]))
+        jax.tree.map(lambda got, expected: assert_close(got[5:], expected), twice, expected)
 
 
 def test_parts_bound_the_images_that_are_computed_at_once():
@@ -49,6 +54,18 @@ def test_parts_bound_the_images_that_are_computed_at_once():
     encode, decode = make_functions(Recorder(**OPTIONS), random_params(), max_pixels=2 * 96)
     assert encode(IMAGES)[0].shape == LATENTS.shape and decode(LATENTS).shape == IMAGES.shape
     assert sizes == [2, 2]  # one program each
+
+
+def test_large_images_are_decoded_in_tiles(monkeypatch):
+    """Far from the borders of tiles, pixels are those of the whole, but for what norms and attention see."""
+    network = NETWORK.clone(attn_stages=())
+    params = jax.tree.map(np.copy, random_params(network))
+    latents = RNG.standard_normal((2, 12, 20, 4), np.float32)
+    whole = np.asarray(make_functions(network, params)[1](latents))
+    monkeypatch.setattr(module, "MAX_SIDE", 16)
+    tiled = make_functions(network, params)[1](latents)
+    assert tiled.shape == whole.shape == (2, 24, 40, 3)
+    assert np.corrcoef(np.ravel(tiled), whole.ravel())[0, 1] > 0.9
 
 
 def test_encode_and_decode_work_inside_transformations(strict):
