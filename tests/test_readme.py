@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion_distillation import config
+from diffusion_distillation.methods import ladder_rungs
+from diffusion_distillation.networks.model import train_schedule
 from diffusion_distillation.pretrained import pretrained_folder
 
 TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -49,11 +51,21 @@ def test_the_first_example_samples_images():
     assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
 
 
+def test_the_ladder_of_an_edm_model_has_the_times_of_its_teacher():
+    [ladder], names = blocks_with("paper_ladder(load"), {}
+    exec(ladder.replace("configs/", f"{ROOT}/configs/"), names)
+    ladder = names["get_config"]()
+    ladder.distillation.teacher_checkpoint_path = "runs/cifar_edm/base"
+    ladder = config.resolve(ladder)
+    assert ladder_rungs(ladder)[-1] == (2, 1) and train_schedule(ladder.model).grids_nest
+
+
 def test_every_block_of_code_is_run_by_a_test():
     elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
     elsewhere += blocks_with("def mixed")  # test_own_parts.py
     elsewhere += blocks_with("autoencoder.load")  # test_diffusers_autoencoder.py
-    run_here = [block for name in ("two_step_target", "edm_denoiser", "from_checkpoint") for block in blocks_with(name)]
+    names = ("two_step_target", "edm_denoiser", "from_checkpoint", "paper_ladder(load")
+    run_here = [block for name in names for block in blocks_with(name)]
     assert sorted(elsewhere + run_here) == sorted(BLOCKS)
 
 

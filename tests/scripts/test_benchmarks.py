@@ -30,6 +30,13 @@ def test_the_checkpoint_benchmark_prints_seconds_per_step(tmp_path):
     assert re.search(rf"^A state of \d+ MB: {seconds} per step, {seconds} during a save", printed, re.MULTILINE)
 
 
+def test_the_change_of_targets_by_a_teacher_in_bfloat16_is_printed():
+    printed = call("benchmarks/teacher_dtype", "--checkpoint=digits", "--steps=8,1", "--num_images=16")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+)% \| ([\d.]+)% \|$", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ["8", "1"]
+    assert all(0.03 < float(change) < 3 for row in rows for change in row[1:])  # bfloat16 rounds by up to 0.4%
+
+
 class OnAccelerator:
     """Stands in for an accelerator that does a million steps per call."""
 
