@@ -454,12 +454,25 @@ def _fields_of(config: ConfigDict) -> dict:
 
 def _make_paths_absolute(config: ConfigDict) -> None:
     """Make the local paths of a config absolute, whether or not they exist yet."""
+    _change_paths(config, absolute_path)
 
-    def absolute(value: str) -> str:
-        path = Path(value).expanduser()
-        return value if value in PRETRAINED and not path.exists() else str(path.absolute())
 
-    _change_paths(config, absolute)
+def absolute_path(value: str) -> str:
+    """Make a path absolute, unless it is a URL or the name of a packaged model.
+
+    >>> absolute_path("gs://bucket/run"), absolute_path("digits")
+    ('gs://bucket/run', 'digits')
+    """
+    path = Path(value).expanduser()
+    return value if "://" in value or (value in PRETRAINED and not path.exists()) else str(path.absolute())
+
+
+def dataset_of(config: ConfigDict) -> dict[str, Any]:
+    """Return the `name` and the `args` of the images in a config, with absolute paths and without `randflip`."""
+    dataset = ConfigDict({"dataset": config.dataset.to_dict()})
+    _make_paths_absolute(dataset)
+    args = {name: value for name, value in dataset.dataset.args.items() if name != "randflip"}
+    return {"name": dataset.dataset.name, "args": args}
 
 
 def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:

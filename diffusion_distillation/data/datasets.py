@@ -14,6 +14,7 @@ from ..errors import InputError, did_you_mean
 from ..registry import check_arguments, look_up
 from .cache import cached_source
 from .image_folder import image_folder
+from .latents import latent_folder
 from .letters import letters
 from .source import ArraySource, Source, source_problem
 from .tfds import cifar10, imagenet, lsun, stanford_cars, tfds_dataset
@@ -70,6 +71,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "StanfordCars": stanford_cars,
     "TFDS": tfds_dataset,
     "ImageFolder": image_folder,
+    "Latents": latent_folder,
 }
 
 

@@ -269,7 +269,7 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
 
     def refuse(holder: str) -> None:
         raise InputError(
-            f"Another process works in {str(workdir)!r} ({holder}). Wait for it, stop it, or pass another --workdir."
+            f"Another process works in {str(workdir)!r} ({holder}). Wait for it, stop it, or choose another folder."
         ) from None
 
     try:

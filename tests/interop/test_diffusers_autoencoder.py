@@ -8,30 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.autoencoders import GOLDEN, write_golden
 from helpers.diffusers_peer import needs_peer, peer, relative
 from helpers.runs import ROOT
 from helpers.torch_format import Call, of_torch, saved_by_torch
-from peers import seeded
 
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.interop import diffusers
 from diffusion_distillation.networks import autoencoder
 from diffusion_distillation.runtime.files import as_path
 
-GOLDEN = ROOT / "tests" / "golden"
-DESCRIBED = json.loads((GOLDEN / "autoencoder.json").read_text())
-ARRAYS = np.load(GOLDEN / "autoencoder.npz")
-CONFIG, WEIGHTS = diffusers.autoencoder.CONFIG, diffusers.WEIGHTS
-
-
-def written(folder, name="sd1", **changes):
-    """Write an autoencoder with golden numbers, with changes to its config. Returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    described = DESCRIBED[name]
-    config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.42.1"} | described["config"] | changes
-    (folder / CONFIG).write_text(json.dumps(config))
-    safetensors.numpy.save_file(seeded.unet_weights(described["shapes"]), folder / WEIGHTS)
-    return folder
+ARRAYS = np.load(ROOT / "tests" / "golden" / "autoencoder.npz")
+WEIGHTS = diffusers.WEIGHTS
 
 
 def errors(path, expected):
@@ -42,10 +30,10 @@ def errors(path, expected):
     return {name: relative(array, expected[name]) for name, array in got.items()}
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_encode_and_decode_match_golden_numbers(name, tmp_path, optimized):
     expected = {key.removeprefix(f"{name}_"): ARRAYS[key] for key in ARRAYS.files if key.startswith(f"{name}_")}
-    assert max(errors(written(tmp_path, name), expected).values()) < 1e-5
+    assert max(errors(write_golden(tmp_path, name), expected).values()) < 1e-5
 
 
 @needs_peer
@@ -60,7 +48,7 @@ def test_encode_and_decode_match_diffusers(name, tmp_path, optimized):
 def test_the_example_of_the_docs_reconstructs_what_decode_and_encode_give(tmp_path):
     page = (ROOT / "docs" / "models_from_elsewhere.md").read_text()
     [block] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "autoencoder.load" in block]
-    path = written(tmp_path, "sd3")
+    path = write_golden(tmp_path, "sd3")
     names = {"images": np.zeros((2, 16, 16, 3), np.float32)}
     exec(block.replace("path/to/stable-diffusion/vae", str(path)), names)
     encode, decode, info = autoencoder.load(path)
@@ -70,7 +58,7 @@ def test_the_example_of_the_docs_reconstructs_what_decode_and_encode_give(tmp_pa
 
 
 def test_info_says_what_a_diffusion_model_needs(tmp_path):
-    _, _, info = autoencoder.load(written(tmp_path / "flux" / "vae", "sd3"))
+    _, _, info = autoencoder.load(write_golden(tmp_path / "flux" / "vae", "sd3"))
     assert (info.scale, info.shift, info.latent_channels, info.downsampling) == (1.5305, 0.0609, 16, 2)
     assert (info.name, info.image_channels) == ("flux/vae", 3)
     assert info.latent_shape((16, 24, 3)) == (8, 12, 16)
@@ -79,7 +67,7 @@ def test_info_says_what_a_diffusion_model_needs(tmp_path):
 def test_scale_and_shift_may_be_per_channel(tmp_path):
     """As the pipelines of diffusers use such files: latents are scaled by scaling_factor / std after the mean."""
     changes = dict(latents_mean=[1, 2, 3, 4.5], latents_std=[1.0, 2.0, 4.0, 0.5], scaling_factor=0.5)
-    _, _, info = autoencoder.load(written(tmp_path, **changes))
+    _, _, info = autoencoder.load(write_golden(tmp_path, **changes))
     assert info.shift == (1.0, 2.0, 3.0, 4.5) and info.scale == (0.5, 0.25, 0.125, 1.0)
 
 
@@ -87,17 +75,17 @@ def test_the_fingerprint_depends_on_parameters_and_architecture_alone(tmp_path):
     def fingerprint(path, **options):
         return autoencoder.load(path, **options)[2].fingerprint
 
-    first = fingerprint(written(tmp_path / "a"))
-    assert fingerprint(written(tmp_path / "b", scaling_factor=2.0, force_upcast=False), dtype="bfloat16") == first
-    assert fingerprint(written(tmp_path / "b", norm_num_groups=2)) != first
+    first = fingerprint(write_golden(tmp_path / "a"))
+    assert fingerprint(write_golden(tmp_path / "b", scaling_factor=2.0, force_upcast=False), dtype="bfloat16") == first
+    assert fingerprint(write_golden(tmp_path / "b", norm_num_groups=2)) != first
     arrays = safetensors.numpy.load_file(tmp_path / "b" / WEIGHTS)
     arrays["decoder.conv_out.bias"][0] += 1e-6
-    safetensors.numpy.save_file(arrays, written(tmp_path / "b") / WEIGHTS)
+    safetensors.numpy.save_file(arrays, write_golden(tmp_path / "b") / WEIGHTS)
     assert fingerprint(tmp_path / "b") != first
 
 
 def test_the_folder_of_a_pipeline_has_the_autoencoder_in_vae(tmp_path):
-    written(tmp_path / "vae")
+    write_golden(tmp_path / "vae")
     (tmp_path / diffusers.PIPELINE).write_text('{"_class_name": "StableDiffusionPipeline"}')
     assert autoencoder.load(tmp_path)[2] == autoencoder.load(tmp_path / "vae")[2]
 
@@ -110,7 +98,7 @@ def params(folder):
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_weights_are_read_in_every_format_and_type(tmp_path, suffix, dtype):
     """The variant is of this type, and the weights without a variant, which are preferred, hold the same numbers."""
-    arrays = safetensors.numpy.load_file(written(tmp_path) / WEIGHTS)
+    arrays = safetensors.numpy.load_file(write_golden(tmp_path) / WEIGHTS)
     (tmp_path / WEIGHTS).unlink()
     save = safetensors.numpy.save if suffix == "safetensors" else saved_by_torch
     arrays = {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()}
@@ -123,7 +111,7 @@ def test_weights_are_read_in_every_format_and_type(tmp_path, suffix, dtype):
 
 
 def test_weights_in_several_files_are_read(tmp_path):
-    expected = params(written(tmp_path))
+    expected = params(write_golden(tmp_path))
     arrays = list(safetensors.numpy.load_file(tmp_path / WEIGHTS).items())
     (tmp_path / WEIGHTS).unlink()
     places = {}
@@ -142,7 +130,7 @@ def test_weights_in_several_files_are_read(tmp_path):
 
 
 def test_old_names_of_attention_are_read(tmp_path):
-    expected = params(written(tmp_path))
+    expected = params(write_golden(tmp_path))
     arrays = safetensors.numpy.load_file(tmp_path / WEIGHTS)
     for older, newer in diffusers.OLD_NAMES.items():
         arrays = {name.replace(newer, older): array for name, array in arrays.items()}
@@ -152,7 +140,7 @@ def test_old_names_of_attention_are_read(tmp_path):
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
-    arrays = safetensors.numpy.load_file(written(tmp_path) / WEIGHTS)
+    arrays = safetensors.numpy.load_file(write_golden(tmp_path) / WEIGHTS)
     (tmp_path / WEIGHTS).unlink()
     harm = Call(of_torch("os", "mkdir"), str(tmp_path / "harm"))
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(saved_by_torch(arrays, harm=harm))
@@ -190,13 +178,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
 )
 def test_an_unsupported_config_is_refused(changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        params(written(tmp_path, **changes))
+        params(write_golden(tmp_path, **changes))
 
 
 def test_a_folder_without_an_autoencoder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"There is no .*config.json', nor vae/config.json beside it"):
         autoencoder.load(tmp_path)
-    (written(tmp_path) / WEIGHTS).unlink()
+    (write_golden(tmp_path) / WEIGHTS).unlink()
     with pytest.raises(InputError, match=r"There is no .*diffusion_pytorch_model.safetensors', nor"):
         autoencoder.load(tmp_path)
     with pytest.raises(InputError, match="dtype='float8' must be one of"):
@@ -207,7 +195,7 @@ def test_an_autoencoder_that_must_not_overflow_computes_in_float32_whatever_is_a
     images = ARRAYS["sd1_images"]
 
     def mean(**changes):
-        encode, _, _ = autoencoder.load(written(tmp_path, **changes), dtype="bfloat16")
+        encode, _, _ = autoencoder.load(write_golden(tmp_path, **changes), dtype="bfloat16")
         return np.asarray(encode(images)[0])
 
     assert relative(mean(force_upcast=True), ARRAYS["sd1_mean"]) < 1e-5

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.autoencoders import write_golden
 from helpers.runs import (
     AFFINE,
     OWN_PARTS,
@@ -22,6 +23,8 @@ from helpers.runs import (
     steps_saved,
     wait_until,
 )
+
+from diffusion_distillation.data import load_source
 
 BASE = [
     "--config=configs/digits_base.py",
@@ -138,8 +141,12 @@ def printed(folder, drifting):
             if later > step:
                 shutil.rmtree(folder / "resumed" / "checkpoints" / str(later))
 
+    def encode(name):
+        vae = write_golden(folder / "vae", "attention")
+        return ["encode_data", "--config=configs/digits_base.py", f"--autoencoder={vae}", f"--out={folder / name}"]
+
     first = [["train", *BASE, f"--workdir={folder / 'alone'}"], ["train", *SMALL, f"--workdir={small}"]]
-    do([*first, ladder("ladder"), resume], 1, 1, folder / "log of one")
+    do([*first, ladder("ladder"), resume, encode("latents")], 1, 1, folder / "log of one")
     printed, by_one = {}, []
     for (processes, devices), ways in WAYS.items():
         commands = []
@@ -151,6 +158,7 @@ def printed(folder, drifting):
             by_one.append(sample(workdir, "alone"))
         if (processes, devices) == (2, 1):
             commands += [ladder("ladder of two"), ["train", *SMALL, *MEASURED, f"--workdir={folder / 'measured'}"]]
+            commands.append(encode("latents of two"))
         else:
             go_back_to(RESUMED_AT[processes, devices])
             commands.append(resume)
@@ -197,6 +205,15 @@ def test_two_processes_distill_and_report_like_one(folder, printed):
     for one, two in zip(*figures, strict=True):
         numbers = ([value["value"] for value in row["values"]] for row in (one, two))
         assert next(numbers) == pytest.approx(next(numbers), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_encode_like_one(folder, printed):
+    one, two = (load_source("Latents", path=str(folder / name)) for name in ("latents", "latents of two"))
+    every = np.arange(len(one))
+    np.testing.assert_array_equal(one[every]["label"], two[every]["label"])
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(one[every][name], two[every][name], rtol=1e-3)
 
 
 @pytest.mark.slow
