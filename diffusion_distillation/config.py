@@ -41,7 +41,8 @@ from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
 from .schedules import get_logsnr_schedule
 
 # One line per field, in the notation of `fields`: its default, or its type if every config must set it, or its allowed
-# values. The fields of a Free section are checked by the function that receives them.
+# values. The fields of a Free section are checked by the function that receives them. docs/tables.py takes the meaning
+# of a field from the comment on its line or above it.
 FIELDS = {
     "seed": 0,  # determines everything random in a run
     "dataset": {
@@ -54,7 +55,7 @@ FIELDS = {
         "path": OrNone(str),  # a folder of diffusers with an AutoencoderKL
         "dtype": OneOf(("float32", "bfloat16")),  # of activations
     },
-    "sampler": one_of("ddim", SAMPLERS),
+    "sampler": one_of("ddim", SAMPLERS),  # generates samples, see `sampling.SAMPLERS`
     "model": {
         "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
         "args": attributes_of(NETWORKS["unet_iddpm"], omit=SET_BY_CONFIG),  # attributes of the network; see its class
@@ -63,14 +64,14 @@ FIELDS = {
         "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
         "sigma_min": 0.002,  # smallest noise level, for mean_type 'consistency'
         "guidance_channels": OrNone(int),  # guide only the first n channels of the output; None for all
-        "logvar_type": "fixed_large",  # fixed_small, fixed_large or fixed_medium:f
-        "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),
+        "logvar_type": "fixed_large",  # variance of ancestral sampling: fixed_small, fixed_large or fixed_medium:f
+        "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),  # weight of the loss, see `losses.training_loss`
         "train_num_steps": 0,  # N, for base training at the times i / N; 0 for continuous time
         "train_times": Free(name="uniform"),  # of base training in continuous time, see `methods.base.TRAINING_TIMES`
-        "eval_sampling_num_steps": 1024,
-        "train_logsnr_schedule": Free(name="cosine"),  # see `schedules`
-        "eval_logsnr_schedule": Free(name="cosine"),
-        "eval_clip_denoised": True,
+        "eval_sampling_num_steps": 1024,  # sampling steps of a base model
+        "train_logsnr_schedule": Free(name="cosine"),  # noise schedule of training, see `schedules`
+        "eval_logsnr_schedule": Free(name="cosine"),  # noise schedule of sampling
+        "eval_clip_denoised": True,  # clip the predicted x to [-1, 1] at each sampling step
         "eval_guidance": 0.0,  # guidance weight of samples, see `Pipeline.sample`; 0 for no guidance
         "eval_guidance_interval": OrNone(tuple),  # log-SNRs between which samples are guided, such as (-4.0, 3.0)
     },
@@ -82,41 +83,40 @@ FIELDS = {
         # jit: one program over all devices; pmap: one program per device, with gradients averaged between devices
         "parallel": OneOf(("jit", "pmap")),
         "shard_state": False,  # with jit, divide optimizer state, EMA and teacher among the devices
-        "optimizer": OneOf(("adam", "momentum", "nesterov")),
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_eps": 1e-8,
-        "optimizer_beta": 0.9,  # of momentum and nesterov
+        "optimizer": OneOf(("adam", "momentum", "nesterov")),  # momentum and nesterov are SGD
+        "adam_beta1": 0.9,  # decay of Adam's mean of gradients
+        "adam_beta2": 0.999,  # decay of Adam's mean of squared gradients
+        "adam_eps": 1e-8,  # added to the square root of Adam's mean of squared gradients
+        "optimizer_beta": 0.9,  # decay of momentum and nesterov
         "label_dropout": 0.0,  # share of images trained without their label, for guidance; usually 0.1
-        "learning_rate": float,
-        "learning_rate_warmup_steps": 0,
-        "learning_rate_anneal_type": OneOf(("none", "linear")),  # linear: down to 0
+        "learning_rate": float,  # after warmup
+        "learning_rate_warmup_steps": 0,  # updates over which the learning rate rises from 0
+        "learning_rate_anneal_type": OneOf(("none", "linear")),  # constant, or linear down to 0
         "learning_rate_anneal_steps": 0,  # updates until the learning rate is 0; 0 for all updates of the training
         "weight_decay": 0.0,  # decoupled, as in AdamW
-        # The average of the parameters, which generates the samples: an EMA with decay ema_decay, 0 for no average. If
-        # ema_decay is None, avg_type decides: 'ema' for an EMA with decay 1 - 1 / avg_steps, 'aa' for the arithmetic
-        # mean since the last multiple of avg_steps.
+        # decay of the EMA of the parameters, which generates the samples; 0 for no average, None for avg_type to decide
         "ema_decay": OrNone(float),
+        # if ema_decay is None: ema, with decay 1 - 1 / avg_steps; or aa, the mean since the last multiple of avg_steps
         "avg_type": OneOf(("none", "ema", "aa")),
-        "avg_steps": 0,
+        "avg_steps": 0,  # updates, for avg_type
         "grad_clip": 1.0,  # largest global norm of a batch's mean gradient
         "substeps": 10,  # updates per call of the compiled program, on accelerators
         "enable_update_skip": True,  # skip updates that are not finite
-        "log_loss_every_steps": 100,
-        "checkpoint_every_secs": 900,
+        "log_loss_every_steps": 100,  # updates between two lines of metrics
+        "checkpoint_every_secs": 900,  # seconds between two checkpoints
         "retain_checkpoint_every_steps": 0,  # never delete the checkpoints at these updates; 0 for none
         "eval_every_steps": 10_000,  # updates between two grids of samples
     },
     "eval": {  # the report of a ladder, and metrics during training
-        "features": ("pixels",),  # of images, for the metrics; see `evaluation.features`
+        "features": ("pixels",),  # what images are compared by; see `evaluation.features`
         "metrics": ("frechet",),  # keys of `evaluation.metrics.METRICS`
         "inception": OrNone(str),  # path of Inception's weights, if not the default one
-        # Updates between two evaluations during training, a multiple of train.eval_every_steps; 0 for none. The run's
-        # folder `best` keeps the best model by the first metric.
+        # updates between two evaluations during training, a multiple of train.eval_every_steps; 0 for none. The run's
+        # folder `best` keeps the best model by the first metric
         "metrics_every_steps": 0,
-        "metrics_num_samples": 1000,  # per evaluation during training
-        "num_samples": 10_000,  # in the report, per model and sampler
-        "batch_size": 500,
+        "metrics_num_samples": 1000,  # samples per evaluation during training
+        "num_samples": 10_000,  # samples per model and sampler in the report
+        "batch_size": 500,  # images to sample at a time
         "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # sampling steps of the undistilled model with DDIM
         "ancestral_num_steps": (16, 64, 256),  # sampling steps of the undistilled model with the ancestral sampler
     },
@@ -132,15 +132,14 @@ DISTILLATION = {
     "rungs": (),  # instead of these two, the sampling steps of the teacher and every student, such as (64, 8, 1)
     "teacher_step": one_of("ddim", SOLVERS),  # solver of the teacher's steps in the first `teacher_step_rungs` rungs
     "teacher_step_rungs": 1,  # the teachers of later rungs are students, which take DDIM steps
-    "addim_variance": 0.1,
-    # Guidance weight of the first teacher, if its students take none; and the log-SNRs between which it is guided.
-    "teacher_guidance": OrNone(float),
-    "teacher_guidance_interval": OrNone(tuple),
+    "addim_variance": 0.1,  # variance of the data around the predicted x, for teacher_step 'addim'
+    "teacher_guidance": OrNone(float),  # guidance weight of the first teacher, if its students take none
+    "teacher_guidance_interval": OrNone(tuple),  # log-SNRs between which this teacher is guided, such as (-4.0, 3.0)
     # bfloat16: hold the teachers' parameters, and compute their activations, in bfloat16; float32: as in their training
     "teacher_dtype": OneOf(("float32", "bfloat16")),
     "args": Free(),  # options of the method: the keyword-only arguments of its function
-    # Overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}. They may
-    # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter.
+    # overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}; they may
+    # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter
     "stages": Free(),
 }
 

@@ -11,14 +11,14 @@ from absl import flags
 
 from diffusion_distillation import cli
 from diffusion_distillation.interop import from_checkpoint
-from diffusion_distillation.keys import MOST_SEED, seed_key
+from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pretrained import PRETRAINED
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime.files import as_path
 
 MODEL = flags.DEFINE_enum("model", "digits", list(PRETRAINED), "The pretrained model.")
 OUT = flags.DEFINE_string("out", None, "The PNG file to save; by default named after the model, such as digits.png.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MOST_SEED)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MAX_SEED)
 GUIDANCE = flags.DEFINE_float("guidance", 2.0, "Guidance weight.")
 PROCESSES = cli.ProcessFlags()
 

@@ -1,26 +1,32 @@
-"""README and the pages of docs/: their code runs, and the paths, links and fields that they name exist."""
+"""README and the pages of docs/: their code and commands work, and the paths, links and fields that they name exist."""
 
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers.runs import ROOT, run
+from helpers.runs import ROOT, main, run
 from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion_distillation import config
+from diffusion_distillation.data.source import source_problem
+from diffusion_distillation.evaluation.metrics import METRICS, Comparison, FeatureSet
 from diffusion_distillation.methods import ladder_rungs
-from diffusion_distillation.networks.model import train_schedule
+from diffusion_distillation.networks.model import make_network, train_schedule
 from diffusion_distillation.pretrained import pretrained_folder
 
 TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
-PAGES = "".join(TEXTS.values())
+PAGES = "".join(text for path, text in TEXTS.items() if path.name != "fields.md")  # docs/tables.py writes it
 LAUNCH = "".join(path.read_text() for path in sorted((ROOT / "scripts" / "launch").iterdir()))
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES, re.DOTALL | re.MULTILINE)  # (language, text)
+BLOCKS = [text for language, text in FENCED if language == "python"]
+SHELL = "".join(text for language, text in FENCED if not language).replace("\\\n", " ")
+COMMANDS = sorted(set(re.findall(r"\bdiffusion_distillation ([a-z_]+)([^\n&>]*)", SHELL)))
 INTERNAL = ("__main__", "cli", "hooks", "report", "runtime", "studies", "version")
 
 
@@ -41,11 +47,16 @@ def test_the_functions_work_as_the_page_shows():
     np.testing.assert_allclose(np.std(names["x"]), np.cos(np.pi / 16) ** 8, rtol=0.01)  # after 8 DDIM steps
 
 
-def test_the_first_example_samples_images():
-    [first], [pipeline] = map(blocks_with, ('from_checkpoint("digits")', "pipeline.denoiser"))
-    names = {}
-    exec(first, names)
-    assert names["images"].shape == (64, 8, 8, 1) and names["images"].dtype == np.uint8
+def test_the_first_examples_sample_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    firsts, [pipeline] = map(blocks_with, ('from_checkpoint("digits")', "pipeline.denoiser"))
+    assert len(firsts) == 2  # in README and "Get started"
+    for first in firsts:
+        names = {}
+        exec(first, names)
+        assert names["images"].shape == (64, 8, 8, 1) and names["images"].dtype == np.uint8
+        with Image.open("digits.png") as picture:
+            assert picture.width == 8 * 70 - 6
     exec(pipeline.replace("runs/digits/ladder/steps_0001", "digits"), names)
     assert names["x"].shape == (64, 8, 8, 1) and names["x"].dtype == np.float32
     assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
@@ -53,20 +64,66 @@ def test_the_first_example_samples_images():
 
 def test_the_ladder_of_an_edm_model_has_the_times_of_its_teacher():
     [ladder], names = blocks_with("paper_ladder(load"), {}
-    exec(ladder.replace("configs/", f"{ROOT}/configs/"), names)
+    exec(ladder, names)
     ladder = names["get_config"]()
     ladder.distillation.teacher_checkpoint_path = "runs/cifar_edm/base"
     ladder = config.resolve(ladder)
     assert ladder_rungs(ladder)[-1] == (2, 1) and train_schedule(ladder.model).grids_nest
 
 
+def test_parts_of_your_own_work_as_the_page_shows(own_modules, monkeypatch):
+    monkeypatch.setattr("diffusion_distillation.evaluation.metrics.METRICS", dict(METRICS))
+    source = own_modules["my_data"]["stripes"](16)
+    assert source_problem(source) is None and source[np.array([9])]["image"][0, :, 1].min() == 255
+    base = config.load("digits_base")
+    base.model.name, base.model.args = "my_networks:mlp", dict(width=8)
+    make_network(config.resolve(base).model, (8, 8, 1), 1)  # runs it
+    features = own_modules["my_features"]["brightness"](source[np.arange(4)]["image"])
+    assert features.shape == (4, 1)
+    [metric] = blocks_with("def mean_distance")
+    names = {}
+    exec(metric, names)
+    record = names["METRICS"].pop("mean_distance")
+    sets = [FeatureSet(features=np.full((3, 2), value)) for value in (0.0, 3.0)]
+    assert record.compute(Comparison(*sets)).value == pytest.approx(3 * 2**0.5)
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """The modules of docs/own_parts.md, which can be imported, and their names."""
+    modules = {name: block for block in BLOCKS for name in re.findall(r"^# (my_\w+)\.py$", block, re.MULTILINE)}
+    for name, block in modules.items():
+        (tmp_path / f"{name}.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    return {name: runpy.run_path(str(tmp_path / f"{name}.py")) for name in modules}
+
+
+@pytest.mark.parametrize(("name", "flags"), COMMANDS, ids=lambda part: part.strip()[:60])
+def test_every_command_has_the_flags_and_fields_that_it_sets(name, flags, own_modules, capsys):
+    """With --help, all flags are parsed and nothing runs."""
+    assert main(name, *shlex.split(flags.replace("$i", "0"), comments=True), "--help") == 0, capsys.readouterr().err
+
+
+def test_the_generated_tables_are_up_to_date_and_complete():
+    for path, text in runpy.run_path(str(ROOT / "docs" / "tables.py"))["pages"]().items():
+        assert path.read_text() == text, f"{path} is out of date. Run python docs/tables.py."
+        assert not re.findall(r"^.*\|\s*\|$", text, re.MULTILINE), "a field of this table has no meaning"
+
+
 def test_every_block_of_code_is_run_by_a_test():
     elsewhere = blocks_with("interop.load")  # test_models_through_scripts.py
     elsewhere += blocks_with("def mixed")  # test_own_parts.py
     elsewhere += blocks_with("autoencoder.load")  # test_diffusers_autoencoder.py
-    names = ("two_step_target", "edm_denoiser", "from_checkpoint", "paper_ladder(load")
-    run_here = [block for name in names for block in blocks_with(name)]
-    assert sorted(elsewhere + run_here) == sorted(BLOCKS)
+    here = (
+        "two_step_target",
+        "edm_denoiser",
+        "from_checkpoint",
+        "# my_data",
+        "# my_networks",
+        "# my_features",
+        "METRICS[",
+    )
+    assert sorted(elsewhere + [block for name in here for block in blocks_with(name)]) == sorted(BLOCKS)
 
 
 def test_the_figures_of_the_concepts_are_drawn(tmp_path):
@@ -103,12 +160,6 @@ def test_every_link_has_a_target():
             assert anchor in [re.sub(r"[^\w\s-]", "", h).lower().replace(" ", "-") for h in headings], f"{path}: {link}"
 
 
-def test_every_section_that_a_page_takes_exists():
-    sections = re.findall(r"^<!-- README: (.+) -->$", PAGES, re.MULTILINE)
-    headings = re.findall(r"^## (.+)$", TEXTS[ROOT / "README.md"], re.MULTILINE)
-    assert sections and set(sections) <= set(headings)
-
-
 def test_the_reference_lists_every_module():
     package = ROOT / "diffusion_distillation"
     modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
@@ -129,17 +180,9 @@ def names(fields, prefix=""):
 
 
 def test_every_field_exists():
-    commands = re.findall(r"--config=(\S+)((?:.*\\\n)*.*)", PAGES)
-    assert len(commands) > 5
-    for path, flags in commands:
-        fields = config.load(ROOT / path)
-        config.add_missing(fields)
-        for name in re.findall(r"--config\.([\w.]+)=", flags):
-            args = ("dataset.args.", "distillation.args.") if "distillation.method=" in flags else ("dataset.args.",)
-            assert name in names(fields) or name.startswith(args), name
-    for name in re.findall(r"`((?:train|model|eval)\.[\w.]+)", PAGES):
+    for name in re.findall(r"`((?:train|model|eval)\.[\w.]+)", PAGES.replace("model.safetensors", "")):
         assert name in names(config.defaults()), name
-    base = config.load(ROOT / "configs" / "folder_distill.py")
+    base = config.load("folder_distill")
     config.add_missing(base)
     for name in re.findall(r"`--config\.([\w.]+)=", PAGES):
         assert name in names(base) or re.match(r"dataset\.args\.|distillation\.stages\.", name), name

@@ -22,6 +22,14 @@ def _uniform_times(keys: Key[Array, "batch"], schedule: Schedule) -> Float[Array
 def _logit_normal_times(
     keys: Key[Array, "batch"], schedule: Schedule, mean: float = 0.0, std: float = 1.0
 ) -> Float[Array, "batch"]:
+    """Sample times t.
+
+    Args:
+      keys: one per example.
+      schedule: not used.
+      mean: mean of log(t / (1 - t)).
+      std: standard deviation of log(t / (1 - t)).
+    """
     return logit_normal_times(keys, mean, std)
 
 
