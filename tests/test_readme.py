@@ -118,6 +118,7 @@ def test_every_block_of_code_is_run_by_a_test():
         "two_step_target",
         "edm_denoiser",
         "from_checkpoint",
+        "paper_ladder(load",
         "# my_data",
         "# my_networks",
         "# my_features",
