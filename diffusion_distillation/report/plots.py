@@ -176,6 +176,13 @@ def save_losses(losses: Mapping[str, Points], path: epath.Path) -> None:
     _save(figure, path)
 
 
+class _PlainLogFormatter(LogFormatter):
+    """The labels of `LogFormatter` without exponents: 0.6, not 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _plot_curve(axis: Axes, curve: Curve) -> None:
     palette = COLORS[curve.model]
     color = palette[curve.color % len(palette)]
@@ -194,7 +201,7 @@ def _scale(axis: Axes, panel: Panel, x_label: str) -> None:
     if panel.log_scale and all(y > 0 for curve in panel.curves for _, y in curve.points):
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # labels within a power of ten
+        axis.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1, 0.5)))  # labels within a power of ten
 
 
 def _style(axis: Axes, x_label: str, y_label: str) -> None:
