@@ -1,12 +1,12 @@
 import hashlib
 import os
-import subprocess
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers.runs import ROOT, call
+from helpers.diffusers_peer import needs_peer, peer
+from helpers.runs import call
 from helpers.torch_format import Call, saved_by_torch
 from peers import seeded
 
@@ -14,7 +14,6 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import inception
 from diffusion_distillation.evaluation.inception import load_inception
 
-PEER = ROOT / ".venv-peer" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -203,21 +202,17 @@ def test_code_in_a_file_is_not_run(small, tmp_path, legacy):
     assert not (tmp_path / "trap").exists()
 
 
-def ask_peer(*arguments):
-    subprocess.run([PEER, "tests/peers/fidelity.py", *map(str, arguments)], cwd=ROOT, check=True)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+@needs_peer
 def test_random_weights_give_torch_fidelitys_features(tmp_path, optimized):
     """Weights in both of PyTorch's formats, and images of all sizes."""
     images = {
         f"{kind}_{side}": seeded.images(kind, 2, side, side) for kind in ("noise", "grey") for side in (8, 64, 512)
     }
     np.savez(tmp_path / "images.npz", **images)
-    ask_peer("network", f"--images={tmp_path / 'images.npz'}", f"--out={tmp_path / 'out.npz'}")
+    peer("network", f"--images={tmp_path / 'images.npz'}", f"--out={tmp_path / 'out.npz'}", script="fidelity")
     for legacy in (["--legacy"], []):
-        ask_peer("weights", f"--out={tmp_path / 'w.pth'}", *legacy)
+        peer("weights", f"--out={tmp_path / 'w.pth'}", *legacy, script="fidelity")
         convert(tmp_path / "w.pth", tmp_path / f"w{len(legacy)}")
     assert (tmp_path / "w0").read_bytes() == (tmp_path / "w1").read_bytes()
     expected, extract = np.load(tmp_path / "out.npz"), load_inception(tmp_path / "w0", batch_size=8)

@@ -1,6 +1,8 @@
 """Run diffusers if it is installed (make peer), and compare our models with its results."""
 
+import atexit
 import functools
+import json
 import subprocess
 
 import jax
@@ -10,17 +12,27 @@ import pytest
 
 from diffusion_distillation import sampling
 from diffusion_distillation.networks.model import eval_schedule, make_model, make_network
-from helpers.runs import ROOT
+from helpers.runs import ROOT, read_until
 
 PEER = ROOT / ".venv-peer" / "bin" / "python"
 needs_peer = pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch and diffusers: make peer")
 
 
+@functools.cache
+def server():
+    """The process that runs the scripts of tests/peers. Each of pytest-xdist's processes has one."""
+    command = [str(PEER), str(ROOT / "tests" / "peers" / "serve.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    return process
+
+
 def peer(*flags, script="diffusers_peer"):
     """Run a script of tests/peers."""
-    command = [str(PEER), str(ROOT / "tests" / "peers" / f"{script}.py"), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert not done.returncode, done.stderr[-2000:]
+    process = server()
+    print(json.dumps([script, *map(str, flags)]), file=process.stdin, flush=True)
+    error = json.loads(read_until(process.stdout, "answer ").removeprefix("answer "))
+    assert not error, error[-2000:]
 
 
 def diffusers_images(folder, noise):

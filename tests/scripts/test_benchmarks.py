@@ -9,6 +9,7 @@ import time
 
 import pytest
 from absl.testing import flagsaver
+from helpers.diffusers_peer import PEER, needs_peer
 from helpers.runs import ROOT, call, run
 
 from diffusion_distillation import config
@@ -70,7 +71,6 @@ SMALL_UNET = [
     "--config.model.args.attn_resolutions=(4,)",
     "--config.model.args.head_dim=16",
 ]
-PEER = ROOT / ".venv-peer" / "bin" / "python"
 
 
 def test_bad_flags_of_the_benchmark_are_named(monkeypatch):
@@ -95,7 +95,7 @@ def test_training_is_timed_with_and_without_dropout(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+@needs_peer
 def test_the_benchmark_compares_equal_functions_with_pytorch(tmp_path):
     """The benchmark itself fails if the libraries disagree.
 
@@ -114,7 +114,7 @@ def test_the_benchmark_compares_equal_functions_with_pytorch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="needs PyTorch: make peer")
+@needs_peer
 def test_the_inception_benchmark_prints_images_per_second():
     printed = run("benchmarks/inception", f"--peer={PEER}", "--batch_size=2", "--rounds=1", "--seconds=0.1")
     speeds = re.findall(r"^(\w.*?)  +([\d.]+) images/s", printed, re.MULTILINE)
