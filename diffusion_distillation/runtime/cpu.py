@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import os
 import platform
 from pathlib import Path
@@ -76,6 +75,5 @@ def describe_cpu() -> str:
 
 def release_memory() -> None:
     """Return memory that the compiler has freed in this process to the system, where the C library can."""
-    gc.collect()  # frees compiled programs that are no longer used, such as the program of the initial parameters
     with contextlib.suppress(AttributeError, OSError, TypeError):  # C libraries other than glibc
         ctypes.CDLL(None).malloc_trim(0)
