@@ -99,13 +99,14 @@ def test_training_is_timed_with_and_without_dropout(monkeypatch):
 def test_the_benchmark_compares_equal_functions_with_pytorch(tmp_path):
     """The benchmark itself fails if the libraries disagree.
 
-    It compares their outputs on 4 images. In batches of 4, the timed forward pass is not compiled again.
+    It compares their outputs on 4 images. In batches of 4, the timed forward pass is not compiled again. PyTorch's
+    compiler is off: it takes minutes, and changes no function.
     """
-    works = ["base_step_without_dropout", "distillation_step", "sample 2"]
+    works = ["distillation_step", "sample 2"]
     flags = ["--config=configs/folder_base.py", "--config.dataset.args.path=unread", *SMALL_UNET]
     flags += ["--image_shape=8,8,3", "--batch_sizes=4", "--dtypes=float32", f"--work={','.join(works)}"]
     flags += ["--rounds=1", "--seconds=0.1", f"--peer={PEER}", f"--out={tmp_path / 'all.json'}"]
-    printed = run("benchmarks/benchmark", *flags)
+    printed = run("benchmarks/benchmark", *flags, env={"TORCH_COMPILE_DISABLE": "1"})
     rows = json.loads((tmp_path / "all.json").read_text())["rows"]
     assert {row["worker"].split()[0] for row in rows} == {"ours,", "torch"}
     assert all(row["error"] < 1e-5 and row["images_per_sec"] > 0 and row["peak_bytes"] > 0 for row in rows)
