@@ -15,7 +15,6 @@ from diffusion_distillation.evaluation import inception
 from diffusion_distillation.evaluation.inception import load_inception
 
 
-
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "seeded.safetensors"
