@@ -1,5 +1,6 @@
 """Autoencoders of diffusers: compared with its golden numbers, and with diffusers itself (make peer)."""
 
+import dataclasses
 import json
 import re
 
@@ -43,6 +44,33 @@ def test_encode_and_decode_match_diffusers(name, tmp_path, optimized):
     flags = [f"--name={name}", f"--folder={tmp_path / name}", f"--out={tmp_path / 'out.npz'}"]
     peer("model", *flags, script="autoencoder_peer")
     assert max(errors(tmp_path / name, np.load(tmp_path / "out.npz")).values()) < 1e-5
+
+
+def rewritten(folder, name, **options):
+    """Read a golden autoencoder and write it again, in a folder beside it. Returns the new folder."""
+    network, arrays, info = diffusers.autoencoder.read(as_path(write_golden(folder / "vae", name)))
+    new = as_path(folder / "written")
+    diffusers.autoencoder.write(new, network, arrays, scale=info.scale, image_shape=(16, 16, 3), **options)
+    return new
+
+
+@pytest.mark.parametrize("name", ["sd1", "attention", "one_level"])
+def test_a_written_autoencoder_is_the_one_that_was_read(name, tmp_path):
+    new = rewritten(tmp_path, name)
+    old, written = (safetensors.numpy.load_file(path / WEIGHTS) for path in (tmp_path / "vae", new))
+    assert old.keys() == written.keys()
+    for key, array in old.items():
+        np.testing.assert_array_equal(array, written[key])
+    (network, _, info), (same, _, same_info) = map(diffusers.autoencoder.read, (as_path(tmp_path / "vae"), new))
+    assert network == same and dataclasses.replace(info, name="written") == same_info
+
+
+@needs_peer
+def test_diffusers_reads_a_written_autoencoder(tmp_path, optimized):
+    """In half precision, from which both compute in float32."""
+    new = rewritten(tmp_path, "attention", dtype="float16")
+    peer("folder", f"--folder={new}", f"--out={tmp_path / 'out.npz'}", script="autoencoder_peer")
+    assert max(errors(new, np.load(tmp_path / "out.npz")).values()) < 1e-5
 
 
 def test_the_example_of_the_docs_reconstructs_what_decode_and_encode_give(tmp_path):

@@ -5,7 +5,8 @@ It runs where PyTorch and diffusers are (make peer), and the tests run it. By ha
     .venv-peer/bin/python tests/peers/autoencoder_peer.py golden
     .venv-peer/bin/python tests/peers/autoencoder_peer.py model --name=sd1 --folder=sd1 --out=sd1.npz
 
-`model` writes the folder of one of MODELS, and its results. All arrays have channels last.
+`model` writes the folder of one of MODELS, and its results, `folder` the results of a
+folder. All arrays have channels last.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def write_golden():
 def main():
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["golden", "model"])
+    parser.add_argument("what", choices=["golden", "model", "folder"])
     parser.add_argument("--name", choices=MODELS)
     for name in ("folder", "out"):
         parser.add_argument(f"--{name}", type=Path)
@@ -103,6 +104,9 @@ def main():
     warnings.simplefilter("ignore")
     if args.what == "golden":
         write_golden()
+    elif args.what == "folder":
+        network = AutoencoderKL.from_pretrained(args.folder).eval()
+        np.savez(args.out, **results(network, [network.config.sample_size] * 2))
     else:
         network, _ = build(args.name)
         network.save_pretrained(args.folder)

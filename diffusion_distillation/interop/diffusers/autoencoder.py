@@ -6,16 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from ...errors import InputError
-from ...latents import AutoencoderInfo, PerChannel
+from ...latents import AutoencoderInfo, PerChannel, Shape
 from ...networks.autoencoder import AutoencoderKL
-from ...runtime.files import absolute, read_json
+from ...runtime.files import absolute, read_json, write_atomic
 from ...runtime.hashing import sha256
 from ...shapes import Params
 from . import weights
-from .fields import check_integer, with_defaults
+from .fields import check_integer, header, with_defaults
 
 CONFIG = "config.json"
 SUBFOLDER = "vae"  # in the folder of a pipeline
@@ -84,6 +87,50 @@ def read(folder: epath.Path, dtype: str | None = None) -> tuple[AutoencoderKL, P
         shift=shift,
     )
     return network, params, info
+
+
+def write(
+    folder: epath.Path,
+    network: AutoencoderKL,
+    params: Params,
+    *,
+    scale: float,
+    image_shape: Shape,
+    dtype: str = "float32",
+) -> None:
+    """Write an autoencoder as a folder of diffusers, which `read` and diffusers read.
+
+    Args:
+      folder: created if it is missing.
+      network: the network.
+      params: its parameters.
+      scale: the scaling_factor, 1 over the standard deviation of the latents.
+      image_shape: (height, width, channels) of the images that it was trained on.
+      dtype: the dtype of the stored parameters, 'float32' or 'float16'.
+    """
+    levels = range(len(network.channels))
+    blocks = {way: [BLOCKS[way][f"{way}_{level}" in network.attn_stages] for level in levels] for way in BLOCKS}
+    config = header("AutoencoderKL") | {
+        "in_channels": network.image_channels,
+        "out_channels": network.image_channels,
+        "down_block_types": blocks["down"],
+        "up_block_types": blocks["up"][::-1],
+        "block_out_channels": list(network.channels),
+        "layers_per_block": network.num_res_blocks,
+        "act_fn": "silu",
+        "latent_channels": network.latent_channels,
+        "norm_num_groups": network.norm_groups,
+        "sample_size": image_shape[0],
+        "scaling_factor": scale,
+        "force_upcast": False,
+        "use_quant_conv": network.use_quant_conv,
+        "use_post_quant_conv": network.use_post_quant_conv,
+        "mid_block_add_attention": "mid" in network.attn_stages,
+    }
+    flat = {path: np.asarray(leaf, dtype) for path, leaf in flatten_dict(params).items()}
+    arrays = weights.to_arrays(flat, _names(params, len(network.channels)))
+    write_atomic(folder / weights.WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _config(path: epath.Path) -> dict[str, Any]:

@@ -143,9 +143,19 @@ def from_params(params: Params, metadata: Metadata) -> dict[str, np.ndarray]:
     if (bias := flat.get(("class_emb", "bias"))) is not None:
         flat["class_emb", "kernel"] = flat["class_emb", "kernel"] + bias
     named = names(params, len(metadata.config.model.args.ch_mult))
-    return {
-        name: np.ascontiguousarray(_to_torch(path, flat[path])) for path, name in named if path != ("class_emb", "bias")
-    }
+    return to_arrays(flat, ((path, name) for path, name in named if path != ("class_emb", "bias")))
+
+
+def to_arrays(
+    flat: dict[tuple[str, ...], np.ndarray], named: Iterable[tuple[tuple[str, ...], str]]
+) -> dict[str, np.ndarray]:
+    """Convert our parameters to arrays of diffusers: the inverse of `arrange`.
+
+    Args:
+      flat: the parameters by their paths.
+      named: the path of each parameter and the name of its array in diffusers.
+    """
+    return {name: np.ascontiguousarray(_to_torch(path, flat[path])) for path, name in named}
 
 
 def _from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
