@@ -49,11 +49,9 @@ FIELDS = {
         "name": str,  # a key of `data.DATASETS`, or 'package.module:function'
         "args": Free(),  # arguments of that function; and randflip, which mirrors half of the training images
     },
-    # Of a model of latents. The path is by default that of the latents' folder. bfloat16 does not hold for autoencoders
-    # that overflow in 16 bits.
-    "autoencoder": {
-        "path": OrNone(str),  # a folder of diffusers with an AutoencoderKL
-        "dtype": OneOf(("float32", "bfloat16")),  # of activations
+    "autoencoder": {  # of models of latents
+        "path": OrNone(str),  # folder of diffusers' AutoencoderKL, if not the one that the folder of latents names
+        "dtype": OneOf(("float32", "bfloat16")),  # of activations; autoencoders that overflow in 16 bits keep float32
     },
     "sampler": one_of("ddim", SAMPLERS),  # generates samples, see `sampling.SAMPLERS`
     "model": {
@@ -117,6 +115,8 @@ FIELDS = {
         "metrics_num_samples": 1000,  # samples per evaluation during training
         "num_samples": 10_000,  # samples per model and sampler in the report
         "batch_size": 500,  # images to sample at a time
+        # the images that samples are compared with, as `name` and `args` of a dataset; {} for those of the training data
+        "dataset": Free(),
         "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # sampling steps of the undistilled model with DDIM
         "ancestral_num_steps": (16, 64, 256),  # sampling steps of the undistilled model with the ancestral sampler
     },
@@ -159,6 +159,8 @@ PATHS = (
     ("dataset.args", "data_dir"),
     ("dataset.args", "fonts"),
     ("autoencoder", "path"),
+    ("eval.dataset.args", "path"),
+    ("eval.dataset.args", "data_dir"),
     ("train", "init_from"),
     ("eval", "inception"),
     ("distillation", "teacher_checkpoint_path"),

@@ -31,7 +31,7 @@ def training_hooks(
 
     Args:
       config: resolved.
-      source: the training images.
+      source: the training data.
       workdir: the folder of the run or the ladder.
       wandb_project: the Weights & Biases project that metrics are sent to; None for no project.
 
@@ -49,9 +49,10 @@ def eval_hook(config: ConfigDict, source: Source) -> OnEval:
     """An `on_eval` that saves a grid of samples and, with eval.metrics_every_steps, computes metrics."""
     if not config.eval.metrics_every_steps:
         return save_sample_grid
-    from .evaluation import during_training, ladders  # slow to import
+    from .evaluation import during_training, ladders, reference  # slow to import
 
-    evaluators = ladders.config_evaluators(config, source, config.eval.metrics_num_samples)
+    images = reference.reference_images(config, source)
+    evaluators = ladders.config_evaluators(config, images, config.eval.metrics_num_samples)
 
     def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
         save_sample_grid(params, metadata, workdir)

@@ -10,7 +10,9 @@ Images are float, in [-1, 1]; `from_uint8` and `to_uint8` convert pixels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,7 @@ class Space:
       shift: see scale.
       encode_latents: `encode_latents(images) -> (mean, std)`, unscaled.
       decode_latents: `decode_latents(latents) -> images`, unscaled.
+      open: reads the autoencoder, if that has not been done. It raises an InputError if this is impossible.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Space:
     shift: PerChannel
     encode_latents: Encode
     decode_latents: Decode
+    open: Callable[[], Any] = lambda: None
 
     @property
     def is_pixels(self) -> bool:
@@ -135,26 +139,12 @@ class Space:
         """
         return self.from_latents(mean + std * noise)
 
-    def check_fingerprint(self, fingerprint: str, origin: str) -> None:
-        """Raise an InputError unless latents from elsewhere are those of this space.
-
-        Args:
-          fingerprint: of the space that the latents are from.
-          origin: where they are, for the message.
-
-        >>> pixels((8, 8, 3)).check_fingerprint("pixels", "runs/base")
-        """
-        if fingerprint != self.fingerprint:
-            raise InputError(
-                f"{origin} has latents of the autoencoder {fingerprint!r}; this model works with {self.name!r}, "
-                f"{self.fingerprint!r}. Encode the images with this autoencoder."
-            )
-
     def _per_channel(self, number: PerChannel, x: Array) -> Array:
         array = jnp.asarray(number, x.dtype)
         return array.reshape((1,) * (x.ndim - 1) + (-1,))  # explicit, for strict rank promotion
 
 
+@functools.lru_cache(maxsize=16)
 def pixels(image_shape: Shape) -> Space:
     """The space of pixels: x is the image.
 
@@ -176,7 +166,13 @@ def pixels(image_shape: Shape) -> Space:
     )
 
 
-def latent_space(encode: Encode, decode: Decode, info: AutoencoderInfo, image_shape: Shape) -> Space:
+def latent_space(
+    encode: Encode,
+    decode: Decode,
+    info: AutoencoderInfo,
+    image_shape: Shape,
+    open: Callable[[], Any] = lambda: None,
+) -> Space:
     """The space of an autoencoder's latents, shifted and scaled.
 
     Args:
@@ -184,6 +180,7 @@ def latent_space(encode: Encode, decode: Decode, info: AutoencoderInfo, image_sh
       decode: `decode(latents) -> images`, unscaled.
       info: numbers and names of the autoencoder.
       image_shape: (height, width, channels) of the images.
+      open: see `Space`.
 
     Raises:
       InputError: if the autoencoder does not take such images.
@@ -207,6 +204,7 @@ def latent_space(encode: Encode, decode: Decode, info: AutoencoderInfo, image_sh
         shift=info.shift,
         encode_latents=encode,
         decode_latents=decode,
+        open=open,
     )
 
 

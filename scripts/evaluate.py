@@ -34,7 +34,6 @@ from ml_collections import ConfigDict
 from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import newest_step, params_hash
 from diffusion_distillation.config import resolve
-from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluate import evaluate, pipeline_loader
@@ -46,6 +45,7 @@ from diffusion_distillation.evaluation.reference import (
     convert_channels,
     dataset_reference,
     load_reference,
+    reference_images,
     save_statistics,
 )
 from diffusion_distillation.evaluation.results import Entry, Evaluation
@@ -270,7 +270,7 @@ def evaluators_and_reference(
       channels: of the samples.
     """
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
-    source = load_source(config.dataset.name, **config.dataset.args) if needs_data else None
+    source = reference_images(config) if needs_data else None
     if REFERENCE.value is None:
         reference = dataset_reference(source, config.dataset)
     else:

@@ -12,9 +12,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
-from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.reference import reference_images
 from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
@@ -39,8 +39,8 @@ def main() -> None:
         return
     [(workdir, config)] = ladders
     PROCESSES.start(config.eval.batch_size, config.model.dtype)
-    source = load_source(config.dataset.name, **config.dataset.args)
-    write_report(config, workdir, source, config_evaluators(config, source, config.eval.num_samples))
+    images = reference_images(config)
+    write_report(config, workdir, images, config_evaluators(config, images, config.eval.num_samples))
     cli.saved(f"the report to {as_path(workdir) / 'report' / 'index.html'}")
 
 

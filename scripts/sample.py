@@ -26,7 +26,7 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import params_hash
 from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.keys import MAX_SEED, seed_key
-from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime import multihost
@@ -91,9 +91,12 @@ def main() -> None:
         indices = sample_folder.missing_indices(out, settings, NUM_SAMPLES.value)
     batches = pipeline.stream(key, indices, labels(indices), batch_size=BATCH_SIZE.value, **options)
     if to_folder:
-        save_folder(out, {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}, indices, batches)
+        about = {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}
+        save_folder(out, about, indices, map(pipeline.to_uint8, batches))
+    elif FLOAT.value:
+        save_file(out, (np.clip(pipeline.decode(x), -1, 1) for x in batches))
     else:
-        save_file(out, batches)
+        save_file(out, map(pipeline.to_uint8, batches))
 
     # Save the trajectories.
     if TRAJECTORY.value is not None:
@@ -126,7 +129,7 @@ def check_out(out: epath.Path, to_folder: bool) -> None:
 
 def save_file(out: epath.Path, batches: Iterable[np.ndarray]) -> None:
     """Save all images as a grid or as an array."""
-    images = np.concatenate([np.clip(x, -1, 1) if FLOAT.value else to_uint8(x) for x in batches])
+    images = np.concatenate(list(batches))
     if not multihost.is_main():
         return
     if out.suffix == ".png":
@@ -145,11 +148,11 @@ def save_folder(
     done = 0
     hidden = None if multihost.is_main() else True  # None shows it on terminals
     with tqdm(total=total, initial=total - len(indices), unit=" images", disable=hidden) as bar:
-        for x in batches:
+        for images in batches:
             if multihost.is_main():
-                sample_folder.save_images(out, indices[done : done + len(x)], to_uint8(x))
-            done += len(x)
-            bar.update(len(x))
+                sample_folder.save_images(out, indices[done : done + len(images)], images)
+            done += len(images)
+            bar.update(len(images))
 
 
 def sample_settings(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
@@ -176,18 +179,23 @@ def class_numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarr
     """Convert labels, which are names or numbers of classes, to numbers.
 
     A name takes precedence, since reports show classes by name: folders named 1, 2 and 10 are the classes "1", "10" and
-    "2", with the numbers 0, 1 and 2.
+    "2", with the numbers 0, 1 and 2. A class may have several names, as in "tench, Tinca tinca".
 
     Raises:
       InputError: for any other label.
     """
+    numbers: dict[str, int] = {}
+    for names in (lambda name: [name], lambda name: map(str.strip, name.split(","))):
+        for class_number, name in enumerate(class_names):
+            for one in names(name):
+                numbers.setdefault(one, class_number)
 
     def number(label: str) -> int:
-        if label in class_names:
-            return class_names.index(label)
+        if label in numbers:
+            return numbers[label]
         with contextlib.suppress(ValueError, OverflowError):
             return int(np.int32(label))
-        names = f", or class names.{did_you_mean(label, class_names)}" if class_names else "."
+        names = f", or class names.{did_you_mean(label, numbers)}" if class_names else "."
         raise InputError(f"--labels={','.join(labels)} must be class numbers, such as --labels=3,7{names}")
 
     return np.array([number(label) for label in labels or [""]], np.int32)

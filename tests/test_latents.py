@@ -75,12 +75,6 @@ def test_shapes_are_those_of_the_autoencoder():
         latent_space(encode, decode, info, (8, 8, 3))
 
 
-def test_latents_of_another_autoencoder_are_refused():
-    space(1.0, 0.0).check_fingerprint("0123", "latents/imagenet")
-    with pytest.raises(InputError, match=r"latents/imagenet has latents of the autoencoder '4567'; .*'halves', '0123'"):
-        space(1.0, 0.0).check_fingerprint("4567", "latents/imagenet")
-
-
 @pytest.mark.parametrize("size", [(3, 4), (4, 11), (29, 5)])
 def test_tiles_of_a_decoder_that_sees_single_pixels_are_the_whole(size):
     latents = np.random.default_rng(2).standard_normal((2, *size, 3), np.float32)

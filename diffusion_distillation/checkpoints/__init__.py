@@ -6,6 +6,7 @@
 """
 
 from .integrity import params_hash as params_hash
+from .metadata import AUTOENCODER as AUTOENCODER
 from .metadata import FORMAT_VERSION as FORMAT_VERSION
 from .metadata import Metadata as Metadata
 from .metadata import NewerFormatError as NewerFormatError

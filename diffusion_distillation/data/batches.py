@@ -60,8 +60,8 @@ def read_batches(
       process: (index, count) of the processes that share each batch. This process gets its equal part of the rows.
 
     Yields:
-      Per step, uint8 `image`, `[rows, height, width, channels]`, and, if the source has classes, int32 `label`,
-      `[rows]`.
+      Per step, uint8 `image`, `[rows, height, width, channels]`, or what a source of latents has instead; and, if the
+      source has classes, int32 `label`, `[rows]`.
     """
     index, count = process
     rows = batch_size // count
@@ -72,7 +72,7 @@ def read_batches(
         first = step * batch_size + index * rows
         positions = np.arange(first + chunk * CHUNK_SIZE, first + min((chunk + 1) * CHUNK_SIZE, rows))
         examples = source[stream_indices(seed, positions, len(source))]
-        return examples if source.num_classes > 1 else {"image": examples["image"]}
+        return {name: rows for name, rows in examples.items() if name != "label" or source.num_classes > 1}
 
     numbers = range(steps.start * chunks_per_batch, steps.stop * chunks_per_batch)
     chunks = prefetch(read_chunk, numbers, min_buffer=2 * chunks_per_batch)

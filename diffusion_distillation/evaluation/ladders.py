@@ -24,13 +24,13 @@ from .samples import generated_samples
 
 
 def config_evaluators(config: ConfigDict, source: Source, num_samples: int) -> list[Evaluator]:
-    """Make the evaluators that a config asks for: `config.eval.features` and `metrics`, against its dataset.
+    """Make the evaluators that a config asks for: `config.eval.features` and `metrics`, against its images.
 
     Call it before training, so that a missing file or an impossible metric is found at once.
 
     Args:
       config: resolved.
-      source: the config's dataset.
+      source: the images, from `reference_images`.
       num_samples: how many samples are to be measured.
 
     Raises:

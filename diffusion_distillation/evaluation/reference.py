@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..data import ArraySource, Source, fingerprint
+from ..data import ArraySource, Source, fingerprint, load_source
 from ..errors import InputError
 from ..runtime.files import as_path, is_remote, save_atomic, stat_hash
 from .dataset_features import CHUNK_SIZE, extract_features
@@ -39,6 +39,26 @@ class Reference(NamedTuple):
     extractor_identity: str | None
     name: str
     content: str
+
+
+def reference_images(config: ConfigDict, source: Source | None = None) -> Source:
+    """Return the images that samples of a config's models are compared with.
+
+    They are those of `config.eval.dataset`, if it is set, else those of the training data. Of latents, these are the
+    images that were encoded.
+
+    Args:
+      config: resolved.
+      source: the training data, if they are loaded already.
+
+    Raises:
+      InputError: see `data.load_source`.
+    """
+    named = config.eval.dataset
+    if not named:
+        source = source or load_source(config.dataset.name, **config.dataset.args)
+        named = getattr(source, "images", None)
+    return load_source(named["name"], **named.get("args", {})) if named else source
 
 
 def dataset_reference(source: Source, dataset: ConfigDict) -> Reference:

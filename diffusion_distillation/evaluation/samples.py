@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data import Source
-from ..pipeline import Pipeline, to_uint8
+from ..pipeline import Pipeline
 from ..shapes import Keys
 from .extractor import Uint8Images
 
@@ -54,7 +54,7 @@ def generated_samples(pipeline: Pipeline, key: Keys, *, batch_size: int, first: 
         )  # fill up a short batch, which would need another program
         numbers = (first + filled_up).astype(np.int32)
         for x in pipeline.stream(key, numbers, labels(filled_up), batch_size=batch_size, **options):
-            yield to_uint8(x)[: len(index)]
+            yield pipeline.to_uint8(x)[: len(index)]
 
     def compile_sampler():
         # One program serves every number of steps. A student warns about any number but its own.

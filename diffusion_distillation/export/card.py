@@ -64,7 +64,7 @@ def text(metadata: Metadata, contents: Sequence[str], options: ExportOptions, in
         "date": date.isoformat(),
         "until": months_after(date, MONTHS_READABLE).isoformat(),
         "inputs": "\n".join(f"- {line}" for line in _inputs(metadata, options)),
-        "output": "uint8 images, 0 to 255" if options.output == "uint8" else "float32 images, -1 to 1",
+        "output": _output(metadata, options),
         "platforms": ", ".join(options.platforms),
     }
     sections = [HEAD, *(SECTIONS[content] for content in contents)]
@@ -115,6 +115,16 @@ def _classes(metadata: Metadata) -> str:
     return f"{count}, 0 to {count - 1}" + (f" ({', '.join(listed)})" if listed else "")
 
 
+def _output(metadata: Metadata, options: ExportOptions) -> str:
+    """What the sampler's file returns."""
+    if options.output == "uint8":
+        return "uint8 images, 0 to 255"
+    info = metadata.autoencoder
+    if info is None:
+        return "float32 images, -1 to 1"
+    return f"float32 x: latents of the autoencoder {info.name}, minus {info.shift}, times {info.scale}"
+
+
 def _inputs(metadata: Metadata, options: ExportOptions) -> list[str]:
     """One line for each input of the sampler's file."""
     batch = "batch" if options.batch_size is None else options.batch_size
@@ -124,7 +134,7 @@ def _inputs(metadata: Metadata, options: ExportOptions) -> list[str]:
             f"`index`: int32 [{batch}], which of the seed's samples to generate.",
         ]
     else:
-        shape = ", ".join(map(str, (batch, *metadata.image_shape)))
+        shape = ", ".join(map(str, (batch, *metadata.shape)))
         lines = [f"`z`: float32 [{shape}], standard normal noise."]
     if metadata.num_classes > 1:
         lines.append(f"`labels`: int32 [{batch}], classes from 0 to {metadata.num_classes - 1}.")

@@ -20,7 +20,8 @@ class ExportOptions(NamedTuple):
 
     Attributes:
       input: 'seed': a seed and the indices of samples; 'noise': standard normal noise, for deterministic samplers only.
-      output: 'uint8': pixels from 0 to 255; 'float': float32 images, as `Pipeline.from_noise` returns them.
+      output: 'uint8': images, pixels from 0 to 255; 'float': float32 x, as `Pipeline.from_noise` returns it: images, or
+        latents, for which the file has no decoder.
       batch_size: images per call. Default: None, any number.
       num_steps: sampling steps; 'free' makes them an input. Default: None, the model's number.
       sampler: a name in `sampling.SAMPLERS`. Default: None, the config's.

@@ -20,7 +20,7 @@ def text(metadata: Metadata, options: ExportOptions) -> str:
     if options.input == "seed":
         inputs |= {"seed": "np.uint32(seed)", "index": "index"}
     else:
-        definitions.append(NOISE.substitute(shape=tuple(metadata.image_shape)))
+        definitions.append(NOISE.substitute(shape=tuple(metadata.shape)))
         inputs["z"] = "noise(index)"
     if options.num_steps == FREE:
         inputs["num_steps"] = f"np.int32({metadata.num_steps or metadata.config.model.eval_sampling_num_steps})"

@@ -2,7 +2,7 @@
 
 The sampler's file is written by `jax.export`. It holds the whole program, from a seed or from noise to images, and runs
 on CPUs, GPUs and TPUs, wherever it was written. It generates the same images, bit for bit, as `Pipeline` on one device
-of the same kind.
+of the same kind. The file of a model of latents has the decoder in it, whose images are the same to rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +15,12 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from ..checkpoints import Metadata
+from ..checkpoints import AUTOENCODER, Metadata
 from ..errors import InputError
-from ..interop import archive
+from ..interop import archive, copy_autoencoder, read_autoencoder
 from ..keys import seed_key
-from ..pipeline import Pipeline, can_be_guided, start_noise, step_keys
+from ..latents import to_uint8
+from ..pipeline import Pipeline, can_be_guided, space_of, start_noise, step_keys
 from ..runtime.devices import host_device
 from ..runtime.files import UNFINISHED, is_remote, write_atomic
 from ..shapes import Array, Params
@@ -78,6 +79,8 @@ def write(
     target.mkdir(parents=True, exist_ok=True)
     if "archive" in contents:
         archive.write(target, params, metadata, options.dtype)
+        if metadata.autoencoder is not None:
+            copy_autoencoder(metadata.autoencoder_path, target / AUTOENCODER)
     elif options.params == "beside":
         archive.write_weights(target, params, options.dtype)
     for name, content in files.items():
@@ -125,15 +128,16 @@ def input_shapes(params: Params, metadata: Metadata, options: ExportOptions) -> 
     """The shapes and dtypes of the inputs of a sampler's file, by name.
 
     With input 'seed': `seed`, an integer, and `index`, `[batch]`, which of the seed's samples to generate. With input
-    'noise': `z`, `[batch, height, width, channels]`. Then, if the model or the options have them: `labels`, `[batch]`;
-    `guidance`, `[batch]`; `num_steps`, an integer; and `params`, the arrays of the safetensors file by their names.
+    'noise': `z`, `[batch, height, width, channels]`, as large as what is diffused. Then, if the model or the options
+    have them: `labels`, `[batch]`; `guidance`, `[batch]`; `num_steps`, an integer; and `params`, the arrays of the
+    safetensors file by their names.
     """
     [batch] = jax.export.symbolic_shape("batch") if options.batch_size is None else [options.batch_size]
     array = jax.ShapeDtypeStruct
     if options.input == "seed":
         inputs = {"seed": array((), np.uint32), "index": array((batch,), np.int32)}
     else:
-        inputs = {"z": array((batch, *metadata.image_shape), np.float32)}
+        inputs = {"z": array((batch, *metadata.shape), np.float32)}
     if metadata.num_classes > 1:
         inputs["labels"] = array((batch,), np.int32)
     if can_be_guided(metadata):
@@ -153,6 +157,7 @@ def sampler_function(params: Params, metadata: Metadata, options: ExportOptions)
     generate, _ = pipeline.pure_sampler(sampler=options.sampler)
     needs_key = not pipeline.is_deterministic(sampler=options.sampler)
     stored = archive.flat_arrays(params, options.dtype)
+    decode = decoder(metadata, options) if options.output == "uint8" else None
 
     # A barrier keeps XLA from precomputing with constants what the pipeline computes with arguments, and from merging
     # two of the pipeline's programs into one. Both would take longer to compile and round differently.
@@ -166,16 +171,27 @@ def sampler_function(params: Params, metadata: Metadata, options: ExportOptions)
             z = barrier(start_noise(key, index, pipeline.space.shape))
         keys = step_keys(key, index) if needs_key else None
         x = generate(weights, z, key=keys, num_steps=steps, labels=labels, guidance=guidance)
-        return _to_uint8(barrier(x)) if options.output == "uint8" else x
+        return x if decode is None else to_uint8(barrier(decode(barrier(x))))
 
     return sample
+
+
+def decoder(metadata: Metadata, options: ExportOptions) -> Callable[[jax.Array], jax.Array]:
+    """The part of a sampler's file that turns x into images. For latents, the file holds the decoder's parameters."""
+    space = space_of(metadata)
+    if space.is_pixels:
+        return lambda x: x
+    space.open()  # it raises an InputError for another autoencoder than the model's
+    network, params, _ = read_autoencoder(metadata.autoencoder_path, dtype=metadata.config.autoencoder.dtype)
+    stored = archive.flat_arrays(params["decoder"], options.dtype)
+
+    def decode(x):
+        weights = _from_flat(jax.lax.optimization_barrier(stored))
+        return network.apply({"params": {"decoder": weights}}, space.to_latents(x), method="decode")
+
+    return decode
 
 
 def _from_flat(arrays: Mapping[str, Array]) -> Params:
     """The tree of float32 parameters from arrays by their names in a safetensors file."""
     return unflatten_dict({tuple(name.split("/")): jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
-
-
-def _to_uint8(x: Array) -> jax.Array:
-    """`pipeline.to_uint8` in JAX."""
-    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)

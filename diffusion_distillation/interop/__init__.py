@@ -11,8 +11,10 @@ To add a kind, write a reader that returns `(params, metadata)` and call it from
 share, `torch_file` reads the tensors of PyTorch's files, and `download` copies a file or folder from a URL.
 """
 
+from .load import copy_autoencoder as copy_autoencoder
 from .load import from_checkpoint as from_checkpoint
 from .load import load as load
 from .load import load_autoencoder as load_autoencoder
 from .load import local_path as local_path
 from .load import model_version as model_version
+from .load import read_autoencoder as read_autoencoder

@@ -10,14 +10,14 @@ from .. import checkpoints
 from ..checkpoints import Metadata, newest_step
 from ..errors import InputError, did_you_mean
 from ..latents import AutoencoderInfo, Decode, Encode
-from ..networks.autoencoder import make_functions
+from ..networks.autoencoder import AutoencoderKL, make_functions
 from ..pipeline import Pipeline
-from ..pretrained import PRETRAINED, pretrained_folder
+from ..pretrained import PRETRAINED
 from ..runtime.files import as_path, stat_hash
 from ..runtime.hashing import sha256
 from ..shapes import Params
 from . import archive, diffusers, dit_file, published
-from .download import is_url, local_copy
+from .download import local_folder
 
 
 def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params, Metadata]:
@@ -94,16 +94,30 @@ def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple
     >>> decode(mean).shape, info.scale  # doctest: +SKIP
     ((16, 256, 256, 3), 0.18215)
     """
-    network, params, info = diffusers.autoencoder.read(local_path(path), dtype)
+    network, params, info = read_autoencoder(path, dtype=dtype)
     return *make_functions(network, params), info
+
+
+def read_autoencoder(
+    path: epath.PathLike, *, dtype: str | None = None
+) -> tuple[AutoencoderKL, Params, AutoencoderInfo]:
+    """Read an autoencoder as a network and its parameters; see `load_autoencoder` for arguments and errors."""
+    return diffusers.autoencoder.read(local_path(path), dtype)
+
+
+def copy_autoencoder(path: epath.PathLike, folder: epath.Path) -> None:
+    """Copy the config and the weights of an autoencoder to a new folder.
+
+    Args:
+      path: see `load_autoencoder`.
+      folder: created if it is missing.
+    """
+    diffusers.autoencoder.copy(local_path(path), folder)
 
 
 def local_path(path: epath.PathLike) -> epath.Path:
     """The path where a model can be read. Models at URLs are downloaded first, unless they are runs in a bucket."""
-    name = os.fspath(path)
-    if name in PRETRAINED and not as_path(path).exists():
-        return as_path(pretrained_folder(name))
-    return as_path(local_copy(name) if is_url(path) and not _is_run_in_bucket(path) else path)
+    return as_path(path) if _is_run_in_bucket(path) else local_folder(path)
 
 
 def model_version(path: epath.Path) -> str:

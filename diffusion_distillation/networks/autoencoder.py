@@ -253,6 +253,7 @@ class Decoder(_Half):
         return self._head(h)
 
 
+@functools.lru_cache(maxsize=4)
 def load_space(path: str, dtype: str, info: AutoencoderInfo, image_shape: Shape) -> Space:
     """Return the space of an autoencoder, which is read when something is first encoded or decoded.
 
@@ -270,22 +271,33 @@ def load_space(path: str, dtype: str, info: AutoencoderInfo, image_shape: Shape)
     """
 
     def encode(images: AnyImages) -> tuple[Latents, Latents]:
-        return _load_checked(path, dtype, info.fingerprint)[0](images)
+        return load_checked(path, dtype, info)[0](images)
 
     def decode(latents: AnyLatents) -> Images:
-        return _load_checked(path, dtype, info.fingerprint)[1](latents)
+        return load_checked(path, dtype, info)[1](latents)
 
-    return latent_space(encode, decode, info, image_shape)
+    return latent_space(encode, decode, info, image_shape, open=lambda: load_checked(path, dtype, info))
 
 
 @functools.lru_cache(maxsize=1)
-def _load_checked(path: str, dtype: str, fingerprint: str) -> tuple[Encode, Decode]:
+def load_checked(path: str, dtype: str, info: AutoencoderInfo) -> tuple[Encode, Decode]:
+    """Load an autoencoder, and keep it until another one is loaded.
+
+    Args:
+      path: see `load`.
+      dtype: see `load`.
+      info: what is known of the autoencoder.
+
+    Raises:
+      InputError: if there is no autoencoder at the path, or another one.
+    """
     with jax.ensure_compile_time_eval():  # the first call may be traced
-        encode, decode, info = load(path, dtype=dtype)
-    if info.fingerprint != fingerprint:
+        encode, decode, found = load(path, dtype=dtype)
+    if found.fingerprint != info.fingerprint:
         raise InputError(
-            f"The autoencoder {path!r} changed: its fingerprint is {info.fingerprint!r}, and the model works with "
-            f"latents of {fingerprint!r}. Restore the autoencoder, or point config.autoencoder.path to a copy of it."
+            f"The autoencoder {path!r} has the fingerprint {found.fingerprint}, and the latents are of {info.name!r}, "
+            f"{info.fingerprint}. Point config.autoencoder.path to the one that encoded them, or encode the images "
+            "again with scripts/encode_data.py."
         )
     return encode, decode
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,7 +13,9 @@ from ..checkpoints import Metadata
 from ..config import PATHS
 from ..data import Source, fingerprint
 from ..errors import InputError
+from ..latents import Space
 from ..networks.model import train_schedule
+from ..pipeline import check_clip
 from ..runtime import multihost
 from .averages import exponential_decay
 from .runs import differences
@@ -21,6 +24,55 @@ TRAINING_ARGS = ("dropout", "remat")  # of model.args; they matter in training a
 INPUT_ARGS = ("logsnr_input_type", "logsnr_scale_range", "time_scale")  # of model.args; how log-SNR enters the network
 SCHEDULE = "the noise schedule (config.model.train_logsnr_schedule)"
 MAX_INITIAL_WEIGHT = 0.1  # the weight of an average's initial parameters above which samples are visibly worse
+
+
+def describe_model(config: ConfigDict, source: Source, num_steps: int) -> Metadata:
+    """Return the metadata of a model that is trained on a source.
+
+    Args:
+      config: resolved.
+      source: of images or of their latents.
+      num_steps: sampling steps that it is distilled for; 0 for a base model.
+
+    Raises:
+      InputError: if the config names an autoencoder and the source has images.
+    """
+    info = getattr(source, "autoencoder", None)
+    path = config.autoencoder.path
+    if info is None and path is not None:
+        raise InputError(
+            f"config.autoencoder.path={path!r} is for models of latents, and config.dataset.name="
+            f"{config.dataset.name!r} has images. Encode them with scripts/encode_data.py --autoencoder={path}, and "
+            "set config.dataset.name='Latents' and config.dataset.args.path to the folder that it writes."
+        )
+    return Metadata(
+        config=config,
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        num_steps=num_steps,
+        class_names=getattr(source, "class_names", None),
+        autoencoder=info,
+        autoencoder_path=None if info is None else path or source.autoencoder_path,
+    )
+
+
+def check_space(space: Space, config: ConfigDict, source: Source) -> None:
+    """Raise an InputError unless a config can train on latents, if these are latents, and samples can be decoded.
+
+    Args:
+      space: what is diffused.
+      config: resolved.
+      source: of the examples.
+    """
+    if space.is_pixels:
+        return
+    check_clip(config.model.eval_clip_denoised, space, "config.model.eval_clip_denoised")
+    space.open()
+    if config.dataset.args.get("randflip") and source[np.array([0])]["mean"].shape[1] < 2:
+        raise InputError(
+            "config.dataset.args.randflip=True needs the latents of mirror images too. Encode them with "
+            "scripts/encode_data.py --mirror, or unset randflip."
+        )
 
 
 def check_batch_size(train: Any, mesh: Mesh) -> None:
@@ -119,6 +171,7 @@ def data_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, A
     return unequal(
         {
             "the image shape": (tuple(start.image_shape), tuple(model.image_shape)),
+            "the autoencoder": (start.autoencoder_name, model.autoencoder_name),
             "the number of classes": (start.num_classes, model.num_classes),
         }
     )

@@ -79,11 +79,11 @@ def dry_run(
 
 def _print_data(source: Source) -> None:
     height, width, channels = source.image_shape
+    info = getattr(source, "autoencoder", None)
+    latents = "" if info is None else f", as latents {list(info.latent_shape(source.image_shape))} of {info.name}"
+    kind = f"{channels} channel{'s' * (channels != 1)}{latents}"
     classes = f"{source.num_classes} classes" if source.num_classes > 1 else "no classes"
-    print_on_main(
-        f"Data: {len(source):,} images of {height}x{width}, {channels} channel{'s' * (channels != 1)}, {classes}; "
-        "a batch can be read."
-    )
+    print_on_main(f"Data: {len(source):,} images of {height}x{width}, {kind}, {classes}; a batch can be read.")
 
 
 def _print_devices(config: ConfigDict, prepared: Prepared, teacher: Teacher | None) -> None:

@@ -21,6 +21,7 @@ from ..checkpoints import Checkpoints, Metadata, abstract_params, load, restore_
 from ..data import Source, read_batches
 from ..errors import DivergedError
 from ..keys import seed_key
+from ..latents import Space
 from ..methods import Method, find_method, make_method
 from ..networks.model import Model, count_params
 from ..runtime import multihost
@@ -75,10 +76,12 @@ def train(
       SystemExit: after SIGTERM, likewise, with the status 128 + SIGTERM.
     """
     workdir = as_path(workdir)
-    metadata, model, mesh, initial_params = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
+    prepared = prepare(config, workdir, source, teacher=teacher, load_model=load_model)
+    metadata, model, space, mesh, initial_params = prepared
     with safe_output(), locked(workdir):
         check_run(workdir, config, change)
-        runner = _cached_runner(FrozenConfigDict({**config.to_dict(), "seed": 0}), find_method(config), model, mesh)
+        key = FrozenConfigDict({**config.to_dict(), "seed": 0})
+        runner = _cached_runner(key, find_method(config), model, space, mesh)
         with Checkpoints(workdir, config.train.retain_checkpoint_every_steps) as checkpoints, Interrupt() as interrupt:
             run = _Run(
                 metadata=metadata,
@@ -100,19 +103,21 @@ def train(
                 _update_to_end(run, like, placed, step, interrupt)
 
 
-def make_runner(config: Any, method: Method, model: Model, mesh: Mesh, *, scan: bool | None = None) -> Runner:
+def make_runner(config: Any, method: Method, model: Model, mesh: Mesh, **options: Any) -> Runner:
     """Make the runner of `config.train.parallel`. See `Runner` for the arguments."""
     kind = PmapRunner if config.train.parallel == "pmap" else Runner
-    return kind(config, method, model, mesh, scan=scan)
+    return kind(config, method, model, mesh, **options)
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_runner(config: FrozenConfigDict, make: Callable[..., Method], model: Model, mesh: Mesh) -> Runner:
+def _cached_runner(
+    config: FrozenConfigDict, make: Callable[..., Method], model: Model, space: Space, mesh: Mesh
+) -> Runner:
     """The runner of a config. A ladder's next student finds its step compiled if only the rung and the seed differ.
 
     `make` and `model` are in the key as objects, since a session may reload their code.
     """
-    return make_runner(config, make_method(config), model, mesh)
+    return make_runner(config, make_method(config), model, mesh, space=space)
 
 
 class _Run(NamedTuple):

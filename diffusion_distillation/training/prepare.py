@@ -12,12 +12,14 @@ from ..checkpoints import Metadata, abstract_params, check_path, load, newest_st
 from ..data import Source, fingerprint
 from ..errors import InputError
 from ..keys import seed_key
+from ..latents import Space
 from ..networks.model import Model, init_params, make_model, matching
+from ..pipeline import space_of
 from ..runtime import multihost
 from ..runtime.devices import data_mesh, host_device
 from ..runtime.files import as_path
 from ..shapes import Params
-from .checks import check_batch_size, check_processes, check_same_model
+from .checks import check_batch_size, check_processes, check_same_model, check_space, describe_model
 from .step import Teacher
 
 LoadModel = Callable[[epath.PathLike], tuple[Params, Metadata]]
@@ -29,12 +31,14 @@ class Prepared(NamedTuple):
     Attributes:
       metadata: of its checkpoints.
       model: the model to train.
+      space: what it diffuses.
       mesh: the mesh of all devices.
       initial_params: returns the initial parameters.
     """
 
     metadata: Metadata
     model: Model
+    space: Space
     mesh: Mesh
     initial_params: Callable[[], Params]
 
@@ -71,16 +75,12 @@ def prepare(
     newest = multihost.on_main(lambda: newest_step(workdir))
     if (newest or 0) < config.train.num_train_steps:
         check_batch_size(config.train, mesh)
-    model = make_model(config.model, source.image_shape, source.num_classes)
-    metadata = Metadata(
-        config=config,
-        image_shape=source.image_shape,
-        num_classes=source.num_classes,
-        num_steps=int(teacher.rung.num_steps) if teacher else 0,
-        class_names=getattr(source, "class_names", None),
-    )
+    metadata = describe_model(config, source, num_steps=int(teacher.rung.num_steps) if teacher else 0)
+    space = space_of(metadata)
+    check_space(space, config, source)
+    model = make_model(config.model, space.shape, source.num_classes)
     initial_params = _initial_params(metadata, model, teacher, load_model, begun=newest is not None)
-    return Prepared(metadata, model, mesh, initial_params)
+    return Prepared(metadata, model, space, mesh, initial_params)
 
 
 def _initial_params(
@@ -96,7 +96,7 @@ def _initial_params(
     def random_params() -> Params:
         # On the host: an accelerator may be choosing kernels by trial meanwhile.
         with jax.default_device(host_device()):
-            return init_params(model.network, key, metadata.image_shape, metadata.num_classes)
+            return init_params(model.network, key, metadata.shape, metadata.num_classes)
 
     if teacher is not None:
         if teacher.model is None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..latents import Space
 from ..methods import Method
 from ..networks.model import Model
 from ..runtime.cpu import compiler_options, release_memory
@@ -23,6 +24,7 @@ from .step import (
     cast,
     init_state,
     make_train_step,
+    num_rows,
     trains_embedding_only,
 )
 
@@ -44,13 +46,23 @@ class Runner:
       method: the training objective.
       model: the model to train.
       mesh: from `data_mesh`.
+      space: what is diffused; None for pixels.
       scan: do the updates of a call in one program. By default on accelerators only: XLA's CPU backend computes the
         gradients of convolutions inside a loop many times slower than outside of it. The result is the same.
     """
 
     axis_name = None
 
-    def __init__(self, config: Any, method: Method, model: Model, mesh: Mesh, *, scan: bool | None = None):
+    def __init__(
+        self,
+        config: Any,
+        method: Method,
+        model: Model,
+        mesh: Mesh,
+        *,
+        space: Space | None = None,
+        scan: bool | None = None,
+    ):
         self.method = method
         self._scans = jax.default_backend() != "cpu" if scan is None else scan
         self.call_length = config.train.substeps if self._scans else 1
@@ -58,7 +70,7 @@ class Runner:
         self._shards = config.train.shard_state
         self._packs = jax.default_backend() in ("cpu", "gpu") and not self._shards and not trains_embedding_only(config)
         shards = {"axis_name": self.axis_name} if self.axis_name else {"num_shards": mesh.size}
-        self._step = make_train_step(config, method, model, **shards)
+        self._step = make_train_step(config, method, model, space=space, **shards)
         self._program = self._make_program(self._updates if self._scans else self._update)
 
     def place(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
@@ -148,7 +160,7 @@ class Runner:
             new, metrics = self._update(state, key, teacher, batch)
             return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), new, state), metrics
 
-        length = len(batches["image"])
+        length = num_rows(batches)
         state, metrics = jax.lax.scan(update_if_counted, state, (jnp.arange(length), batches))
         return self._constrain(state, metrics)  # constraints inside a scan do not hold for its results
 

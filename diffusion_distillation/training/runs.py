@@ -31,6 +31,7 @@ from .averages import averaging_decay
 # Fields that may change when a run resumes, as they do not shape the result.
 OPERATIONAL = (
     "eval",
+    "autoencoder",  # decodes samples alone; `training.checks` compares its fingerprint
     "model.args.remat",
     "train.parallel",
     "train.microbatch_size",

@@ -5,6 +5,7 @@ global batch), so it does not depend on how the batch is divided among devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from ..diffusion import Denoiser, q_sample
-from ..keys import normal
+from ..keys import fold_in, normal
+from ..latents import Space, from_uint8
 from ..methods import Denoisers, Method, Rung
 from ..networks.conditions import condition_of, drop, no_condition
 from ..networks.model import Model, train_schedule
@@ -22,7 +24,9 @@ from ..shapes import Array, Condition, Params
 from .averages import averaging_decay, corrected_decay, update_average
 from .optimizers import learning_rate, make_optimizer
 
-TrainingBatch = dict[str, Array]  # uint8 `image`, [batch, height, width, channels]; int32 `label`, [batch], if any
+# uint8 `image`, [batch, height, width, channels]; or float16 `mean` and `std` of latents, [batch, parts, height, width,
+# channels], of the image and, if there are two parts, of its mirror image; and int32 `label`, [batch], if any
+TrainingBatch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
@@ -130,7 +134,13 @@ class TrainStep:
 
 
 def make_train_step(
-    config: Any, method: Method, model: Model, *, axis_name: str | None = None, num_shards: int = 1
+    config: Any,
+    method: Method,
+    model: Model,
+    *,
+    space: Space | None = None,
+    axis_name: str | None = None,
+    num_shards: int = 1,
 ) -> TrainStep:
     """Make the training step of a config.
 
@@ -141,25 +151,27 @@ def make_train_step(
       config: resolved.
       method: the training objective.
       model: the student, from `make_model`.
+      space: what is diffused; None for pixels.
       axis_name: the axis of the pmap that the step runs in; its batch is then one device's part of the global batch.
       num_shards: the number of devices that share the batch. Each takes an equal part of every microbatch.
     """
     return TrainStep(
-        gradients=_make_gradients(config, method, model, axis_name, num_shards), update=_make_update(config, method)
+        gradients=_make_gradients(config, method, model, space, axis_name, num_shards),
+        update=_make_update(config, method),
     )
 
 
 def _make_gradients(
-    config: Any, method: Method, model: Model, axis_name: str | None, num_shards: int
+    config: Any, method: Method, model: Model, space: Space | None, axis_name: str | None, num_shards: int
 ) -> Callable[[TrainState, Array, Teacher | None, TrainingBatch], tuple[Array, Params]]:
     """`TrainStep.gradients`."""
     train = config.train
     num_microbatches = train.batch_size // train.microbatch_size if train.microbatch_size else 1
-    loss_and_gradient = jax.value_and_grad(_make_loss(config, method, model))
+    loss_and_gradient = jax.value_and_grad(_make_loss(config, method, model, space))
 
     def gradients(state, key, teacher, batch):
         keys = jax.random.split(jax.random.fold_in(key, state.step))
-        rows = len(batch["image"])
+        rows = num_rows(batch)
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
         batch = {**batch, "index": first + jnp.arange(rows, dtype=jnp.int32)}
         mean = _mean_over_microbatches(
@@ -206,12 +218,13 @@ def _make_update(config: Any, method: Method) -> Callable[[TrainState, Array, Pa
     return update
 
 
-def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array]:
+def _make_loss(config: Any, method: Method, model: Model, space: Space | None) -> Callable[..., Array]:
     """`loss(params, state, teacher, keys, batch)`, the mean over the examples of a part of the global batch.
 
     `keys` are this step's, for data and for dropout; `batch` also has `index`, the position of each example.
     """
     schedule = train_schedule(config.model)
+    read_x = preprocess if space is None or space.is_pixels else functools.partial(sample_latents, space)
     make_condition = _make_condition(config, model)
 
     def loss(params, state, teacher, keys, batch):
@@ -219,7 +232,7 @@ def _make_loss(config: Any, method: Method, model: Model) -> Callable[..., Array
         data_key, dropout_key = keys
         index = batch["index"]
         example_keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(data_key, i), 4))(index)
-        x = preprocess(example_keys[:, 0], batch["image"], flip=config.dataset.args.get("randflip", False))
+        x = read_x(example_keys[:, 0], batch, flip=config.dataset.args.get("randflip", False))
         eps = normal(example_keys[:, 1], x)
         times = method.times(example_keys[:, 2], state.step, None if teacher is None else teacher.rung)
         logsnr = schedule(times.t)
@@ -288,7 +301,7 @@ def _mean_over_microbatches(gradients: Callable[[TrainingBatch], Any], parts: Tr
     """The mean of `gradients(part)` over the parts, one part at a time."""
     first = jax.tree.map(lambda leaf: leaf[0], parts)
     rest = jax.tree.map(lambda leaf: leaf[1:], parts)
-    count = len(parts["image"])
+    count = num_rows(parts)
     if count == 1:
         return gradients(first)
     # XLA's CPU backend computes the gradients of convolutions inside a loop many times slower than outside of it.
@@ -299,23 +312,48 @@ def _mean_over_microbatches(gradients: Callable[[TrainingBatch], Any], parts: Tr
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def preprocess(keys: Array, image: Array, *, flip: bool) -> Array:
+def num_rows(batch: TrainingBatch) -> int:
+    """The length of the first axis of a batch."""
+    return len(next(iter(batch.values())))
+
+
+def preprocess(keys: Array, batch: TrainingBatch, *, flip: bool) -> Array:
     """Convert uint8 images to float32 in [-1, 1].
 
     Args:
       keys: one key per image, `[batch]`.
-      image: uint8, `[batch, height, width, channels]`.
+      batch: has `image`, uint8, `[batch, height, width, channels]`.
       flip: mirror half of the images, chosen by their keys, left to right.
 
     >>> image = jnp.array([0, 255], jnp.uint8).reshape(1, 1, 2, 1)
-    >>> preprocess(jax.random.split(jax.random.key(0), 1), image, flip=False).ravel()
+    >>> preprocess(jax.random.split(jax.random.key(0), 1), {"image": image}, flip=False).ravel()
     Array([-1.,  1.], dtype=float32)
     """
-    x = image.astype(jnp.float32) / 127.5 - 1
-    if not flip:
-        return x
-    mirrored = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(0.5)))(keys)
-    return jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+    x = from_uint8(batch["image"])
+    return jnp.where(_mirrored(keys)[:, None, None, None], x[:, :, ::-1], x) if flip else x
+
+
+def sample_latents(space: Space, keys: Array, batch: TrainingBatch, *, flip: bool) -> Array:
+    """Sample the x of images from the normal distributions of their latents, in float32.
+
+    Args:
+      space: of the latents.
+      keys: one key per image, `[batch]`. It determines the noise.
+      batch: has `mean` and `std`, float16, `[batch, parts, height, width, channels]`, unscaled.
+      flip: take the second part, the mirror image's, for half of the images, chosen as by `preprocess`.
+    """
+    part = _mirrored(keys).astype(jnp.int32) if flip else jnp.zeros(len(keys), jnp.int32)
+
+    def chosen(name):
+        return jnp.take_along_axis(batch[name], part[:, None, None, None, None], axis=1)[:, 0].astype(jnp.float32)
+
+    mean = chosen("mean")
+    return space.sample(mean, chosen("std"), normal(fold_in(keys, 1), mean))
+
+
+def _mirrored(keys: Array) -> Array:
+    """Half of the images, by their keys."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(0.5)))(keys)
 
 
 def trains_embedding_only(config: Any) -> bool:

@@ -4,6 +4,7 @@ A teacher may be of another kind than its students. It keeps its own network, ou
 for its predictions at their own log-SNRs.
 """
 
+import dataclasses
 import logging
 
 from flax.traverse_util import flatten_dict
@@ -23,6 +24,7 @@ from .checks import (
     architecture_differences,
     check_processes,
     data_differences,
+    describe_model,
     in_words,
     meaning_differences,
     refuse,
@@ -52,9 +54,8 @@ def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = loa
     path = config.distillation.teacher_checkpoint_path
     params, metadata = load_model(path)
     [first, *_] = ladder_rungs(config)
-    student = Metadata(
-        config=config, image_shape=source.image_shape, num_classes=source.num_classes, num_steps=int(first.num_steps)
-    )
+    student = describe_model(config, source, int(first.num_steps))
+    metadata = with_autoencoder(metadata, student)
     check_teacher(first, metadata, student)
     if multihost.is_main():
         _warn(metadata, student)
@@ -67,6 +68,23 @@ def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = loa
         guidance_interval=config.distillation.teacher_guidance_interval,
         dtype=_dtype(config),
         starts_student=not architecture_differences(metadata, student),
+    )
+
+
+def with_autoencoder(teacher: Metadata, student: Metadata) -> Metadata:
+    """Return the metadata of a teacher, which may be a file of weights that does not name its autoencoder.
+
+    If it works with arrays of the shape of the student's latents, they are taken for those latents, with a warning.
+    """
+    if student.autoencoder is None or teacher.autoencoder is not None or teacher.shape != student.shape:
+        return teacher
+    path = student.config.distillation.teacher_checkpoint_path
+    logging.warning("The teacher %s names no autoencoder. Make sure that it is %s.", path, student.autoencoder_name)
+    return dataclasses.replace(
+        teacher,
+        image_shape=student.image_shape,
+        autoencoder=student.autoencoder,
+        autoencoder_path=student.autoencoder_path,
     )
 
 
@@ -216,7 +234,7 @@ def _teaching_model(teacher: Metadata, config: ConfigDict) -> Model | None:
                 of_teacher.args[name] = config.model.args[name]
         of_teacher.dtype = _dtype(config) or of_teacher.dtype
     model, of_students = (
-        make_model(section, teacher.image_shape, teacher.num_classes) for section in (of_teacher, config.model)
+        make_model(section, teacher.shape, teacher.num_classes) for section in (of_teacher, config.model)
     )
     return None if model == of_students else model
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import numpy as np
 import safetensors.numpy
 from peers import seeded
 
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import Metadata
+from diffusion_distillation.data import ArraySource
 from diffusion_distillation.interop import diffusers
 from diffusion_distillation.networks import autoencoder
 from diffusion_distillation.networks.model import make_network
@@ -54,6 +56,37 @@ def make_model(path, info, num_classes=3, **model):
         autoencoder_path=path,
     )
     return params, metadata
+
+
+class LatentSource:
+    """The latents of bright columns and their mirror images, as `data.latents` reads them from a folder."""
+
+    num_classes = 3
+    class_names = ("red", "green", "blue")
+    image_shape = IMAGE_SHAPE
+
+    def __init__(self, path, info, parts=2):
+        self.autoencoder, self.autoencoder_path = info, path
+        self.images = dict(name="helpers.latent_models:columns", args={})
+        self.fingerprint = f"columns {info.fingerprint} {parts}"
+        encode, _, _ = autoencoder.load(path)
+        images = columns()[np.arange(24)]["image"] / np.float32(127.5) - 1
+        moments = [encode(part) for part in (images, images[:, :, ::-1])[:parts]]
+        self._mean, self._std = (np.stack(part, axis=1).astype(np.float16) for part in zip(*moments, strict=True))
+
+    def __len__(self):
+        return len(self._mean)
+
+    def __getitem__(self, indices):
+        return {"mean": self._mean[indices], "std": self._std[indices], "label": np.int32(indices % 3)}
+
+
+def columns():
+    """24 images with a bright column in one of three colors."""
+    images = np.zeros((24, *IMAGE_SHAPE), np.uint8)
+    for number in range(24):
+        images[number, :, number % 16, number % 3] = 255
+    return ArraySource(images, np.arange(24) % 3, 3, LatentSource.class_names)
 
 
 def without_autoencoder(metadata):

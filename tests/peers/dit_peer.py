@@ -4,19 +4,24 @@ It runs where PyTorch and diffusers are (make peer), and the tests run it. By ha
 
     .venv-peer/bin/python tests/peers/dit_peer.py golden
     .venv-peer/bin/python tests/peers/dit_peer.py model --name=heads --folder=heads --out=heads.npz
+    .venv-peer/bin/python tests/peers/dit_peer.py pipeline --folder=pipeline --out=images.npz
 
 `model` writes the transformer and the scheduler of one of MODELS as a folder, without an autoencoder, and its outputs.
-All arrays have channels last.
+`pipeline` writes the noise and the images of the `DiTPipeline` in a folder, with and without guidance. If there is no
+folder, it makes a small one. All arrays have channels last.
 """
 
 import argparse
 import json
 from pathlib import Path
+from unittest import mock
 
+import autoencoder_peer
 import numpy as np
 import seeded
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers.pipelines.dit import pipeline_dit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = dict(
@@ -89,6 +94,28 @@ def save(name, folder):
     return network
 
 
+def make_pipeline(folder):
+    """Write a DiTPipeline of 1000 classes, of which some have two names."""
+    transformer = DiTTransformer2DModel(**SMALL | dict(num_embeds_ada_norm=1000)).eval()
+    vae = AutoencoderKL(**autoencoder_peer.MODELS["sd1"][0]).eval()
+    for network, weights in ((transformer, seeded.dit_weights), (vae, seeded.unet_weights)):
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        network.load_state_dict({key: torch.from_numpy(array) for key, array in weights(shapes).items()})
+    names = {label: f"name {label}, other {label}" for label in range(1000)}
+    DiTPipeline(transformer, vae, DDIMScheduler(**SCHEDULER), id2label=names).save_pretrained(folder)
+
+
+def pipeline_images(folder, noise, num_steps, scale):
+    """The images of a pipeline from noise, of the first classes, 0 to 1."""
+    pipeline = DiTPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    labels = list(range(len(noise)))
+    with mock.patch.object(pipeline_dit, "randn_tensor", lambda *args, **kwargs: noise):
+        drawn = pipeline(labels, num_inference_steps=num_steps, guidance_scale=scale, output_type="np")
+    return drawn.images
+
+
 def write_golden():
     """The golden numbers of the tests: configs and shapes in JSON, outputs in NumPy's format."""
     described, arrays = {}, {}
@@ -105,13 +132,19 @@ def write_golden():
 def main():
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["golden", "model"])
+    parser.add_argument("what", choices=["golden", "model", "pipeline"])
     parser.add_argument("--name", choices=MODELS)
     for name in ("folder", "out"):
         parser.add_argument(f"--{name}", type=Path)
     args = parser.parse_args()
     if args.what == "golden":
         write_golden()
+    elif args.what == "pipeline":
+        if not args.folder.exists():
+            make_pipeline(args.folder)
+        noise = seeded.noise(2, SMALL["sample_size"], SMALL["in_channels"], seed=1)
+        images = {f"scale_{scale}": pipeline_images(args.folder, noise, NUM_STEPS, scale) for scale in (1.0, SCALE)}
+        np.savez(args.out, noise=noise, **images)
     else:
         np.savez(args.out, **outputs(save(args.name, args.folder)))
 

@@ -312,12 +312,12 @@ def test_the_learning_rate_warms_up_and_anneals():
 def test_images_are_scaled_and_half_of_them_are_flipped():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), dtype=np.uint8)
     keys = jax.random.split(jax.random.key(0), 400)
-    np.testing.assert_allclose(preprocess(keys, images, flip=False), images / 127.5 - 1, atol=1e-6)
-    flipped = np.asarray(preprocess(keys, images, flip=True))
+    np.testing.assert_allclose(preprocess(keys, {"image": images}, flip=False), images / 127.5 - 1, atol=1e-6)
+    flipped = np.asarray(preprocess(keys, {"image": images}, flip=True))
     mirrored = np.isclose(flipped, images[:, :, ::-1] / 127.5 - 1, atol=1e-6).all(axis=(1, 2, 3))
     assert 0.4 < mirrored.mean() < 0.6
     np.testing.assert_allclose(flipped[~mirrored], images[~mirrored] / 127.5 - 1, atol=1e-6)
-    np.testing.assert_array_equal(preprocess(keys[:7], images[:7], flip=True), flipped[:7])
+    np.testing.assert_array_equal(preprocess(keys[:7], {"image": images[:7]}, flip=True), flipped[:7])
 
 
 def test_base_training_with_one_time_is_at_t_1():

@@ -64,13 +64,7 @@ def read(folder: epath.Path, dtype: str | None = None) -> tuple[AutoencoderKL, P
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} must be one of {list(DTYPES)}.")
-    if (folder / SUBFOLDER / CONFIG).is_file():
-        folder = folder / SUBFOLDER
-    if not (folder / CONFIG).is_file():
-        raise InputError(
-            f"There is no {str(folder / CONFIG)!r}, nor {SUBFOLDER}/{CONFIG} beside it. Pass the folder of an "
-            "AutoencoderKL of diffusers, or of a pipeline that has one."
-        )
+    folder = _folder_of(folder)
     origin = str(folder / CONFIG)
     config = _config(folder / CONFIG)
     network = _network(config, dtype, origin)
@@ -131,6 +125,31 @@ def write(
     arrays = weights.to_arrays(flat, _names(params, len(network.channels)))
     write_atomic(folder / weights.WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def copy(source: epath.Path, folder: epath.Path) -> None:
+    """Copy the config and the weights of an autoencoder.
+
+    Args:
+      source: see `read`.
+      folder: created if it is missing.
+    """
+    source = _folder_of(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (source / CONFIG, *weights.find_weights(source), *weights.find_indices(source)):
+        path.copy(folder / path.name, overwrite=True)
+
+
+def _folder_of(folder: epath.Path) -> epath.Path:
+    """The folder itself, or vae/ in the folder of a pipeline."""
+    if (folder / SUBFOLDER / CONFIG).is_file():
+        return folder / SUBFOLDER
+    if not (folder / CONFIG).is_file():
+        raise InputError(
+            f"There is no {str(folder / CONFIG)!r}, nor {SUBFOLDER}/{CONFIG} beside it. Pass the folder of an "
+            "AutoencoderKL of diffusers, or of a pipeline that has one."
+        )
+    return folder
 
 
 def _config(path: epath.Path) -> dict[str, Any]:

@@ -39,15 +39,45 @@ for t in pipeline.scheduler.timesteps:
 """
 
 
+DIT_CARD = """---
+library_name: diffusers
+---
+
+# {size} images in {steps}
+
+{what}
+
+```python
+from diffusers import DiTPipeline
+
+pipeline = DiTPipeline.from_pretrained("this/folder")
+images = pipeline(class_labels=[0, 1], num_inference_steps={num_steps}, guidance_scale={scale}).images
+```
+
+{advice}
+"""
+DISTILLED = """\
+**Pass num_inference_steps={num_steps} and guidance_scale={scale}.** The model was distilled for this number of steps.
+If its teacher was guided, its images are guided already."""
+
+
+def dit_text(metadata: Metadata, num_steps: int) -> str:
+    """The text of README.md for a diffusion transformer that samples in num_steps steps."""
+    height, width, channels = metadata.image_shape
+    values = dict(num_steps=num_steps, scale=1.0 + metadata.config.model.eval_guidance)
+    advice = DISTILLED.format(**values) if metadata.num_steps else "Any number of steps works."
+    size = f"{height}x{width}x{channels}"
+    return DIT_CARD.format(size=size, steps=_steps(num_steps), what=_what(metadata), advice=advice, **values)
+
+
 def text(metadata: Metadata, num_steps: int) -> str:
     """The text of README.md for a model that samples in num_steps steps."""
     height, width, channels = metadata.image_shape
-    student = f"a student distilled for {_steps(metadata.num_steps)}" if metadata.num_steps else "a base model"
     call = SAMPLE if metadata.num_classes == 1 else SAMPLE_CLASSES
     return CARD.format(
         size=f"{height}x{width}x{channels}",
         steps=_steps(num_steps),
-        what=f"This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation.",
+        what=_what(metadata),
         call=call.format(
             height=height,
             width=width,
@@ -58,6 +88,11 @@ def text(metadata: Metadata, num_steps: int) -> str:
         ),
         num_steps=num_steps,
     )
+
+
+def _what(metadata: Metadata) -> str:
+    student = f"a student distilled for {_steps(metadata.num_steps)}" if metadata.num_steps else "a base model"
+    return f"This is {student}, trained on {metadata.config.dataset.name} by diffusion_distillation."
 
 
 def _steps(number: int) -> str:

@@ -12,10 +12,12 @@ from flax.traverse_util import flatten_dict
 
 from ...checkpoints import Metadata, abstract_params
 from ...errors import InputError
-from ...networks.dit import position_embedding
+from ...latents import Shape
+from ...networks.dit import DiT, position_embedding
+from ...networks.model import eval_schedule, train_schedule
 from ...shapes import Params
 from ..arrays import fit_params
-from .fields import check_integer
+from .fields import check_integer, header
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second one in older folders
 DEFAULTS = {
@@ -63,6 +65,7 @@ INNER_FROM_DIFFUSERS = {
     "ff.net.0.proj": INNER_MODULES["mlp0"],
     "ff.net.2": INNER_MODULES["mlp1"],
 }
+ATTENTION_INPUTS = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # in the order of the original code's one array
 EMBEDDER = {
     "norm1.emb.timestep_embedder.linear_1": MODULES["dense0"],
     "norm1.emb.timestep_embedder.linear_2": MODULES["dense1"],
@@ -114,6 +117,91 @@ def dit_args(values: dict[str, Any], origin: str) -> dict[str, Any]:
     )
 
 
+def dit_config(network: DiT, shape: Shape) -> dict[str, Any]:
+    """The config of the DiTTransformer2DModel that is the same network as ours, without variances.
+
+    Args:
+      network: our network, which `check_writable` accepts.
+      shape: (height, width, channels) of the latents.
+    """
+    side, _, channels = shape
+    values = dict(
+        num_attention_heads=network.num_heads,
+        attention_head_dim=network.hidden_size // network.num_heads,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=network.depth,
+        sample_size=side,
+        patch_size=network.patch_size,
+        num_embeds_ada_norm=network.num_classes,
+        norm_eps=network.mlp_norm_eps,
+    )
+    return {**header(CLASSES[0]), **DEFAULTS, **values}
+
+
+def check_writable(metadata: Metadata, network: DiT, num_steps: int) -> None:
+    """Raise an InputError that names the reason if a `DiTPipeline` cannot sample a model as we do.
+
+    It samples labeled latents at whole steps of a discrete schedule, and divides them by one scale. Its networks have
+    the time input, the order of frequencies and the width of the MLPs that folders of diffusers have.
+
+    Args:
+      metadata: of the model.
+      network: the model's network.
+      num_steps: sampling steps.
+    """
+    info = metadata.autoencoder
+    schedule = train_schedule(metadata.config.model)
+    problem = None
+    if info is None:
+        problem = "decodes latents, and this is a model of pixels"
+    elif info.shift != 0.0 or not isinstance(info.scale, float):
+        problem = f"divides latents by one number; those of {info.name!r} have shift={info.shift}, scale={info.scale}"
+    elif network.num_classes < 2:
+        problem = "has classes, and this model has none"
+    elif network.logsnr_input_type != "step":
+        problem = f"tells its network the training step; this one has logsnr_input_type={network.logsnr_input_type!r}"
+    elif (network.freq_shift, network.mlp_ratio) != (1, 4.0):
+        problem = f"has freq_shift=1, mlp_ratio=4.0; this one has {network.freq_shift} and {network.mlp_ratio}"
+    elif schedule != eval_schedule(metadata.config.model):
+        problem = "samples at the times of training; this model has two different noise schedules"
+    elif schedule.num_steps % num_steps:
+        problem = f"rounds times that are no training steps: num_steps={num_steps} does not divide {schedule.num_steps}"
+    if problem is not None:
+        raise InputError(f"diffusers' DiTPipeline {problem}. Use --format=sampler instead.")
+
+
+def from_params(params: Params, network: DiT) -> dict[str, np.ndarray]:
+    """Convert our parameters to arrays of a DiTTransformer2DModel, the inverse of `to_params`.
+
+    Args:
+      params: of a network that `check_writable` accepts.
+      network: our network.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in flatten_dict(params).items():
+        array = np.ascontiguousarray(_to_torch(path, np.asarray(leaf, np.float32), network.patch_size))
+        names = _names_in_diffusers(_original_name(path), network.depth)
+        if path[-2] == "qkv":
+            arrays |= zip(names, np.split(array, 3), strict=True)
+        else:
+            arrays |= dict.fromkeys(names, array)
+    return arrays
+
+
+def _names_in_diffusers(original: str, depth: int) -> list[str]:
+    """The names in diffusers of an array of the original code, which has one embedder, and q, k and v in one array."""
+    module, _, leaf = original.rpartition(".")
+    theirs = {ours: name for name, ours in (FROM_DIFFUSERS | EMBEDDER | INNER_FROM_DIFFUSERS).items()}
+    if module in EMBEDDER.values():
+        return [f"transformer_blocks.{block}.{theirs[module]}.{leaf}" for block in range(depth)]
+    if not module.startswith("blocks."):
+        return [f"{theirs[module]}.{leaf}"]
+    _, block, inner = module.split(".", 2)
+    parts = ATTENTION_INPUTS if inner == INNER_MODULES["qkv"] else [theirs[inner]]
+    return [f"transformer_blocks.{block}.{part}.{leaf}" for part in parts]
+
+
 def to_params(arrays: dict[str, np.ndarray], metadata: Metadata, origin: str) -> Params:
     """Convert arrays of a DiTTransformer2DModel, or of the original DiT or SiT, to our parameters.
 
@@ -132,7 +220,7 @@ def to_params(arrays: dict[str, np.ndarray], metadata: Metadata, origin: str) ->
     like = flatten_dict(abstract_params(metadata))
     model = metadata.config.model
     patch_size = model.args.patch_size
-    channels = metadata.image_shape[2]
+    channels = metadata.shape[2]
     arrays = _original_names(arrays, origin)
     _check_positions(arrays.pop(POSITIONS, None), metadata, origin)
     params: dict[tuple[str, ...], Any] = {}
@@ -195,7 +283,7 @@ def _check_positions(stored: np.ndarray | None, metadata: Metadata, origin: str)
     if stored is None:
         return
     args = metadata.config.model.args
-    side = metadata.image_shape[0] // args.patch_size
+    side = metadata.shape[0] // args.patch_size
     expected = np.asarray(position_embedding(side, args.hidden_size))[None]
     if stored.shape != expected.shape or not np.allclose(stored.astype(np.float32), expected, atol=0.01):
         raise InputError(
@@ -227,3 +315,15 @@ def _from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     if module == "dense0":
         array = np.roll(array, array.shape[1] // 2, axis=1)
     return array.transpose(2, 3, 1, 0) if module == "patch_in" else array.T
+
+
+def _to_torch(path: tuple[str, ...], array: np.ndarray, patch_size: int) -> np.ndarray:
+    """The inverse of `_from_torch`."""
+    module, leaf = path[-2:]
+    if module == "qkv":
+        array = array.reshape(*array.shape[:-3], -1)
+    if leaf != "kernel":
+        return array
+    if module == "patch_in":
+        return array.reshape(patch_size, patch_size, -1, array.shape[1]).transpose(3, 2, 0, 1)
+    return np.roll(array.T, len(array) // 2, axis=1) if module == "dense0" else array.T

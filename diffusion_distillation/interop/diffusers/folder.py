@@ -3,6 +3,7 @@
 To read another class of networks, add an entry to `READERS`.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -12,15 +13,17 @@ import safetensors.numpy
 from etils import epath
 from ml_collections import ConfigDict
 
-from ...checkpoints import Metadata
+from ...checkpoints import AUTOENCODER, Metadata
 from ...config import resolve
 from ...errors import InputError
+from ...networks.dit import DiT
 from ...networks.model import make_network
 from ...networks.unet import UNet
 from ...runtime.files import absolute, read_json, write_atomic
 from ...shapes import Params
 from .. import archive
-from . import card, dit, scheduler, unet2d, weights
+from ..download import local_folder
+from . import autoencoder, card, dit, scheduler, unet2d, weights
 from .fields import header, with_defaults
 from .scheduler import SCHEDULER
 from .unet2d import UNET
@@ -40,7 +43,7 @@ class Reader(NamedTuple):
       defaults: the values that diffusers uses for missing fields.
       allowed: the supported values of some fields.
       args: `args(values, origin)` returns our config.model.args, without those that the scheduler determines.
-      image_shape: `image_shape(values, origin)`.
+      image_shape: `image_shape(values, origin)`, of images or latents, whatever the network sees.
       num_classes: `num_classes(values, origin)`; 1 for an unconditional network.
       to_params: `to_params(arrays, metadata, values, origin)` converts the weights.
       label_dropout: share of the labels that training dropped, if the network can be guided. Default 0.
@@ -97,10 +100,11 @@ def is_diffusers(folder: epath.Path) -> bool:
 def read(folder: epath.Path) -> tuple[Params, Metadata]:
     """Read the model in a folder of a pipeline, or of a network (`READERS`).
 
-    A pipeline's folder has unet/ or transformer/, and scheduler/. The folder may also be one of the first two, which is
-    read together with the pipeline's scheduler. An autoencoder is not read: the model is that of the latents. Weights
-    may be float32, float16 or bfloat16, in one file or in several with an index. Without a scheduler_config.json the
-    scheduler is `DDPMScheduler` with its defaults: 1000 linear betas, epsilon, clipping, fixed_small.
+    A pipeline's folder has unet/ or transformer/, and scheduler/, and perhaps vae/, the autoencoder of a model of
+    latents, and class names in its model_index.json. The folder may also be one of the first two, which is read
+    together with the rest of the pipeline. Weights may be float32, float16 or bfloat16, in one file or in several with
+    an index. Without a scheduler_config.json the scheduler is `DDPMScheduler` with its defaults: 1000 linear betas,
+    epsilon, clipping, fixed_small.
 
     The scheduler determines the noise schedule, what the network predicts, how it is told the noise level, and whether
     x is clipped. A solver's scheduler, such as `HeunDiscreteScheduler`, also determines the sampler and its times.
@@ -129,16 +133,19 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
     reader = READERS[values["_class_name"]]
     values = with_defaults(values, reader.defaults, reader.allowed, origin)
     metadata = _metadata(reader, values, scheduler.read_scheduler(folder), origin)
+    metadata = _with_class_names(_with_autoencoder(metadata, folder), folder)
     return reader.to_params(arrays, metadata, values, str(files[0])), metadata
 
 
 def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int | None = None) -> None:
-    """Write a model as a pipeline that `diffusers.DDIMPipeline.from_pretrained` loads.
+    """Write a model as a pipeline that diffusers loads: a U-Net as a `DDIMPipeline`, a DiT as a `DiTPipeline`.
 
-    From the same noise, with num_steps steps, it generates the same images as our DDIM sampler. The network has a table
-    of times whose rows are our sinusoids at the times of these steps. If the model clips x, diffusers must be called
-    with `use_clipped_model_output=True`. README.md explains both. `read` returns the same parameters, except that the
-    bias of class_emb is added to its kernel.
+    From the same noise, with num_steps steps, it generates the same images as our DDIM sampler. README.md explains how
+    to call it. `read` returns the same parameters, except that the bias of a U-Net's class_emb is added to its kernel.
+
+    A U-Net gets a table of times whose rows are our sinusoids at the times of these steps. If the model clips x,
+    diffusers must be called with `use_clipped_model_output=True`. A DiT keeps the schedule of its training, and its
+    autoencoder is copied to vae/.
 
     Args:
       folder: created if it is missing.
@@ -149,31 +156,74 @@ def write(folder: epath.Path, params: Params, metadata: Metadata, num_steps: int
 
     Raises:
       InputError: if diffusers cannot express the model: a mean_type other than 'eps', 'x' and 'v', another network
-        than our U-Net, several heads at levels of different widths, a first level wider than ch, levels of different
-        widths with num_res_blocks=0, or a schedule that float32 betas cannot follow.
+        than our U-Net and DiT, or one that takes a guidance weight; a U-Net with several heads at levels of different
+        widths, a first level wider than ch, levels of different widths with num_res_blocks=0, or a schedule that
+        float32 betas cannot follow; for a DiT, see `dit.check_writable`.
     """
     model = metadata.config.model
     if num_steps is None:
         num_steps = metadata.num_steps or model.eval_sampling_num_steps
     if num_steps < 1:
         raise InputError(f"num_steps={num_steps} must be at least 1.")
-    network = _check_writable(metadata)
+    if model.mean_type not in scheduler.MEAN_TYPES.values():
+        raise InputError(
+            f"DDIMScheduler has no prediction_type for mean_type {model.mean_type!r}. Distill a model of mean_type 'v'."
+        )
+    network = make_network(model, metadata.shape, metadata.num_classes)
+    if type(network) not in WRITERS:
+        raise InputError(
+            f"diffusers has no network for config.model.name={model.name!r}. Only unet_iddpm and dit can be exported."
+        )
+    if network.guidance_range is not None:
+        raise InputError(
+            f"diffusers' {network.__class__.__name__} takes no guidance weight, which this model needs. "
+            "Use --format=sampler instead."
+        )
+    WRITERS[type(network)](folder, params, metadata, network, num_steps)
+    _write_json(folder / METADATA, {"step": metadata.step, **metadata.to_share().to_json()})
+
+
+def _write_unet(folder: epath.Path, params: Params, metadata: Metadata, network: UNet, num_steps: int) -> None:
+    if metadata.autoencoder is not None:
+        raise InputError(
+            "diffusers' DDIMPipeline has no autoencoder, which this model of latents needs. Use --format=sampler "
+            "instead."
+        )
     logsnr = scheduler.grid_logsnr(metadata, num_steps)
-    json_files = {
-        folder / "unet" / UNET: unet2d.unet_config(network, metadata.image_shape, num_steps),
-        folder / "scheduler" / SCHEDULER: scheduler.scheduler_config(model, logsnr),
-        folder / METADATA: {"step": metadata.step, **metadata.to_share().to_json()},
-        folder / PIPELINE: {
-            **header("DDIMPipeline"),
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "unet": ["diffusers", "UNet2DModel"],
-        },
-    }
+    config = unet2d.unet_config(network, metadata.image_shape, num_steps)
+    scheduler_config = scheduler.scheduler_config(metadata.config.model, logsnr)
     arrays = weights.from_params(params, metadata) | {TIMES: np.asarray(network.time_embedding(logsnr))}
     write_atomic(folder / "unet" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
-    for path, values in json_files.items():
-        write_atomic(path, json.dumps(values, indent=2) + "\n")
+    _write_json(folder / "unet" / UNET, config)
+    _write_json(folder / "scheduler" / SCHEDULER, scheduler_config)
+    parts = {"scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    _write_json(folder / PIPELINE, {**header("DDIMPipeline"), **parts})
     write_atomic(folder / "README.md", card.text(metadata, num_steps))
+
+
+def _write_dit(folder: epath.Path, params: Params, metadata: Metadata, network: DiT, num_steps: int) -> None:
+    dit.check_writable(metadata, network, num_steps)
+    arrays = dit.from_params(params, network)
+    write_atomic(folder / "transformer" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
+    _write_json(folder / "transformer" / UNET, dit.dit_config(network, metadata.shape))
+    _write_json(folder / "scheduler" / SCHEDULER, scheduler.training_config(metadata.config.model))
+    autoencoder.copy(local_folder(metadata.autoencoder_path), folder / AUTOENCODER)
+    names = metadata.class_names or map(str, range(metadata.num_classes))
+    parts = {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(folder / PIPELINE, {**header("DiTPipeline"), **parts})
+    write_atomic(folder / "README.md", card.dit_text(metadata, num_steps))
+
+
+WRITERS = {UNet: _write_unet, DiT: _write_dit}
+
+
+def _write_json(path: epath.Path, values: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(values, indent=2) + "\n")
 
 
 def _pipeline_of(folder: epath.Path) -> epath.Path:
@@ -209,10 +259,39 @@ def _metadata(reader: Reader, values: dict, scheduler_values: dict, origin: str)
     return metadata
 
 
+def _with_autoencoder(metadata: Metadata, folder: epath.Path) -> Metadata:
+    """The metadata with the autoencoder in vae/, if there is one."""
+    path = folder / AUTOENCODER
+    if not (path / autoencoder.CONFIG).is_file():
+        return metadata
+    _, _, info = autoencoder.read(path)
+    height, width, channels = metadata.image_shape
+    if channels != info.latent_channels:
+        raise InputError(
+            f"{str(folder)!r}: the network is one of {channels} channels, and the autoencoder in {AUTOENCODER}/ has "
+            f"{info.latent_channels} latent channels."
+        )
+    image_shape = height * info.downsampling, width * info.downsampling, info.image_channels
+    return dataclasses.replace(
+        metadata, image_shape=image_shape, autoencoder=info, autoencoder_path=str(absolute(path))
+    )
+
+
+def _with_class_names(metadata: Metadata, folder: epath.Path) -> Metadata:
+    """The metadata with the class names of a pipeline's model_index.json, if it has one for each class."""
+    names = read_json(folder / PIPELINE).get("id2label") if (folder / PIPELINE).is_file() else None
+    labels = [str(label) for label in range(metadata.num_classes)]
+    if not isinstance(names, dict) or sorted(names) != sorted(labels):
+        return metadata
+    return dataclasses.replace(metadata, class_names=tuple(str(names[label]) for label in labels))
+
+
 def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Params, Metadata]:
-    """Read a model that `write` wrote. Its table of times must be the one that its metadata gives."""
+    """Read a model that `write` wrote. A U-Net's table of times must be the one that its metadata gives."""
     metadata = archive.read_metadata(folder / METADATA)
-    network = make_network(metadata.config.model, metadata.image_shape, metadata.num_classes)
+    network = make_network(metadata.config.model, metadata.shape, metadata.num_classes)
+    if isinstance(network, DiT):
+        return dit.to_params(arrays, metadata, str(folder / "transformer" / WEIGHTS)), metadata
     table = arrays.pop(TIMES, np.zeros((0, 0)))
     if table.ndim != 2 or table.shape != (len(table), network.ch) or not len(table):
         raise InputError(f"{str(folder)!r}: {TIMES} is not a table of times that this package wrote.")
@@ -220,20 +299,3 @@ def _read_ours(folder: epath.Path, arrays: dict[str, np.ndarray]) -> tuple[Param
     if not np.allclose(table, expected, atol=1e-3):
         raise InputError(f"{str(folder)!r}: {TIMES} was changed after this package wrote it. Export the model again.")
     return weights.to_params(arrays, metadata, str(folder / "unet" / WEIGHTS)), metadata
-
-
-def _check_writable(metadata: Metadata) -> UNet:
-    """Return the network of a model. Raises an InputError if diffusers has no such model."""
-    model = metadata.config.model
-    if model.mean_type not in scheduler.MEAN_TYPES.values():
-        raise InputError(
-            f"DDIMScheduler has no prediction_type for mean_type {model.mean_type!r}. Distill a model of mean_type 'v'."
-        )
-    network = make_network(model, metadata.image_shape, metadata.num_classes)
-    if not isinstance(network, UNet):
-        raise InputError(
-            f"diffusers has no network for config.model.name={model.name!r}. Only unet_iddpm can be exported."
-        )
-    if network.guidance_range is not None:
-        raise InputError("UNet2DModel takes no guidance weight, which this model needs. Use --format=sampler instead.")
-    return network

@@ -351,6 +351,32 @@ def scheduler_config(model: ConfigDict, logsnr: Any) -> dict[str, Any]:
         "beta_end": 0.02,
         "beta_schedule": "linear",
         "trained_betas": _betas(logsnr, model.mean_type),
+        **_sampling_config(model),
+    }
+
+
+def training_config(model: ConfigDict) -> dict[str, Any]:
+    """The config of the DDIMScheduler with the betas of a model's training.
+
+    Args:
+      model: our config.model, with a discrete schedule.
+    """
+    schedule = get_logsnr_schedule(**model.train_logsnr_schedule)
+    is_named = isinstance(schedule.betas, str)
+    return {
+        **header("DDIMScheduler"),
+        "num_train_timesteps": schedule.num_steps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.betas if is_named else "linear",
+        "trained_betas": None if is_named else list(map(float, schedule.betas)),
+        **_sampling_config(model),
+    }
+
+
+def _sampling_config(model: ConfigDict) -> dict[str, Any]:
+    """The fields of a DDIMScheduler's config that are not about betas."""
+    return {
         "clip_sample": model.eval_clip_denoised,
         "clip_sample_range": 1.0,
         "prediction_type": {ours: theirs for theirs, ours in MEAN_TYPES.items()}[model.mean_type],

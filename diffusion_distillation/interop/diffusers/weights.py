@@ -76,6 +76,11 @@ def find_weights(folder: epath.Path) -> list[epath.Path]:
     raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
 
 
+def find_indices(folder: epath.Path) -> list[epath.Path]:
+    """The files that name the others, of weights in several files."""
+    return [path for path in folder.iterdir() if re.fullmatch(r"diffusion_pytorch_model\..*index.*json", path.name)]
+
+
 def _files_of_index(index: epath.Path, present: list[str]) -> list[epath.Path]:
     weight_map = read_json(index).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
