@@ -1,11 +1,12 @@
 """Training on latents: what is drawn from them, what is refused, and a ladder from the data to its report's numbers."""
 
+import copy
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from helpers.latent_models import IMAGE_SHAPE, SHAPE, LatentSource, columns, make_config, write_autoencoder
+from helpers.latent_models import IMAGE_SHAPE, SHAPE, columns, encoded_columns, make_config, write_autoencoder
 from helpers.models import KEY
 from helpers.small_runs import SOURCE
 
@@ -29,7 +30,7 @@ from diffusion_distillation.training.step import sample_latents
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return LatentSource(*write_autoencoder(tmp_path_factory.mktemp("latents") / "kl"))
+    return encoded_columns(tmp_path_factory.mktemp("latents"))
 
 
 def base_config(**changes):
@@ -80,7 +81,7 @@ def test_latents_and_images_of_other_autoencoders_are_refused(source, tmp_path):
         prepare(base_config(**{"autoencoder.path": path}), as_path(tmp_path / "run"), source)
     with pytest.raises(InputError, match=r"has images. Encode them with scripts/encode_data.py --autoencoder=/vae"):
         describe_model(base_config(**{"autoencoder.path": "/vae"}), SOURCE, 0)
-    once = LatentSource(source.autoencoder_path, source.autoencoder, parts=1)
+    once = encoded_columns(tmp_path, mirror=False)
     with pytest.raises(InputError, match="randflip=True needs the latents of mirror images too"):
         prepare(base_config(), as_path(tmp_path / "run"), once)
 
@@ -100,9 +101,8 @@ def test_a_ladder_of_latents_from_training_to_its_numbers(source, tmp_path):
     )
     ladder.eval.update(dict(num_samples=8, batch_size=8, teacher_num_steps=(2,), ancestral_num_steps=()))
     ladder = cfg.resolve(ladder)
-    other = dataclasses.replace(source.autoencoder, fingerprint="0123")
-    changed = LatentSource(source.autoencoder_path, source.autoencoder)
-    changed.autoencoder = other
+    changed = copy.copy(source)
+    changed.autoencoder = dataclasses.replace(source.autoencoder, fingerprint="0123")
     with pytest.raises(InputError, match=r"the autoencoder is 'kl \(.*\)' in the teacher and 'kl \(0123\)' here"):
         run_ladder(ladder, tmp_path / "refused", changed)
     run_ladder(ladder, tmp_path / "ladder", source)
