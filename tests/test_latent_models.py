@@ -56,7 +56,8 @@ def test_a_changed_autoencoder_is_refused_when_it_is_needed(saved, tmp_path):
     changed = dataclasses.replace(info, fingerprint="0123")
     pipeline = Pipeline(*make_model(path, changed))
     x = pipeline.from_noise(np.zeros((1, *SHAPE), np.float32))
-    with pytest.raises(InputError, match=f"changed: its fingerprint is '{info.fingerprint}'.* latents of '0123'"):
+    message = f"has the fingerprint {info.fingerprint}, and the latents are of '.*vae', 0123. Point config.autoencoder"
+    with pytest.raises(InputError, match=message):
         pipeline.decode(x)
 
 

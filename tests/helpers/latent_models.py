@@ -1,6 +1,5 @@
 """A tiny autoencoder in a folder of diffusers, and models of its latents: 8x8 with 4 channels, of 16x16 images."""
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -58,8 +57,7 @@ def encoded_columns(folder, mirror=True):
     dataset = dict(name="helpers.latent_models:columns", args={})
     latents = as_path(folder / f"latents_{mirror}")
     manifest = describe(columns(), dataset, info, autoencoder_path=path, mirror=mirror)
-    with contextlib.redirect_stdout(None):
-        encode_dataset(columns(), encode, manifest, latents, batch_size=8)
+    encode_dataset(columns(), encode, manifest, latents, batch_size=8)
     return load_source("Latents", path=str(latents))
 
 
