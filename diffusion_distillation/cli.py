@@ -109,10 +109,10 @@ def config_arguments(name: str = "config") -> dict[str, Any]:
     return {name: config_flags.get_config_filename(flag), **fields}
 
 
-def define_some(name: str, known: Iterable[str], help: str) -> flags.FlagHolder:
-    """Define a flag that takes some of the known names, separated by commas. By default it has all of them."""
+def define_some(name: str, known: Iterable[str], default: Iterable[str], help: str) -> flags.FlagHolder:
+    """Define a flag that takes some of the known names, separated by commas."""
     known = list(known)
-    holder = flags.DEFINE_list(name, known, help)
+    holder = flags.DEFINE_list(name, list(default), help)
 
     def check(values: list[str]) -> bool:
         for value in values:

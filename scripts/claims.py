@@ -6,7 +6,8 @@ r"""Reproduce the claims of Salimans & Ho (2022): train and distill every output
 --config trains the base models, one per output and loss weight; --ladder distills them. Everything is repeated with
 --seeds seeds. index.html in the workdir shows which outputs are good in few steps, what the ladder costs in addition to
 the base model, and how undistilled DDIM and ancestral sampling compare. An interrupted command resumes.
-`make claims` reproduces the claims on the embedded digits.
+`make claims` reproduces the claims on the embedded digits. --outputs=flow --weights=flow_mse repeats the study with a
+flow matching model, such as digits_flow_base.
 """
 
 from absl import flags
@@ -18,7 +19,13 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation.ladders import config_evaluators
 from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.runtime.files import as_path
-from diffusion_distillation.studies.claims import OUTPUTS, WEIGHTS, reproduce_claims
+from diffusion_distillation.studies.claims import (
+    OTHER_OUTPUTS,
+    OUTPUTS,
+    WEIGHT_TITLES,
+    WEIGHTS,
+    reproduce_claims,
+)
 
 CONFIG = cli.define_config()
 LADDER = cli.define_config("ladder")
@@ -26,8 +33,12 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder for all runs and the page; created if it is missing.", required=True
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "Repetitions with different seeds.", lower_bound=1)
-OUTPUT_TYPES = cli.define_some("outputs", OUTPUTS, "Network outputs, such as v,x; by default all.")
-WEIGHT_TYPES = cli.define_some("weights", WEIGHTS, "Loss weights, such as snr,v_mse; by default all.")
+OUTPUT_TYPES = cli.define_some(
+    "outputs", (*OUTPUTS, *OTHER_OUTPUTS), OUTPUTS, "Network outputs, such as v,flow; by default the paper's."
+)
+WEIGHT_TYPES = cli.define_some(
+    "weights", WEIGHT_TITLES, WEIGHTS, "Loss weights, such as snr,flow_mse; by default the paper's."
+)
 PROCESSES = cli.ProcessFlags()
 flags.mark_flags_as_required(["config", "ladder"])
 

@@ -1,7 +1,7 @@
 """Test claims of Salimans & Ho (2022) on other data: what a network should predict, and what a ladder costs.
 
-For every network output and loss weight of the paper's table 1, a base model is trained and distilled, with several
-seeds. Undistilled samples, by DDIM and by ancestral sampling, are compared with the students' (figure 4).
+For every network output and loss weight of the paper's table 1, or for others, a base model is trained and distilled,
+with several seeds. Undistilled samples, by DDIM and by ancestral sampling, are compared with the students' (figure 4).
 
 index.html                  the page
 claims.json                 its numbers; claims.md has the tables
@@ -36,7 +36,16 @@ from ..training.loop import train
 from .seeds import SEED_OFFSET, evaluate_seed, mean_and_range, mean_curve, values_by_steps
 
 OUTPUTS = ("eps", "x", "v", "both")  # network outputs of the paper's table 1
-WEIGHTS = {"snr": "SNR", "snr_trunc": "truncated SNR", "v_mse": "SNR + 1"}  # of the paper's table 1
+WEIGHTS = ("snr", "snr_trunc", "v_mse")  # loss weights of the paper's table 1
+OTHER_OUTPUTS = ("flow", "edm")  # of flow matching and EDM
+# All loss weights that can be compared, with their titles.
+WEIGHT_TITLES = {
+    "snr": "SNR",
+    "snr_trunc": "truncated SNR",
+    "v_mse": "SNR + 1",
+    "flow_mse": "u-MSE",
+    "edm_mse": "F-MSE",
+}
 FEW_STEPS = 4  # the paper distills to this number of steps "without losing much"
 
 
@@ -44,8 +53,8 @@ class Variant(NamedTuple):
     """A network output and a loss weight.
 
     Attributes:
-      output: one of `OUTPUTS`.
-      weight: one of `WEIGHTS`.
+      output: one of `OUTPUTS` or `OTHER_OUTPUTS`.
+      weight: one of `WEIGHT_TITLES`.
     """
 
     output: str
@@ -54,7 +63,7 @@ class Variant(NamedTuple):
     @property
     def title(self) -> str:
         """The variant's name in tables."""
-        return f"{self.output}, {WEIGHTS[self.weight]}"
+        return f"{self.output}, {WEIGHT_TITLES[self.weight]}"
 
     @property
     def name(self) -> str:
@@ -105,7 +114,7 @@ def reproduce_claims(
     reference: Reference,
     *,
     outputs: Sequence[str] = OUTPUTS,
-    weights: Sequence[str] = tuple(WEIGHTS),
+    weights: Sequence[str] = WEIGHTS,
     seeds: int = 3,
 ) -> dict[Variant, dict[int, Evaluation]]:
     """Train, distill and measure every variant, and write the page. Finished parts are kept.
@@ -117,8 +126,8 @@ def reproduce_claims(
       source: the training images.
       evaluators: the features and metrics to measure samples by.
       reference: the images to compare samples with.
-      outputs: network outputs, of `OUTPUTS`.
-      weights: loss weights, of `WEIGHTS`.
+      outputs: network outputs, of `OUTPUTS` and `OTHER_OUTPUTS`.
+      weights: loss weights, of `WEIGHT_TITLES`.
       seeds: repetitions with different seeds, at least 1.
 
     Returns:
@@ -271,7 +280,7 @@ def _output_curves(workdir: epath.Path, results: Results, criterion: Criterion) 
                 (variant, by_seed) for variant, by_seed in results.items() if variant.weight == weight and by_seed
             )
         ]
-        panels.append(metric_panel(criterion, curves)._replace(title=f"{criterion.title}; {WEIGHTS[weight]}"))
+        panels.append(metric_panel(criterion, curves)._replace(title=f"{criterion.title}; {WEIGHT_TITLES[weight]}"))
     path = workdir / "outputs.png"
     save_curves(panels, STEPS_LABEL, path)
     caption = (
@@ -310,7 +319,7 @@ def _samples(workdir: epath.Path, results: Results, num_steps: int) -> Picture:
     for variant, by_seed in results.items():
         if by_seed:
             images = load_samples(variant.folder(workdir, min(by_seed)) / "samples", entry)
-            weight = WEIGHTS[variant.weight].replace(" + ", "+").replace(" ", "\n")
+            weight = WEIGHT_TITLES[variant.weight].replace(" + ", "+").replace(" ", "\n")
             columns.append(Column(f"{variant.output}\n{weight}", images, "student"))
     path = workdir / "samples.png"
     save_columns(columns, row_labels(len(columns[0].images)), path)

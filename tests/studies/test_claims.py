@@ -49,10 +49,10 @@ def test_the_script_measures_each_pair_with_every_seed_once(tmp_path):
     """A second call finds everything done."""
     out = tmp_path / "out"
     shown = ["claims", "--config=configs/digits_base.py", *OWN, *LADDER, f"--workdir={out}", "--seeds=2"]
-    shown += ["--outputs=v,both", "--weights=snr_trunc"]
+    shown += ["--outputs=v,flow", "--weights=flow_mse", "--config.model.mean_loss_weight_type=flow_mse"]
     run_together([shown, shown], env=OWN_PARTS)
     found = json.loads((out / "claims.json").read_text())
-    assert set(found["pairs"]) == {"v_snr_trunc", "both_snr_trunc"}
+    assert set(found["pairs"]) == {"v_flow_mse", "flow_flow_mse"}
     for pair, rows in found["pairs"].items():
         assert {"teacher_ddim_4", "teacher_ancestral_4", "teacher_ddim_1", "student_ddim_1"} <= set(rows), pair
         for row, metrics in rows.items():
@@ -64,7 +64,7 @@ def test_the_script_measures_each_pair_with_every_seed_once(tmp_path):
     assert found["updates"] == {"base": 20, "ladder": 8}
     page = (out / "index.html").read_text()
     assert page.count("<table>") == 3 and page.count("data:image/png") == 3
-    assert "| v, truncated SNR |" in (out / "claims.md").read_text()
+    assert "| v, u-MSE |" in (out / "claims.md").read_text()
     runs = [*out.glob("*/seed_*/base/metrics.jsonl"), *out.glob("*/seed_*/ladder/steps_*/metrics.jsonl")]
     assert len(runs) == 2 * 2 * (1 + 2)
     assert all(path.read_text().count("\n") == 1 for path in runs)  # none was trained twice
