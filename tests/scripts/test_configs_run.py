@@ -50,7 +50,7 @@ WITHOUT_LADDER = {"cifar_edm": AFFINE}
 
 def test_every_config_is_run_by_a_test():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    names -= {"letters_autoencoder"}  # see tests/training/test_autoencoder.py
+    names -= {"letters_autoencoder"}  # see tests/training/test_train_autoencoder.py
     ladders = {f"{name}_{kind}" for name in CONFIGS for kind in ("base", "distill")}
     guided = {f"{name}_guided_{kind}" for name in ("digits", *GUIDED_ALIKE) for kind in KINDS}
     guided |= {f"{name}_{kind}" for name in LARGER for kind in KINDS}
