@@ -80,7 +80,8 @@ FIELDS = {
         "microbatch_size": 0,  # images per forward and backward pass, over all devices; 0 for the whole batch
         # jit: one program over all devices; pmap: one program per device, with gradients averaged between devices
         "parallel": OneOf(("jit", "pmap")),
-        "shard_state": False,  # with jit, divide optimizer state, EMA and teacher among the devices
+        # what the devices divide among them, with jit: state, moments, EMA and teacher; all, parameters too (FSDP)
+        "shard": OneOf(("none", "state", "all")),
         "optimizer": OneOf(("adam", "momentum", "nesterov")),  # momentum and nesterov are SGD
         "adam_beta1": 0.9,  # decay of Adam's mean of gradients
         "adam_beta2": 0.999,  # decay of Adam's mean of squared gradients
@@ -146,12 +147,16 @@ DISTILLATION = {
 # Old names of fields, which config files, stored configs and the command line may still use.
 OLD_FIELDS = {
     "train.num_steps": "train.num_train_steps",
+    "train.shard_state": "train.shard",
     "distillation.addim_rungs": "distillation.teacher_step_rungs",
     "distillation.consistency.tuning_stages": "distillation.consistency.tuning_phases",
     # Sections named after a method. A ladder of another method ignores them.
     "distillation.tract": "distillation.args",
     "distillation.consistency": "distillation.args",
 }
+
+# Old values of fields, as strings in lower case.
+OLD_VALUES = {"train.shard": {"true": "state", "false": "none"}}
 
 # Fields that hold the path of a file or a folder. The teacher may also be the name of a packaged model.
 PATHS = (
@@ -304,7 +309,7 @@ def find(config: str | Path) -> Path:
 
 
 def rename_old_fields(config: ConfigDict) -> None:
-    """Replace the old names of fields (`OLD_FIELDS`) in a config by their current names.
+    """Replace the old names (`OLD_FIELDS`) and old values (`OLD_VALUES`) of fields in a config by their current ones.
 
     If a field has values under both names, the one under the old name is kept: the other is the default of `defaults`.
     """
@@ -320,6 +325,11 @@ def rename_old_fields(config: ConfigDict) -> None:
                 section[new_name] = value
             elif old_name == section.get("method"):
                 section[new_name] = {**(section.get(new_name) or {}), **value}
+    for field, values in OLD_VALUES.items():
+        section, name = _get(config, field.rpartition(".")[0]), field.rpartition(".")[2]
+        if isinstance(section, ConfigDict) and (value := str(section.get(name)).lower()) in values:
+            with section.unlocked(), section.ignore_type():
+                section[name] = values[value]
 
 
 def _add_old_sections(config: ConfigDict) -> None:
@@ -533,8 +543,11 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config.train.batch_size={train.batch_size} must be a multiple of config.train.microbatch_size="
             f"{train.microbatch_size}."
         )
-    if train.shard_state and train.parallel == "pmap":
-        raise InputError("config.train.shard_state=True needs config.train.parallel='jit': pmap replicates the state.")
+    if train.shard != "none" and train.parallel == "pmap":
+        raise InputError(
+            f"config.train.shard={train.shard!r} needs config.train.parallel='jit': pmap replicates the state. Set "
+            "config.train.shard='none' for pmap."
+        )
     if train.retain_checkpoint_every_steps % train.substeps:
         raise InputError(
             f"config.train.retain_checkpoint_every_steps={train.retain_checkpoint_every_steps} must be a multiple of "

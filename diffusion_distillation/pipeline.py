@@ -24,8 +24,9 @@ from .latents import to_uint8 as to_uint8
 from .networks.autoencoder import load_space
 from .networks.conditions import condition_of
 from .networks.model import Model, check_guidance_interval, eval_schedule, make_model
+from .networks.sharded import sharded
 from .runtime import multihost
-from .runtime.devices import data_mesh, map_rows, replicate
+from .runtime.devices import data_mesh, is_divided, map_rows, replicate
 from .sampling import SAMPLERS, Sampler, check_key, check_num_steps, sampler_name
 from .schedules import Schedule
 from .shapes import Array, DataArray, Keys, Params
@@ -178,7 +179,8 @@ class Pipeline:
     Sample j depends on the key and on j alone: not on the number of samples, the batch size or the number of devices,
     up to the last digit of a float. Two pipelines with the same key start from the same noise. Devices share the work
     as in training, by config.train.parallel. If several processes work together, all of them must call the same
-    methods, and each one gets all images.
+    methods, and each one gets all images. Parameters that are divided among the devices, as `load(path, shard='all')`
+    returns them, stay divided: the devices gather them layer by layer.
 
     Attributes:
       defaults: the `SamplingOptions` of calls that do not override them.
@@ -209,8 +211,11 @@ class Pipeline:
         self._model = make_model(config.model, self.space.shape, self.num_classes)
         self._process = dict(schedule=eval_schedule(config.model), logvar_type=config.model.logvar_type)
         self._mesh = data_mesh()
-        self._parallel = config.train.parallel
-        self._params = replicate(params, self._mesh, self._parallel)
+        self._divided = is_divided(params)
+        if self._divided:
+            self._model = sharded(self._model, self._mesh)
+        self._parallel = "jit" if self._divided else config.train.parallel
+        self._params = params if self._divided else replicate(params, self._mesh, self._parallel)
 
     @property
     def num_steps(self) -> int:
@@ -219,7 +224,7 @@ class Pipeline:
 
     @property
     def params(self) -> Params:
-        """A copy of the parameters, on the default device."""
+        """A copy of the parameters, on the default device; divided parameters as they are."""
         return self._unplaced_params()
 
     def sample(
@@ -496,6 +501,8 @@ class Pipeline:
 
     def _unplaced_params(self) -> Params:
         """Return the parameters bound to no device, so that a program can use them wherever its other arrays are."""
+        if self._divided:
+            return self._params
 
         def unplaced(leaf):
             local = np.asarray(leaf.addressable_shards[0].data)

@@ -160,7 +160,7 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
 
 def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     """Evaluate the samples of a single model, with each of the samplers and numbers of steps."""
-    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
+    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
     pipeline = Pipeline(params, metadata)
     config = metadata.config
     model = "student" if pipeline.distilled_for else "teacher"

@@ -69,7 +69,7 @@ def main() -> None:
     to_folder = out.is_dir() or not out.suffix or OUT.value.endswith("/")
     check_out(out, to_folder)
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
-    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
+    params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key = seed_key(SEED.value)
     classes = None if LABELS.value is None else class_numbers(LABELS.value, metadata.class_names or ())

@@ -17,7 +17,7 @@ from etils import epath
 
 from ..errors import TRANSIENT, InputError, RunError
 from ..runtime import multihost
-from ..runtime.devices import host_device
+from ..runtime.devices import host_device, to_host
 from ..runtime.hashing import sha256
 from ..shapes import Params
 
@@ -214,9 +214,9 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def params_hash(params: Params) -> str:
-    """A hash of parameters: 16 hexadecimal digits.
+    """A hash of parameters: 16 hexadecimal digits. If they are divided among devices, every process must call it.
 
     >>> params_hash({"kernel": np.zeros(3, np.float32)})
     '15ec7bf0b50732b4'
     """
-    return sha256(map(np.ascontiguousarray, jax.tree.leaves(params)), digits=16)
+    return sha256((np.ascontiguousarray(to_host(leaf)) for leaf in jax.tree.leaves(params)), digits=16)

@@ -15,6 +15,7 @@ from etils import epath
 
 from ..errors import InputError, RunError
 from ..runtime import multihost
+from ..runtime.devices import abstract, data_mesh, shares
 from ..runtime.files import absolute, as_path, paths_below
 from ..shapes import Params
 from .integrity import Sound, Stored, fingerprints, first_line, newest_sound, seal
@@ -136,16 +137,18 @@ class Checkpoints:
             self._manager.close()  # waits until everything is written
 
 
-def load(path: epath.PathLike) -> tuple[Params, Metadata]:
+def load(path: epath.PathLike, *, shard: str | None = "none") -> tuple[Params, Metadata]:
     """Load the newest sound sampling parameters of a run, and their metadata.
 
     Every process of a job must call this function, and all get the same parameters.
 
     Args:
       path: the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`.
+      shard: 'all' to divide the parameters among all devices; each process reads only its part. None to do so if the
+        run's config.train.shard is 'all'. Default: 'none', NumPy arrays.
 
     Returns:
-      The averaged parameters if the run has them, else the parameters, as NumPy arrays; and the metadata.
+      The averaged parameters if the run has them, else the parameters; and the metadata.
 
     Raises:
       InputError: if there is no such folder, or no usable checkpoint in it.
@@ -156,8 +159,12 @@ def load(path: epath.PathLike) -> tuple[Params, Metadata]:
         metadata = Metadata.from_json(values, int(checkpoint.name), checkpoint)
         averaged = any(path.startswith("['ema_params']") for path in values["fingerprints"])
         like = {"ema_params" if averaged else "params": abstract_params(metadata)}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-        return Stored(read_arrays(checkpoint, like, as_numpy), values)
+        if (shard or metadata.config.train.shard) == "all":
+            like = abstract(like, shares(like, data_mesh()))
+            restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        else:
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        return Stored(read_arrays(checkpoint, like, restore_args), values)
 
     folder = as_path(path) / "checkpoints"
     sound = newest_sound(folder, finished_steps(as_path(path)), read)

@@ -122,7 +122,7 @@ def pipeline_loader(config: ConfigDict, teacher: epath.Path | None = None) -> Pi
     """
 
     def load_pipeline(path: epath.Path) -> Pipeline:
-        pipeline = from_checkpoint(path, config=config)
+        pipeline = from_checkpoint(path, config=config, shard=config.train.shard)
         pipeline.distilled_for = 0
         return pipeline
 

@@ -13,6 +13,7 @@ from ..latents import AutoencoderInfo, Decode, Encode
 from ..networks.autoencoder import AutoencoderKL, make_functions
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED
+from ..runtime.devices import data_mesh, put, shares
 from ..runtime.files import as_path, stat_hash
 from ..runtime.hashing import sha256
 from ..shapes import Params
@@ -20,7 +21,9 @@ from . import archive, diffusers, dit_file, published
 from .download import local_folder
 
 
-def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params, Metadata]:
+def load(
+    path: epath.PathLike, config: ConfigDict | None = None, *, shard: str | None = "none"
+) -> tuple[Params, Metadata]:
     """Load the sampling parameters and the metadata of a model.
 
     Every process of a job must call this function, and all get the same parameters.
@@ -35,26 +38,37 @@ def load(path: epath.PathLike, config: ConfigDict | None = None) -> tuple[Params
         - the name of a pretrained model in this package, such as 'digits', unless there is a file of that name;
         - the URL of one of these, `gs://`, `s3://`, `https://` or `hf://user/name[@revision]`. It is downloaded once.
       config: the config of a single file, resolved or not. Other models have their own.
+      shard: 'all' to divide the parameters among all devices; None to do so if the model's config.train.shard is 'all'.
+        Default: 'none', NumPy arrays.
 
     Raises:
       InputError: if there is no model at the path, it cannot be read, or it does not fit the config.
     """
     folder = local_path(path)
-    if archive.is_archive(folder):
-        return archive.read(folder)
-    if diffusers.is_diffusers(folder):
-        return diffusers.read(folder)
-    if folder.is_file():
-        return (dit_file if folder.suffix in dit_file.SUFFIXES else published).read(folder, config)
     name = os.fspath(path)
-    if os.path.basename(name) == name and not folder.exists():
+    if archive.is_archive(folder):
+        params, metadata = archive.read(folder)
+    elif diffusers.is_diffusers(folder):
+        params, metadata = diffusers.read(folder)
+    elif folder.is_file():
+        params, metadata = (dit_file if folder.suffix in dit_file.SUFFIXES else published).read(folder, config)
+    elif os.path.basename(name) == name and not folder.exists():
         raise InputError(
             f"There is no model {name!r} here.{did_you_mean(name, PRETRAINED)} Or pass the folder of a run."
         )
-    return checkpoints.load(folder)
+    else:
+        return checkpoints.load(folder, shard=shard)
+    divides = (shard or metadata.config.train.shard) == "all"
+    return put(params, shares(params, data_mesh())) if divides else params, metadata
 
 
-def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: ConfigDict | None = None) -> Pipeline:
+def from_checkpoint(
+    path: epath.PathLike,
+    num_steps: int | None = None,
+    config: ConfigDict | None = None,
+    *,
+    shard: str | None = None,
+) -> Pipeline:
     """Load a model as a pipeline.
 
     Args:
@@ -62,6 +76,7 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
       num_steps: sampling steps, 1 or more. Default: the number that a student was distilled for, or a base model's
         `config.model.eval_sampling_num_steps`.
       config: the config of a single file; see `load`.
+      shard: see `load`. Default: None, as in the model's training.
 
     Raises:
       InputError: if there is no model at the path, or num_steps is below 1.
@@ -69,7 +84,7 @@ def from_checkpoint(path: epath.PathLike, num_steps: int | None = None, config: 
     >>> from_checkpoint("digits").num_steps
     4
     """
-    return Pipeline(*load(path, config), num_steps)
+    return Pipeline(*load(path, config, shard=shard), num_steps)
 
 
 def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple[Encode, Decode, AutoencoderInfo]:

@@ -73,6 +73,32 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def divided(leaf: Any, mesh: AnyMesh) -> NamedSharding:
+    """Return the sharding that divides an array along its longest axis that the devices can share evenly.
+
+    An array without such an axis is replicated.
+
+    >>> mesh = AbstractMesh((8,), (AXIS,))
+    >>> divided(np.zeros((3, 16, 24)), mesh).spec, divided(np.zeros(7), mesh).spec
+    (PartitionSpec(None, None, 'data'), PartitionSpec())
+    """
+    sizes = [size if size % mesh.size == 0 else 0 for size in np.shape(leaf)]
+    if not any(sizes):
+        return replicated(mesh)
+    axis = int(np.argmax(sizes))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def shares(tree: Any, mesh: AnyMesh) -> Any:
+    """Return `divided` of every array in a tree."""
+    return jax.tree.map(lambda leaf: divided(leaf, mesh), tree)
+
+
+def is_divided(tree: Any) -> bool:
+    """Whether no device holds the whole tree, as some of its arrays are divided."""
+    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+
 def put(tree: Any, shardings: Any) -> Any:
     """Put the arrays of a tree on devices, as `jax.device_put` does; several processes may share the devices.
 
@@ -105,7 +131,7 @@ def to_host(tree: Any) -> Any:
     def copy_leaf(leaf):
         if isinstance(leaf, np.ndarray):
             return leaf
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        if is_divided(leaf):  # as an array of its own, since a device array keeps the copy that NumPy asks for
             leaf = jax.jit(_identity, out_shardings=replicated(leaf.sharding.mesh))(leaf)
         return np.array(leaf)
 

@@ -12,7 +12,7 @@ from ..data import Source, read_batches
 from ..methods import make_method
 from ..networks.model import count_params
 from ..runtime import multihost
-from ..runtime.devices import AnyMesh, describe_devices, replicated
+from ..runtime.devices import AnyMesh, describe_devices
 from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from .checks import wasteful_settings
@@ -92,26 +92,23 @@ def _print_devices(config: ConfigDict, prepared: Prepared, teacher: Teacher | No
     print_on_main(f"Devices: {describe_devices(mesh)}, {rows} image{'s' * (rows != 1)} of each batch per device.")
     make_state = functools.partial(init_state, config, make_method(config))
     state = jax.eval_shape(make_state, abstract_params(prepared.metadata))
-    size = bytes_held(state, teacher, mesh, shard=config.train.shard_state)
+    size = bytes_held(state, teacher, mesh, config.train.shard)
     count = count_params(state.params)
     print_on_main(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")
 
 
-def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> int:
+def bytes_held(state: TrainState, teacher: Teacher | None, mesh: AnyMesh, shard: str) -> int:
     """The bytes of state, gradients and teacher that each device holds in training, without activations and the batch.
 
     Args:
       state: the run's state, or its shapes.
       teacher: the run's teacher, or its shapes; None in base training.
       mesh: the devices.
-      shard: `train.shard_state`.
+      shard: `train.shard`.
     """
     state, teacher = jax.eval_shape(lambda state, teacher: (state, cast(teacher)), state, teacher)
     held = state, teacher, state.params  # the last for the gradients
-    shardings = (
-        state_shardings(state, mesh, shard=shard),
-        teacher_shardings(teacher, mesh, shard=shard),
-        jax.tree.map(lambda _: replicated(mesh), state.params),
-    )
+    of_state = state_shardings(state, mesh, shard)
+    shardings = of_state, teacher_shardings(teacher, mesh, shard), of_state.params
     pairs = zip(jax.tree.leaves(held), jax.tree.leaves(shardings), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in pairs)

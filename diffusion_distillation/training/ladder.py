@@ -115,14 +115,14 @@ def finished_config(folder: epath.Path) -> ConfigDict | None:
 
 def _warn_of_another_teacher(folder: epath.Path, teacher: Params) -> None:
     """Warn of a finished student whose teacher has changed since. `train` refuses to resume an unfinished one."""
-    recorded = read_inputs(folder).get("teacher") if multihost.is_main() else None
+    recorded = multihost.on_main(lambda: read_inputs(folder).get("teacher"))  # every process has a part of the teacher
     if recorded is not None and recorded != (now := params_hash(teacher)):
         logging.warning("%s was distilled from another teacher (fingerprint %s, now %s).", folder, recorded, now)
 
 
 def _load_student(folder: epath.Path, config: ConfigDict) -> tuple[Params, Metadata]:
     """Load a student that has just been trained."""
-    params, metadata = load(folder)
+    params, metadata = load(folder, shard=config.train.shard)
     if metadata.step < config.train.num_train_steps:
         raise RunError(f"{folder}: its last checkpoint cannot be read. Run the same command again to resume.")
     return params, metadata

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -63,7 +64,7 @@ def train(
       teacher: the teacher of a student, which starts from its parameters; None for a base model.
       on_eval: called as `on_eval(params, metadata, workdir)` every `eval_every_steps` and at the end, in every process.
         A run that was stopped during the call repeats it on resuming, so it should skip work that is done. The
-        parameters are NumPy arrays, which it may keep.
+        parameters are NumPy arrays, or with config.train.shard='all' divided device arrays. It may keep them.
       on_metrics: called in the main process as `on_metrics(step, values)` with each line of metrics.jsonl.
       change: continue a run that has another config, other data or another teacher (`runs.open_run`).
       load_model: returns the parameters and the metadata at `train.init_from` if that is not a run of this package.
@@ -148,7 +149,8 @@ class _Run(NamedTuple):
         """Call `on_eval` with the parameters after `step` updates."""
         if self.on_eval is not None:
             # Hooks may keep the parameters, and the next call consumes the state: copy them.
-            params = to_host(self.runner.collect(state.sampling_params))
+            params = self.runner.collect(state.sampling_params)
+            params = jax.tree.map(jnp.copy, params) if self.config.train.shard == "all" else to_host(params)
             self.on_eval(params, dataclasses.replace(self.metadata, step=step), self.workdir)
 
 
@@ -159,7 +161,7 @@ def _abstract_state(run: _Run) -> TrainState:
     """The shapes and shardings of a run's state, as it is saved."""
     params = abstract_params(run.metadata)
     state = jax.eval_shape(functools.partial(init_state, run.config, run.runner.method), params)
-    return abstract(state, state_shardings(state, run.mesh, shard=run.config.train.shard_state))
+    return abstract(state, state_shardings(state, run.mesh, run.config.train.shard))
 
 
 def _resume(run: _Run, like: TrainState, change: bool) -> tuple[Placed | None, int]:

@@ -16,13 +16,13 @@ from ..latents import Space
 from ..networks.model import Model, init_params, make_model, matching
 from ..pipeline import space_of
 from ..runtime import multihost
-from ..runtime.devices import data_mesh, host_device
+from ..runtime.devices import data_mesh, host_device, shares
 from ..runtime.files import as_path
-from ..shapes import Params
+from ..shapes import Keys, Params
 from .checks import check_batch_size, check_processes, check_same_model, check_space, describe_model
 from .step import Teacher
 
-LoadModel = Callable[[epath.PathLike], tuple[Params, Metadata]]
+LoadModel = Callable[..., tuple[Params, Metadata]]  # of a path and, for divided parameters, shard='all'
 
 
 class Prepared(NamedTuple):
@@ -93,10 +93,15 @@ def _initial_params(
     """
     key = seed_key(metadata.config.seed)
 
+    def init(key: Keys) -> Params:
+        return init_params(model.network, key, metadata.shape, metadata.num_classes)
+
     def random_params() -> Params:
+        if metadata.config.train.shard == "all":  # on the devices: no host holds all of them
+            return jax.jit(init, out_shardings=shares(jax.eval_shape(init, key), data_mesh()))(key)
         # On the host: an accelerator may be choosing kernels by trial meanwhile.
         with jax.default_device(host_device()):
-            return init_params(model.network, key, metadata.shape, metadata.num_classes)
+            return init(key)
 
     if teacher is not None:
         if teacher.model is None:
@@ -107,7 +112,7 @@ def _initial_params(
     init_from = metadata.config.train.init_from
     if init_from is None or begun:
         return random_params
-    params, start = load_model(init_from)
+    params, start = read_model(load_model, init_from, metadata.config)
     check_same_model(f"No model can start from config.train.init_from={init_from!r}", "there", start, metadata)
     if holds_run(init_from):
         updates = metadata.config.train.num_train_steps
@@ -119,6 +124,11 @@ def _initial_params(
         return random_params
     _check_shapes(init_from, params, abstract_params(metadata))
     return lambda: params
+
+
+def read_model(load_model: LoadModel, path: str, config: ConfigDict) -> tuple[Params, Metadata]:
+    """Read a model that a run learns or starts from; with `train.shard='all'`, divided among the devices."""
+    return load_model(path, shard="all") if config.train.shard == "all" else load_model(path)
 
 
 def _check_shapes(init_from: str, params: Params, like: Params) -> None:

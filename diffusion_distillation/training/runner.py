@@ -12,8 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..latents import Space
 from ..methods import Method
 from ..networks.model import Model
+from ..networks.sharded import sharded
 from ..runtime.cpu import compiler_options, release_memory
-from ..runtime.devices import AXIS, AnyMesh, abstract, put, replicated, to_host
+from ..runtime.devices import AXIS, AnyMesh, abstract, put, replicated, shares, to_host
 from ..shapes import Array, Params
 from .packing import is_packed, pack, pack_state, unpack, unpack_for_networks
 from .step import (
@@ -35,7 +36,7 @@ class Runner:
     """The training step of a config, compiled for a mesh of devices.
 
     A call does one update; or, on accelerators, up to `train.substeps` updates in one program. On CPU and GPU, the
-    devices hold packed parameters (`packing`), unless parameters are sharded or only some of them are trained.
+    devices hold packed parameters (`packing`), unless they divide the state or only some parameters are trained.
 
     Attributes:
       method: the training objective.
@@ -67,22 +68,26 @@ class Runner:
         self._scans = jax.default_backend() != "cpu" if scan is None else scan
         self.call_length = config.train.substeps if self._scans else 1
         self._mesh = mesh
-        self._shards = config.train.shard_state
-        self._packs = jax.default_backend() in ("cpu", "gpu") and not self._shards and not trains_embedding_only(config)
+        self._shard = config.train.shard
+        is_whole = self._shard == "none"
+        self._packs = jax.default_backend() in ("cpu", "gpu") and is_whole and not trains_embedding_only(config)
         shards = {"axis_name": self.axis_name} if self.axis_name else {"num_shards": mesh.size}
-        self._step = make_train_step(config, method, model, space=space, **shards)
+        self._step = make_train_step(config, method, self._placed_model(model), space=space, **shards)
         self._program = self._make_program(self._updates if self._scans else self._update)
 
     def place(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
         """Put a state and a teacher on the devices, in the form that `steps` takes.
 
-        The state is consumed: devices hold it once.
+        The state is consumed, and so is a divided teacher that changes its type: devices hold them once.
         """
         if self._packs:
             state = move_to_host(state, pack_state)
+        evaluated = self._as_evaluated(teacher)
+        if self._shard == "all":
+            delete(teacher, but=evaluated)
         return (
-            put(state, state_shardings(state, self._mesh, shard=self._shards)),
-            put(cast(teacher), teacher_shardings(teacher, self._mesh, shard=self._shards)),
+            put(state, state_shardings(state, self._mesh, self._shard)),
+            put(evaluated, teacher_shardings(evaluated, self._mesh, self._shard)),
         )
 
     def compile(
@@ -167,18 +172,29 @@ class Runner:
     def _constrain(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
         """Keep a state where `place` puts it, and metrics on every device."""
         shardings = (
-            state_shardings(state, self._mesh, shard=self._shards),
+            state_shardings(state, self._mesh, self._shard),
             jax.tree.map(lambda _: replicated(self._mesh), metrics),
         )
         return jax.lax.with_sharding_constraint((state, metrics), shardings)
 
+    def _placed_model(self, model: Model) -> Model:
+        """A model for parameters as the devices hold them."""
+        return sharded(model, self._mesh) if self._shard == "all" else model
+
     # The program's arguments.
+
+    def _as_evaluated(self, teacher: Teacher | None) -> Teacher | None:
+        """A teacher as the program takes it."""
+        if teacher is None or teacher.model is None:
+            return cast(teacher)
+        return cast(teacher).replace(model=self._placed_model(teacher.model))
 
     def _like_placed(self, state: TrainState, teacher: Teacher | None) -> tuple[TrainState, Teacher | None]:
         """The shapes and shardings of the placed state and teacher."""
+        teacher = jax.eval_shape(self._as_evaluated, teacher)
         return (
-            abstract(state, state_shardings(state, self._mesh, shard=self._shards)),
-            abstract(jax.eval_shape(cast, teacher), teacher_shardings(teacher, self._mesh, shard=self._shards)),
+            abstract(state, state_shardings(state, self._mesh, self._shard)),
+            abstract(teacher, teacher_shardings(teacher, self._mesh, self._shard)),
         )
 
     def _put_call(self, batches: Sequence[TrainingBatch]) -> tuple[Any, ...]:
@@ -206,40 +222,40 @@ class Runner:
 def move_to_host(state: TrainState, change: Callable[[TrainState], TrainState] = lambda state: state) -> TrainState:
     """Apply a change to a state and return it as NumPy arrays. The state's device arrays are deleted."""
     on_host = to_host(change(state))
-    for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array):
-            leaf.delete()
+    delete(state)
     return on_host
+
+
+def delete(tree: Any, *, but: Any = ()) -> None:
+    """Free the device arrays of a tree, except for those that are in another tree too."""
+    kept = {id(leaf) for leaf in jax.tree.leaves(but)}
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and id(leaf) not in kept:
+            leaf.delete()
 
 
 def begin(config: Any, method: Method, params: Params, mesh: Mesh) -> TrainState:
     """Make the state before the first update, directly with its shardings: no device ever holds more than its share."""
     make = functools.partial(init_state, config, method)
-    shardings = state_shardings(jax.eval_shape(make, params), mesh, shard=config.train.shard_state)
-    params = put(params, jax.tree.map(lambda _: replicated(mesh), params))
-    return jax.jit(make, out_shardings=shardings)(params)
+    shardings = state_shardings(jax.eval_shape(make, params), mesh, config.train.shard)
+    return jax.jit(make, out_shardings=shardings)(put(params, shardings.params))
 
 
-def state_shardings(state: TrainState, mesh: AnyMesh, *, shard: bool) -> TrainState:
-    """The sharding of each array of a state: replicated; with `shard`, all but the parameters are divided."""
+def state_shardings(state: TrainState, mesh: AnyMesh, shard: str) -> TrainState:
+    """The sharding of each array of a state.
+
+    Args:
+      state: the state, or its shapes.
+      mesh: the devices.
+      shard: `train.shard`. With 'state', all but the parameters are divided among the devices; with 'all', everything.
+    """
     everywhere = jax.tree.map(lambda _: replicated(mesh), state)
-    if not shard:
+    if shard == "none":
         return everywhere
-    divide = functools.partial(jax.tree.map, functools.partial(_divided, mesh=mesh))
-    return everywhere._replace(
-        ema_params=divide(state.ema_params), opt_state=divide(state.opt_state), average=divide(state.average)
-    )
+    divided = shares(state, mesh)
+    return divided if shard == "all" else divided._replace(params=everywhere.params)
 
 
-def teacher_shardings(teacher: Teacher | None, mesh: AnyMesh, *, shard: bool) -> Teacher | None:
-    """The sharding of each array of the teacher: replicated; with `shard`, divided."""
-    return jax.tree.map(lambda leaf: _divided(leaf, mesh=mesh) if shard else replicated(mesh), teacher)
-
-
-def _divided(leaf: Any, *, mesh: AnyMesh) -> NamedSharding:
-    """Divide an array along its longest axis that the devices can share evenly; replicate it if there is none."""
-    sizes = [size if size % mesh.size == 0 else 0 for size in np.shape(leaf)]
-    if not any(sizes):
-        return replicated(mesh)
-    axis = int(np.argmax(sizes))
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+def teacher_shardings(teacher: Teacher | None, mesh: AnyMesh, shard: str) -> Teacher | None:
+    """The sharding of each array of the teacher: replicated; if anything is divided, divided. See `state_shardings`."""
+    return shares(teacher, mesh) if shard != "none" else jax.tree.map(lambda _: replicated(mesh), teacher)

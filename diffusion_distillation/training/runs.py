@@ -35,7 +35,7 @@ OPERATIONAL = (
     "model.args.remat",
     "train.parallel",
     "train.microbatch_size",
-    "train.shard_state",
+    "train.shard",
     "train.substeps",
     "train.log_loss_every_steps",
     "train.checkpoint_every_secs",

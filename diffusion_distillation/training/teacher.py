@@ -30,7 +30,7 @@ from .checks import (
     refuse,
     unequal,
 )
-from .prepare import LoadModel
+from .prepare import LoadModel, read_model
 from .step import Teacher, trains_embedding_only
 
 IN_TEACHER = "in the teacher"
@@ -52,7 +52,7 @@ def load_teacher(config: ConfigDict, source: Source, load_model: LoadModel = loa
     """
     check_processes(config, source)
     path = config.distillation.teacher_checkpoint_path
-    params, metadata = load_model(path)
+    params, metadata = read_model(load_model, path, config)
     [first, *_] = ladder_rungs(config)
     student = describe_model(config, source, int(first.num_steps))
     metadata = with_autoencoder(metadata, student)
