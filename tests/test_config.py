@@ -355,12 +355,21 @@ def test_old_names_of_fields_are_accepted(tmp_path):
     resolved = cfg.resolve(loaded)
     stored = resolved.to_dict()
     stored["train"]["num_steps"] = stored["train"].pop("num_train_steps")
+    stored["train"]["shard_state"] = {"none": False}[stored["train"].pop("shard")]
     assert cfg.resolve(ConfigDict(stored)).to_json() == resolved.to_json()
     (tmp_path / "config.json").write_text(json.dumps(stored))
     assert cfg.resolve(cfg.load(tmp_path / "config.json")).to_json() == resolved.to_json()
     stored["train"]["num_steps"] = "7"
     with pytest.raises(ValueError, match=r"config.train.num_train_steps='7' must be of type int"):
         cfg.resolve(ConfigDict(stored))
+
+
+def test_pmap_does_not_divide_a_state():
+    for fields, shard in ((dict(shard_state=True), "state"), (dict(shard="all"), "all")):
+        config = base()
+        config.train.update(dict(parallel="pmap", **fields))
+        with pytest.raises(ValueError, match=rf"config.train.shard='{shard}' needs config.train.parallel='jit'"):
+            cfg.resolve(config)
 
 
 def test_old_sections_of_methods_are_accepted():

@@ -307,7 +307,7 @@ def test_a_guided_teacher_counts_as_two_evaluations_for_the_first_student_alone(
         assert tuple(found.target_calls(rung) for rung in found.rungs)[: len(calls)] == calls
 
 
-@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
+@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "fully sharded", "scan"])
 def test_a_guided_student_trains_alike_on_any_devices(way):
     """The teacher's network differs from the student's."""
     found = []

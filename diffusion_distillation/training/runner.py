@@ -145,7 +145,8 @@ class Runner:
     # The compiled program.
 
     def _make_program(self, call: Any) -> Any:
-        return jax.jit(call, donate_argnums=0, compiler_options=compiler_options())
+        options = compiler_options(saves_memory=self._shard == "all")
+        return jax.jit(call, donate_argnums=0, compiler_options=options)
 
     def _update(
         self, state: TrainState, key: jax.Array, teacher: Teacher | None, batch: TrainingBatch

@@ -53,7 +53,7 @@ def training_state(
 def bytes_per_device(state: TrainState, teacher: Teacher | None, num_devices: int) -> int:
     """Bytes that training holds on each of `num_devices` devices, without activations and the batch."""
     mesh = AbstractMesh((num_devices,), (AXIS,))
-    return bytes_held(state, teacher, mesh, shard=True)
+    return bytes_held(state, teacher, mesh, "all")
 
 
 if __name__ == "__main__":

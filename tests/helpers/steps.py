@@ -93,8 +93,9 @@ WAYS = {
     "accumulation, 4 devices": dict(devices=4, microbatch_size=8),
     "accumulation, pmap": dict(devices=2, parallel="pmap", microbatch_size=8),
     "remat": dict(devices=2, remat=True),
-    "state sharded": dict(devices=8, shard_state=True),
-    "all at once": dict(devices=4, shard_state=True, microbatch_size=8, remat=True, scan=True),
+    "state sharded": dict(devices=8, shard="state"),
+    "fully sharded": dict(devices=8, shard="all"),
+    "all at once": dict(devices=4, shard="all", microbatch_size=8, remat=True, scan=True),
 }
 
 

@@ -60,7 +60,7 @@ def sharded(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
-@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "state sharded", "scan"])
+@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "fully sharded", "scan"])
 @pytest.mark.parametrize("name", ["tract", "distillation"])
 def test_every_way_of_training_gives_the_same_student(name, way):
     """With an own average, and with a target of several steps."""

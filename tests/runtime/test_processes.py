@@ -47,8 +47,8 @@ LADDER = [
     "--config.eval.features=('pixels',)",
     "--config.eval.metrics=('fid',)",
 ]
-MEASURED = [  # during training, with an average that is divided among devices
-    "--config.train.shard_state=True",
+MEASURED = [  # during training, with parameters that are divided among devices
+    "--config.train.shard=all",
     "--config.train.ema_decay=0.9",
     "--config.train.eval_every_steps=10",
     "--config.eval.metrics_every_steps=10",
@@ -57,7 +57,7 @@ MEASURED = [  # during training, with an average that is divided among devices
     "--config.eval.metrics=('fid',)",
 ]
 WAYS = {  # fields of config.train, by the number of processes and the devices of each
-    (2, 1): ["shard_state=True"],
+    (2, 1): ["shard=all"],
     (2, 2): ["parallel=pmap"],
     (4, 1): ["parallel=jit", "parallel=pmap"],
 }
@@ -130,7 +130,8 @@ def printed(folder, drifting):
 
     def ladder(name):
         teacher = f"--config.distillation.teacher_checkpoint_path={small}"
-        return ["distill", *LADDER, teacher, f"--workdir={folder / name}"]
+        sharded = ["--config.train.shard=all"] if name == "ladder of two" else []
+        return ["distill", *LADDER, *sharded, teacher, f"--workdir={folder / name}"]
 
     def sample(workdir, name):
         drawn = [f"--checkpoint={workdir}", "--num_samples=5", "--num_steps=2"]
@@ -180,7 +181,7 @@ def test_several_processes_train_and_sample_like_one(folder, printed, processes,
     assert f"{processes * devices} cpu devices" in printed[processes, devices]
     alone = folder / ("alone" if (processes, devices) == (2, 1) else "alone, small")
     workdir = folder / f"{processes} {devices} {way}"
-    if way == "shard_state=True":  # the first process alone writes replicated arrays of this size
+    if way == "shard=all":  # the first process alone writes replicated arrays of this size
         assert len(list((workdir / "checkpoints" / "20" / "state").glob("ocdbt.process_*"))) == processes
     assert_same(alone, workdir, atol=1e-5)
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-6)

@@ -328,7 +328,7 @@ class Kept(dict):
         self[metadata.step] = params
 
 
-@pytest.mark.parametrize("how", [dict(), dict(shard_state=True)], ids=["packed", "sharded"])
+@pytest.mark.parametrize("how", [dict(), dict(shard="all")], ids=["packed", "sharded"])
 def test_a_hook_may_keep_the_parameters(tmp_path, how):
     """The parameters of every evaluation last, though the next step uses up the state."""
     kept = Kept()

@@ -53,7 +53,7 @@ def test_a_state_of_several_dtypes_is_not_packed():
         (dict(), True, False, "tpu"),
         (dict(), True, True, "gpu"),
         (dict(parallel="pmap"), True, True, "gpu"),
-        (dict(shard_state=True), False, False, "cpu"),
+        (dict(shard="state"), False, False, "cpu"),
         (dict(distillation=dict(only_finetune_temb=True)), False, False, "cpu"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_teacher_in_bfloat16_takes_half_the_memory():
     config = steps.make_config(distillation={})
     teacher = Teacher(steps.AFFINE, Rung(8, 4), dtype="bfloat16")
     state = init_state(config, make_method(config), steps.AFFINE)
-    sizes = [bytes_held(state, who, data_mesh(), shard=False) for who in (None, teacher, teacher.replace(dtype=None))]
+    sizes = [bytes_held(state, who, data_mesh(), "none") for who in (None, teacher, teacher.replace(dtype=None))]
     rung = 8  # two integers
     assert sizes[1] - sizes[0] - rung == (sizes[2] - sizes[0] - rung) / 2 == 2 * 65
 
