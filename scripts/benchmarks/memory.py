@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/memory.py
 
-The table has the paper's configs on 1, 8 and 64 devices with config.train.shard_state=True, which divides the
-optimizer's state, the average and the teacher among the devices; without it, every device holds what 1 device holds. It
-counts parameters, gradients, Adam's two moments, and the average (base models) or the teacher (students). Activations
-come on top: a smaller config.train.microbatch_size or config.model.args.remat=True reduces them. Nothing is allocated.
+The table has the paper's configs on 1, 8 and 64 devices with config.train.shard='all', which divides everything
+among the devices; with 'none', every device holds what 1 device holds. The table counts parameters, gradients, Adam's
+two moments, and the average (base models) or the teacher (students). Activations come on top: a smaller
+config.train.microbatch_size or config.model.args.remat=True reduces them. Nothing is allocated.
 """
 
 from pathlib import Path
