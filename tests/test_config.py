@@ -15,6 +15,7 @@ from diffusion_distillation.training.optimizers import learning_rate
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 AUTOENCODERS = [path for path in CONFIGS if path.stem.endswith("_autoencoder")]
 
+LATENT_CLASSES = {"folder_latent_base": 1, "folder_latent_distill": 1}  # of configs of latents; others have ImageNet's
 IMAGES = {"CIFAR10": (32, 3, 10), "digits": (8, 1, 10), "MNIST": (28, 1, 10), "letters": (32, 3, 26)}
 
 
@@ -41,6 +42,8 @@ def test_every_config_file_makes_a_network_of_the_stated_size(path):
     config = cfg.resolve(config)
     size, channels, classes = IMAGES.get(config.dataset.name, (config.dataset.args.get("image_size"), 3, 1000))
     image_shape, num_classes = (size, size, channels), classes if config.dataset.args.get("class_conditional") else 1
+    if config.dataset.name == "Latents":  # of images at 256x256
+        image_shape, num_classes = (32, 32, 4), LATENT_CLASSES.get(path.stem, 1000)
     network = make_network(config.model, image_shape, num_classes)
     if "dropout" in config.model.args:
         network = network.clone(dropout=0.0)  # a base model and its students count as one

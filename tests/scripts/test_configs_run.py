@@ -9,6 +9,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.latent_models import encoded_columns
 from helpers.runs import AFFINE, OWN_PARTS, ROOT, call, run_together
 from PIL import Image
 
@@ -44,7 +45,9 @@ CONFIGS = {  # test_config.py checks the networks of full size
     "cars64": IMAGES,
     "folder": IMAGES,
     "folder_small": IMAGES,
+    "folder_latent": [*AFFINE, "--config.dataset.args.path={latents}"],
 }
+NUM_CLASSES = {"imagenet64": 1000, "folder_latent": 3}  # of the configs with classes
 WITHOUT_LADDER = {"cifar_edm": AFFINE}
 
 
@@ -56,7 +59,9 @@ def test_every_config_is_run_by_a_test():
     guided |= {f"{name}_{kind}" for name in LARGER for kind in KINDS}
     of_papers = {"cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"}  # see test_config.py
     bases = {f"{name}_base" for name in WITHOUT_LADDER}
-    assert names == ladders | bases | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers
+    of_latents = {f"imagenet256_{name}" for name in ("dit_distill", "dit_guided_student", "sit_distill")}
+    of_latents |= {"dit_b2_imagenet256_base"}  # they differ from folder_latent in their networks, see test_config.py
+    assert names == ladders | bases | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers | of_latents
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +128,10 @@ OF_DIGITS = {  # the other ladders of the digits, each cut down to one student
 def runs(tmp_path_factory, images, env):
     """The folder with the runs of all configs. One process makes them all, as importing libraries takes long."""
     folder, commands = tmp_path_factory.mktemp("runs"), []
+    encoded_columns(folder / "latents")
+    latents = folder / "latents" / "latents_True"
     for name, flags in CONFIGS.items():
-        flags = [flag.format(images=images) for flag in flags]
+        flags = [flag.format(images=images, latents=latents) for flag in flags]
         paths = f"configs/{name}_base.py", f"configs/{name}_distill.py"
         commands += training_and_distilling(*paths, flags, end_of(name), folder / name)
     for name, flags in WITHOUT_LADDER.items():
@@ -144,7 +151,7 @@ def runs(tmp_path_factory, images, env):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_and_distills(name, runs):
     ladder = runs / name / "l"
-    num_classes = 1000 if name == "imagenet64" else 1
+    num_classes = NUM_CLASSES.get(name, 1)
     check_run(runs / name / "b", 2, num_classes)
     check_run(ladder / f"steps_{end_of(name):04d}", 1, num_classes)
     assert (ladder / "report" / "index.html").exists()
