@@ -89,7 +89,8 @@ def write(
         if folder.exists():
             folder.rmdir()  # it is empty
         target.rename(folder)
-    return sorted(folder.iterdir(), key=lambda path: -path.stat().length)
+    written = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+    return sorted(written, key=lambda path: -path.stat().length)
 
 
 def check_new_folder(folder: epath.Path) -> None:
