@@ -8,6 +8,7 @@ from diffusion_distillation.evaluation.extractor import Activations
 from diffusion_distillation.evaluation.measure import Evaluator, measure
 from diffusion_distillation.evaluation.metrics import Criterion, FeatureSet
 from diffusion_distillation.evaluation.samples import generated_samples
+from diffusion_distillation.latents import pixels
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 
@@ -15,7 +16,7 @@ from diffusion_distillation.runtime.files import as_path
 class ThreeClasses(Pipeline):
     """A pipeline of three classes, whose images show the number of their class."""
 
-    num_classes, distilled_for = 3, 0
+    num_classes, distilled_for, space = 3, 0, pixels((2, 2, 1))
 
     def __init__(self):
         pass
