@@ -14,7 +14,7 @@ import jax
 
 import diffusion_distillation as package
 from diffusion_distillation.errors import InputError, did_you_mean
-from diffusion_distillation.pretrained import PRETRAINED
+from diffusion_distillation.pretrained import AUTOENCODERS, PRETRAINED
 from diffusion_distillation.runtime.devices import start_jax
 from diffusion_distillation.runtime.files import shipped_folder
 
@@ -69,6 +69,9 @@ def print_overview(commands: dict[str, Path]) -> None:
     print(f"  {', '.join(sorted(config.stem for config in shipped_folder('configs').glob('*.py')))}")
     print("\nPretrained models, for from_checkpoint and every --checkpoint:")
     for name, description in PRETRAINED.items():
+        print(f"  {name:20}{description}.")
+    print("\nPretrained autoencoders, for encode_data --autoencoder:")
+    for name, description in AUTOENCODERS.items():
         print(f"  {name:20}{description}.")
     print("\nPure functions, in diffusion_distillation:")
     for name in FUNCTIONS:

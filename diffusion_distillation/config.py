@@ -34,7 +34,7 @@ from .methods import Rung, find_method, make_method
 from .methods.base import training_times
 from .networks.embedding import check_guidance_range
 from .networks.model import NETWORKS, SET_BY_CONFIG, check_guidance_interval, eval_schedule, train_schedule
-from .pretrained import PRETRAINED
+from .pretrained import is_pretrained
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json, shipped_folder
 from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
@@ -475,7 +475,7 @@ def absolute_path(value: str) -> str:
     ('gs://bucket/run', 'digits')
     """
     path = Path(value).expanduser()
-    return value if "://" in value or (value in PRETRAINED and not path.exists()) else str(path.absolute())
+    return value if "://" in value or (is_pretrained(value) and not path.exists()) else str(path.absolute())
 
 
 def dataset_of(config: ConfigDict) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def main() -> None:
     decoded = to_uint8(jax.device_get(decode(encode(from_uint8(images))[0])))
     save_grid(np.concatenate([images, decoded]), workdir / "reconstructions.png", columns=len(images))
     print(f"Peak signal-to-noise ratio of reconstructions: {measured['psnr']:.1f} dB")
-    following = cli.command("encode_data", config="letters_base", autoencoder=folder, out=workdir / "latents")
+    following = cli.command("encode_data", **cli.config_arguments(), autoencoder=folder, out=workdir / "latents")
     cli.saved(f"the autoencoder to {folder}, and reconstructions to {workdir / 'reconstructions.png'}", following)
 
 

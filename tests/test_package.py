@@ -13,7 +13,9 @@ from helpers.runs import ROOT, TINY, call
 from diffusion_distillation import from_checkpoint
 from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.classifier import train_classifier
-from diffusion_distillation.pretrained import PRETRAINED, pretrained_folder
+from diffusion_distillation.latents import from_uint8, latent_space
+from diffusion_distillation.networks import autoencoder
+from diffusion_distillation.pretrained import AUTOENCODERS, PRETRAINED, pretrained_folder
 
 FILES = ("setup.py", "README.md", "LICENSE", "diffusion_distillation", "configs", "scripts")
 # A base model that trains in no time, in an empty folder.
@@ -80,6 +82,20 @@ def test_a_pretrained_model_samples_its_classes(name, tmp_path):
         _, logits = classify(pipeline.sample(jax.random.key(0), 200, guidance=guidance))
         assert np.mean(np.argmax(logits, axis=1) == np.arange(200) % 10) > 0.95
     call("sample", f"--checkpoint={name}", "--num_samples=4", f"--out={tmp_path}/s.png")
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_a_pretrained_autoencoder_reconstructs_images(name):
+    """Its latents have about unit variance, scaled by its scaling_factor."""
+    assert sum(path.stat().st_size for path in pretrained_folder(name).iterdir()) < 10**6
+    encode, decode, info = autoencoder.load(name)
+    images = from_uint8(load_source("letters", num_images=104)[np.arange(104)]["image"])
+    mean, std = encode(images)
+    errors = np.mean((decode(mean) - images) ** 2, axis=(1, 2, 3))
+    assert np.mean(10 * np.log10(4 / errors)) > 20
+    space = latent_space(encode, decode, info, (32, 32, 3))
+    x = space.sample(mean, std, jax.random.normal(jax.random.key(0), mean.shape))
+    assert x.shape == (104, 8, 8, 4) and np.std(x) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

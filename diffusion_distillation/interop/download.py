@@ -15,7 +15,7 @@ import fsspec
 from etils import epath
 
 from ..errors import InputError
-from ..pretrained import PRETRAINED, pretrained_folder
+from ..pretrained import is_pretrained, pretrained_folder
 from ..runtime.files import UNFINISHED, as_path, downloads_folder, file_lock
 from ..runtime.hashing import sha256
 
@@ -42,7 +42,7 @@ def is_url(path: epath.PathLike) -> bool:
 def local_folder(path: epath.PathLike) -> epath.Path:
     """The path where a file or folder can be read: here, in the package, or where a URL is copied to."""
     name = os.fspath(path)
-    if name in PRETRAINED and not as_path(path).exists():
+    if is_pretrained(name) and not as_path(path).exists():
         return as_path(pretrained_folder(name))
     return as_path(local_copy(name) if is_url(name) else path)
 

@@ -1,11 +1,24 @@
-"""The pretrained models in this package. Each is an archive; see `interop.archive`."""
+"""The pretrained models in this package: archives (`interop.archive`), and autoencoders in the format of diffusers."""
 
 from pathlib import Path
 
-# One line per model, by name.
+# One line per diffusion model, by name.
 PRETRAINED = {
     "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a guidance weight from 0 to 4",
 }
+# One line per autoencoder, by name.
+AUTOENCODERS = {
+    "letters_autoencoder": "Colored letters, from 32x32x3 to latents of 8x8x4",
+}
+
+
+def is_pretrained(name: str) -> bool:
+    """Whether a model of this package has this name.
+
+    >>> is_pretrained("digits"), is_pretrained("runs/digits/base")
+    (True, False)
+    """
+    return name in PRETRAINED or name in AUTOENCODERS
 
 
 def pretrained_folder(name: str) -> Path:
