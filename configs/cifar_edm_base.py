@@ -12,8 +12,8 @@ The process, the loss, the training times, the sampler and the optimizer are the
 * The paper augments the images and conditions the network on the augmentation. Here they are only flipped.
 * The paper's EMA has a shorter half-life at the start of training.
 
-    python scripts/prepare_data.py --dataset=cifar10
-    python scripts/train.py --config=configs/cifar_edm_base.py --workdir=runs/cifar_edm/base
+    diffusion_distillation prepare_data --dataset=cifar10
+    diffusion_distillation train --config=cifar_edm_base --workdir=runs/cifar_edm/base
 """
 
 from ml_collections import ConfigDict
