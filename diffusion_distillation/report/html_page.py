@@ -57,25 +57,34 @@ def render_page(
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     configs: Mapping[str, str],
+    *,
+    summary: str = "",
+    measurements: Sequence[Table] = (),
 ) -> str:
-    """Write a page, with its pictures inside.
+    """Write a page, with its pictures inside: what it shows first, how it was made last.
 
     Args:
       title: of the page.
       environment: what made the page, from `environment.describe_environment`.
-      tables: shown above the pictures.
+      tables: shown after the first picture.
       pictures: in order.
       configs: JSON texts to unfold at the end of the page, by name.
+      summary: the result in a sentence or two, under the title.
+      measurements: tables with all numbers, shown after the pictures.
 
     Returns:
       The text of the HTML file.
     """
+    all_numbers = "<h2>All measurements</h2>" * bool(measurements) + "\n".join(map(_table, measurements))
     return PAGE.substitute(
         title=html.escape(title),
-        made=_made(environment),
+        summary=f'<p class="summary">{html.escape(summary)}</p>' * bool(summary),
+        first="".join(map(_section, pictures[:1])),
         tables="\n".join(map(_table, tables)),
-        sections="\n".join(map(_section, pictures)),
+        sections="\n".join(map(_section, pictures[1:])),
+        measurements=all_numbers,
         configs="".join(_details(name, config) for name, config in configs.items()),
+        made=_made(environment),
     )
 
 
@@ -132,7 +141,8 @@ PAGE = Template("""<!doctype html>
   h1 { line-height: 1.2; }
   h2 { margin-top: 2.5rem; }
   p, summary { color: var(--muted); max-width: 44rem; }
-  .made { font-size: .85rem; max-width: none; overflow-wrap: anywhere; }
+  .summary { font-size: 1.15rem; color: var(--text); }
+  .made { font-size: .85rem; margin-top: 2rem; max-width: none; overflow-wrap: anywhere; }
   button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
   .picture { display: block; cursor: zoom-in; background: #fff; border-radius: .5rem; padding: .5rem; max-width: 100%; }
   .picture img { display: block; max-width: 100%; max-height: 56rem; margin: auto; }
@@ -155,14 +165,28 @@ PAGE = Template("""<!doctype html>
   th[aria-sort=ascending] button::after { content: " ↑"; }
   th[aria-sort=descending] button::after { content: " ↓"; }
   pre { font-size: 12px; overflow: auto; }
+  @media print {
+    :root { color-scheme: light; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; }
+    body { margin: 0; max-width: none; }
+    .picture, tr { break-inside: avoid; }
+    h2, p { break-after: avoid; }
+    .wide { position: static; transform: none; width: auto; min-width: 0; max-width: none; overflow: visible; }
+    table { font-size: 9px; white-space: normal; }
+    th, td { padding-right: .4rem; }
+    pre { white-space: pre-wrap; overflow: visible; }
+  }
 </style>
 <h1>$title</h1>
-<p class="made">$made</p>
+$summary
+$first
 $tables
 $sections
+$measurements
 $configs
+<p class="made">$made</p>
 <dialog><img alt=""></dialog>
 <script>
+  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
   const dialog = document.querySelector("dialog");
   for (const picture of document.querySelectorAll(".picture"))
     picture.onclick = () => { dialog.firstChild.src = picture.firstChild.src; dialog.showModal(); };

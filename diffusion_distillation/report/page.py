@@ -196,7 +196,7 @@ def _read_report(workdir: epath.Path, config: ConfigDict) -> LadderReport:
     evaluation = read_evaluation(workdir / "report" / EVALUATION_FILE)
     if evaluation is None:
         raise InputError(
-            f"{str(workdir)!r} has no readable report/{EVALUATION_FILE}. To write it, run: python -m "
+            f"{str(workdir)!r} has no readable report/{EVALUATION_FILE}. To write it, run: "
             f"diffusion_distillation report --workdir={workdir}"
         )
     return LadderReport(workdir.name, workdir, config, evaluation)
@@ -241,12 +241,44 @@ def _losses(ladders: Sequence[LadderReport]) -> dict[str, Points]:
 
 def _write_page(title: str, ladders: Sequence[LadderReport], sections: Sequence[Picture], folder: epath.Path) -> None:
     """Write index.html, for one ladder or several."""
-    shown: list[Table] = []
+    several = len(ladders) > 1
+    measurements: list[Table] = []
     configs: dict[str, str] = {}
     for ladder in ladders:
         header, *rows = tables.table_rows(ladder.evaluation, tables.published_fids(ladder.config))
-        shown.append(Table(ladder.name if len(ladders) > 1 else "", header, rows))
-        name = f"Configuration of {ladder.name}" if len(ladders) > 1 else "Configuration"
-        configs[name] = ladder.config.to_json(indent=2)
-    text = render_page(title, describe_environment(), shown, sections, configs)
+        measurements.append(Table(ladder.name if several else "", header, rows))
+        configs[f"Configuration of {ladder.name}" if several else "Configuration"] = ladder.config.to_json(indent=2)
+    text = render_page(
+        title, describe_environment(), [_by_steps(ladders)], sections, configs,
+        summary=" ".join(f"{ladder.name}: {_summary(ladder)}" if several else _summary(ladder) for ladder in ladders),
+        measurements=measurements,
+    )  # fmt: skip
     write_atomic(folder / "index.html", text)
+
+
+def _by_steps(ladders: Sequence[LadderReport]) -> Table:
+    """The first criterion of teachers and students, by sampling steps with DDIM."""
+    models = [(ladder, model) for ladder in ladders for model in ("teacher", "student")]
+    values = {
+        (ladder.name, model): {entry.num_steps: ladder.value(entry) for entry in ladder.entries(model)}
+        for ladder, model in models
+    }
+    steps = sorted({num_steps for by_steps in values.values() for num_steps in by_steps}, reverse=True)
+    rows = []
+    for (name, model), by_steps in values.items():
+        title = "teacher, undistilled" if model == "teacher" else "students"
+        title = f"{name}: {title}" if len(ladders) > 1 else title
+        rows.append([title, *(by_steps.get(num_steps, "") for num_steps in steps)])
+    return Table(f"{ladders[0].criterion.title} by sampling steps", ["", *map(str, steps)], rows)
+
+
+def _summary(ladder: LadderReport) -> str:
+    """The last student beside its undistilled teacher with as few steps and with most steps."""
+    student, teachers = ladder.entries("student")[-1], ladder.entries("teacher")
+    shown = {entry.num_steps: entry for entry in teachers if entry.num_steps == student.num_steps}
+    shown |= {entry.num_steps: entry for entry in teachers[:1]}
+    without = " and ".join(f"{ladder.value(entry)} in {entry.steps}" for entry in shown.values())
+    return (
+        f"In {student.steps}, the student has {ladder.criterion.title} {ladder.value(student)}. Without distillation, "
+        f"its teacher has {without}."
+    )

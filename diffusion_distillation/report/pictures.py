@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ..data import Source
 from ..evaluation.dataset_features import nearest_neighbors
 from ..evaluation.measure import Evaluator
-from ..evaluation.metrics import Criterion
+from ..evaluation.metrics import Criterion, format_number
 from ..evaluation.results import Entry, Evaluation, Row, load_samples
 from ..sampling import SAMPLERS
 from .html_page import Picture
@@ -70,9 +70,12 @@ class LadderReport(NamedTuple):
 
     def column(self, entry: Entry, name: str) -> Column:
         """The first samples of a row, headed by a name, the number of steps and the first criterion's value."""
+        return Column(f"{name}\n{entry.steps}\n{self.value(entry)}", self.samples(entry), entry.model)
+
+    def value(self, entry: Entry) -> str:
+        """The first criterion of a row, rounded."""
         [row] = [row for row in self.evaluation.rows if row.entry == entry]
-        value = f"{row.values[self.criterion].value:.2f}"
-        return Column(f"{name}\n{entry.steps}\n{value}", self.samples(entry), entry.model)
+        return format_number(row.values[self.criterion].value)
 
 
 def same_noise(ladder: LadderReport, folder: epath.Path) -> Picture:

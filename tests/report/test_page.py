@@ -307,6 +307,13 @@ def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, n
     write(tmp_path / "ladder", RandomImages())
     page = (tmp_path / "ladder" / "report" / "index.html").read_text()
     assert re.search(rf"Made on \d{{4}}-.* UTC with diffusion_distillation {re.escape(__version__)}", page)
+    order = [
+        "In 1 step, the student has Fréchet distance (pixels) ",
+        "<h2>The same noise",
+        "(pixels) by sampling steps<",
+    ]
+    order += ["<h2>Quality by sampling steps", "<h2>All measurements", "<summary>Configuration", "Made on "]
+    assert sorted(order, key=page.index) == order
 
 
 @pytest.mark.parametrize("num_samples", [70, 20])
@@ -341,7 +348,8 @@ def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
     ladders = write_two(tmp_path, monkeypatch)
     write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
-    assert page.count("<table>") == 2 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
+    assert page.count("<table>") == 3 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
+    assert "<td>one: teacher, undistilled</td>" in page and "one: In 1 step, the student has " in page
 
 
 def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):
