@@ -15,6 +15,7 @@ from diffusion_distillation.evaluation.ladders import config_evaluators, evaluat
 from diffusion_distillation.evaluation.metrics import METRICS, Metric, MetricValue
 from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.evaluation.results import read_evaluation
+from diffusion_distillation.latents import pixels as pixel_space
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import page, pictures, plots
 from diffusion_distillation.report.html_page import render_page
@@ -68,7 +69,7 @@ class RandomImages(ArraySource):
 class RandomPipeline(Pipeline):
     """A pipeline of random images, which appends (path, steps, sampler) of each row to `sampled`."""
 
-    distilled_for, num_classes = 0, 1
+    distilled_for, num_classes, space = 0, 1, pixel_space((4, 4, 1))
 
     def __init__(self, path, sampled):
         self.path, self.sampled = path, sampled
