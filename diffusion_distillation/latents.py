@@ -72,6 +72,19 @@ class AutoencoderInfo:
         height, width, _ = image_shape
         return height // self.downsampling, width // self.downsampling, self.latent_channels
 
+    def same_latents(self, other: "AutoencoderInfo") -> bool:
+        """Whether another autoencoder, perhaps of another name, gives images the same x."""
+        return dataclasses.replace(self, name=other.name) == other
+
+    def describe(self) -> str:
+        """Name the autoencoder, and what tells it from others.
+
+        >>> numbers = dict(image_channels=3, latent_channels=4, downsampling=8, scale=0.18215, shift=0.0)
+        >>> AutoencoderInfo(name="vae", fingerprint="0", **numbers).describe()
+        'vae (fingerprint 0, scale 0.18215, shift 0.0)'
+        """
+        return f"{self.name} (fingerprint {self.fingerprint}, scale {self.scale}, shift {self.shift})"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Space:

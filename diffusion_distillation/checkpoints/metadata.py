@@ -56,11 +56,6 @@ class Metadata:
         """(height, width, channels) of what the network sees: images, or their latents."""
         return self.image_shape if self.autoencoder is None else self.autoencoder.latent_shape(self.image_shape)
 
-    @property
-    def autoencoder_name(self) -> str | None:
-        """The name and the fingerprint of the autoencoder; None without one."""
-        return self.autoencoder and f"{self.autoencoder.name} ({self.autoencoder.fingerprint})"
-
     def to_share(self) -> "Metadata":
         """A copy for a folder to share, which has the autoencoder too: without what `config.to_share` removes."""
         path = None if self.autoencoder is None else AUTOENCODER

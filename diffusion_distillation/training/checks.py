@@ -167,14 +167,15 @@ def in_words(different: Mapping[str, tuple[Any, Any]], where: str) -> str:
 
 
 def data_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, Any]]:
-    """The differences between the images of two models."""
-    return unequal(
-        {
-            "the image shape": (tuple(start.image_shape), tuple(model.image_shape)),
-            "the autoencoder": (start.autoencoder_name, model.autoencoder_name),
-            "the number of classes": (start.num_classes, model.num_classes),
-        }
-    )
+    """The differences between the images or latents of two models."""
+    compared = {
+        "the image shape": (tuple(start.image_shape), tuple(model.image_shape)),
+        "the number of classes": (start.num_classes, model.num_classes),
+    }
+    there, here = start.autoencoder, model.autoencoder
+    if there is None or here is None or not there.same_latents(here):
+        compared["the autoencoder"] = there and there.describe(), here and here.describe()
+    return unequal(compared)
 
 
 def architecture_differences(start: Metadata, model: Metadata) -> dict[str, tuple[Any, Any]]:

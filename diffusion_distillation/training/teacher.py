@@ -79,7 +79,9 @@ def with_autoencoder(teacher: Metadata, student: Metadata) -> Metadata:
     if student.autoencoder is None or teacher.autoencoder is not None or teacher.shape != student.shape:
         return teacher
     path = student.config.distillation.teacher_checkpoint_path
-    logging.warning("The teacher %s names no autoencoder. Make sure that it is %s.", path, student.autoencoder_name)
+    logging.warning(
+        "The teacher %s names no autoencoder. Make sure that it is %s.", path, student.autoencoder.describe()
+    )
     return dataclasses.replace(
         teacher,
         image_shape=student.image_shape,

@@ -103,7 +103,9 @@ def test_a_ladder_of_latents_from_training_to_its_numbers(source, tmp_path):
     ladder = cfg.resolve(ladder)
     changed = copy.copy(source)
     changed.autoencoder = dataclasses.replace(source.autoencoder, fingerprint="0123")
-    with pytest.raises(InputError, match=r"the autoencoder is 'kl \(.*\)' in the teacher and 'kl \(0123\)' here"):
+    with pytest.raises(
+        InputError, match=r"the autoencoder is 'kl \(.*\)' in the teacher and 'kl \(fingerprint 0123, scale .*\)' here"
+    ):
         run_ladder(ladder, tmp_path / "refused", changed)
     run_ladder(ladder, tmp_path / "ladder", source)
 
