@@ -155,6 +155,7 @@ PAGE = Template("""<!doctype html>
           background: linear-gradient(to left, var(--back) 50%, transparent) right / 4rem 100% no-repeat local,
                       linear-gradient(to left, transparent 2px, var(--shade) 2px, transparent) right / 2rem 100%
                       no-repeat scroll; }
+  .wide { margin-top: 1.5rem; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
   caption { text-align: left; font-weight: 600; }
   th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
@@ -168,9 +169,10 @@ PAGE = Template("""<!doctype html>
   @media print {
     :root { color-scheme: light; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; }
     body { margin: 0; max-width: none; }
-    .picture, tr { break-inside: avoid; }
-    h2, p { break-after: avoid; }
-    .wide { position: static; transform: none; width: auto; min-width: 0; max-width: none; overflow: visible; }
+    section, tr { break-inside: avoid; }
+    h2 { break-after: avoid; }
+    .wide { background: none; position: static; transform: none; width: auto; min-width: 0;
+            max-width: none; overflow: visible; }
     table { font-size: 9px; white-space: normal; }
     th, td { padding-right: .4rem; }
     pre { white-space: pre-wrap; overflow: visible; }
