@@ -31,6 +31,7 @@ CONFIG = ConfigDict(
         model=dict(
             args=dict(ch=32), train_logsnr_schedule=dict(name="cosine"), eval_clip_denoised=True, eval_guidance=0.0
         ),
+        train=dict(shard="none"),
         eval=dict(
             features=("pixels",),
             metrics=("fid", "recall"),

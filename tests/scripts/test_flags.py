@@ -147,4 +147,4 @@ def test_a_list_is_separated_by_commas_and_checked(capsys):
     """In every script."""
     flags = ["--config=configs/digits_base.py", "--ladder=configs/digits_distill.py", "--workdir=x"]
     assert main("claims", "--outputs=v,z", *flags) == 2
-    assert "'z' is unknown. Known: eps, x, v, both." in capsys.readouterr().err
+    assert "'z' is unknown. Known: eps, x, v, both, flow, edm." in capsys.readouterr().err
