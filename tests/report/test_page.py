@@ -90,7 +90,7 @@ class RandomPipeline(Pipeline):
 def sampled(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(tmp_path / "cache"))
     sampled = []
-    monkeypatch.setattr(evaluate, "from_checkpoint", lambda path, config: RandomPipeline(as_path(path), sampled))
+    monkeypatch.setattr(evaluate, "from_checkpoint", lambda path, **_: RandomPipeline(as_path(path), sampled))
     return sampled
 
 
@@ -100,7 +100,7 @@ def opened(sampled, monkeypatch):
     opened = []
     load = evaluate.from_checkpoint
     monkeypatch.setattr(
-        evaluate, "from_checkpoint", lambda path, config: opened.append(path.name) or load(path, config)
+        evaluate, "from_checkpoint", lambda path, **kwargs: opened.append(path.name) or load(path, **kwargs)
     )
     return opened
 
@@ -281,7 +281,7 @@ def test_a_new_metric_is_measured_tabled_and_plotted(tmp_path, sampled, monkeypa
 def test_the_teacher_is_loaded_once_for_all_its_rows(tmp_path, sampled, monkeypatch):
     loaded = []
 
-    def load(path, config):
+    def load(path, **_):
         loaded.append(as_path(path).name)
         return RandomPipeline(as_path(path), sampled)
 
