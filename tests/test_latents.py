@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,10 @@ def test_tiles_of_a_decoder_that_sees_single_pixels_are_the_whole(size):
     np.testing.assert_allclose(in_tiles(recorded, latents, 2, tile=4, overlap=2), decode(latents), rtol=1e-5)
     [(height, width)] = sizes
     assert max(height, width) <= 4
+
+
+def test_autoencoders_are_the_same_whatever_their_folders_are_called():
+    info = AutoencoderInfo(**NUMBERS, scale=1.0, shift=0.0)
+    assert info.same_latents(dataclasses.replace(info, name="vae"))
+    for other in (dict(fingerprint="4567"), dict(scale=2.0), dict(shift=1.0)):
+        assert not info.same_latents(dataclasses.replace(info, **other))

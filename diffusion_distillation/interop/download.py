@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..runtime.hashing import sha256
 # The library that reads each scheme.
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 SUFFIXES = (".json", ".safetensors", ".msgpack")  # of the files that are copied from a folder
+PICKLES = r"diffusion_pytorch_model.*\.bin"  # are copied too, where a folder of a model has no safetensors
 CHUNK = 2**24  # bytes
 # File attributes that change with the content, of HTTP, S3, Google Cloud Storage and the Hub. The first one counts.
 VERSION_ATTRIBUTES = (
@@ -54,7 +55,8 @@ def local_copy(url: str) -> Path:
     copy appears in the cache once all its files are complete. After that, the server is not contacted again.
 
     Args:
-      url: of a file, or of a folder, whose JSON, safetensors and msgpack files are copied.
+      url: of a file, or of a folder, whose JSON, safetensors and msgpack files are copied; and diffusers' .bin files,
+        which older models have instead of safetensors.
 
     Returns:
       The path of the copy.
@@ -119,10 +121,20 @@ def _list(files: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     if url.startswith(("http://", "https://")) or not files.isdir(root):
         found = {root: files.info(root)}
     else:
-        found = {path: info for path, info in files.find(root, detail=True).items() if path.endswith(SUFFIXES)}
+        present = files.find(root, detail=True)
+        found = {
+            path: info for path, info in present.items() if path.endswith(SUFFIXES) or _is_only_pickle(path, present)
+        }
     if not found:
         raise InputError(f"{url}: the folder has no file that ends in {', '.join(SUFFIXES)}.")
     return {path: {"size": info.get("size"), **_version_attribute(info)} for path, info in sorted(found.items())}
+
+
+def _is_only_pickle(path: str, present: Iterable[str]) -> bool:
+    """Whether a file has the weights of a model that has no safetensors."""
+    folder, _, name = path.rpartition("/")
+    beside = [other for other in present if other.rpartition("/")[0] == folder]
+    return bool(re.fullmatch(PICKLES, name)) and not any(other.endswith(".safetensors") for other in beside)
 
 
 def _version_attribute(info: dict[str, Any]) -> dict[str, str]:

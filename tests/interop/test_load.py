@@ -329,6 +329,19 @@ def test_only_files_inside_a_folder_are_downloaded(archived, monkeypatch, cache)
         interop.load("memory://elsewhere")
 
 
+def test_a_model_without_safetensors_is_downloaded_with_its_bin_files(monkeypatch, cache):
+    """As older repositories of diffusers have them."""
+    monkeypatch.setitem(download.SCHEMES, "memory", "fsspec")
+    files = fsspec.filesystem("memory")
+    weights = "diffusion_pytorch_model"
+    for name in ("model_index.json", f"vae/{weights}.safetensors", f"vae/{weights}.bin", f"transformer/{weights}.bin"):
+        files.pipe(f"/old/{name}", b"{}")
+    files.pipe("/old/transformer/optimizer.bin", b"")
+    copy = download.local_copy("memory://old")
+    names = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
+    assert names == {"model_index.json", f"vae/{weights}.safetensors", f"transformer/{weights}.bin"}
+
+
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
     with pytest.raises(InputError, match=r"There is no model 'digts' here\. Did you mean 'digits'\?"):
         from_checkpoint("digts")
