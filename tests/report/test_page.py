@@ -230,7 +230,7 @@ def test_rows_and_columns_of_pictures_are_labeled(tmp_path, sampled, monkeypatch
         saved[path.name] = columns, labels
 
     monkeypatch.setattr(pictures, "save_columns", save)
-    monkeypatch.setattr(page, "render_page", lambda *args: "")
+    monkeypatch.setattr(page, "render_page", lambda *_, **__: "")
     write(tmp_path / "ladder", source)
     assert set(saved) == {"samples.png", "samplers.png", "trajectories.png", "classes.png", "nearest.png"}
     for name, (columns, labels) in saved.items():
