@@ -15,6 +15,7 @@ from diffusion_distillation.diffusion import make_denoiser
 from diffusion_distillation.networks import model as networks
 from diffusion_distillation.networks.model import condition_of, eval_schedule, make_network
 from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.runtime.devices import data_mesh, is_divided, put, shares
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,17 @@ def test_a_pipeline_needs_parameters_and_four_attributes(base):
         num_steps=0,
     )
     np.testing.assert_array_equal(Pipeline(params, model).sample(KEY, 2), base.sample(KEY, 2))
+
+
+def test_divided_parameters_stay_divided_and_give_the_same_images(base):
+    params, metadata = make_model(unet=True)
+    divided = Pipeline(put(params, shares(params, data_mesh())), metadata)
+    assert is_divided(divided.params)
+    np.testing.assert_array_equal(divided.sample(KEY, 4), Pipeline(params, metadata).sample(KEY, 4))
+    params, metadata = make_model()
+    divided = Pipeline(put(params, shares(params, data_mesh())), metadata)
+    z, labels = noise(KEY, 8), np.arange(8) % 3
+    assert_near(divided.denoiser(labels)(z, 0.0), base.denoiser(labels)(z, 0.0))
 
 
 def test_students_warn_of_other_numbers_of_ddim_steps(base, caplog):

@@ -103,12 +103,17 @@ class Runner:
           teacher: a teacher for `place`; its shapes suffice.
           batches: see `steps`.
         """
+        self.lower(state, key, teacher, batches).compile()  # JAX caches the program, and `_program` finds it there
+        release_memory()
+
+    def lower(
+        self, state: TrainState, key: jax.Array, teacher: Teacher | None, batches: Sequence[TrainingBatch]
+    ) -> jax.stages.Lowered:
+        """Lower the program of `steps`, with the arguments of `compile`."""
         if self._packs:
             state = jax.eval_shape(functools.partial(pack_state, xp=jnp), state)
         state, teacher = self._like_placed(state, teacher)
-        # JAX caches the compiled program, and `_program` finds it there.
-        self._program.lower(state, key, teacher, *self._put_call(batches)).compile()
-        release_memory()
+        return self._program.lower(state, key, teacher, *self._put_call(batches))
 
     def steps(
         self, state: TrainState, key: jax.Array, teacher: Teacher | None, batches: Sequence[TrainingBatch]
@@ -145,8 +150,7 @@ class Runner:
     # The compiled program.
 
     def _make_program(self, call: Any) -> Any:
-        options = compiler_options(saves_memory=self._shard == "all")
-        return jax.jit(call, donate_argnums=0, compiler_options=options)
+        return jax.jit(call, donate_argnums=0, compiler_options=compiler_options())
 
     def _update(
         self, state: TrainState, key: jax.Array, teacher: Teacher | None, batch: TrainingBatch

@@ -2,6 +2,7 @@
 
     python scripts/checks/chaos.py --workdir=runs/chaos
     python scripts/checks/chaos.py --method=tract --kills=10 --workdir=runs/chaos_tract
+    JAX_NUM_CPU_DEVICES=4 python scripts/checks/chaos.py --shard=all --kills=10 --workdir=runs/chaos_sharded
 
 A teacher is trained on the digits and distilled twice: once undisturbed, and once with `kill -9` at random moments:
 while the process starts, while it works, and while it writes a checkpoint. After each kill, the same command runs
@@ -37,6 +38,7 @@ LADDERS = {
 WORKDIR = flags.DEFINE_string("workdir", None, "A new folder for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 50, "How many times the run is killed.", lower_bound=1)
 METHOD = flags.DEFINE_enum("method", "progressive", list(LADDERS), "Method that distills the students.")
+SHARD = flags.DEFINE_enum("shard", "none", ["none", "state", "all"], "config.train.shard of all runs.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 MOMENTS = ("starting", "at work", "writing a checkpoint")
@@ -48,6 +50,7 @@ def commands(workdir: Path, kills: int) -> list[list[str]]:
         "--config.train.checkpoint_every_secs=0",
         "--config.train.substeps=5",
         "--config.train.eval_every_steps=0",
+        f"--config.train.shard={SHARD.value}",
     ]
     base, ladder, rungs, students = LADDERS[METHOD.value]
     script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), f"--config=configs/{base}.py", *saving]

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_distillation.checkpoints import load, newest_step
 from diffusion_distillation.runtime import signals
+from diffusion_distillation.runtime.devices import is_divided
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training import loop, monitor
 from diffusion_distillation.training.checks import check_processes
@@ -336,6 +337,9 @@ def test_a_hook_may_keep_the_parameters(tmp_path, how):
     assert list(kept) == [5, 10, 15, 20]
     assert np.any(kept[5]["Dense_0"]["kernel"] != kept[20]["Dense_0"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, kept[20], load(tmp_path)[0])
+    as_trained = load(tmp_path, shard=None)[0]
+    assert is_divided(as_trained) == is_divided(kept[20]) == ("shard" in how)
+    jax.tree.map(np.testing.assert_array_equal, kept[20], as_trained)
 
 
 def test_ctrl_c_saves_and_raises(tmp_path):
