@@ -335,8 +335,8 @@ from diffusion_distillation.training import loop
 
 make, before, idle = loop.make_runner, [], []
 
-def make_runner(*args):
-    runner = make(*args)
+def make_runner(*args, **options):
+    runner = make(*args, **options)
     do_steps = runner.steps
     def steps(*args):
         idle.append(all(metric.is_ready() for metric in jax.tree.leaves(before)))
