@@ -13,6 +13,9 @@ FLAGS = {  # of XLA, by what they enable
     "oneDNN": ("--xla_cpu_experimental_onednn_custom_call", "true"),
     "512-bit vectors": ("--xla_cpu_prefer_vector_width", "512"),
 }
+# XLA's oneDNN computes wrong gradients of bfloat16 convolutions with AMX instructions (JAX 0.12, on a Xeon of the fourth
+# generation). `scripts/checks/numerics.py` notices. This set of instructions has everything but AMX.
+MAX_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # an unknown flag in XLA_FLAGS ends the process
 
 
@@ -32,13 +35,14 @@ def use_all_cpu_cores(batch_size: int) -> None:
 def set_cpu_flags(dtype: str) -> None:
     """Add the XLA_FLAGS that make a network faster on this CPU. Call this function before JAX starts.
 
-    oneDNN halves the time of a bfloat16 network. It stays off for other types, as JAX cannot cache programs with
-    oneDNN. 512-bit vectors help CPUs with bfloat16 instructions, and slow down older CPUs. Flags that XLA_FLAGS already
+    oneDNN halves the time of a bfloat16 network; ONEDNN_MAX_CPU_ISA keeps it from using AMX, unless it is set already.
+    oneDNN stays off for other types, as JAX cannot cache programs with it. 512-bit vectors help CPUs with bfloat16 instructions, and slow down older CPUs. Flags that XLA_FLAGS already
     sets are kept.
 
     Args:
       dtype: type of the network's activations, such as 'bfloat16'.
     """
+    os.environ.setdefault(*MAX_INSTRUCTIONS)
     helps = {"oneDNN": dtype == "bfloat16", "512-bit vectors": "avx512_bf16" in describe_cpu()}
     for name, (flag, value) in FLAGS.items():
         flags = os.environ.get("XLA_FLAGS", "")

@@ -29,6 +29,7 @@ from diffusion_distillation.export.card import CardInfo
 from diffusion_distillation.export.options import ExportOptions
 from diffusion_distillation.interop import archive
 from diffusion_distillation.pipeline import Pipeline, to_uint8
+from diffusion_distillation.runtime import cpu
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.sampling import SAMPLERS
 
@@ -279,8 +280,10 @@ JAX_ALONE = {"jax", "jaxlib", "jax_plugins", "numpy", "scipy", "ml_dtypes", "opt
 
 
 @pytest.mark.slow
-def test_a_process_with_only_jax_generates_the_images_of_sample_py(checkpoint, tmp_path, optimized):
-    """Bit for bit."""
+def test_a_process_with_only_jax_generates_the_images_of_sample_py(checkpoint, tmp_path, optimized, monkeypatch):
+    """Bit for bit, with equal XLA flags. On CPUs with bfloat16 instructions, scripts set the width of vectors."""
+    if cpu.KNOWS_FLAGS:
+        monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_prefer_vector_width=256")
     out, images = tmp_path / "out", tmp_path / "images.npy"
     flags = [f"--checkpoint={checkpoint}"]
     run("export", *flags, f"--out={out}")

@@ -74,7 +74,7 @@ def test_diffusers_reads_a_written_autoencoder(tmp_path, optimized):
 
 
 def test_the_example_of_the_docs_reconstructs_what_decode_and_encode_give(tmp_path):
-    page = (ROOT / "docs" / "models_from_elsewhere.md").read_text()
+    page = (ROOT / "docs" / "latents.md").read_text()
     [block] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "autoencoder.load" in block]
     path = write_golden(tmp_path, "sd3")
     names = {"images": np.zeros((2, 16, 16, 3), np.float32)}

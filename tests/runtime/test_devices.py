@@ -15,6 +15,7 @@ def test_cpu_flags_are_set_where_they_pay_and_the_user_did_not(monkeypatch, give
 
     def after(flags, dtype, description):
         monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.setenv(*cpu.MAX_INSTRUCTIONS)
         monkeypatch.setattr(cpu, "describe_cpu", lambda: description)
         cpu.set_cpu_flags(dtype)
         return os.environ["XLA_FLAGS"].split()
@@ -31,6 +32,17 @@ def test_cpu_flags_are_set_where_they_pay_and_the_user_did_not(monkeypatch, give
     for refused in (f"{ONEDNN}=false {VECTORS}=256", f"{VECTORS}=128 {ONEDNN}=false"):
         assert after(refused, "bfloat16", "flags: avx512f avx512_bf16") == refused.split()
     assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices"
+
+
+def test_onednn_uses_no_amx_unless_the_user_allows_it(monkeypatch):
+    name, without_amx = cpu.MAX_INSTRUCTIONS
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv(name, "AVX512_CORE_AMX")
+    cpu.set_cpu_flags("bfloat16")
+    assert os.environ[name] == "AVX512_CORE_AMX"
+    monkeypatch.delenv(name)
+    cpu.set_cpu_flags("bfloat16")
+    assert os.environ[name] == without_amx
 
 
 def test_the_users_own_compilation_cache_is_left_alone():
