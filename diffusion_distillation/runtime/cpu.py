@@ -13,8 +13,8 @@ FLAGS = {  # of XLA, by what they enable
     "oneDNN": ("--xla_cpu_experimental_onednn_custom_call", "true"),
     "512-bit vectors": ("--xla_cpu_prefer_vector_width", "512"),
 }
-# XLA's oneDNN computes wrong gradients of bfloat16 convolutions with AMX instructions (JAX 0.12, on a Xeon of the fourth
-# generation). `scripts/checks/numerics.py` notices. This set of instructions has everything but AMX.
+# With AMX instructions, XLA's oneDNN computes wrong gradients of bfloat16 convolutions (JAX 0.12), as
+# `scripts/checks/numerics.py` shows. This value allows all instructions but AMX.
 MAX_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # an unknown flag in XLA_FLAGS ends the process
 
@@ -35,9 +35,9 @@ def use_all_cpu_cores(batch_size: int) -> None:
 def set_cpu_flags(dtype: str) -> None:
     """Add the XLA_FLAGS that make a network faster on this CPU. Call this function before JAX starts.
 
-    oneDNN halves the time of a bfloat16 network; ONEDNN_MAX_CPU_ISA keeps it from using AMX, unless it is set already.
-    oneDNN stays off for other types, as JAX cannot cache programs with it. 512-bit vectors help CPUs with bfloat16 instructions, and slow down older CPUs. Flags that XLA_FLAGS already
-    sets are kept.
+    oneDNN halves the time of a bfloat16 network. It stays off for other types, as JAX cannot cache programs with
+    oneDNN. It uses no AMX instructions, unless ONEDNN_MAX_CPU_ISA is set already. 512-bit vectors help CPUs with
+    bfloat16 instructions, and slow down older CPUs. Flags that XLA_FLAGS already sets are kept.
 
     Args:
       dtype: type of the network's activations, such as 'bfloat16'.
