@@ -36,7 +36,7 @@ from ..runtime.signals import Interrupt, stopped
 from ..shapes import Array, Keys, Params
 from .checks import check_batch_size, check_processes
 from .monitor import Monitor
-from .optimizers import learning_rate, make_optimizer
+from .optimizers import apply_gradients, learning_rate, make_optimizer
 from .prepare import inputs_of
 from .runs import locked, open_run, record_environment
 
@@ -116,17 +116,17 @@ def make_update(
     The noise of an image depends on the key, the step and its position in the batch.
     """
     optimizer = make_optimizer(train)
-    rate = learning_rate(train)
+    learning_rate_at = learning_rate(train)
 
     def update(state: AutoencoderState, key: Keys, images: Array) -> tuple[AutoencoderState, Metrics]:
         step_key = fold_in(key, state.step)
         keys = jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(len(images)))
         loss = functools.partial(autoencoder_loss, network, kl_weight=kl_weight)
         (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, from_uint8(images), keys)
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        changes = jax.tree.map(lambda change: change * rate(state.step), changes)
-        metrics = {"loss": value, **parts, "gradient_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
-        return AutoencoderState(state.step + 1, optax.apply_updates(state.params, changes), opt_state), metrics
+        rate = jnp.asarray(learning_rate_at(state.step), jnp.float32)
+        params, opt_state = apply_gradients(optimizer, rate, grads, state.opt_state, state.params)
+        metrics = {"loss": value, **parts, "gradient_norm": optax.tree.norm(grads), "learning_rate": rate}
+        return AutoencoderState(state.step + 1, params, opt_state), metrics
 
     return update
 

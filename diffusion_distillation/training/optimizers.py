@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..shapes import Params
+from ..shapes import Array, Params
 
 # Layers that only embed what networks are conditioned on: log-SNR, a class, a guidance weight.
 EMBEDDING_LAYERS = ("dense0", "dense1", "class_emb", "guidance0", "guidance1", "temb_proj", "adaln", "adaln_out")
@@ -46,6 +46,23 @@ def make_optimizer(train: Any, *, only_finetune_temb: bool = False) -> optax.Gra
             return optimizer.update(grads, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, rate: Array, grads: Params, opt_state: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+    """Return parameters and optimizer state after the optimizer's step, times the learning rate.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      rate: the learning rate, float32.
+      grads: gradients.
+      opt_state: the optimizer's state.
+      params: the parameters.
+    """
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def learning_rate(train: Any) -> optax.Schedule:

@@ -22,7 +22,7 @@ from ..networks.conditions import condition_of, drop, no_condition
 from ..networks.model import Model, train_schedule
 from ..shapes import Array, Condition, Params
 from .averages import averaging_decay, corrected_decay, update_average
-from .optimizers import learning_rate, make_optimizer
+from .optimizers import apply_gradients, learning_rate, make_optimizer
 
 # uint8 `image`, [batch, height, width, channels]; or float16 `mean` and `std` of latents, [batch, parts, height, width,
 # channels], of the image and, if there are two parts, of its mirror image; and int32 `label`, [batch], if any
@@ -190,11 +190,9 @@ def _make_update(config: Any, method: Method) -> Callable[[TrainState, Array, Pa
     ema_decay = averaging_decay(config.train)
 
     def update(state, loss, grads):
-        # The optimizer's step, times the learning rate.
+        # The optimizer's step.
         rate = jnp.asarray(learning_rate_at(state.step), jnp.float32)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda leaf: rate.astype(leaf.dtype) * leaf, updates)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = apply_gradients(optimizer, rate, grads, state.opt_state, state.params)
 
         # The averages, which begin at the first update that is not skipped.
         num_updates = state.step - state.skipped
