@@ -21,6 +21,7 @@ from ..data import Source, read_examples
 from ..data.cache import cached_arrays
 from ..errors import InputError
 from ..keys import seed_key
+from ..latents import from_uint8
 from ..runtime.hashing import sha256
 
 MAX_IMAGES = 50_000  # of the dataset, for training and testing
@@ -104,7 +105,7 @@ def _in_batches(apply: Callable[..., Any], variables: Any, images: np.ndarray) -
 
 
 def _classify(network: Classifier, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return network.apply(variables, images.astype(jnp.float32) / 127.5 - 1)
+    return network.apply(variables, from_uint8(images))
 
 
 def _train(network: Classifier, images: np.ndarray, labels: np.ndarray) -> Any:

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..interop import archive, copy_autoencoder, read_autoencoder
 from ..keys import seed_key
 from ..latents import to_uint8
+from ..networks.autoencoder import check_fingerprint
 from ..pipeline import Pipeline, can_be_guided, space_of, start_noise, step_keys
 from ..runtime.devices import host_device
 from ..runtime.files import UNFINISHED, is_remote, write_atomic
@@ -182,8 +183,9 @@ def decoder(metadata: Metadata, options: ExportOptions) -> Callable[[jax.Array],
     space = space_of(metadata)
     if space.is_pixels:
         return lambda x: x
-    space.open()  # it raises an InputError for another autoencoder than the model's
-    network, params, _ = read_autoencoder(metadata.autoencoder_path, dtype=metadata.config.autoencoder.dtype)
+    path = metadata.autoencoder_path
+    network, params, found = read_autoencoder(path, dtype=metadata.config.autoencoder.dtype)
+    check_fingerprint(path, found, metadata.autoencoder)
     stored = archive.flat_arrays(params["decoder"], options.dtype)
 
     def decode(x):

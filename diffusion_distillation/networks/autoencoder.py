@@ -293,13 +293,24 @@ def load_checked(path: str, dtype: str, info: AutoencoderInfo) -> tuple[Encode, 
     """
     with jax.ensure_compile_time_eval():  # the first call may be traced
         encode, decode, found = load(path, dtype=dtype)
+    check_fingerprint(path, found, info)
+    return encode, decode
+
+
+def check_fingerprint(path: str, found: AutoencoderInfo, info: AutoencoderInfo) -> None:
+    """Raise an InputError if the autoencoder at a path has other parameters than the one of the latents.
+
+    Args:
+      path: where it was read.
+      found: what was read.
+      info: what is known of the latents' autoencoder.
+    """
     if found.fingerprint != info.fingerprint:
         raise InputError(
             f"The autoencoder {path!r} has the fingerprint {found.fingerprint}, and the latents are of {info.name!r}, "
             f"{info.fingerprint}. Point config.autoencoder.path to the one that encoded them, or encode the images "
-            "again with scripts/encode_data.py."
+            "again with the command encode_data."
         )
-    return encode, decode
 
 
 def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = MAX_PIXELS) -> tuple[Encode, Decode]:

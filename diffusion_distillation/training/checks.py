@@ -42,7 +42,7 @@ def describe_model(config: ConfigDict, source: Source, num_steps: int) -> Metada
     if info is None and path is not None:
         raise InputError(
             f"config.autoencoder.path={path!r} is for models of latents, and config.dataset.name="
-            f"{config.dataset.name!r} has images. Encode them with scripts/encode_data.py --autoencoder={path}, and "
+            f"{config.dataset.name!r} has images. Encode them with encode_data --autoencoder={path}, and "
             "set config.dataset.name='Latents' and config.dataset.args.path to the folder that it writes."
         )
     return Metadata(
@@ -71,7 +71,7 @@ def check_space(space: Space, config: ConfigDict, source: Source) -> None:
     if config.dataset.args.get("randflip") and source[np.array([0])]["mean"].shape[1] < 2:
         raise InputError(
             "config.dataset.args.randflip=True needs the latents of mirror images too. Encode them with "
-            "scripts/encode_data.py --mirror, or unset randflip."
+            "encode_data --mirror, or unset randflip."
         )
 
 

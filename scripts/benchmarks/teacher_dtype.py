@@ -16,6 +16,7 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.data import load_source
 from diffusion_distillation.diffusion import Denoiser, q_sample
 from diffusion_distillation.distillation import two_step_target
+from diffusion_distillation.latents import from_uint8
 from diffusion_distillation.networks.model import condition_of, make_model, train_schedule
 from diffusion_distillation.shapes import Array, Params
 
@@ -31,7 +32,7 @@ def main() -> None:
     config = metadata.config
     source = load_source(config.dataset.name, **config.dataset.args)
     examples = source[np.arange(NUM_IMAGES.value) % len(source)]
-    x = jnp.asarray(examples["image"], jnp.float32) / 127.5 - 1
+    x = from_uint8(examples["image"])
     labels = None if source.num_classes == 1 else jnp.asarray(examples["label"])
     takes_weights = config.model.args.get("guidance_range") is not None
     weights = jnp.full(len(x), config.model.eval_guidance) if takes_weights else None

@@ -11,6 +11,7 @@ import safetensors.numpy
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from ...checkpoints import AUTOENCODER
 from ...errors import InputError
 from ...latents import AutoencoderInfo, PerChannel, Shape
 from ...networks.autoencoder import AutoencoderKL
@@ -21,7 +22,6 @@ from . import weights
 from .fields import check_integer, header, with_defaults
 
 CONFIG = "config.json"
-SUBFOLDER = "vae"  # in the folder of a pipeline
 DTYPES = (None, "float32", "bfloat16", "float16")
 DEFAULTS = {
     "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"],
@@ -142,11 +142,11 @@ def copy(source: epath.Path, folder: epath.Path) -> None:
 
 def _folder_of(folder: epath.Path) -> epath.Path:
     """The folder itself, or vae/ in the folder of a pipeline."""
-    if (folder / SUBFOLDER / CONFIG).is_file():
-        return folder / SUBFOLDER
+    if (folder / AUTOENCODER / CONFIG).is_file():
+        return folder / AUTOENCODER
     if not (folder / CONFIG).is_file():
         raise InputError(
-            f"There is no {str(folder / CONFIG)!r}, nor {SUBFOLDER}/{CONFIG} beside it. Pass the folder of an "
+            f"There is no {str(folder / CONFIG)!r}, nor {AUTOENCODER}/{CONFIG} beside it. Pass the folder of an "
             "AutoencoderKL of diffusers, or of a pipeline that has one."
         )
     return folder
@@ -250,7 +250,7 @@ def _names(params: Params, num_levels: int) -> Iterator[tuple[tuple[str, ...], s
 def _name(folder: epath.Path) -> str:
     """The name of a folder, and before it the pipeline's for the vae/ of a pipeline."""
     full = absolute(folder)
-    return f"{full.parent.name}/{full.name}" if full.name == SUBFOLDER else full.name
+    return f"{full.parent.name}/{full.name}" if full.name == AUTOENCODER else full.name
 
 
 def _fingerprint(network: AutoencoderKL, params: Params) -> str:
