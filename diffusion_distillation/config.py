@@ -25,7 +25,6 @@ from .fields import (
     list_fields,
     one_of,
     options_of,
-    tuples_for_lists,
 )
 from .fields import add_missing as add_missing_fields
 from .keys import MAX_SEED
@@ -36,7 +35,7 @@ from .networks.embedding import check_guidance_range
 from .networks.model import NETWORKS, SET_BY_CONFIG, check_guidance_interval, eval_schedule, train_schedule
 from .pretrained import is_pretrained
 from .registry import check_foreign, trust
-from .runtime.files import as_path, read_json, shipped_folder
+from .runtime.files import as_path, read_json, shipped_folder, tuples_for_lists
 from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
 from .schedules import get_logsnr_schedule
 

@@ -22,6 +22,7 @@ from ml_collections.config_dict import placeholder
 
 from .errors import InputError, did_you_mean
 from .registry import signature
+from .runtime.files import tuples_for_lists
 
 
 class OneOf(tuple):
@@ -259,14 +260,3 @@ def _element(kind: type, element: Any, value: tuple, path: str) -> Any:
     if type(element) is not kind:
         raise InputError(f"config.{path}={value!r} must contain values of type {kind.__name__}, not {element!r}.")
     return element
-
-
-def tuples_for_lists(value: Any) -> Any:
-    """Replace lists, which JSON has in place of tuples, by tuples, in sections too.
-
-    >>> tuples_for_lists({"ch_mult": [1, 2]})
-    {'ch_mult': (1, 2)}
-    """
-    if isinstance(value, dict):
-        return {name: tuples_for_lists(part) for name, part in value.items()}
-    return tuple(map(tuples_for_lists, value)) if isinstance(value, list | tuple) else value

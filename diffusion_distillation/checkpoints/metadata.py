@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 from ..config import resolve, to_share
 from ..errors import InputError
-from ..fields import tuples_for_lists
 from ..latents import AutoencoderInfo, Shape
 from ..networks.model import init_params, make_network
 from ..registry import check_foreign
-from ..runtime.files import parse_json
+from ..runtime.files import parse_json, tuples_for_lists
 from ..shapes import Params
 from .integrity import unseal
 

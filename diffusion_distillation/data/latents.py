@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from ..errors import InputError
 from ..latents import AutoencoderInfo, Shape
-from ..runtime.files import as_path, is_remote, read_json, retry
+from ..runtime.files import as_path, is_remote, read_json, retry, tuples_for_lists
 from ..runtime.hashing import sha256
 
 FORMAT_VERSION = 1
@@ -74,7 +74,7 @@ class Manifest:
     @classmethod
     def read(cls, path: epath.Path) -> "Manifest":
         """Read a manifest. Raises an InputError if it is damaged or of a newer version."""
-        values = read_json(path)
+        values = tuples_for_lists(read_json(path))
         try:
             version = values.pop("format_version")
             if version > FORMAT_VERSION:
@@ -82,10 +82,7 @@ class Manifest:
                     f"{str(path)!r} has format {version}. This version of diffusion_distillation reads formats up to "
                     f"{FORMAT_VERSION}. Upgrade the package."
                 )
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            autoencoder = values.pop("autoencoder").items()
-            numbers = {name: tuple(value) if isinstance(value, list) else value for name, value in autoencoder}
-            return cls(autoencoder=AutoencoderInfo(**numbers), **values)
+            return cls(autoencoder=AutoencoderInfo(**values.pop("autoencoder")), **values)
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is damaged, or was not written by encode_data ({error!r}).") from None
 

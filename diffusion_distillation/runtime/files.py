@@ -121,6 +121,17 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         raise InputError(f"{str(path)!r} cannot be read as JSON ({str(error)[:100]}).") from None
 
 
+def tuples_for_lists(value: Any) -> Any:
+    """Replace lists, which JSON has in place of tuples, by tuples, in sections too.
+
+    >>> tuples_for_lists({"ch_mult": [1, 2]})
+    {'ch_mult': (1, 2)}
+    """
+    if isinstance(value, dict):
+        return {name: tuples_for_lists(part) for name, part in value.items()}
+    return tuple(map(tuples_for_lists, value)) if isinstance(value, list | tuple) else value
+
+
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line.
 
