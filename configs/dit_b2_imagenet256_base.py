@@ -2,7 +2,7 @@ r"""DiT-B/2 (Peebles & Xie 2023) from scratch, on the latents of ImageNet at 256
 
 130,303,504 parameters; 400,000 updates of 256 latents. Batch, learning rate, label dropout and EMA are the paper's.
 The schedule and the output are this package's: cosine, v. Cost: 14.1 EFLOP, 39 hours on one GPU at 100 TFLOP/s
-(calculated, not timed). The latents take 39.2 GiB with those of mirror images.
+(calculated, not timed). The latents of images and mirror images take 39.1 GiB.
 FID: the paper reports 43.5 without guidance, for its own schedule and output. This config has not been trained.
 
     diffusion_distillation encode_data --config=imagenet64_guided_base --config.dataset.args.image_size=256 \

@@ -1,6 +1,6 @@
 r"""A base model for your own images at 256x256, in the latents of a published autoencoder.
 
-32,474,512 parameters, a DiT-S/2; 100,000 updates of 64 latents, with those of mirror images. It suits some thousand to
+32,474,512 parameters, a DiT-S/2; 100,000 updates of 64 latents of images or mirror images. It suits some thousand to
 some hundred thousand images. Cost: 0.23 EFLOP, 39 minutes on one GPU at 100 TFLOP/s (calculated, not timed).
 FID: the ladder's report compares its models with your images.
 

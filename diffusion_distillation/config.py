@@ -115,7 +115,7 @@ FIELDS = {
         "metrics_num_samples": 1000,  # samples per evaluation during training
         "num_samples": 10_000,  # samples per model and sampler in the report
         "batch_size": 500,  # images to sample at a time
-        # images that samples are compared with, the `name` and `args` of a dataset; {} for those of the training data
+        # images that samples are compared with, the `name` and `args` of a dataset; {} for the training images
         "dataset": Free(),
         "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # sampling steps of the undistilled model with DDIM
         "ancestral_num_steps": (16, 64, 256),  # sampling steps of the undistilled model with the ancestral sampler

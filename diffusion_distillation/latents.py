@@ -42,7 +42,7 @@ class AutoencoderInfo:
       fingerprint: a hash of the architecture and the parameters.
       image_channels: channels of an image.
       latent_channels: channels of a latent.
-      downsampling: the height and width of an image, divided by those of its latent.
+      downsampling: the side of an image, divided by the side of its latent.
       scale: multiplies latents, one number for all channels or one each.
       shift: is subtracted from latents before, one number for all channels or one each.
     """
@@ -252,7 +252,7 @@ def in_tiles(decode: Decode, latents: X, downsampling: int, *, tile: int, overla
     Args:
       decode: of whole latents.
       latents: `[batch, height, width, channels]`.
-      downsampling: the sides of an image, divided by those of its latent.
+      downsampling: the side of an image, divided by the side of its latent.
       tile: the largest side of a tile, in pixels of the latents.
       overlap: the least overlap of tiles, in pixels of the latents; less than `tile`.
 

@@ -336,7 +336,7 @@ class Pipeline:
     def encode(
         self, images: Shaped[Array, "n height width channels"]
     ) -> Float[np.ndarray, "n x_height x_width x_channels"]:
-        """Return the x of images; of an autoencoder, that of the mean latents.
+        """Return the x of images. For a model of latents, encode the images to their mean latents.
 
         Args:
           images: uint8, or float in [-1, 1], `[n, height, width, channels]`.

@@ -6,7 +6,7 @@ r"""Encode a dataset into a folder of latents, to train latent diffusion models 
 Of the config, only the section `dataset` is used. --mirror also encodes the mirror image of each image; training with
 randflip=True needs it. The same command resumes an interrupted one, and encodes damaged shards again. Then train with
 dataset.name='Latents' and dataset.args.path=runs/my_latents. Latents take 4 bytes per number: those of ImageNet at
-256x256, with 4 channels, 19.6 GiB, or 39.1 GiB with --mirror.
+256x256, with 4 channels, 19.5 GiB, or 39.1 GiB with --mirror.
 
 To encode with several processes, start each with --coordinator, --num_processes and --process_id, as for training. All
 must see the same folder.

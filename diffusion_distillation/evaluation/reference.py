@@ -44,8 +44,8 @@ class Reference(NamedTuple):
 def reference_images(config: ConfigDict, source: Source | None = None) -> Source:
     """Return the images that samples of a config's models are compared with.
 
-    They are those of `config.eval.dataset`, if it is set, else those of the training data. Of latents, these are the
-    images that were encoded.
+    If `config.eval.dataset` is set, they are the images of that dataset. Otherwise they are the training images, or the
+    images that were encoded if the training data are latents.
 
     Args:
       config: resolved.

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
     @property
     def nfe(self) -> int:
-        """The number of network evaluations (NFE) per sample, without those of guidance.
+        """The number of network evaluations (NFE) per sample. Guidance, which doubles it, is not counted.
 
         >>> Entry("teacher", "heun", 4).nfe
         8

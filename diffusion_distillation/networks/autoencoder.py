@@ -141,7 +141,7 @@ class AutoencoderKL(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """The height and width of an image, divided by those of its latent."""
+        """The side of an image, divided by the side of its latent."""
         return 2 ** (len(self.channels) - 1)
 
     def validate(self) -> None:
