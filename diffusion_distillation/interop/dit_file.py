@@ -25,7 +25,7 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
     The file does not say what the network predicts. A DiT needs a config with mean_type 'eps', the 'discrete' schedule
     and logsnr_input_type 'step'; a SiT one with mean_type 'flow', the 'flow' schedule, logsnr_input_type 'data_time'
     and time_scale 1. Its channels, its classes and, if it stores the position embedding, the size of its images are
-    those of the file.
+    those of the file. A model with classes can be guided, as its last row of the class table is for no class.
 
     Args:
       path: the file. No code in it is run.
@@ -43,8 +43,11 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
     if resolved.model.name != "dit":
         raise InputError(f"{str(path)!r}: config.model.name={resolved.model.name!r} must be 'dit' for such a file.")
     arrays = read_tensors(path.read_bytes(), str(path)) if path.suffix in PICKLES else read_safetensors(path)
+    num_classes = _num_classes(arrays)
+    with resolved.unlocked():
+        resolved.train.label_dropout = dit.LABEL_DROPOUT if num_classes > 1 else 0.0
     metadata = Metadata(
-        config=resolved, image_shape=_image_shape(arrays, resolved, path), num_classes=_num_classes(arrays), num_steps=0
+        config=resolved, image_shape=_image_shape(arrays, resolved, path), num_classes=num_classes, num_steps=0
     )
     make_network(resolved.model, metadata.image_shape, metadata.num_classes)  # checks that the options fit each other
     return dit.to_params(arrays, metadata, str(path)), metadata

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers.diffusers_peer import needs_peer, peer, relative
-from helpers.runs import ROOT
+from helpers.latent_models import encoded_columns
+from helpers.runs import ROOT, call
 from helpers.torch_format import saved_by_torch
 from ml_collections import ConfigDict
 from peers import seeded
@@ -93,11 +94,16 @@ def test_the_pipeline_s_config_is_kept(tmp_path):
     assert metadata.config.train.label_dropout == 0.1
 
 
-def test_older_folders_and_stored_position_embeddings_are_read(tmp_path):
-    params, _ = interop.load(written(tmp_path / "new"))
+def positions():
+    """The fixed position embedding of 4x4 patches, as files store it."""
     rng = np.arange(4)[:, None] / 10000 ** (np.arange(8) / 8)
     table = np.concatenate([np.sin(rng), np.cos(rng)], axis=1)
-    stored = np.stack([np.concatenate([table[column], table[row]]) for row in range(4) for column in range(4)])[None]
+    return np.stack([np.concatenate([table[column], table[row]]) for row in range(4) for column in range(4)])[None]
+
+
+def test_older_folders_and_stored_position_embeddings_are_read(tmp_path):
+    params, _ = interop.load(written(tmp_path / "new"))
+    stored = positions()
     weights = weights_of("latents") | {"pos_embed.pos_embed": stored.astype(np.float16)}
     again, _ = interop.load(written(tmp_path / "old", class_name="Transformer2DModel", weights=weights))
     jax.tree.map(np.testing.assert_array_equal, again, params)
@@ -217,6 +223,31 @@ def test_a_weights_file_needs_the_config_of_a_dit(tmp_path):
     safetensors.numpy.save_file({"conv_in.weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(InputError, match=r"is not a DiT or SiT of the original code: it has no x_embedder"):
         interop.load(path, config_of())
+
+
+SHRUNK = [f"--config.model.args.{field}" for field in ("hidden_size=32", "depth=2", "num_heads=2")]
+
+
+@pytest.mark.parametrize("name", ["dit_distill", "dit_guided_student", "sit_distill"])
+def test_the_configs_of_imagenet256_start_from_such_teachers(name, tmp_path, caplog):
+    """With smaller networks, fewer classes and smaller latents. Their other settings are the config's."""
+    encoded_columns(tmp_path)
+    if name == "sit_distill":
+        teacher = tmp_path / "SiT.safetensors"
+        weights = original_weights() | {"pos_embed": positions().astype(np.float32)}
+        safetensors.numpy.save_file(with_three_classes(weights), teacher)
+    else:
+        weights = with_three_classes(weights_of("latents"))
+        teacher = written(tmp_path / "DiT", transformer={"num_embeds_ada_norm": 3}, weights=weights)
+    flags = [f"--config.dataset.args.path={tmp_path / 'latents_True'}"]
+    flags += [f"--config.distillation.teacher_checkpoint_path={teacher}", f"--workdir={tmp_path / 'ladder'}"]
+    printed = call("distill", f"--config=imagenet256_{name}", *SHRUNK, *flags, "--dry_run")
+    assert "Run the same command without --dry_run to start." in printed
+    assert "random" not in caplog.text  # parameters
+
+
+def with_three_classes(weights):
+    return {key: array[:4] if "embedding_table" in key else array for key, array in weights.items()}
 
 
 @needs_peer

@@ -73,7 +73,7 @@ DIT = Reader(
     image_shape=dit.image_shape,
     num_classes=dit.num_classes,
     to_params=lambda arrays, metadata, values, origin: dit.to_params(arrays, metadata, origin),
-    label_dropout=0.1,  # that of the published models
+    label_dropout=dit.LABEL_DROPOUT,
 )
 READERS = {
     "UNet2DModel": Reader(
