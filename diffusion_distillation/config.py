@@ -485,6 +485,15 @@ def dataset_of(config: ConfigDict) -> dict[str, Any]:
     return {"name": dataset.dataset.name, "args": args}
 
 
+def model_of(config: ConfigDict) -> ConfigDict:
+    """Resolve a config without its `distillation` section: what describes a model, not the ladder that starts from it.
+
+    >>> "distillation" in model_of(load("digits_distill"))
+    False
+    """
+    return resolve(ConfigDict({name: value for name, value in config.to_dict().items() if name != "distillation"}))
+
+
 def _change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
     """Replace each local path by `change(path)`."""
     for section, name in PATHS:

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop
 from diffusion_distillation.checkpoints import newest_step, params_hash
-from diffusion_distillation.config import resolve
+from diffusion_distillation.config import model_of
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
 from diffusion_distillation.evaluation.evaluate import evaluate, pipeline_loader
@@ -139,7 +139,7 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
             raise InputError(f"--{flag.name} needs a --checkpoint to sample from; --samples has its images already.")
     if REPEATS.value > 1:
         raise InputError(f"--repeats={REPEATS.value} needs a --checkpoint to sample from; --samples is a single set.")
-    config = None if CONFIG.value is None else resolve(CONFIG.value)
+    config = None if CONFIG.value is None else model_of(CONFIG.value)
     if REFERENCE.value is None and config is None:
         raise InputError("--samples needs a --reference to compare with, or a --config that names a dataset.")
     samples = load_reference(SAMPLES.value)

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata
-from ..config import resolve
+from ..config import model_of
 from ..errors import InputError
 from ..networks.model import make_network
 from ..shapes import Params
@@ -39,7 +39,7 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
             f"{str(path)!r} has weights and no config. Pass the model's config too: --config=my_dit.py, or "
             "from_checkpoint(path, config=...)."
         )
-    resolved = resolve(config)
+    resolved = model_of(config)
     if resolved.model.name != "dit":
         raise InputError(f"{str(path)!r}: config.model.name={resolved.model.name!r} must be 'dit' for such a file.")
     arrays = read_tensors(path.read_bytes(), str(path)) if path.suffix in PICKLES else read_safetensors(path)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ..checkpoints import Metadata, abstract_params
-from ..config import resolve
+from ..config import model_of
 from ..errors import InputError
 from ..shapes import Params
 from .arrays import fit_params
@@ -50,7 +50,7 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
             "--config=cifar_base, or from_checkpoint(path, config=...)."
         )
     arrays = flatten_dict(tree["ema_params"])
-    resolved = resolve(config).copy_and_resolve_references()
+    resolved = model_of(config).copy_and_resolve_references()
     with resolved.unlocked():
         resolved.model.eval_sampling_num_steps = int(tree["num_sample_steps"])
     side = _image_size(resolved)

@@ -225,6 +225,18 @@ def test_a_weights_file_needs_the_config_of_a_dit(tmp_path):
         interop.load(path, config_of())
 
 
+def test_a_weights_file_is_read_with_the_config_of_a_ladder_that_names_no_teacher(tmp_path):
+    """As `export` reads it, to make an archive that is the teacher of students with another output."""
+    path = tmp_path / "DiT.safetensors"
+    safetensors.numpy.save_file(original_weights() | {"pos_embed": positions().astype(np.float32)}, path)
+    config = cfg.load("imagenet256_dit_distill")
+    config.model.mean_type = "eps"
+    config.model.args.update(hidden_size=32, depth=2, num_heads=2)
+    _, metadata = interop.load(path, config)
+    assert metadata.config.model.mean_type == "eps" and "distillation" not in metadata.config
+    assert (metadata.image_shape, metadata.num_classes, metadata.config.train.label_dropout) == ((8, 8, 4), 10, 0.1)
+
+
 SHRUNK = [f"--config.model.args.{field}" for field in ("hidden_size=32", "depth=2", "num_heads=2")]
 
 
