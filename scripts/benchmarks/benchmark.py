@@ -3,9 +3,9 @@
     python scripts/benchmarks/benchmark.py --out=runs/benchmark.json
     make peer && python scripts/benchmarks/benchmark.py --peer=.venv-peer/bin/python --out=runs/benchmark.json
 
---config and its overrides choose the network; by default, configs/cifar_base.py with a quarter of the channels and two
-blocks per level. Each kind of work of each library has its own process, which is idle while another one is timed. A
-turn is --seconds of calls, one after another. Tables show medians over turns. On Linux, set
+--config and its overrides choose the network, a U-Net or a DiT; by default, configs/cifar_base.py with a quarter of the
+channels and two blocks per level. Each kind of work of each library has its own process, which is idle while another
+one is timed. A turn is --seconds of calls, one after another. Tables show medians over turns. On Linux, set
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as the Makefile does. JAX uses the same devices as in training; set JAX_PLATFORMS,
 JAX_NUM_CPU_DEVICES or CUDA_VISIBLE_DEVICES to choose others. PyTorch runs in the Python that --peer names, eagerly and
 compiled. The script first checks that it computes the same outputs from the same parameters.
@@ -15,17 +15,16 @@ product in the same run; seconds of the first call, most of which is compilation
 a turn. On an accelerator, a call of training does train.substeps updates, as training does, and memory is the
 accelerator's.
 
-Training is timed with the config's dropout and without, because PyTorch samples dropout masks slowly on CPUs.
+Training is timed with the config's dropout and without, because PyTorch samples dropout masks slowly on CPUs. A DiT has
+no dropout: choose --work without base_step_without_dropout.
 """
 
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from worker import product_size
+from worker import Timed, Worker, product_size
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
@@ -59,64 +58,6 @@ PEER = flags.DEFINE_string("peer", None, "A Python with torch to compare with, a
 OUT = flags.DEFINE_string("out", None, "A JSON file to save all results in.")
 
 
-class Worker:
-    """A process that does work on request."""
-
-    def __init__(self, command: Sequence[str], setup: dict[str, Any]):
-        self.began = time.perf_counter()
-        # Several processes share an accelerator: each takes only the memory it needs.
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        about = self.ask(setup)
-        self.name, self.devices, self.platform = about["name"], about["devices"], about["platform"]
-
-    def ask(self, request: Any) -> dict[str, Any]:
-        """Send a request and return the answer; see `worker.serve`."""
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RunError(f"{self._process.args} ended with status {self._process.wait()}.")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-
-class Timed:
-    """Work that is timed in its own process: one call at the start, then one turn after another."""
-
-    def __init__(self, command: Sequence[str], setup: dict[str, Any], what: str, batch: int):
-        self.worker, self._request = Worker(command, setup), {"what": what, "batch": batch}
-        self.first_call_seconds = self.worker.ask({**self._request, "seconds": 0})["seconds"]
-        self.start_to_first_seconds = time.perf_counter() - self.worker.began
-        self._turns: list[dict[str, Any]] = []
-
-    def turn(self) -> None:
-        """Time one turn."""
-        self._turns.append(self.worker.ask({**self._request, "seconds": SECONDS.value}))
-
-    def result(self) -> dict[str, Any]:
-        """End the process and return the medians over its turns."""
-        self.worker.close()
-
-        def median(what):
-            found = [turn[what] for turn in self._turns]
-            return None if None in found else float(np.median(found))
-
-        return {
-            "worker": self.worker.name,
-            "seconds": median("seconds"),
-            "peak_bytes": median("peak_bytes"),
-            "first_call_seconds": self.first_call_seconds,
-            "start_to_first_seconds": self.start_to_first_seconds,
-        }
-
-
 def main() -> None:
     unknown = [what for what in WHAT.value if what not in FORWARDS and not re.fullmatch(r"sample [1-9]\d*", what)]
     if unknown:
@@ -130,6 +71,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # leave accelerators to the timed processes
     shape = tuple(map(int, IMAGE_SHAPE.value))
     config = base_config()
+    config.model.dtype = "float32"  # of the expected output
     network = make_network(resolve(config).model, shape, 1)
     params = init_params(network, jax.random.key(0), shape, 1)
     rng = np.random.default_rng(0)
@@ -172,7 +114,8 @@ def configs(config: ConfigDict, dtype: str, batch: int) -> dict[str, Any]:
     base = config.copy_and_resolve_references()
     base.model.dtype, base.train.batch_size = dtype, batch
     without_dropout = base.copy_and_resolve_references()
-    without_dropout.model.args.dropout = 0.0
+    if "dropout" in base.model.args:
+        without_dropout.model.args.dropout = 0.0
     ladder = without_dropout.copy_and_resolve_references()  # like distillation configs
     ladder.distillation = ConfigDict({"teacher_checkpoint_path": "not read", "start_num_steps": 8})
     made = {"base": base, "without_dropout": without_dropout, "ladder": ladder}
@@ -201,7 +144,7 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
         timed = [Timed(command, setup, what, batch) for command in commands]
         for turn in range(ROUNDS.value):
             for one in timed[:: -1 if turn % 2 else 1]:
-                one.turn()
+                one.turn(SECONDS.value)
         for one, error in zip(timed, errors, strict=True):
             row = {"work": what, "dtype": dtype, "batch": batch, "error": error, **one.result()}
             if what == "product":

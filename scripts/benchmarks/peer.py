@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch_networks import DEVICE, NETWORKS, Params, wait
 from worker import product_size, serve
 
-Params = dict[str, Tensor]
-
-DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+PROJECTIONS = ("q", "k", "v", "qkv")  # layers whose outputs Flax splits into heads
 
 
 def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
@@ -29,129 +27,18 @@ def read_params(path: str) -> tuple[Params, dict[str, np.ndarray]]:
         name = name.removeprefix("params/")
         layer = name.split("/")[-2]
         if name.endswith("kernel"):
-            if layer in ("q", "k", "v"):
+            if layer in PROJECTIONS:
                 array = array.reshape(array.shape[0], -1)
             elif layer == "proj_out":
                 array = array.reshape(-1, array.shape[-1])
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        elif layer in ("q", "k", "v"):
+        elif layer in PROJECTIONS:
             array = array.reshape(-1)
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         params[name] = tensor
     return params, rest
-
-
-class UNet:
-    """The U-Net as a function of its parameters, with the options of `networks.unet.UNet`."""
-
-    def __init__(self, options: dict[str, Any]):
-        self.options = options
-
-    def __call__(self, p: Params, x: Tensor, logsnr: Tensor, *, train: bool = False) -> Tensor:
-        """The raw output for images [batch, channels, height, width]."""
-        o = self.options
-        rate = o["dropout"] if train else 0.0
-        time = torch.arctan(torch.exp(-0.5 * logsnr.clip(-20, 20))) / (0.5 * math.pi)
-        emb = linear(p, "dense0", embedding(1000 * time, o["ch"]))
-        emb = functional.silu(linear(p, "dense1", functional.silu(emb)))
-
-        def residual(h, name, resample=None):
-            return residual_block(p, name, h, emb, rate, resample)
-
-        def attended(h, name):
-            return attention_block(p, name, h, o) if h.shape[2] in o["attn_resolutions"] else h
-
-        inside = o["resblock_resample"]
-        h = conv(p, "conv_in", x)
-        skips = [h]
-        levels = len(o["ch_mult"])
-        for level in range(levels):
-            for block in range(o["num_res_blocks"]):
-                h = attended(residual(h, f"down_{level}.block_{block}"), f"down_{level}.attn_{block}")
-                skips.append(h)
-            if level < levels - 1:
-                name = f"down_{level}.downsample"
-                h = residual(h, name, pool) if inside else strided(p, name, h)
-                skips.append(h)
-        h = residual(h, "mid.block_1")
-        h = attention_block(p, "mid.attn_1", h, o)
-        h = residual(h, "mid.block_2")
-        for level in reversed(range(levels)):
-            for block in range(o["num_res_blocks"] + 1):
-                h = residual(torch.cat([h, skips.pop()], dim=1), f"up_{level}.block_{block}")
-                h = attended(h, f"up_{level}.attn_{block}")
-            if level > 0:
-                name = f"up_{level}.upsample"
-                h = residual(h, name, upsample) if inside else conv(p, name, upsample(h))
-        h = functional.silu(norm(p, "norm_out", h.float()))
-        with torch.autocast(DEVICE.type, enabled=False):  # the last convolution is in float32, as ours
-            return conv(p, "conv_out", h.float())
-
-
-def linear(p, name, x):
-    """A dense layer."""
-    return functional.linear(x, p[f"{name}/kernel"], p[f"{name}/bias"])
-
-
-def conv(p, name, x):
-    """A 3x3 convolution with padding."""
-    return functional.conv2d(x, p[f"{name}/kernel"], p[f"{name}/bias"], padding=1)
-
-
-def strided(p, name, x):
-    """A convolution with stride 2, padded only after the image, like 'SAME'."""
-    return functional.conv2d(functional.pad(x, (0, 1, 0, 1)), p[f"{name}/kernel"], p[f"{name}/bias"], stride=2)
-
-
-def norm(p, name, x):
-    """Group normalization."""
-    return functional.group_norm(x, 32, p[f"{name}/scale"], p[f"{name}/bias"], 1e-6)
-
-
-def pool(x):
-    """Average pooling over 2x2 pixels."""
-    return functional.avg_pool2d(x, 2)
-
-
-def upsample(x):
-    """Nearest-neighbor upsampling to twice the size."""
-    return functional.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def embedding(time, width):
-    """Sinusoidal embedding."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32, device=DEVICE))
-    phases = time[:, None] * frequencies
-    return torch.cat([torch.sin(phases), torch.cos(phases)], dim=1)
-
-
-def residual_block(p, name, x, emb, rate, resample):
-    """A residual block, like `networks.unet.ResidualBlock`."""
-    h = functional.silu(norm(p, f"{name}/norm1", x))
-    if resample is not None:
-        h, x = resample(h), resample(x)
-    h = conv(p, f"{name}/conv1", h)
-    scale, shift = linear(p, f"{name}/temb_proj", emb)[:, :, None, None].chunk(2, dim=1)
-    h = functional.silu(norm(p, f"{name}/norm2", h) * (1 + scale) + shift)
-    h = conv(p, f"{name}/conv2", functional.dropout(h, rate, training=rate > 0))
-    if f"{name}/nin_shortcut/kernel" in p:
-        x = functional.conv2d(x, p[f"{name}/nin_shortcut/kernel"][:, :, None, None], p[f"{name}/nin_shortcut/bias"])
-    return x + h
-
-
-def attention_block(p, name, x, options):
-    """Self-attention, like `networks.unet.AttentionBlock`."""
-    batch, channels, height, width = x.shape
-    heads = options["num_heads"] or channels // options["head_dim"]
-    h = norm(p, f"{name}/norm", x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-    q, k, v = (
-        linear(p, f"{name}/{part}", h).view(batch, -1, heads, channels // heads).transpose(1, 2) for part in "qkv"
-    )
-    h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
-    return x + linear(p, f"{name}/proj_out", h).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def angle(t):
@@ -172,7 +59,7 @@ class Work:
     def __init__(self, setup: dict[str, Any], compiled: bool):
         self.params, self.arrays = read_params(setup["file"])
         model = setup["base"]["model"]
-        network = UNet(model["args"])
+        network = NETWORKS[model["name"]](model["args"])
         self.apply = torch.compile(network) if compiled else network
         self.in_bfloat16 = model["dtype"] == "bfloat16"
         size = product_size(self.platform)
@@ -266,12 +153,6 @@ class Work:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [value.detach() for value in self.student.values()], 1e-4)
-
-
-def wait():
-    """Wait until the device has finished."""
-    if DEVICE.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 def cos(t):

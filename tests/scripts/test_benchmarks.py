@@ -94,18 +94,28 @@ def test_training_is_timed_with_and_without_dropout(monkeypatch):
     assert made["base"] == made["without_dropout"]
 
 
+SMALL_DIT = [f"--config.model.args.{field}" for field in ("hidden_size=32", "depth=2", "num_heads=2")]
+
+
 @pytest.mark.slow
 @needs_peer
-def test_the_benchmark_compares_equal_functions_with_pytorch(tmp_path):
+@pytest.mark.parametrize(
+    ("network", "works"),
+    [
+        (["--config=folder_base", *SMALL_UNET, "--image_shape=8,8,3"], ["distillation_step", "sample 2"]),
+        (["--config=dit_b2_imagenet256_base", *SMALL_DIT, "--image_shape=8,8,4"], ["base_step"]),
+    ],
+    ids=["U-Net", "DiT"],
+)
+def test_the_benchmark_compares_equal_functions_with_pytorch(network, works, tmp_path):
     """The benchmark itself fails if the libraries disagree.
 
     It compares their outputs on 4 images. In batches of 4, the timed forward pass is not compiled again. PyTorch's
     compiler is off: it takes minutes, and changes no function.
     """
-    works = ["distillation_step", "sample 2"]
-    flags = ["--config=configs/folder_base.py", "--config.dataset.args.path=unread", *SMALL_UNET]
-    flags += ["--image_shape=8,8,3", "--batch_sizes=4", "--dtypes=float32", f"--work={','.join(works)}"]
-    flags += ["--rounds=1", "--seconds=0.1", f"--peer={PEER}", f"--out={tmp_path / 'all.json'}"]
+    flags = [*network, "--config.dataset.args.path=unread", "--batch_sizes=4", "--dtypes=float32"]
+    flags += [f"--work={','.join(works)}", "--rounds=1", "--seconds=0.1"]
+    flags += [f"--peer={PEER}", f"--out={tmp_path / 'all.json'}"]
     printed = run("benchmarks/benchmark", *flags, env={"TORCH_COMPILE_DISABLE": "1"})
     rows = json.loads((tmp_path / "all.json").read_text())["rows"]
     assert {row["worker"].split()[0] for row in rows} == {"ours,", "torch"}
@@ -120,3 +130,12 @@ def test_the_inception_benchmark_prints_images_per_second():
     printed = run("benchmarks/inception", f"--peer={PEER}", "--batch_size=2", "--rounds=1", "--seconds=0.1")
     speeds = re.findall(r"^(\w.*?)  +([\d.]+) images/s", printed, re.MULTILINE)
     assert [name for name, _ in speeds] == ["ours, 1 cpu device", "torch-fidelity", "torch-fidelity, channels-last"]
+
+
+@pytest.mark.slow
+@needs_peer
+def test_the_autoencoder_benchmark_compares_equal_functions_with_diffusers():
+    """The benchmark itself fails if the libraries disagree."""
+    flags = [f"--peer={PEER}", "--image_size=16", "--channels=32,64", "--dtypes=float32", "--rounds=1", "--seconds=0.1"]
+    printed = run("benchmarks/autoencoder", *flags, env={"TORCH_COMPILE_DISABLE": "1"})
+    assert re.findall(r"^\| (\w+) (?:\| [\d.e+]+ ){4}\|", printed, re.MULTILINE) == ["encode", "decode"]
