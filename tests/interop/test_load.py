@@ -342,6 +342,36 @@ def test_a_model_without_safetensors_is_downloaded_with_its_bin_files(monkeypatc
     assert names == {"model_index.json", f"vae/{weights}.safetensors", f"transformer/{weights}.bin"}
 
 
+def test_of_a_pipeline_only_what_is_read_is_downloaded(monkeypatch, cache):
+    """Not the text encoder, other variants of the weights, weights for other libraries or of the whole pipeline."""
+    monkeypatch.setitem(download.SCHEMES, "memory", "fsspec")
+    files = fsspec.filesystem("memory")
+    weights = "diffusion_pytorch_model"
+    wanted = {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        *(f"unet/{weights}{part}" for part in ("-00001-of-00002.safetensors", "-00002-of-00002.safetensors")),
+        f"unet/{weights}.safetensors.index.json",
+        "vae/config.json",
+        f"vae/{weights}.safetensors",
+    }
+    unwanted = {
+        "v1-5-pruned.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "unet/diffusion_flax_model.msgpack",
+        f"unet/{weights}.fp16.safetensors",
+        f"unet/{weights}.safetensors.index.fp16.json",
+        f"vae/{weights}.bin",
+        f"vae/{weights}.fp16.safetensors",
+    }
+    for name in wanted | unwanted:
+        files.pipe(f"/pipeline/{name}", b"{}")
+    copy = download.local_copy("memory://pipeline")
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()} == wanted
+
+
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
     with pytest.raises(InputError, match=r"There is no model 'digts' here\. Did you mean 'digits'\?"):
         from_checkpoint("digts")
