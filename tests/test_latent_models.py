@@ -51,6 +51,20 @@ def test_clipping_is_refused(saved):
         pipeline.sample(KEY, 1, clip=True)
 
 
+def test_the_path_of_an_autoencoder_is_absolute_beside_the_metadata_or_a_packaged_name(saved, tmp_path):
+    """It is in the folder of a model to share. A packaged autoencoder is found from everywhere."""
+    _, metadata = make_model(*saved)
+    for path, expected in {
+        "/there/vae": "/there/vae",
+        "vae": str(tmp_path / "vae"),
+        "hf://user/vae": "hf://user/vae",
+        "letters_autoencoder": "letters_autoencoder",
+    }.items():
+        values = dataclasses.replace(metadata, autoencoder_path=path).to_json()
+        again = Metadata.from_json(values, 0, as_path(tmp_path / "config.json"))
+        assert (again.autoencoder_path, again.autoencoder) == (expected, metadata.autoencoder)
+
+
 def test_a_changed_autoencoder_is_refused_when_it_is_needed(saved, tmp_path):
     path, info = saved
     changed = dataclasses.replace(info, fingerprint="0123")

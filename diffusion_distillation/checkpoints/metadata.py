@@ -12,6 +12,7 @@ from ..config import resolve, to_share
 from ..errors import InputError
 from ..latents import AutoencoderInfo, Shape
 from ..networks.model import init_params, make_network
+from ..pretrained import is_pretrained
 from ..registry import check_foreign
 from ..runtime.files import parse_json, tuples_for_lists
 from ..shapes import Params
@@ -107,11 +108,12 @@ class Metadata:
 
 
 def _autoencoder(values: dict[str, Any], origin: epath.Path) -> tuple[AutoencoderInfo, str]:
-    """An autoencoder, and its path, which may be relative to the folder of the metadata."""
+    """An autoencoder, and its path: absolute, or relative to the folder of the metadata, or a packaged autoencoder."""
     values = tuples_for_lists(values)
     path = values.pop("path")
-    if "://" not in path and not os.path.isabs(path):
-        path = os.fspath(origin.parent / path)
+    beside = origin.parent / path
+    if not ("://" in path or os.path.isabs(path) or (is_pretrained(path) and not beside.exists())):
+        path = os.fspath(beside)
     return AutoencoderInfo(**values), path
 
 
