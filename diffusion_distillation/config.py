@@ -37,7 +37,7 @@ from .pretrained import is_pretrained
 from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json, shipped_folder, tuples_for_lists
 from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
-from .schedules import get_logsnr_schedule
+from .schedules import NESTED_BY, get_logsnr_schedule
 
 # One line per field, in the notation of `fields`: its default, or its type if every config must set it, or its allowed
 # values. The fields of a Free section are checked by the function that receives them. docs/tables.py takes the meaning
@@ -74,12 +74,15 @@ FIELDS = {
     },
     "train": {
         "num_train_steps": 800_000,  # updates of base training; a ladder has distillation.steps_per_iter
-        "init_from": OrNone(str),  # a run to continue from: its step, parameters, EMA and optimizer state
+        # path of a model to start from. A run continues with its step, parameters, EMA and optimizer state. Of another
+        # model, such as an archive or a diffusers folder, only the parameters are used
+        "init_from": OrNone(str),
         "batch_size": int,  # images per update, over all devices
         "microbatch_size": 0,  # images per forward and backward pass, over all devices; 0 for the whole batch
         # jit: one program over all devices; pmap: one program per device, with gradients averaged between devices
         "parallel": OneOf(("jit", "pmap")),
-        # what the devices divide among them, with jit: state, moments, EMA and teacher; all, parameters too (FSDP)
+        # what is divided among the devices, with jit. none: nothing, every device holds all; state: the optimizer's
+        # moments, the EMA and the teacher; all: also the parameters and the gradients (FSDP)
         "shard": OneOf(("none", "state", "all")),
         "optimizer": OneOf(("adam", "momentum", "nesterov")),  # momentum and nesterov are SGD
         "adam_beta1": 0.9,  # decay of Adam's mean of gradients
@@ -94,7 +97,8 @@ FIELDS = {
         "weight_decay": 0.0,  # decoupled, as in AdamW
         # decay of the EMA of the parameters, which generates the samples; 0 for no average, None for avg_type to decide
         "ema_decay": OrNone(float),
-        # if ema_decay is None: ema, with decay 1 - 1 / avg_steps; or aa, the mean since the last multiple of avg_steps
+        # the average that generates the samples if ema_decay is None. none: no average; ema: an EMA with decay
+        # 1 - 1 / avg_steps; aa: the mean since the last update that is a multiple of avg_steps
         "avg_type": OneOf(("none", "ema", "aa")),
         "avg_steps": 0,  # updates, for avg_type
         "grad_clip": 1.0,  # largest global norm of a batch's mean gradient
@@ -102,7 +106,8 @@ FIELDS = {
         "enable_update_skip": True,  # skip updates that are not finite
         "log_loss_every_steps": 100,  # updates between two lines of metrics
         "checkpoint_every_secs": 900,  # seconds between two checkpoints
-        "retain_checkpoint_every_steps": 0,  # never delete the checkpoints at these updates; 0 for none
+        # keep the checkpoint at every multiple of this number of updates, itself a multiple of substeps; 0 for none
+        "retain_checkpoint_every_steps": 0,
         "eval_every_steps": 10_000,  # updates between two grids of samples
     },
     "eval": {  # the report of a ladder, and metrics during training
@@ -124,14 +129,16 @@ FIELDS = {
 
 DISTILLATION = {
     "method": "progressive",  # what students learn: a key of `methods.METHODS`, or 'package.module:function'
-    "teacher_checkpoint_path": str,  # folder of the teacher's run, or name of a packaged model
+    # path of the teacher: a run, an archive, a diffusers folder, a file of weights, a URL, or a pretrained model's name
+    "teacher_checkpoint_path": str,
     "steps_per_iter": 50_000,  # updates per student
     "only_finetune_temb": False,  # train only the layers of the time embedding
-    "start_num_steps": OrNone(int),  # sampling steps of the teacher; for method 'consistency', size of the last grid
+    "start_num_steps": OrNone(int),  # sampling steps of the teacher; for method 'consistency', steps of the last grid
     "end_num_steps": 1,  # sampling steps of the last student
-    "rungs": (),  # instead of these two, the sampling steps of the teacher and every student, such as (64, 8, 1)
+    # instead of start_num_steps and end_num_steps: sampling steps of the teacher and every student, such as (64, 8, 1)
+    "rungs": (),
     "teacher_step": one_of("ddim", SOLVERS),  # solver of the teacher's steps in the first `teacher_step_rungs` rungs
-    "teacher_step_rungs": 1,  # the teachers of later rungs are students, which take DDIM steps
+    "teacher_step_rungs": 1,  # number of first rungs in which the teacher uses `teacher_step`; later teachers use DDIM
     "addim_variance": 0.1,  # variance of the data around the predicted x, for teacher_step 'addim'
     "teacher_guidance": OrNone(float),  # guidance weight of the first teacher, if its students take none
     "teacher_guidance_interval": OrNone(tuple),  # log-SNRs between which this teacher is guided, such as (-4.0, 3.0)
@@ -157,7 +164,7 @@ OLD_FIELDS = {
 # Old values of fields, as strings in lower case.
 OLD_VALUES = {"train.shard": {"true": "state", "false": "none"}}
 
-# Fields that hold the path of a file or a folder. The teacher may also be the name of a packaged model.
+# Fields that hold the path of a file or a folder. Paths of models may also be the name of a pretrained model.
 PATHS = (
     ("dataset.args", "path"),
     ("dataset.args", "data_dir"),
@@ -310,7 +317,7 @@ def find(config: str | Path) -> Path:
 def rename_old_fields(config: ConfigDict) -> None:
     """Replace the old names (`OLD_FIELDS`) and old values (`OLD_VALUES`) of fields in a config by their current ones.
 
-    If a field has values under both names, the one under the old name is kept: the other is the default of `defaults`.
+    If a field has values under both names, the old name wins, because the new one then only holds the default.
     """
     for old, new in OLD_FIELDS.items():
         *sections, old_name = old.split(".")
@@ -468,7 +475,7 @@ def _make_paths_absolute(config: ConfigDict) -> None:
 
 
 def absolute_path(value: str) -> str:
-    """Make a path absolute, unless it is a URL or the name of a packaged model.
+    """Make a path absolute, unless it is a URL or the name of a pretrained model.
 
     >>> absolute_path("gs://bucket/run"), absolute_path("digits")
     ('gs://bucket/run', 'digits')
@@ -578,7 +585,9 @@ def _check_ranges(config: ConfigDict) -> None:
     if guidance_range is None and guidance and not train.label_dropout:
         raise InputError(
             f"config.model.eval_guidance={guidance} needs a model that can be guided: set config.train.label_dropout="
-            "0.1 for a base model, or config.model.args.guidance_range=(0.0, 4.0) for the students of a ladder."
+            "0.1 for a base model, or config.model.args.guidance_range=(0.0, 4.0) for students that take the weight. "
+            "Students of one weight (config.distillation.teacher_guidance) are guided already: set "
+            "config.model.eval_guidance=0.0."
         )
     if guidance_range is not None and not min(guidance_range) <= guidance <= max(guidance_range):
         raise InputError(
@@ -616,9 +625,10 @@ def _resolve_distillation(config: ConfigDict) -> None:
             "sampled at the times that they are trained at."
         )
     if not train_schedule(config.model).grids_nest:
+        name = config.model.train_logsnr_schedule.name
         raise InputError(
             f"config.model.train_logsnr_schedule={config.model.train_logsnr_schedule.to_dict()} cannot be distilled: "
-            "the times of a student must be among its teacher's. Set sigma_min=0.0 in both schedules."
+            f"the times of a student must be among its teacher's. Set {NESTED_BY[name]} in both schedules."
         )
     _check_teacher_guidance(config)
     if config.train.init_from is not None:

@@ -229,7 +229,7 @@ class Discrete(Schedule):
     Step i of the training, 0 <= i < T, is time (i + 1) / T. There alpha^2 is the product of 1 - beta up to step i, with
     betas and products rounded to float32 as in diffusers. Between these times the log-SNR is linear in time; from the
     first of them to t = 0 it rises to 20. A time within float32's rounding of one of the T times counts as that time.
-    There, the derivative is that of the piece that begins at this time; at t = 1, that of the last piece.
+    At one of the T times, the derivative is that of the piece that follows, and at t = 1 that of the last piece.
 
     Attributes:
       betas: 'linear', 'scaled_linear' (linear in the square root) or 'sigmoid', from beta_start to beta_end;
@@ -395,7 +395,7 @@ class Discrete(Schedule):
 
 
 class _EvenStarts(Schedule):
-    """A schedule whose grids may start their steps at evenly spaced times from 1 to one that N steps do not change."""
+    """A schedule whose grids may start their steps at N evenly spaced times, from 1 to a time independent of N."""
 
     def grid_time(self, i: StepIndex, num_steps: Count, dtype: Any = jnp.float32) -> Array:
         """Return the time at which step i of a `num_steps`-step sampler starts; see `Schedule.grid_time`."""
@@ -426,8 +426,8 @@ class Flow(_EvenStarts):
 
     Without a shift, z sqrt(t^2 + (1 - t)^2) = (1 - t) x + t eps, a straight line from data to noise. A shift replaces t
     by shift t / (1 + (shift - 1) t), which spends more steps on noisy images (Esser et al. 2024, section 5.3.2). The
-    angle covers 0 to pi/2, so z is pure noise at t = 1. The log-SNR is finite: it changes no more within 2e-9 of the
-    ends, where it is 40 and -40 without a shift.
+    angle covers 0 to pi/2, so z is pure noise at t = 1. Within 2e-9 of the ends, the log-SNR is clamped, without
+    a shift to 40 and -40.
 
     Attributes:
       shift: factor of tan(phi), above 0; default 1.
@@ -510,9 +510,9 @@ class Karras(_EvenStarts):
       sigma_min: the noise at the start of a sampler's last step; default 0.002.
       sigma_max: the noise at t = 1; default 80.
       rho: how much shorter the steps are near the data; default 7.
-      num_scales: a grid of this many steps was used in training, and a sampler starts its steps at every
-        (num_scales // N)th of them, beginning at sigma_max, if N is at most num_scales. This is the grid of published
-        consistency models (Song et al. 2023). Default: None, a grid of its own for each N.
+      num_scales: steps of the grid in training, for published consistency models (Song et al. 2023). A sampler of N
+        steps uses every (num_scales // N)th of these times, from sigma_max. With N above num_scales, it has a grid of
+        its own. Default: None, a grid of its own for each N.
 
     Raises:
       InputError: unless 0 <= sigma_min < sigma_max, sigma_max is finite and rho is at least 1.
@@ -613,6 +613,8 @@ SCHEDULES = {
     "flow": Flow,
     "karras": Karras,
 }
+# The attributes that make the grids of a schedule nest, for schedules whose grids may not.
+NESTED_BY = {"discrete": "spacing='trailing'", "flow": "last_start=None", "karras": "sigma_min=0.0, num_scales=None"}
 
 
 def get_logsnr_schedule(name: str, **kwargs: Any) -> Schedule:
@@ -678,7 +680,7 @@ def time_of(schedule: Schedule, logsnr: ScalarOrBatch) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def bounded(x: ScalarOrBatch, low: float, high: float) -> Array:
-    """Clip as `jnp.clip` does, but with derivative 1 at the bounds and within rounding of them, where JAX has 1/2.
+    """Clip as `jnp.clip` does. At a bound, up to rounding, the derivative is 1, where that of `jnp.clip` is 1/2.
 
     >>> jax.grad(bounded)(1.0, 0.0, 1.0)
     Array(1., dtype=float32...)

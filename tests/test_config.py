@@ -297,13 +297,23 @@ def test_bad_fields_are_refused(field, value, message):
         cfg.resolve(ConfigDict(given))
 
 
-def test_a_ladder_needs_a_schedule_whose_grids_nest():
+@pytest.mark.parametrize(
+    ("schedule", "remedy"),
+    [
+        (dict(name="karras", num_scales=40), dict(sigma_min=0.0, num_scales=None)),
+        (dict(name="flow", last_start=0.1), dict(last_start=None)),
+        (dict(name="discrete", spacing="leading"), dict(spacing="trailing")),
+    ],
+    ids=lambda part: part.get("name"),
+)
+def test_a_ladder_needs_a_schedule_whose_grids_nest(schedule, remedy):
+    """The message names the remedy."""
     config = ladder()
-    config.model.train_logsnr_schedule = config.model.eval_logsnr_schedule = dict(name="karras")
-    with pytest.raises(ValueError, match=r"'karras'.* cannot be distilled: .* Set sigma_min=0.0 in both schedules"):
+    config.model.train_logsnr_schedule = config.model.eval_logsnr_schedule = schedule
+    named = ", ".join(f"{name}={value!r}" for name, value in remedy.items())
+    with pytest.raises(ValueError, match=rf"'{schedule['name']}'.* cannot be distilled: .* Set {named} in both"):
         cfg.resolve(config)
-    for schedule in (config.model.train_logsnr_schedule, config.model.eval_logsnr_schedule):
-        schedule.sigma_min = 0.0
+    config.model.train_logsnr_schedule = config.model.eval_logsnr_schedule = schedule | remedy
     cfg.resolve(config)
 
 
