@@ -1,6 +1,7 @@
 """The command line that the scripts share: flags, start-up, error messages and exit status."""
 
 import errno
+import inspect
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from . import config as cfg
-from .data import Source, load_source
+from .data import DATASETS, Source, load_source
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .hooks import training_hooks
 from .networks.model import check_guidance_interval
@@ -255,6 +256,7 @@ class _ConfigParser(ConfigFileFlagParser):
         if not isinstance(config, ConfigDict):
             raise ValueError(f"its get_config() must return a ConfigDict, not {config!r:.200}")
         self._reset_args_of_another_method(config)
+        self._drop_args_of_another_dataset(config)
         cfg.add_missing(config)
         for num_steps in re.findall(r'\.distillation\.stages\["(\d+)"\]', " ".join(sys.argv)):
             if "distillation" in config and num_steps not in config.distillation.stages:
@@ -266,12 +268,25 @@ class _ConfigParser(ConfigFileFlagParser):
 
     def _reset_args_of_another_method(self, config: ConfigDict) -> None:
         """If the command line sets another method than the file, drop the file's options of its own method."""
-        flag = f"--{self.name}.distillation.method="
-        methods = [argument.removeprefix(flag) for argument in sys.argv if argument.startswith(flag)]
-        method = methods[-1] if methods else None
+        method = self._override("distillation.method")
         if method is not None and "distillation" in config and method != config.distillation.get("method"):
             config.distillation.method = method
             config.distillation.args = ConfigDict()
+
+    def _drop_args_of_another_dataset(self, config: ConfigDict) -> None:
+        """If the command line sets another dataset than the file, drop the file's arguments that it does not take."""
+        name = self._override("dataset.name")
+        if name in DATASETS and "dataset" in config and name != config.dataset.get("name"):
+            taken = {"randflip", *inspect.signature(DATASETS[name]).parameters}
+            args = config.dataset.get("args", {})
+            for dropped in set(args) - taken:
+                del args[dropped]
+
+    def _override(self, field: str) -> str | None:
+        """The value that the command line gives to a field; None if it gives none."""
+        flag = f"--{self.name}.{field}="
+        values = [argument.removeprefix(flag) for argument in sys.argv if argument.startswith(flag)]
+        return values[-1] if values else None
 
 
 def _spell_field(argument: str) -> str:
@@ -409,5 +424,6 @@ def _help() -> str:
     for name in flags.FLAGS:
         if isinstance(flags.FLAGS[name].parser, _ConfigParser):
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
-            parts.append(f"Fields of --{name}, explained in docs/reference/configs.md (None unsets a field):\n{fields}")
+            where = "docs/reference/fields.md of the repository explains them, and None unsets a field"
+            parts.append(f"Fields of --{name} ({where}):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)

@@ -101,6 +101,15 @@ def test_a_method_set_on_the_command_line_has_its_own_options():
     assert config["distillation"]["args"]["huber"] == 1.0 and config["distillation"]["args"]["first_grid"] == 16
 
 
+def test_a_dataset_set_on_the_command_line_has_only_arguments_that_it_takes():
+    """The file's other arguments are dropped. Those on the command line are not."""
+    flags = ["--config=folder_base", "--config.dataset.name=Latents", "--config.dataset.args.path=/latents"]
+    config = json.loads(printed_config("train", *flags))
+    assert config["dataset"] == {"name": "Latents", "args": {"path": "/latents", "randflip": True}}
+    config = json.loads(printed_config("train", *flags, "--config.dataset.args.image_size=8"))
+    assert config["dataset"]["args"]["image_size"] == 8  # refused when the data are read
+
+
 @pytest.mark.parametrize(("script", "flags"), [("train", BASE), ("distill", LADDER)])
 def test_a_printed_config_can_be_passed_to_the_script(script, flags, tmp_path):
     printed = printed_config(script, *flags)
