@@ -34,10 +34,10 @@ from .methods.base import training_times
 from .networks.embedding import check_guidance_range
 from .networks.model import NETWORKS, SET_BY_CONFIG, check_guidance_interval, eval_schedule, train_schedule
 from .pretrained import is_pretrained
-from .registry import check_foreign, trust
 from .runtime.files import as_path, read_json, shipped_folder, tuples_for_lists
 from .sampling import SAMPLER_ALIASES, SAMPLERS, SOLVERS, posterior_variance
 from .schedules import NESTED_BY, get_logsnr_schedule
+from .trust import check_foreign, trust
 
 # One line per field, in the notation of `fields`: its default, or its type if every config must set it, or its allowed
 # values. The fields of a Free section are checked by the function that receives them. docs/tables.py takes the meaning

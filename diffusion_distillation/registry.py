@@ -1,7 +1,6 @@
 """Find the function that a config names: one of the package's, or the user's as 'package.module:function'.
 
-A downloaded config must not name code, which would be imported and called. `check_foreign` rejects such a config when
-it is read, unless one of the user's own configs names the same function in this process.
+A downloaded config must not name code: see `trust`.
 """
 
 import importlib
@@ -10,15 +9,10 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from .errors import InputError, did_you_mean
-from .runtime.files import is_foreign
-
-_trusted: set[str] = set()  # functions that the user's own configs name, in this process
 
 
 def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
@@ -38,7 +32,7 @@ def look_up(name: str, known: Mapping[str, Callable], field: str) -> Callable:
     if name in known:
         return known[name]
     module_name, _, attribute = name.partition(":")
-    if not _names_code(name):
+    if not names_code(name):
         raise InputError(
             f"Unknown config.{field}={name!r}.{did_you_mean(name, known)} "
             "To use a function of your own, set 'package.module:function'."
@@ -106,40 +100,11 @@ def signature(function: Callable) -> inspect.Signature:
         return inspect.signature(function)
 
 
-def trust(values: Any) -> None:
-    """Allow the functions that one of the user's own configs names, for every config in this process."""
-    _trusted.update(_code_in(values))
+def names_code(name: str) -> bool:
+    """Return whether a string has the form 'package.module:function'.
 
-
-def check_foreign(values: Any, origin: epath.Path) -> None:
-    """Raise an InputError if a downloaded config names a function that none of the user's own configs names.
-
-    Call it with every config that is read from JSON, before the config is resolved.
-
-    Args:
-      values: the config as JSON. All its strings are checked, in `args` too.
-      origin: the config's file. A local file that was not downloaded counts as the user's own.
+    >>> names_code("my_data:stripes"), names_code("fixed_medium:0.5")
+    (True, False)
     """
-    if not is_foreign(origin):
-        return
-    for name in _code_in(values):
-        if name not in _trusted:
-            raise InputError(
-                f"{str(origin)!r} names code to run, {name!r}, and others may have written this file. Read that "
-                "code. If you trust it, copy the folder to this machine and use the path of the copy."
-            )
-
-
-def _code_in(values: Any) -> Iterator[str]:
-    """Yield every string of a config that names a function."""
-    if isinstance(values, str) and _names_code(values):
-        yield values
-    elif isinstance(values, Mapping | list | tuple):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _code_in(value)
-
-
-def _names_code(name: str) -> bool:
-    """Whether a string has the form 'package.module:function'. 'fixed_medium:0.5' has not."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), attribute])

@@ -1,6 +1,10 @@
+import ast
 import subprocess
 import sys
 
+from helpers.runs import ROOT
+
+PACKAGE = ROOT / "diffusion_distillation"
 HEAVY = ("orbax", "tensorflow", "tensorflow_datasets", "grain", "ml_collections", "matplotlib", "sklearn", "PIL")
 FLOORS = (
     "schedules",
@@ -20,6 +24,36 @@ def test_the_pure_functions_load_no_heavy_library():
     code = "; ".join(["import sys", *(f"import {name}; print('{name}', end=' '); {look}" for name in names)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"{name} []" for name in names]
+
+
+def imports_of(path):
+    """The libraries and the modules of the package that a module imports at its top."""
+    folder = path.relative_to(PACKAGE).parent.parts
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            base = PACKAGE.joinpath(*folder[: len(folder) - node.level + 1], *(node.module or "").split("."))
+            yield from (module for alias in node.names if (module := base / f"{alias.name}.py").exists())
+            yield from (module for module in (base.with_suffix(".py"), base / "__init__.py") if module.exists())
+
+
+def libraries_of(*names):
+    """The libraries that these modules import, themselves or by other modules of the package."""
+    seen, waiting = set(), [PACKAGE / f"{name}.py" for name in names]
+    while waiting:
+        new = set(imports_of(waiting.pop())) - seen
+        seen |= new
+        waiting += [module for module in new if not isinstance(module, str)]
+    return {name for name in seen if isinstance(name, str)} - set(sys.stdlib_module_names)
+
+
+def test_the_pure_functions_import_only_the_libraries_that_the_pages_name():
+    pure = ["schedules", "diffusion", "sampling", "losses", "distillation", "latents", "methods/__init__"]
+    assert libraries_of(*pure) == {"jax", "numpy", "jaxtyping"}
+    assert libraries_of("__init__") == {"jax", "numpy", "jaxtyping", "flax"}
 
 
 def test_importing_and_sampling_work_without_what_windows_lacks():

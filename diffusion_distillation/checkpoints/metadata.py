@@ -13,9 +13,9 @@ from ..errors import InputError
 from ..latents import AutoencoderInfo, Shape
 from ..networks.model import init_params, make_network
 from ..pretrained import is_pretrained
-from ..registry import check_foreign
 from ..runtime.files import parse_json, tuples_for_lists
 from ..shapes import Params
+from ..trust import check_foreign
 from .integrity import unseal
 
 FORMAT_VERSION = 2

@@ -11,7 +11,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import InputError
 from . import cpu
-from .files import cache_folder
 from .hashing import sha256
 
 AXIS = "data"
@@ -31,6 +30,8 @@ def enable_compilation_cache() -> None:
 
     Each kind of CPU has a separate folder. A `jax_compilation_cache_dir` that the user has set is kept.
     """
+    from .files import cache_folder  # here, since networks import this module, and they need no library for files
+
     if jax.config.jax_compilation_cache_dir is None:
         kind = sha256([cpu.describe_cpu()], 16)
         jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder() / f"programs-{kind}"))

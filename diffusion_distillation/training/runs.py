@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from ..checkpoints import newest_step
 from ..config import resolve
 from ..errors import InputError
-from ..registry import check_foreign
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, file_lock, is_remote, parse_json, read_json, read_json_lines, write_atomic
+from ..trust import check_foreign
 from .averages import averaging_decay
 
 # Fields that may change when a run resumes, as they do not shape the result.

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from diffusion_distillation import config as cfg
-from diffusion_distillation import from_checkpoint, interop, registry
+from diffusion_distillation import from_checkpoint, interop
 from diffusion_distillation.checkpoints import store
 from diffusion_distillation.checkpoints.integrity import seal
 from diffusion_distillation.errors import InputError
@@ -29,6 +29,7 @@ from diffusion_distillation.interop import archive, diffusers, download
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
+from diffusion_distillation.trust import check_foreign, trust
 
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -489,6 +490,6 @@ def test_code_that_the_user_names_too_is_not_refused(archived, cache):
     """For example, a user's network in the user's bucket."""
     values = {"name": "own_code_of_this_test:net", "logvar_type": "fixed_medium:0.5"}
     with pytest.raises(InputError, match="'own_code_of_this_test:net', and others"):
-        registry.check_foreign(values, as_path("gs://bucket/config.json"))
-    registry.trust({"model": {"name": "own_code_of_this_test:net"}})
-    registry.check_foreign(values, as_path("gs://bucket/config.json"))
+        check_foreign(values, as_path("gs://bucket/config.json"))
+    trust({"model": {"name": "own_code_of_this_test:net"}})
+    check_foreign(values, as_path("gs://bucket/config.json"))
