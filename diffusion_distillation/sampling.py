@@ -12,11 +12,14 @@ that is predicted in the last one. The public functions are
 * `stochastic`, steps of twice the length, half undone by noise.
 
 Each is `sample`, the one loop, with a `Sampler` of the registry `SAMPLERS`. To add a sampler, write its step and add
-one line to `SAMPLERS`; configs, flags, pipelines, reports and exports then know it.
+one line to `SAMPLERS`; configs, flags, pipelines, reports and exports then know it. A function like those above and a
+line in this list are optional. A scheduler of diffusers that uses it needs a reader, in
+`interop/diffusers/scheduler.py`.
 
 The deterministic ones are DDIM steps, rotations of z, with a v of their own: a `Solver` of the registry `SOLVERS`
 computes this v. To add a solver, write its velocity and add one line to `SOLVERS`; it is then a sampler too, and a way
-for teachers to step (`distillation.teacher_step`).
+for teachers to step (`distillation.teacher_step`). A solver returns a v and cannot correct z. A method that corrects z,
+as UniPC does, is a `Sampler`.
 
 z may have any float dtype. `num_steps` may be traced: one compiled program then serves every number of steps. With
 `trajectory=True` (and a Python integer `num_steps`) samplers return `(x, xs)`, where `xs[k]` is the x predicted in step
@@ -301,7 +304,11 @@ Step = Callable[..., tuple[DataArray, DataArray, Memory]]
 
 
 def no_memory(z: DataArray) -> Memory:
-    """Return the memory of solvers and samplers whose steps know nothing of the previous one."""
+    """Return the memory of solvers and samplers whose steps know nothing of the previous one.
+
+    >>> no_memory(jnp.ones((1, 8, 8, 1)))
+    ()
+    """
     return ()
 
 
@@ -348,7 +355,15 @@ def ddim_velocity(
     t: ScalarOrBatch,
     dt: ScalarOrBatch,
 ) -> tuple[DataArray, Memory]:
-    """Return the predicted v; see `Solver.velocity` for the arguments."""
+    """Return the predicted v; see `Solver.velocity` for the arguments.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    >>> v, _ = ddim_velocity(denoise(z, schedule(0.5)), denoise, z, (), schedule=schedule, t=0.5, dt=0.25)
+    >>> v[0, 0, 0]
+    Array([0.5], dtype=float32)
+    """
     return prediction.v, memory
 
 
@@ -367,6 +382,13 @@ def addim_velocity(
     """Return the v of an adjusted DDIM step, v - k eps / sin(d) with k the `addim_displacement`.
 
     Args: see `Solver.velocity`, and `addim_displacement` for `variance`.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    >>> v, _ = addim_velocity(denoise(z, schedule(0.5)), denoise, z, (), schedule=schedule, t=0.5, dt=0.25)
+    >>> bool((v < 0.5).all())  # a longer eps, which is positive here
+    True
     """
     d = schedule.angle_step(t, dt)
     k = addim_displacement(prediction, schedule.angle(t), d, variance)
@@ -392,12 +414,19 @@ def heun_velocity(
 
         v = v1 / 2 + [ (cos(d) + w sin(phi)) (v2 - sin(d) z) - w sin(phi - d) v1 ] / 2.
 
-    Two kinds of steps are DDIM steps instead. One is the step that ends at t = 0, as in the paper. The other is a step
-    with w above `MAX_SLOPE`: there z is almost pure noise, and EDM's sigma = tan(phi) falls to less than a sixth. This
-    applies to the first step on the 'cosine' and 'flow' schedules, where sigma is 22026 and infinite, and on EDM's own
-    grid in up to 4 steps. Over so long a step in sigma, the mean of the two slopes is worse than the first one.
+    A DDIM step is taken instead (1) to t = 0, as in the paper, and (2) if w is above `MAX_SLOPE`, that is, if z is almost
+    pure noise and EDM's sigma = tan(phi) falls to less than a sixth. Over so long a step in sigma, the mean of the two
+    slopes is worse than the first one. The second case is the first step on the 'cosine' and 'flow' schedules, where
+    sigma is 22026 and infinite, and on EDM's own grid in up to 4 steps.
 
     Args: see `Solver.velocity`.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    >>> v, _ = heun_velocity(denoise(z, schedule(0.5)), denoise, z, (), schedule=schedule, t=0.5, dt=0.25)
+    >>> v.shape, bool((v == 0.5).any())  # not the predicted v, 0.5
+    ((1, 8, 8, 1), False)
     """
     t = jnp.asarray(t)
     s = bounded(t - dt, 0.0, math.inf)
@@ -438,7 +467,15 @@ def dpmpp_2m_velocity(
 
     where v_before belongs to x_before at the present z. In the first step and in the one that ends at t = 0, v is v1.
 
-    Args: see `Solver.velocity`. `memory` is `(v_before, h_before)`, the latter in one value per example.
+    Args: see `Solver.velocity`. `memory` is `(v_before, h_before)`; h_before has one value per example, `[batch]`.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "v")
+    >>> memory = dpmpp_2m_memory(z)
+    >>> v, memory = dpmpp_2m_velocity(denoise(z, schedule(0.5)), denoise, z, memory, schedule=schedule, t=0.5, dt=0.25)
+    >>> v[0, 0, 0]  # the first step is a DDIM step
+    Array([0.5], dtype=float32)
     """
     t = jnp.asarray(t)
     v_before, h_before = memory
@@ -456,7 +493,11 @@ def dpmpp_2m_velocity(
 
 
 def dpmpp_2m_memory(z: DataArray) -> Memory:
-    """Return the memory before the first step: one of infinite length, from which nothing is extrapolated."""
+    """Return the memory before the first step: one of infinite length, from which nothing is extrapolated.
+
+    >>> dpmpp_2m_memory(jnp.ones((2, 8, 8, 1)))[1]
+    Array([inf, inf], dtype=float32)
+    """
     dtype = at_least_float32(z.dtype)
     return jnp.zeros(z.shape, dtype), jnp.full(z.shape[:-3], jnp.inf, dtype)
 
@@ -493,6 +534,14 @@ def single_evaluation(step: Callable[..., DataArray]) -> Step:
 
     Returns:
       A step that calls the denoiser once, at (z, t), and leaves no memory.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")
+    >>> step = single_evaluation(ddim_step)
+    >>> z_s, x, _ = step(denoise, z, (), schedule=schedule, t=0.25, dt=0.25, key=None)
+    >>> x[0, 0, 0]
+    Array([0.5], dtype=float32)
     """
 
     def evaluate_and_step(denoise, z, memory, *, schedule, t, dt, key, **options):
@@ -505,7 +554,15 @@ def single_evaluation(step: Callable[..., DataArray]) -> Step:
 
 
 def rotation(solver: Solver) -> Step:
-    """Make a `Sampler.step` from a solver."""
+    """Make a `Sampler.step` from a solver.
+
+    >>> from diffusion_distillation import diffusion, schedules
+    >>> schedule, z = schedules.get_logsnr_schedule("cosine"), jnp.ones((1, 8, 8, 1))
+    >>> denoise = diffusion.make_denoiser(lambda z, logsnr: 0.5 * z, "x")
+    >>> z_s, x, _ = rotation(SOLVERS["heun"])(denoise, z, (), schedule=schedule, t=0.25, dt=0.25, key=None)
+    >>> x[0, 0, 0]
+    Array([0.5], dtype=float32)
+    """
 
     @mixed_precision
     def predict_and_rotate(denoise, z, memory, *, schedule, t, dt, key):
@@ -531,9 +588,9 @@ class Sampler:
       options: keyword arguments of `step` that callers may set, among 'eta', 'logvar_type' and 'sigma_min'; default
         none.
       deterministic: whether the starting noise alone determines the sample, if eta is 0; default False.
-      jumps: how many steps of the grid one prediction may cover. A student of N steps is sampled in N times one of
-        these. None if a prediction holds for any distance, as in consistency models. Empty for samplers of undistilled
-        models: what a student predicts for its own DDIM step needs no correction. Default (1,).
+      jumps: how many steps of the grid one prediction may cover: an N-step student is sampled in N j steps, with j in
+        jumps. None: in any number, as consistency models are. Empty: the sampler is for undistilled models only, since
+        a student's DDIM steps need no correction. Default (1,).
     """
 
     title: str
@@ -683,8 +740,8 @@ def ddim(
       eta: share of fresh noise at every step, from 0 to 1; default 0. See `ddim_step`.
       key: random key, needed if eta is not 0. With one key per example, a sample does not depend on the rest of its
         batch.
-      start: time of the first step, in (0, 1], though z is noise as at t = 1; default 1. Steps are 1 / num_steps long,
-        and the last one ends at t = 0. For a schedule of T discrete times, diffusers' 'leading' spacing starts at
+      start: time of the first step, in (0, 1]; default 1. z is plain noise whatever the start. Steps are 1 / num_steps
+        long, and the last one ends at t = 0. For a schedule of T discrete times, diffusers' 'leading' spacing starts at
         1 - 1 / num_steps + 1 / T, and its 'trailing' spacing at 1, if num_steps divides T.
       trajectory: also return the predicted x of every step; default False.
 
@@ -836,8 +893,7 @@ def renoise(
 ) -> DataArray | tuple[DataArray, Trajectory]:
     """Sample a consistency model in several steps: predict x, add noise, predict x again (Song et al. 2023).
 
-    This is for consistency models of one group. Sample a multistep one, of several groups, with `ddim` in as many
-    steps.
+    This is for consistency models of one group. Sample a model of G groups with `ddim` in G steps.
 
     Args:
       key: random key. With one key per example, a sample does not depend on the rest of its batch.
@@ -868,7 +924,7 @@ def stochastic(
 ) -> DataArray | tuple[DataArray, Trajectory]:
     """Sample with steps of twice the length, half undone by noise (Meng et al. 2023, section 3.3).
 
-    Sample an N-step student in N steps, or in 2 N, whose predictions cover the length that the student has learned.
+    Sample an N-step student in N or 2 N steps. With 2 N, each prediction covers 1 / N, as the student has learned.
 
     Args:
       key: random key. With one key per example, a sample does not depend on the rest of its batch.
@@ -894,14 +950,24 @@ def stochastic(
 
 
 def check_key(sampler: Sampler, key: Keys | None, eta: float = 0.0) -> None:
-    """Raise an InputError if a sampler that adds noise at every step has no key."""
+    """Raise an InputError if a sampler that adds noise at every step has no key.
+
+    >>> check_key(SAMPLERS["ancestral"], None)
+    Traceback (most recent call last):
+    diffusion_distillation.errors.InputError: The ancestral sampler adds fresh noise at every step. Pass a key, ...
+    """
     if key is None and sampler.needs_key(eta):
         name = f"{sampler.title} with eta={eta}" if eta else f"The {sampler.title} sampler"
         raise InputError(f"{name} adds fresh noise at every step. Pass a key, such as key=jax.random.key(0).")
 
 
 def check_num_steps(num_steps: Count) -> None:
-    """Raise an InputError unless the number of sampling steps is an integer of at least 1. Traced numbers pass."""
+    """Raise an InputError unless the number of sampling steps is an integer of at least 1. Traced numbers pass.
+
+    >>> check_num_steps(0)
+    Traceback (most recent call last):
+    diffusion_distillation.errors.InputError: num_steps=0 must be an integer of at least 1.
+    """
     if isinstance(num_steps, jax.core.Tracer):
         return
     if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or num_steps < 1:

@@ -25,6 +25,15 @@ def test_examples_print_what_they_show(name):
     assert runner.summarize(verbose=False).failed == 0
 
 
+@pytest.mark.parametrize("name", ["schedules", "diffusion", "losses", "sampling", "distillation"])
+def test_every_public_function_of_the_mathematics_has_an_example(name):
+    """As docs/architecture.md says."""
+    module = importlib.import_module(f"diffusion_distillation.{name}")
+    body = ast.parse(Path(module.__file__).read_text()).body
+    public = [node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    assert [node.name for node in public if ">>>" not in (ast.get_docstring(node) or "")] == []
+
+
 def _docstrings(path):
     """The docstrings in a file, including those of functions that a decorator replaces."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
