@@ -1,4 +1,4 @@
-"""Packaging. The lower bounds of the requirements are versions that pass the tests."""
+"""Packaging. The lower bounds of the requirements are the oldest versions tried; docs/status.md has those tested."""
 
 from pathlib import Path
 from runpy import run_path

@@ -1,8 +1,8 @@
 """Ladder of the built-in example: the model of `digits_base.py`, from 64 sampling steps to 1.
 
 178,721 parameters; 6 students: 120 updates each, 240 for 2 steps and for 1 step. Two CPU cores (JAX 0.12) take about
-one minute, and two more for the report. Fréchet distance (pixels) of 2,000 samples to all digits: 0.36 at 32 steps,
-0.39 at 4, 0.43 at 2, 0.58 at 1 (`make demo`).
+one minute, and half a minute for the report. Fréchet distance (pixels) of 2,000 samples to all digits: 0.36 at 32
+steps, 0.39 at 4, 0.43 at 2, 0.58 at 1 (`make demo`).
 """
 
 from pathlib import Path

@@ -404,8 +404,8 @@ class Pipeline:
 
         Returns:
           `(fn, params)`. `fn(params, z, *, key, num_steps, labels, guidance)` returns x as `from_noise` does; see
-          `PureSampler`. It computes the samples of `sample` from z = start_noise(key, index, space.shape) and
-          key=step_keys(key, index).
+          `PureSampler`. With z = start_noise(key, index, space.shape) and key = step_keys(key, index), it returns the
+          same samples as `sample`.
 
         Raises:
           InputError: see `SamplingOptions`.
@@ -541,8 +541,8 @@ class Pipeline:
             )
         if not self.can_be_guided:
             raise InputError(
-                f"{text} needs a class-conditional model that was trained with train.label_dropout, to know images "
-                "of no class too. Omit guidance."
+                f"{text} needs a model with an output without a class, which this model lacks. Train a "
+                "class-conditional model with config.train.label_dropout=0.1, or omit guidance."
             )
         return np.broadcast_to(weights, shape)
 

@@ -414,10 +414,10 @@ def heun_velocity(
 
         v = v1 / 2 + [ (cos(d) + w sin(phi)) (v2 - sin(d) z) - w sin(phi - d) v1 ] / 2.
 
-    A DDIM step is taken instead (1) to t = 0, as in the paper, and (2) if w is above `MAX_SLOPE`, that is, if z is almost
-    pure noise and EDM's sigma = tan(phi) falls to less than a sixth. Over so long a step in sigma, the mean of the two
-    slopes is worse than the first one. The second case is the first step on the 'cosine' and 'flow' schedules, where
-    sigma is 22026 and infinite, and on EDM's own grid in up to 4 steps.
+    A DDIM step is taken instead (1) to t = 0, as in the paper, and (2) if w is above `MAX_SLOPE`: then z is almost pure
+    noise and EDM's sigma = tan(phi) falls to less than a sixth. Over so long a step in sigma, the mean of the slopes is
+    worse than the first one. The second case is the first step on the 'cosine' and 'flow' schedules, where sigma is
+    22026 and infinite, and on EDM's own grid in up to 4 steps.
 
     Args: see `Solver.velocity`.
 

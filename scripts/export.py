@@ -1,4 +1,4 @@
-"""Export a model: its sampler as one file that needs only JAX, its parameters and config as an archive, or both.
+"""Export a model: its sampler as one file that runs without this package, an archive of the model, or both.
 
     diffusion_distillation export --checkpoint=runs/digits/ladder/steps_0004 --out=digits_4/
 
@@ -10,7 +10,7 @@ the command sample with --seed=0:
 
 The sampler's file runs on CPUs, GPUs and TPUs. JAX guarantees to read it for six months. --format=archive writes the
 parameters as safetensors and the config as JSON, which `from_checkpoint` and the --checkpoint of every script read.
---format=diffusers writes a diffusers pipeline with a UNet2DModel.
+--format=diffusers writes a U-Net as a `DDIMPipeline`, and a diffusion transformer of latents as a `DiTPipeline`.
 """
 
 from absl import flags

@@ -70,7 +70,7 @@ def test_a_changed_autoencoder_is_refused_when_it_is_needed(saved, tmp_path):
     changed = dataclasses.replace(info, fingerprint="0123")
     pipeline = Pipeline(*make_model(path, changed))
     x = pipeline.from_noise(np.zeros((1, *SHAPE), np.float32))
-    message = f"has the fingerprint {info.fingerprint}, and the latents are of '.*vae', 0123. Point config.autoencoder"
+    message = rf"has the fingerprint {info.fingerprint}; the latents need 0123 \('.*vae'\). Point config.autoencoder"
     with pytest.raises(InputError, match=message):
         pipeline.decode(x)
 

@@ -130,8 +130,11 @@ def measure(
     """
     fields = [sample_fields(evaluator.metrics) for evaluator in evaluators]
     labels = samples.labels(np.arange(num_samples))
-    if labels is None and any("labels" in needed for needed in fields):
-        raise InputError("The metric 'accuracy' needs samples of a class-conditional model. Drop it from --metrics.")
+    for metric in dict.fromkeys(metric for evaluator in evaluators for metric in evaluator.metrics):
+        if labels is None and "labels" in METRICS[metric].sample_fields:
+            raise InputError(
+                f"The metric {metric!r} needs samples of a class-conditional model. Drop it from --metrics."
+            )
 
     # Generate the chunks that are missing, and save their features.
     starts = range(0, num_samples, samples.chunk_size)

@@ -1,4 +1,4 @@
-"""The script run.py of an exported model: it samples with the sampler's file and needs only JAX."""
+"""The script run.py of an exported model: it samples with the sampler's file and needs only JAX and flatbuffers."""
 
 import string
 

@@ -1,4 +1,4 @@
-"""Export a model to a folder: its sampler as one file that needs only JAX, an archive of the model, and a model card.
+"""Export a model to a folder: its sampler as one file that runs without this package, an archive, and a model card.
 
 The sampler's file is written by `jax.export`. It holds the whole program, from a seed or from noise to images, and runs
 on CPUs, GPUs and TPUs, wherever it was written. It generates the same images, bit for bit, as `Pipeline` on one device

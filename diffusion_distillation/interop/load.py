@@ -32,14 +32,14 @@ def load(
       path: one of
         - the folder of a run, such as `runs/digits/base` or `runs/digits/ladder/steps_0004`: its newest checkpoint;
         - an archive: a folder with `model.safetensors` and our `config.json`, which `scripts/export.py` writes;
-        - a diffusers folder with a UNet2DModel, or with a pipeline that has one; see `diffusers.read`;
+        - a diffusers folder with a U-Net or a DiT, or with a pipeline that has one; see `diffusers.read`;
         - a checkpoint of the paper's code: a msgpack file of flax. It needs a `config`;
         - the weights of an original DiT or SiT: a .pt or .safetensors file. It needs a `config`; see `dit_file.read`;
         - the name of a pretrained model in this package, such as 'digits', unless there is a file of that name;
         - the URL of one of these, `gs://`, `s3://`, `https://` or `hf://user/name[@revision]`. It is downloaded once.
       config: the config of a single file, resolved or not. Other models have their own.
-      shard: 'all' to divide the parameters among all devices; None to do so if the model's config.train.shard is 'all'.
-        Default: 'none', NumPy arrays.
+      shard: how the parameters are returned: 'all', divided among all devices; the string 'none' (default), as NumPy
+        arrays; or None, as the model's own config.train.shard says.
 
     Raises:
       InputError: if there is no model at the path, it cannot be read, or it does not fit the config.
@@ -76,7 +76,7 @@ def from_checkpoint(
       num_steps: sampling steps, 1 or more. Default: the number that a student was distilled for, or a base model's
         `config.model.eval_sampling_num_steps`.
       config: the config of a single file; see `load`.
-      shard: see `load`. Default: None, as in the model's training.
+      shard: see `load`. Default: None, as the model's own config.train.shard says.
 
     Raises:
       InputError: if there is no model at the path, or num_steps is below 1.

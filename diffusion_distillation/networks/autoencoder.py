@@ -307,9 +307,9 @@ def check_fingerprint(path: str, found: AutoencoderInfo, info: AutoencoderInfo) 
     """
     if found.fingerprint != info.fingerprint:
         raise InputError(
-            f"The autoencoder {path!r} has the fingerprint {found.fingerprint}, and the latents are of {info.name!r}, "
-            f"{info.fingerprint}. Point config.autoencoder.path to the one that encoded them, or encode the images "
-            "again with the command encode_data."
+            f"The autoencoder {path!r} has the fingerprint {found.fingerprint}; the latents need {info.fingerprint} "
+            f"({info.name!r}). Point config.autoencoder.path to the one that encoded them, or encode the images again "
+            "with the command encode_data."
         )
 
 
@@ -318,7 +318,7 @@ def make_functions(network: AutoencoderKL, params: Params, *, max_pixels: int = 
 
     Both are compiled, once per shape, and return float32 arrays or wider. All devices of this process share the batch.
     Large batches are computed part by part, and images with a side above MAX_SIDE are decoded in tiles of this side,
-    which overlap by a quarter and are blended. So memory does not grow with either, but for the results. Inside a
+    which overlap by a quarter and are blended. Larger batches and images need more memory only for results. Inside a
     program of yours, such as under `jax.jit` or `jax.grad`, a batch is computed as a whole.
 
     Args:

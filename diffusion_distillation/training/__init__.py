@@ -1,1 +1,1 @@
-"""Training: the state, the pure step, its spread over devices, checkpoints, the loop, and the ladder of halvings."""
+"""Training: the state, the pure step, its placement on devices, the loop, and ladders of students."""

@@ -166,9 +166,11 @@ def test_metrics_do_not_depend_on_the_batches(batches):
     whole, streamed = (
         collect_features(given, fields) for given in ([Activations(a, logits)], (Activations(*part) for part in parts))
     )
-    expected = numbers(compute_metrics(list(METRICS), whole, reference))
+    found = compute_metrics(list(METRICS), whole, reference)
+    assert list(found) == list(METRICS)
+    expected = numbers(found)
     assert numbers(compute_metrics(list(METRICS), streamed, reference)) == pytest.approx(expected, rel=1e-9)
-    assert list(expected) == ["fid", "kid", "kid_std", "is", "is_std", *list(METRICS)[3:]]
+    assert {"fid", "kid", "kid_std", "is", "is_std"} <= set(expected)
 
 
 def numbers(found):

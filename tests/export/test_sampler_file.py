@@ -1,4 +1,4 @@
-"""Exported samplers generate the images of a Pipeline, and need only JAX."""
+"""Exported samplers generate the images of a Pipeline, and need only JAX and flatbuffers."""
 
 import datetime
 import json

@@ -157,7 +157,7 @@ def _spaced(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _karras(values: Mapping[str, Any], sigma_min: float | None = None, sigma_max: float | None = None):
-    """The grid of use_karras_sigmas: from the largest to the smallest sigma of the betas, unless the config says so."""
+    """The grid of use_karras_sigmas: from the betas' largest sigma to their smallest, unless the config sets others."""
     schedule, _ = _of_betas(values)
     alpha2 = get_logsnr_schedule(**schedule).alphas_cumprod.astype(np.float64)
     least, most = (math.sqrt((1 - product) / product) for product in (alpha2[0], alpha2[-1]))
