@@ -1,8 +1,8 @@
 """Progressive distillation of diffusion models (Salimans & Ho, ICLR 2022) in JAX and Flax.
 
 The pure functions are in `schedules`, `diffusion`, `sampling`, `losses` and `distillation`, networks in `unet` and
-`autoencoder`. They load JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and reports are in subpackages
-that load more.
+`autoencoder`. They import JAX, Flax, NumPy and jaxtyping alone. Data, training, evaluation and reports are in
+subpackages that import more.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
 """Folders of DiTPipeline, with their autoencoder and class names: read, sampled, written, read by diffusers."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from helpers.latent_models import IMAGE_SHAPE, SHAPE, write_autoencoder
 from helpers.runs import ROOT
 from peers import seeded
 
+from diffusion_distillation import config as cfg
 from diffusion_distillation import interop
 from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.errors import InputError
@@ -65,6 +67,15 @@ def test_a_written_pipeline_has_the_arrays_of_the_original_and_is_read_again(fol
     plain, of_files = interop.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, plain, params)
     assert of_files.config.model == metadata.config.model
+
+
+def test_the_config_of_the_documentation_gives_students_the_network_of_a_folder(folder):
+    [block] = re.findall(r"```python\n([^`]*interop\.load\([^`]*)```", (ROOT / "docs" / "latents.md").read_text())
+    names = {}
+    exec(block.replace("path/to/dit", str(folder)), names)
+    ladder = names["get_config"]()
+    ladder.dataset.args.path, ladder.distillation.teacher_checkpoint_path = "latents", str(folder)
+    assert cfg.resolve(ladder).model == interop.load(folder)[1].config.model
 
 
 def changed(metadata: Metadata, **fields):
