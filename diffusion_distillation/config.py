@@ -48,7 +48,7 @@ FIELDS = {
         "name": str,  # a key of `data.DATASETS`, or 'package.module:function'
         "args": Free(),  # arguments of that function; and randflip, which mirrors half of the training images
     },
-    "autoencoder": {  # of models of latents
+    "autoencoder": {  # for models of latents
         "path": OrNone(str),  # folder of diffusers' AutoencoderKL, if not the one that the folder of latents names
         "dtype": OneOf(("float32", "bfloat16")),  # of activations; autoencoders that overflow in 16 bits keep float32
     },
@@ -56,7 +56,7 @@ FIELDS = {
     "model": {
         "name": "unet_iddpm",  # a key of `networks.model.NETWORKS`, or 'package.module:function', which reads `args`
         "args": attributes_of(NETWORKS["unet_iddpm"], omit=SET_BY_CONFIG),  # attributes of the network; see its class
-        "dtype": OneOf(("float32", "bfloat16")),  # of activations; parameters are float32
+        "dtype": OneOf(("float32", "bfloat16")),  # type of activations; parameters are float32
         "mean_type": one_of("x", MEAN_TYPES),  # output of the network, see `diffusion.make_denoiser`
         "sigma_data": 0.5,  # standard deviation of the data, for mean_type 'edm' and 'consistency' and loss 'edm_mse'
         "sigma_min": 0.002,  # smallest noise level, for mean_type 'consistency'
@@ -64,7 +64,7 @@ FIELDS = {
         "logvar_type": "fixed_large",  # variance of ancestral sampling: fixed_small, fixed_large or fixed_medium:f
         "mean_loss_weight_type": one_of("snr_trunc", WEIGHT_TYPES),  # weight of the loss, see `losses.training_loss`
         "train_num_steps": 0,  # N, for base training at the times i / N; 0 for continuous time
-        "train_times": Free(name="uniform"),  # of base training in continuous time, see `methods.base.TRAINING_TIMES`
+        "train_times": Free(name="uniform"),  # training times in continuous time, see `methods.base.TRAINING_TIMES`
         "eval_sampling_num_steps": 1024,  # sampling steps of a base model
         "train_logsnr_schedule": Free(name="cosine"),  # noise schedule of training, see `schedules`
         "eval_logsnr_schedule": Free(name="cosine"),  # noise schedule of sampling

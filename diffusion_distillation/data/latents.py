@@ -234,7 +234,7 @@ def latent_folder(path: str) -> LatentSource:
     """Open a folder of latents, which the command `encode_data` wrote.
 
     Args:
-      path: of the folder, here or in a bucket.
+      path: the folder of latents, here or in a bucket.
 
     Raises:
       InputError: if there is no such folder, or a file in it is missing or damaged.

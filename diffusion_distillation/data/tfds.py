@@ -73,7 +73,7 @@ def stanford_cars(
       path: a folder with cars_train and cars_test, as Kaggle and torchvision lay it out; by default the dataset is read
         from TFDS (cars196).
       data_dir: the folder of prepared datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      on_error: of a folder; see `image_folder.image_folder`.
+      on_error: for a folder, 'skip' broken images, with a warning that names them, or 'raise' an error.
     """
     transform = Transform(image_size, crop=False, upright=path is not None)
     if path is None:

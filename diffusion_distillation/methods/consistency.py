@@ -93,7 +93,8 @@ def make(
       tau_mean: in tuning, mean of log tau = log tan(angle).
       tau_std: in tuning, standard deviation of log tau; not negative.
       tuning_phases: phases of the tuning, of equal length; at least 1. Each halves the distance between the two times.
-      norm: of the error of x, 'huber' for sqrt(|.|^2 + huber^2) - huber, 'norm' for |.|, 'squared' for the mean square.
+      norm: norm of the error of x: 'huber' for sqrt(|.|^2 + huber^2) - huber, 'norm' for |.|, 'squared' for the mean
+        square.
       huber: the constant of the Huber norm; not negative. By default 1e-4; in tuning, 0.00054 times the square root of
         the number of values per image.
 
