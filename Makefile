@@ -4,6 +4,7 @@
 # make mnist    MNIST, 28x28, with classes and guidance: a teacher, a student that takes the guidance weight, a ladder
 #               to 1 step, and a report
 # make letters  the same on colored 32x32 letters, rendered in the typefaces of matplotlib
+# make latents  the same in the latents of an autoencoder, with a diffusion transformer
 # make test     runs all checks and tests
 # make peer     makes an environment with PyTorch, torch-fidelity and diffusers to compare with, for tests/peers and
 #               scripts/benchmarks/benchmark.py --peer
@@ -27,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Let the C library use large memory pages. On some Linux systems, CPU training is 11 to 18% faster with them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo compare claims mnist letters test install lint peer docs clean
+.PHONY: demo compare claims mnist letters latents test install lint peer docs clean
 
 demo: install
 	$(RUN) scripts/train.py --config=configs/digits_base.py --workdir=$(RUNS)/base
@@ -49,6 +50,11 @@ claims: install
 
 mnist: $(VENV)/installed_mnist guided_mnist
 letters: install guided_letters
+
+latents: install
+	$(RUN) scripts/encode_data.py --config=configs/letters_base.py --autoencoder=letters_autoencoder \
+		--out=runs/letters_latent/data
+	$(MAKE) guided_letters_latent
 
 guided_%:
 	$(RUN) scripts/train.py --config=configs/$*_base.py --workdir=runs/$*/base

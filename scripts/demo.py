@@ -16,8 +16,8 @@ from diffusion_distillation.pretrained import PRETRAINED
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime.files import as_path
 
-MODEL = flags.DEFINE_enum("model", "digits", list(PRETRAINED), "The pretrained model.")
-OUT = flags.DEFINE_string("out", None, "The PNG file to save; by default named after the model, such as digits.png.")
+MODEL = flags.DEFINE_enum("model", "letters", list(PRETRAINED), "The pretrained model.")
+OUT = flags.DEFINE_string("out", None, "The PNG file to save; by default named after the model, such as letters.png.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=MAX_SEED)
 GUIDANCE = flags.DEFINE_float("guidance", 2.0, "Guidance weight.")
 PROCESSES = cli.ProcessFlags()

@@ -44,6 +44,8 @@ def test_every_config_file_makes_a_network_of_the_stated_size(path):
     image_shape, num_classes = (size, size, channels), classes if config.dataset.args.get("class_conditional") else 1
     if config.dataset.name == "Latents":  # of images at 256x256
         image_shape, num_classes = (32, 32, 4), LATENT_CLASSES.get(path.stem, 1000)
+    if path.stem.startswith("letters_latent"):
+        image_shape, num_classes = (8, 8, 4), 26
     network = make_network(config.model, image_shape, num_classes)
     if "dropout" in config.model.args:
         network = network.clone(dropout=0.0)  # a base model and its students count as one

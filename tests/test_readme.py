@@ -49,13 +49,13 @@ def test_the_functions_work_as_the_page_shows():
 
 def test_the_first_examples_sample_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    firsts, [pipeline] = map(blocks_with, ('from_checkpoint("digits")', "pipeline.denoiser"))
+    firsts, [pipeline] = map(blocks_with, ('from_checkpoint("letters")', "pipeline.denoiser"))
     assert len(firsts) == 2  # in README and "Get started"
     for first in firsts:
         names = {}
         exec(first, names)
-        assert names["images"].shape == (64, 8, 8, 1) and names["images"].dtype == np.uint8
-        with Image.open("digits.png") as picture:
+        assert names["images"].shape == (52, 32, 32, 3) and names["images"].dtype == np.uint8
+        with Image.open("letters.png") as picture:
             assert picture.width == 8 * 70 - 6
     exec(pipeline.replace("runs/digits/ladder/steps_0001", "digits"), names)
     assert names["x"].shape == (64, 8, 8, 1) and names["x"].dtype == np.float32

@@ -5,6 +5,7 @@ from pathlib import Path
 # One line per diffusion model, by name.
 PRETRAINED = {
     "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a guidance weight from 0 to 4",
+    "letters": "Colored letters, 32x32, in 4 steps, in latents; takes a class and a guidance weight from 0 to 4",
 }
 # One line per autoencoder, by name.
 AUTOENCODERS = {

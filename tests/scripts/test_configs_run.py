@@ -60,6 +60,7 @@ def test_every_config_is_run_by_a_test():
     of_papers = {"cifar_tract", "cifar_consistency", "imagenet64_consistency", "imagenet64_addim"}  # see test_config.py
     bases = {f"{name}_base" for name in WITHOUT_LADDER}
     of_latents = {f"imagenet256_{name}" for name in ("dit_distill", "dit_guided_student", "sit_distill")}
+    of_latents |= {f"letters_latent_{kind}" for kind in KINDS}
     of_latents |= {"dit_b2_imagenet256_base"}  # see tests/interop/test_dit_weights.py and test_config.py
     assert names == ladders | bases | {f"digits_{method}" for method in OF_DIGITS} | guided | of_papers | of_latents
 
