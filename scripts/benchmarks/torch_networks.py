@@ -1,6 +1,5 @@
 """The networks of `peer.py` in plain PyTorch, as functions of their parameters."""
 
-import functools
 import math
 from typing import Any
 
@@ -102,7 +101,6 @@ def modulated(x, shift, scale, epsilon):
     return functional.layer_norm(x, x.shape[-1:], eps=epsilon) * (1 + scale) + shift
 
 
-@functools.cache
 def positions(side, width):
     """The fixed embedding of the column, then of the row, of each token."""
     count = width // 4
