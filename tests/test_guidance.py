@@ -379,7 +379,7 @@ def test_guidance_weights_out_of_range_are_refused(guidable):
     base, z = Pipeline(*guidable), noise(KEY, 3)
     student = Pipeline(*make_model(guidance_range=(0.0, 4.0), num_steps=4))
     for draw, message in {
-        lambda: Pipeline(*make_model()).sample(KEY, 2, guidance=1.0): "guidance=1.0 needs .* config.train.label_dropout",
+        lambda: Pipeline(*make_model()).sample(KEY, 2, guidance=1.0): "guidance=1.0 needs .*train.label_dropout",
         lambda: Pipeline(*make_model(num_classes=1)).sample(KEY, 2, guidance=1.0): "Train a class-conditional model",
         lambda: base.sample(KEY, 2, guidance=-2.0): r"guidance=-2.0 must be at least -1\. In the convention",
         lambda: base.sample(KEY, 2, guidance=float("nan")): "guidance=nan must be at least -1",
