@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from worker import Timed, Worker
+from turns import Timed, Worker, take_turns
 
 from diffusion_distillation import cli
 from diffusion_distillation.errors import InputError, RunError
@@ -53,11 +53,8 @@ def main() -> None:
             for work in WORK:
                 names, rates = measure(commands, setup, work)
                 if work == WORK[0]:
-                    head = [
-                        f"{dtype}, {IMAGE_SIZE.value}x{IMAGE_SIZE.value}, batch {BATCH_SIZE.value}",
-                        *names,
-                        "ratio",
-                    ]
+                    measured = f"{dtype}, {IMAGE_SIZE.value}x{IMAGE_SIZE.value}, batch {BATCH_SIZE.value}"
+                    head = [measured, *names, "ratio"]
                     print(f"\n| {' | '.join(head)} |\n{'| --- ' * len(head)}|", flush=True)
                 cells = [work, *(f"{rate:.3g}" for rate in rates), f"{rates[0] / max(rates[1:]):.2f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
@@ -88,9 +85,7 @@ def check(commands: list[list[str]], setup: dict[str, Any]) -> None:
 def measure(commands: list[list[str]], setup: dict[str, Any], work: str) -> tuple[list[str], list[float]]:
     """Time one kind of work. Returns the libraries and their images/s."""
     timed = [Timed(command, setup, work, BATCH_SIZE.value) for command in commands]
-    for turn in range(ROUNDS.value):
-        for one in timed[:: -1 if turn % 2 else 1]:
-            one.turn(SECONDS.value)
+    take_turns(timed, rounds=ROUNDS.value, seconds=SECONDS.value)
     found = [one.result() for one in timed]
     return [one["worker"] for one in found], [BATCH_SIZE.value / one["seconds"] for one in found]
 

@@ -34,7 +34,8 @@ import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from worker import Timed, Worker, product_size
+from turns import Timed, Worker, take_turns
+from worker import product_size
 
 from diffusion_distillation import cli
 from diffusion_distillation.config import load, resolve
@@ -142,9 +143,7 @@ def measure(config: ConfigDict, file: Path, dtype: str, batch: int, flops: float
         worker.close()
     for what in [*WHAT.value, "product"]:
         timed = [Timed(command, setup, what, batch) for command in commands]
-        for turn in range(ROUNDS.value):
-            for one in timed[:: -1 if turn % 2 else 1]:
-                one.turn(SECONDS.value)
+        take_turns(timed, rounds=ROUNDS.value, seconds=SECONDS.value)
         for one, error in zip(timed, errors, strict=True):
             row = {"work": what, "dtype": dtype, "batch": batch, "error": error, **one.result()}
             if what == "product":
