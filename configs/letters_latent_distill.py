@@ -18,16 +18,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_distillation.config import distillation_of, load
+from diffusion_distillation.config import load
 
 
 def get_config() -> ConfigDict:
-    config = distillation_of(load(Path(__file__).with_name("letters_latent_student.py")))
-    config.distillation.rungs = (64, 8, 4, 2, 1)
-    config.distillation.steps_per_iter = 200
-    config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
-    config.train.learning_rate = 5e-4
-    config.train.log_loss_every_steps = 50
-    config.eval.teacher_num_steps = (64, 8, 4, 2, 1)
-    config.eval.ancestral_num_steps = ()
+    config = load(Path(__file__).with_name("letters_distill.py"))
+    student = load(Path(__file__).with_name("letters_latent_student.py"))
+    config.dataset, config.model = student.dataset, student.model
+    config.train.num_train_steps = student.train.num_train_steps
     return config
