@@ -2,8 +2,8 @@ r"""Stage 1 of Meng et al. (2023) for DiT-XL/2 at 256x256: a student that takes 
 
 676,440,592 parameters; the teacher is a `DiTPipeline` folder of diffusers. Guidance weights are from 0 to 4, scales
 from 1 to 5, at the times of 128 sampling steps. 20,000 updates of 256 latents. The student predicts v and starts from
-the teacher, as in `imagenet256_dit_distill.py`. Cost: 6.1 EFLOP, 17 hours on one
-GPU at 100 TFLOP/s (calculated, not timed).
+the teacher, as in `imagenet256_dit_distill.py`. Cost: 6.1 EFLOP, 17 hours on one GPU at 100 TFLOP/s (calculated, not
+timed).
 FID: not measured. This config has not been trained, and is not tuned.
 
     diffusion_distillation distill --config=imagenet256_dit_guided_student \

@@ -229,7 +229,7 @@ class Discrete(Schedule):
     Step i of the training, 0 <= i < T, is time (i + 1) / T. There alpha^2 is the product of 1 - beta up to step i, with
     betas and products rounded to float32 as in diffusers. Between these times the log-SNR is linear in time; from the
     first of them to t = 0 it rises to 20. A time within float32's rounding of one of the T times counts as that time.
-    At one of the T times, the derivative is that of the piece that follows, and at t = 1 that of the last piece.
+    At each of the T times, the derivative is taken in the piece that follows; at t = 1, in the last piece.
 
     Attributes:
       betas: 'linear', 'scaled_linear' (linear in the square root) or 'sigmoid', from beta_start to beta_end;
@@ -426,8 +426,8 @@ class Flow(_EvenStarts):
 
     Without a shift, z sqrt(t^2 + (1 - t)^2) = (1 - t) x + t eps, a straight line from data to noise. A shift replaces t
     by shift t / (1 + (shift - 1) t), which spends more steps on noisy images (Esser et al. 2024, section 5.3.2). The
-    angle covers 0 to pi/2, so z is pure noise at t = 1. Within 2e-9 of the ends, the log-SNR is clamped, without
-    a shift to 40 and -40.
+    angle covers 0 to pi/2, so z is pure noise at t = 1. Within 2e-9 of the ends, the log-SNR is clamped: to 40 and -40
+    without a shift.
 
     Attributes:
       shift: factor of tan(phi), above 0; default 1.
@@ -680,7 +680,7 @@ def time_of(schedule: Schedule, logsnr: ScalarOrBatch) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def bounded(x: ScalarOrBatch, low: float, high: float) -> Array:
-    """Clip as `jnp.clip` does. At a bound, up to rounding, the derivative is 1, where that of `jnp.clip` is 1/2.
+    """Clip as `jnp.clip` does, with derivative 1 at a bound, up to rounding. `jnp.clip` has 1/2 there.
 
     >>> jax.grad(bounded)(1.0, 0.0, 1.0)
     Array(1., dtype=float32...)

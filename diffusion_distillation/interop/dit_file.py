@@ -24,8 +24,8 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
 
     The file does not say what the network predicts. A DiT needs a config with mean_type 'eps', the 'discrete' schedule
     and logsnr_input_type 'step'; a SiT one with mean_type 'flow', the 'flow' schedule, logsnr_input_type 'data_time'
-    and time_scale 1. Its channels, its classes and, if it stores the position embedding, the size of its images are
-    those of the file. A model with classes can be guided, as its last row of the class table is for no class.
+    and time_scale 1. The file gives the channels, the classes and, if it stores the position embedding, the size of the
+    images. A model with classes can be guided: the last row of its class table means no class.
 
     Args:
       path: the file. No code in it is run.

@@ -50,7 +50,7 @@ INNER_MODULES = {
     "mlp0": "mlp.fc1",
     "mlp1": "mlp.fc2",
 }
-LABEL_DROPOUT = 0.1  # that of the published models
+LABEL_DROPOUT = 0.1  # the published models were trained with it
 POSITIONS = "pos_embed"  # the fixed position embedding, which some files store
 
 # diffusers' names, and those of the original code: of the network, inside of blocks, and of the embedder. diffusers
