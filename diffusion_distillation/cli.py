@@ -1,7 +1,6 @@
 """The command line that the scripts share: flags, start-up, error messages and exit status."""
 
 import errno
-import inspect
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from . import config as cfg
-from .data import DATASETS, Source, load_source
+from .data import DATASETS, Source, arguments_of, load_source
 from .errors import TRANSIENT, InputError, RunError, did_you_mean
 from .hooks import training_hooks
 from .networks.model import check_guidance_interval
@@ -277,7 +276,7 @@ class _ConfigParser(ConfigFileFlagParser):
         """If the command line sets another dataset than the file, drop the file's arguments that it does not take."""
         name = self._override("dataset.name")
         if name in DATASETS and "dataset" in config and name != config.dataset.get("name"):
-            taken = {"randflip", *inspect.signature(DATASETS[name]).parameters}
+            taken = {"randflip", *arguments_of(DATASETS[name])}
             args = config.dataset.get("args", {})
             for dropped in set(args) - taken:
                 del args[dropped]

@@ -75,6 +75,12 @@ DATASETS: dict[str, Callable[..., Source]] = {
 }
 
 
+def arguments_of(make: Callable[..., Source]) -> dict[str, inspect.Parameter]:
+    """The arguments of a dataset's function that config.dataset.args may set, by name."""
+    known = inspect.signature(make).parameters
+    return {name: parameter for name, parameter in known.items() if parameter.kind not in NOT_BY_NAME}
+
+
 def load_source(dataset: str, /, **args: Any) -> Source:
     """Load the source that a config's section `dataset` names.
 
@@ -92,9 +98,10 @@ def load_source(dataset: str, /, **args: Any) -> Source:
     """
     make = look_up(dataset, DATASETS, "dataset.name")
     args.pop("randflip", None)
-    known = inspect.signature(make).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    named = {name: parameter for name, parameter in known.items() if parameter.kind not in NOT_BY_NAME}
+    takes_any = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(make).parameters.values()
+    )
+    named = arguments_of(make)
     for name in args:
         if name not in named and not takes_any:
             raise InputError(f"Dataset {dataset!r} has no config.dataset.args.{name}.{did_you_mean(name, named)}")
