@@ -59,7 +59,7 @@ def local_copy(url: str) -> Path:
     copy appears in the cache once all its files are complete. After that, the server is not contacted again.
 
     Args:
-      url: of a file, or of a folder, of which the `needed` files are copied.
+      url: the URL of a file or a folder. Of a folder, the `needed` files are copied.
 
     Returns:
       The path of the copy.
