@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from worker import serve
+from worker import relative_error, serve
 
 from diffusion_distillation.interop import load_autoencoder
 from diffusion_distillation.runtime.cpu import set_cpu_flags, use_all_cpu_cores
@@ -25,8 +25,7 @@ class Work:
         """The largest relative distance of a result from the expected one."""
         mean, std = self._encode(self._expected["image"])
         found = {"mean": mean, "std": std, "decoded": self._decode(self._expected["mean"])}
-        expected = {name: self._expected[name] for name in found}
-        return max(float(np.linalg.norm(found[name] - out) / np.linalg.norm(out)) for name, out in expected.items())
+        return max(relative_error(array, self._expected[name]) for name, array in found.items())
 
     def accelerator_memory(self) -> int | None:
         """Peak bytes of an accelerator's memory since the start; None if it does not report them."""

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch_networks import DEVICE, wait
-from worker import serve
+from worker import relative_error, serve
 
 
 class Work:
@@ -39,8 +39,7 @@ class Work:
         latent = self._encoder(self._image).latent_dist
         found = {"mean": latent.mean, "std": latent.std, "decoded": self._decoder(self._latent).sample}
         arrays = {name: tensor.permute(0, 2, 3, 1).float().cpu().numpy() for name, tensor in found.items()}
-        expected = {name: self._expected[name] for name in found}
-        return max(float(np.linalg.norm(arrays[name] - out) / np.linalg.norm(out)) for name, out in expected.items())
+        return max(relative_error(array, self._expected[name]) for name, array in arrays.items())
 
     def accelerator_memory(self) -> int:
         """Peak bytes of the accelerator's memory since the start."""

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from worker import product_size, serve
+from worker import product_size, relative_error, serve
 
 from diffusion_distillation.keys import seed_key
 from diffusion_distillation.methods import Rung, make_method
@@ -59,7 +59,7 @@ class Work:
     def error(self) -> float:
         """The relative distance of the network's output from the expected one."""
         out = self._network((self.x, self.logsnr))
-        return float(np.linalg.norm(out - self.out) / np.linalg.norm(self.out))
+        return relative_error(out, self.out)
 
     def accelerator_memory(self) -> int | None:
         """Peak bytes of an accelerator's memory since the start; None if it does not report them."""

@@ -10,10 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def product_size(platform: str) -> int:
     """Rows and columns of the matrices to multiply, large enough for a device's best rate."""
     return 2048 if platform == "cpu" else 8192
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The distance of an array from the expected one, relative to its norm."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def serve(make: Callable[[dict[str, Any]], Any], name: str) -> None:
