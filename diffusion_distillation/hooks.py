@@ -49,10 +49,9 @@ def eval_hook(config: ConfigDict, source: Source) -> OnEval:
     """An `on_eval` that saves a grid of samples and, with eval.metrics_every_steps, computes metrics."""
     if not config.eval.metrics_every_steps:
         return save_sample_grid
-    from .evaluation import during_training, ladders, reference  # slow to import
+    from .evaluation import during_training, ladders  # slow to import
 
-    images = reference.reference_images(config, source)
-    evaluators = ladders.config_evaluators(config, images, config.eval.metrics_num_samples)
+    evaluators, _ = ladders.evaluators_and_reference(config, source, config.eval.metrics_num_samples)
 
     def on_eval(params: Params, metadata: Metadata, workdir: epath.Path) -> None:
         save_sample_grid(params, metadata, workdir)

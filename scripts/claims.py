@@ -16,8 +16,7 @@ from diffusion_distillation import cli
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_evaluators
-from diffusion_distillation.evaluation.reference import dataset_reference
+from diffusion_distillation.evaluation.ladders import evaluators_and_reference
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.studies.claims import (
     OTHER_OUTPUTS,
@@ -53,13 +52,14 @@ def main() -> None:
     base = resolve(base)
     PROCESSES.start(base.train.batch_size, base.model.dtype)
     source = load_source(base.dataset.name, **base.dataset.args)
+    evaluators, reference = evaluators_and_reference(base, source, base.eval.num_samples)
     reproduce_claims(
         base,
         ladder,
         WORKDIR.value,
         source,
-        config_evaluators(base, source, base.eval.num_samples),
-        dataset_reference(source, base.dataset),
+        evaluators,
+        reference,
         outputs=OUTPUT_TYPES.value,
         weights=WEIGHT_TYPES.value,
         seeds=SEEDS.value,

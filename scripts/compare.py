@@ -17,8 +17,7 @@ from diffusion_distillation import cli, interop
 from diffusion_distillation.config import resolve
 from diffusion_distillation.data import load_source
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_evaluators
-from diffusion_distillation.evaluation.reference import dataset_reference
+from diffusion_distillation.evaluation.ladders import evaluators_and_reference
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.studies.comparison import compare_methods, ladder_nfe
 
@@ -42,13 +41,13 @@ def main() -> None:
         raise InputError("This config has no section config.distillation. Give the config of a ladder.")
     PROCESSES.start(config.train.batch_size, config.model.dtype)
     source = load_source(config.dataset.name, **config.dataset.args)
-    evaluators = config_evaluators(config, source, config.eval.num_samples)
+    evaluators, reference = evaluators_and_reference(config, source, config.eval.num_samples)
     compare_methods(
         config,
         WORKDIR.value,
         source,
         evaluators,
-        dataset_reference(source, config.dataset),
+        reference,
         steps=tuple(map(int, STEPS.value)),
         seeds=SEEDS.value,
         budget=round(BUDGET.value * sum(ladder_nfe(config).values())),

@@ -9,8 +9,7 @@ interrupted ladder. --dry_run checks config, data, teacher and devices, and prin
 """
 
 from diffusion_distillation import cli
-from diffusion_distillation.evaluation.ladders import config_evaluators, report_nfe
-from diffusion_distillation.evaluation.reference import reference_images
+from diffusion_distillation.evaluation.ladders import evaluators_and_reference, report_nfe
 from diffusion_distillation.methods import ladder_rungs
 from diffusion_distillation.report.page import write_report
 from diffusion_distillation.training.ladder import run_ladder, student_folder
@@ -22,13 +21,13 @@ def main() -> None:
     config = FLAGS.config(distillation=True)
     FLAGS.start(config.train.batch_size, config.model.dtype)
     source = FLAGS.source(config)
-    images = reference_images(config, source)
-    evaluators = config_evaluators(config, images, config.eval.num_samples)  # first: it fails if weights are missing
+    # First, since it fails if weights are missing.
+    evaluators, reference = evaluators_and_reference(config, source, config.eval.num_samples)
     if FLAGS.dry_run(config, source):
         return
     to_report = report_nfe(config, FLAGS.workdir)
     run_ladder(config, FLAGS.workdir, source, report_evaluations=to_report, **FLAGS.options(config, source))
-    write_report(config, FLAGS.workdir, images, evaluators)
+    write_report(config, FLAGS.workdir, evaluators, reference)
     rungs = ladder_rungs(config)
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
     following = cli.command("sample", checkpoint=last, out=last / "samples.png")

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_distillation import cli
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_evaluators
-from diffusion_distillation.evaluation.reference import reference_images
+from diffusion_distillation.evaluation.ladders import evaluators_and_reference
 from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import read_config
@@ -39,8 +38,7 @@ def main() -> None:
         return
     [(workdir, config)] = ladders
     PROCESSES.start(config.eval.batch_size, config.model.dtype)
-    images = reference_images(config)
-    write_report(config, workdir, images, config_evaluators(config, images, config.eval.num_samples))
+    write_report(config, workdir, *evaluators_and_reference(config, None, config.eval.num_samples))
     cli.saved(f"the report to {as_path(workdir) / 'report' / 'index.html'}")
 
 

@@ -18,29 +18,33 @@ from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
 from .evaluate import PipelineLoader, evaluate, pipeline_loader
 from .measure import Evaluator, make_evaluators
-from .reference import Reference, dataset_reference
+from .reference import Reference, dataset_reference, reference_images
 from .results import Entry, Evaluation
 from .samples import generated_samples
 
 
-def config_evaluators(config: ConfigDict, source: Source, num_samples: int) -> list[Evaluator]:
-    """Make the evaluators that a config asks for: `config.eval.features` and `metrics`, against its images.
+def evaluators_and_reference(
+    config: ConfigDict, source: Source | None, num_samples: int
+) -> tuple[list[Evaluator], Reference]:
+    """Make what a config asks for: `config.eval.features` and `metrics`, and the images to compare samples with.
 
     Call it before training, so that a missing file or an impossible metric is found at once.
 
     Args:
       config: resolved.
-      source: the images, from `reference_images`.
+      source: the training data, images or latents; None to load the images alone.
       num_samples: how many samples are to be measured.
 
     Raises:
       InputError: see `make_evaluators`.
     """
-    reference = dataset_reference(source, config.dataset)
+    images = reference_images(config, source)
+    reference = dataset_reference(images, config.dataset)
     settings = config.eval
-    return make_evaluators(
-        settings.features, settings.metrics, num_samples, source, reference, weights=settings.inception
+    evaluators = make_evaluators(
+        settings.features, settings.metrics, num_samples, images, reference, weights=settings.inception
     )
+    return evaluators, reference
 
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:

@@ -27,7 +27,7 @@ from ..evaluation import tables
 from ..evaluation.evaluate import PipelineLoader, pipeline_loader
 from ..evaluation.ladders import evaluate_ladder, ladder_runs, teacher_guidance
 from ..evaluation.measure import Evaluator
-from ..evaluation.reference import dataset_reference
+from ..evaluation.reference import Reference
 from ..evaluation.results import Entry, read_evaluation
 from ..interop import local_path
 from ..keys import seed_key
@@ -50,7 +50,9 @@ NUM_WEIGHTS = 3  # guidance weights, equally spaced over the range of the models
 NUM_GUIDED = 10  # samples with each guidance weight
 
 
-def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, evaluators: Sequence[Evaluator]) -> None:
+def write_report(
+    config: ConfigDict, workdir: epath.PathLike, evaluators: Sequence[Evaluator], reference: Reference
+) -> None:
     """Measure a finished ladder and write its report. Rows that an earlier report measured are kept.
 
     All processes generate samples; only the main process reads the data and writes files.
@@ -58,8 +60,8 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ev
     Args:
       config: of the ladder, resolved.
       workdir: the ladder's folder.
-      source: the images to compare samples with.
-      evaluators: what samples are measured by, from `evaluation.ladders.config_evaluators`.
+      evaluators: what samples are measured by, from `evaluation.ladders.evaluators_and_reference`.
+      reference: the images to compare samples with, from the same function.
 
     Raises:
       InputError: if another process works in the ladder's folder.
@@ -70,12 +72,13 @@ def write_report(config: ConfigDict, workdir: epath.PathLike, source: Source, ev
         multihost.print_on_main(
             f"report  {workdir}: measuring {rows} models and samplers with {config.eval.num_samples:,} samples each"
         )
-        _write_report(config, workdir, source, evaluators)
+        _write_report(config, workdir, evaluators, reference)
 
 
-def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evaluators: Sequence[Evaluator]) -> None:
+def _write_report(
+    config: ConfigDict, workdir: epath.Path, evaluators: Sequence[Evaluator], reference: Reference
+) -> None:
     folder = workdir / "report"
-    reference = dataset_reference(source, config.dataset)
     open_pipeline = pipeline_loader(config, teacher=local_path(config.distillation.teacher_checkpoint_path))
 
     # Sample and measure, in all processes.
@@ -95,7 +98,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evalu
     write_atomic(folder / "evaluation.tex", tables.latex(evaluation, published))
 
     # Save the pictures, and the page that shows them.
-    ladder = LadderReport(workdir.name, workdir, config, evaluation, _class_labels(source))
+    ladder = LadderReport(workdir.name, workdir, config, evaluation, _class_labels(reference.images))
     sections = [
         pictures.same_noise(ladder, folder),
         *pictures.quality_curves([ladder], folder),
@@ -103,7 +106,7 @@ def _write_report(config: ConfigDict, workdir: epath.Path, source: Source, evalu
         pictures.predicted_images(trajectories, folder),
         *pictures.samples_by_class(ladder, folder),
         *pictures.samples_by_guidance(guided, ladder.class_labels, folder),
-        pictures.nearest_images(ladder, source, evaluators[0], folder),
+        pictures.nearest_images(ladder, reference.images, evaluators[0], folder),
         *pictures.training_losses(_losses([ladder]), folder),
     ]
     rungs = ladder_rungs(config)

@@ -123,7 +123,7 @@ def reproduce_claims(
       base: config of the base models, resolved; each variant sets its output and weight.
       ladder: config of the students; only its `distillation` and `train` sections and its dropout are used.
       workdir: for the runs and the page.
-      source: the training images.
+      source: the training data.
       evaluators: the features and metrics to measure samples by.
       reference: the images to compare samples with.
       outputs: network outputs, of `OUTPUTS` and `OTHER_OUTPUTS`.

@@ -13,6 +13,7 @@ samples.png       the same noise through the students of every method
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -183,7 +184,7 @@ def compare_methods(
       config: of a ladder, resolved. Its rungs determine the teacher's steps. All methods share its teacher, data,
         network and training.
       workdir: for the ladders and the page.
-      source: the training images.
+      source: the training data.
       evaluators: the features and metrics to measure samples by.
       reference: the images to compare samples with.
       steps: sampling steps of the students, from most to fewest; each divides the one before it, and the first divides
@@ -202,6 +203,13 @@ def compare_methods(
     workdir = as_path(workdir)
     budget = budget or sum(ladder_nfe(config).values())
     teacher_steps = ladder_rungs(config)[0].teacher_num_steps
+    for more, fewer in itertools.pairwise((teacher_steps, *steps)):
+        if fewer >= more or more % fewer:
+            raise InputError(
+                f"The students' sampling steps {tuple(steps)} must get fewer, each dividing the one before it, and the "
+                f"first must divide the teacher's {teacher_steps}. Change --steps, or the teacher's steps by "
+                "config.distillation.start_num_steps."
+            )
     chosen = _choose(recipes(teacher_steps, steps), methods)
 
     # Check all configs before the first training starts.

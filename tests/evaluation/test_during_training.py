@@ -13,7 +13,7 @@ from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.during_training import measure_during_training, measurement_is_due
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladders import config_evaluators
+from diffusion_distillation.evaluation.ladders import evaluators_and_reference
 from diffusion_distillation.runtime.files import as_path
 
 
@@ -25,7 +25,7 @@ def test_the_best_model_is_saved(tmp_path, monkeypatch, capsys):
     with config.unlocked():
         config.eval.update(metrics=("fid", "recall"), metrics_num_samples=20, metrics_every_steps=10)
         config.train.eval_every_steps = 10
-    evaluators = config_evaluators(config, source, 20)
+    evaluators, _ = evaluators_and_reference(config, source, 20)
     data = statistics([pixels(source[np.arange(len(source))]["image"])])
     for step, scale in ((10, 1.0), (20, 0.0), (30, 1.0)):
         scaled = {**params, "conv_out": {name: scale * leaf for name, leaf in params["conv_out"].items()}}

@@ -1,5 +1,7 @@
 """Every method trains its ladder to the end, and resumes with its whole state where it stopped."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -60,10 +62,19 @@ def sharded(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
-@pytest.mark.parametrize("way", ["8 devices", "pmap, 2 devices", "accumulation, 4 devices", "fully sharded", "scan"])
-@pytest.mark.parametrize("name", ["tract", "distillation"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *itertools.product(
+            ("tract", "distillation"),
+            ("8 devices", "pmap, 2 devices", "accumulation, 4 devices", "fully sharded", "scan"),
+        ),
+        ("training", "fully sharded"),
+        ("tuning", "fully sharded"),
+    ],
+)
 def test_every_way_of_training_gives_the_same_student(name, way):
-    """With an own average, and with a target of several steps."""
+    """With an own average, with a target of several steps, and without a teacher."""
     found = []
     for how in ({}, WAYS[way]):
         how = dict(how)

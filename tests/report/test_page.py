@@ -11,9 +11,8 @@ from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import evaluate, measure
 from diffusion_distillation.evaluation.features import pixels
 from diffusion_distillation.evaluation.frechet import frechet_distance, statistics
-from diffusion_distillation.evaluation.ladders import config_evaluators, evaluate_ladder
+from diffusion_distillation.evaluation.ladders import evaluate_ladder, evaluators_and_reference
 from diffusion_distillation.evaluation.metrics import METRICS, Metric, MetricValue
-from diffusion_distillation.evaluation.reference import dataset_reference
 from diffusion_distillation.evaluation.results import read_evaluation
 from diffusion_distillation.latents import pixels as pixel_space
 from diffusion_distillation.pipeline import Pipeline, to_uint8
@@ -33,6 +32,7 @@ CONFIG = ConfigDict(
         ),
         train=dict(shard="none"),
         eval=dict(
+            dataset=None,
             features=("pixels",),
             metrics=("fid", "recall"),
             inception=None,
@@ -118,7 +118,7 @@ def no_pictures(monkeypatch):
 
 
 def write(workdir, source, config=CONFIG):
-    write_report(config, workdir, source, config_evaluators(config, source, config.eval.num_samples))
+    write_report(config, workdir, *evaluators_and_reference(config, source, config.eval.num_samples))
 
 
 def test_a_report_refuses_a_folder_that_another_process_uses(tmp_path, sampled):
@@ -287,7 +287,7 @@ def test_the_teacher_is_loaded_once_for_all_its_rows(tmp_path, sampled, monkeypa
 
     monkeypatch.setattr(evaluate, "from_checkpoint", load)
     source = RandomImages()
-    evaluators, reference = config_evaluators(CONFIG, source, 70), dataset_reference(source, CONFIG.dataset)
+    evaluators, reference = evaluators_and_reference(CONFIG, source, 70)
     evaluate_ladder(CONFIG, as_path(tmp_path), evaluators, reference, as_path(tmp_path / "evaluation.json"))
     assert len(sampled) == 5 and loaded == ["base", "steps_0002", "steps_0001"]
 

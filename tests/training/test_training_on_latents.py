@@ -13,8 +13,8 @@ from helpers.small_runs import SOURCE
 from diffusion_distillation import config as cfg
 from diffusion_distillation.checkpoints import load
 from diffusion_distillation.errors import InputError
-from diffusion_distillation.evaluation.ladders import config_evaluators, evaluate_ladder
-from diffusion_distillation.evaluation.reference import dataset_reference, reference_images
+from diffusion_distillation.evaluation.ladders import evaluate_ladder, evaluators_and_reference
+from diffusion_distillation.evaluation.reference import reference_images
 from diffusion_distillation.export.options import ExportOptions
 from diffusion_distillation.export.sampler_file import sampler_function
 from diffusion_distillation.hooks import save_sample_grid
@@ -99,6 +99,7 @@ def test_a_ladder_of_latents_from_training_to_its_numbers(source, tmp_path):
     ladder.distillation.update(
         teacher_checkpoint_path=str(tmp_path / "base"), start_num_steps=4, end_num_steps=2, steps_per_iter=2
     )
+    ladder.train.shard = "all"
     ladder.eval.update(dict(num_samples=8, batch_size=8, teacher_num_steps=(2,), ancestral_num_steps=()))
     ladder = cfg.resolve(ladder)
     changed = copy.copy(source)
@@ -109,9 +110,8 @@ def test_a_ladder_of_latents_from_training_to_its_numbers(source, tmp_path):
         run_ladder(ladder, tmp_path / "refused", changed)
     run_ladder(ladder, tmp_path / "ladder", source)
 
-    images = reference_images(ladder, source)
-    assert images.image_shape == IMAGE_SHAPE
-    evaluators, reference = config_evaluators(ladder, images, 8), dataset_reference(images, ladder.dataset)
+    evaluators, reference = evaluators_and_reference(ladder, source, 8)
+    assert reference.images.image_shape == IMAGE_SHAPE
     evaluation = evaluate_ladder(
         ladder, as_path(tmp_path / "ladder"), evaluators, reference, as_path(tmp_path / "evaluation.json")
     )
