@@ -481,7 +481,7 @@ def absolute_path(value: str) -> str:
     ('gs://bucket/run', 'digits')
     """
     path = Path(value).expanduser()
-    return value if "://" in value or (is_pretrained(value) and not path.exists()) else str(path.absolute())
+    return value if "://" in value or is_pretrained(value) else str(path.absolute())
 
 
 def dataset_of(config: ConfigDict) -> dict[str, Any]:

@@ -111,9 +111,8 @@ def _autoencoder(values: dict[str, Any], origin: epath.Path) -> tuple[Autoencode
     """An autoencoder, and its path: absolute, or relative to the folder of the metadata, or a packaged autoencoder."""
     values = tuples_for_lists(values)
     path = values.pop("path")
-    beside = origin.parent / path
-    if not ("://" in path or os.path.isabs(path) or (is_pretrained(path) and not beside.exists())):
-        path = os.fspath(beside)
+    if not ("://" in path or os.path.isabs(path) or is_pretrained(path, origin.parent)):
+        path = os.fspath(origin.parent / path)
     return AutoencoderInfo(**values), path
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,10 @@ from ..errors import InputError
 from ..pretrained import is_pretrained, pretrained_folder
 from ..runtime.files import UNFINISHED, as_path, downloads_folder, file_lock
 from ..runtime.hashing import sha256
+from .model_files import SUFFIXES, needed
 
 # The library that reads each scheme.
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
-SUFFIXES = (".json", ".safetensors", ".msgpack")  # of the files that are copied from a folder
-# Of a pipeline of diffusers, only these parts are copied, and no weights for other libraries.
-PIPELINE = "model_index.json"
-PARTS = ("", "unet", "transformer", "scheduler", "vae")
-WEIGHTS = r"diffusion_pytorch_model.*\.(safetensors|bin)(\.index.*\.json)?"
-SHARD = r"diffusion_pytorch_model-\d+-of-\d+\.safetensors"
 CHUNK = 2**24  # bytes
 # File attributes that change with the content, of HTTP, S3, Google Cloud Storage and the Hub. The first one counts.
 VERSION_ATTRIBUTES = (
@@ -47,7 +42,7 @@ def is_url(path: epath.PathLike) -> bool:
 def local_folder(path: epath.PathLike) -> epath.Path:
     """The path where a file or folder can be read: here, in the package, or where a URL is copied to."""
     name = os.fspath(path)
-    if is_pretrained(name) and not as_path(path).exists():
+    if is_pretrained(name):
         return as_path(pretrained_folder(name))
     return as_path(local_copy(name) if is_url(name) else path)
 
@@ -59,7 +54,8 @@ def local_copy(url: str) -> Path:
     copy appears in the cache once all its files are complete. After that, the server is not contacted again.
 
     Args:
-      url: the URL of a file or a folder. Of a folder, the `needed` files are copied.
+      url: the URL of a file or a folder. Of a folder, the files that a model is read from are copied; see
+        `model_files.needed`.
 
     Returns:
       The path of the copy.
@@ -126,48 +122,10 @@ def _list(files: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     else:
         present = files.find(root, detail=True)
         paths = {os.path.relpath(path, root): path for path in present}
-        found = {paths[name]: present[paths[name]] for name in needed(paths)}
+        found = {paths[name]: present[paths[name]] for name in needed(paths, url)}
     if not found:
         raise InputError(f"{url}: the folder has no file that ends in {', '.join(SUFFIXES)}.")
     return {path: {"size": info.get("size"), **_version_attribute(info)} for path, info in sorted(found.items())}
-
-
-def needed(names: Iterable[str]) -> list[str]:
-    """The files of a folder that a model is read from, by their names relative to the folder.
-
-    Weights in safetensors are preferred to .bin files, and weights without a variant to others.
-
-    >>> needed(["model.safetensors", "config.json", "README.md"])
-    ['config.json', 'model.safetensors']
-    >>> weights = "diffusion_pytorch_model"
-    >>> needed([PIPELINE, f"vae/{weights}.safetensors", f"vae/{weights}.fp16.safetensors", "text_encoder/config.json"])
-    ['model_index.json', 'vae/diffusion_pytorch_model.safetensors']
-    """
-    by_folder: dict[str, list[str]] = {}
-    for name in sorted(names):
-        by_folder.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
-    is_pipeline = PIPELINE in by_folder.get("", [])
-    found = []
-    for folder, inside in by_folder.items():
-        weights = [name for name in inside if re.fullmatch(WEIGHTS, name)]
-        if is_pipeline:
-            if folder not in PARTS:
-                continue
-            others = [name for name in inside if name.endswith(".json") and name not in weights]
-        else:
-            others = [name for name in inside if name.endswith(SUFFIXES) and name not in weights]
-        found += [os.path.join(folder, name) for name in (*others, *_preferred(weights))]
-    return found
-
-
-def _preferred(weights: list[str]) -> list[str]:
-    """The weights that are read, of all files with weights in one folder."""
-    whole, index = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
-    if whole in weights:
-        return [whole]
-    if index in weights:
-        return [index, *(name for name in weights if re.fullmatch(SHARD, name))]
-    return [name for name in weights if ".safetensors" in name] or weights
 
 
 def _version_attribute(info: dict[str, Any]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from etils import epath
+
 # One line per diffusion model, by name.
 PRETRAINED = {
     "digits": "Handwritten digits, 8x8, in 4 steps; takes a class and a guidance weight from 0 to 4",
@@ -13,13 +15,17 @@ AUTOENCODERS = {
 }
 
 
-def is_pretrained(name: str) -> bool:
-    """Whether a model of this package has this name.
+def is_pretrained(path: str, folder: epath.PathLike = ".") -> bool:
+    """Whether a path is the name of a model of this package.
+
+    Args:
+      path: absolute or relative.
+      folder: what a relative path is relative to. What lies there precedes the package's models.
 
     >>> is_pretrained("digits"), is_pretrained("runs/digits/base")
     (True, False)
     """
-    return name in PRETRAINED or name in AUTOENCODERS
+    return path in (*PRETRAINED, *AUTOENCODERS) and not (epath.Path(folder) / path).exists()
 
 
 def pretrained_folder(name: str) -> Path:

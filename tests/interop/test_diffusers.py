@@ -112,11 +112,16 @@ def test_weights_in_several_files_are_read(tmp_path):
         places |= {key: shard for key, _ in part}
     index = tmp_path / f"{diffusers.WEIGHTS}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()  # the weights without a variant come first
     jax.tree.map(np.testing.assert_array_equal, interop.load(tmp_path)[0], params)
     for wrong in ({**places, "a": "../away.safetensors"}, {**places, "a": f"{tmp_path}/{shard}"}, {}, []):
         index.write_text(json.dumps({"weight_map": wrong}))
         with pytest.raises(InputError, match="must name files in its own folder under 'weight_map'"):
             interop.load(tmp_path)
+
+
+def test_several_variants_of_the_weights_are_refused(tmp_path):
+    (written(tmp_path) / diffusers.WEIGHTS).rename(tmp_path / "diffusion_pytorch_model.ema.safetensors")
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
     with pytest.raises(InputError, match="has several variants of the weights"):
         interop.load(tmp_path)

@@ -13,12 +13,8 @@ from ...errors import InputError
 from ...runtime.files import read_json
 from ...shapes import Params
 from ..arrays import fit_params, read_safetensors
+from ..model_files import PICKLE, WEIGHTS, weight_file
 from ..torch_file import read_tensors
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLE = "diffusion_pytorch_model.bin"  # as older models have it
-# Variants, such as fp16, and the indices of weights in several files.
-OTHERS = r"diffusion_pytorch_model\.(\w+\.{suffix}|{suffix}\.index(\.\w+)?\.json)"
 
 # Our names of modules, and diffusers' names: modules of the network, and modules inside of blocks.
 MODULES = {
@@ -55,25 +51,14 @@ OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj
 def find_weights(folder: epath.Path) -> list[epath.Path]:
     """The files with a network's weights: one file, or the files that an index names.
 
-    Safetensors files are preferred to files of torch.save (.bin), and weights without a variant to a variant.
-
     Raises:
-      InputError: if there are none, or weights of several variants.
+      InputError: if there are none, or weights of several variants; see `weight_file`.
     """
     present = sorted(path.name for path in folder.iterdir())
-    for name in (WEIGHTS, PICKLE):
-        if name in present:
-            return [folder / name]
-    for suffix in ("safetensors", "bin"):
-        found = [name for name in present if re.fullmatch(OTHERS.format(suffix=suffix), name)]
-        if len(found) > 1:
-            raise InputError(
-                f"{str(folder)!r} has several variants of the weights, {', '.join(found)}. Keep one, or rename one to "
-                f"{WEIGHTS}."
-            )
-        if found:
-            return _files_of_index(folder / found[0], present) if found[0].endswith("json") else [folder / found[0]]
-    raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
+    chosen = weight_file(present, str(folder))
+    if chosen is None:
+        raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
+    return _files_of_index(folder / chosen, present) if chosen.endswith(".json") else [folder / chosen]
 
 
 def find_indices(folder: epath.Path) -> list[epath.Path]:
