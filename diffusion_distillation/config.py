@@ -146,7 +146,8 @@ DISTILLATION = {
     "teacher_dtype": OneOf(("float32", "bfloat16")),
     "args": Free(),  # options of the method: the keyword-only arguments of its function
     # overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}; they may
-    # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter
+    # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter. Overrides
+    # for fewer steps than the last student's are ignored, so that a ladder can be shortened by end_num_steps
     "stages": Free(),
 }
 
@@ -308,6 +309,8 @@ def find(config: str | Path) -> Path:
     neighbors = {str(file): file for file in path.parent.glob("*.py")}
     known = shipped if is_name or path.stem in shipped else neighbors
     hint = did_you_mean(path.stem if known is shipped else path, known)
+    if is_name and Path(f"{config}.py").is_file():
+        hint = f" Did you mean the file '{config}.py'?"
     raise InputError(
         f"There is no config {str(config)!r}. Give a file, or the name of one of the package's configs, such as "
         f"digits_base.{hint if hint.startswith(' Did') else ''}"
@@ -644,7 +647,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
     stages = {}
     for name, override in distillation.stages.to_dict().items():
         path = f"distillation.stages.{name}"
-        if override is None:
+        if override is None or (name.isdigit() and 0 < int(name) < min(rungs)):  # a shortened ladder ends before it
             continue
         if name not in map(str, rungs):
             raise InputError(

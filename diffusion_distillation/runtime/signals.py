@@ -100,7 +100,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def _exit_at_once(number: int) -> None:
-    print(f"Stopped; {RESUME_HINT}", file=sys.stderr, flush=True)
+    print("Stopped. Run the same command again to finish it.", file=sys.stderr, flush=True)
     multihost.stop_others(f"signal {number}", 128 + number)
     multihost.exit_now(128 + number)
 

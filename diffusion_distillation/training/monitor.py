@@ -22,6 +22,7 @@ from .runner import CallMetrics
 from .runs import MetricsLog
 
 MAX_BAD_STEPS = 100
+ESTIMATE_SECONDS = 20.0  # of updates, before the time that a run will take is estimated without a logged line
 LAST = ("skipped", "learning_rate")  # metrics that are logged by their last value; the others by their mean
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
@@ -98,6 +99,8 @@ class Monitor:
             self.health.check(self._unwritten[-1])
             if call.stop == self._train.num_train_steps or passes(call, self._train.log_loss_every_steps):
                 self._write(call.stop)
+            elif self._prints_estimate and self.progress.is_known(call.stop):
+                self._print_estimate(call.stop, self.progress.images_per_second(call.stop))
 
     def close(self) -> None:
         """Flush and close TensorBoard's files."""
@@ -110,7 +113,6 @@ class Monitor:
         self._unwritten.clear()
         if self._prints_estimate:
             self._print_estimate(step, values["images_per_sec"])
-            self._prints_estimate = False
         if not multihost.is_main():
             return
         self._log.write(step, values)
@@ -120,6 +122,7 @@ class Monitor:
             self._on_metrics(step, values)
 
     def _print_estimate(self, step: int, images_per_sec: float) -> None:
+        self._prints_estimate = False
         if left := self._train.num_train_steps - step:
             seconds = round(left * self._train.batch_size / images_per_sec)
             print_on_main(
@@ -203,21 +206,28 @@ class Progress:
         self._step = step
         self._time = time.monotonic()
 
+    def is_known(self, step: int) -> bool:
+        """Whether updates have run for long enough to estimate their speed."""
+        return step > self._step and time.monotonic() - self._time > ESTIMATE_SECONDS
+
+    def images_per_second(self, step: int) -> float:
+        """The speed since the previous line."""
+        return (step - self._step) * self._batch_size / max(time.monotonic() - self._time, 1e-9)
+
     def show(self, step: int, loss: float) -> float:
         """Print the line and return the images/s since the previous line."""
-        now = time.monotonic()
         if step == self._step:  # no call came after the first ones, which took longer
             self._step, self._time = self._begun
-        per_second = (step - self._step) / max(now - self._time, 1e-9)
+        speed = self.images_per_second(step)
         self.restart(step)
-        left = datetime.timedelta(seconds=round((self._total - step) / per_second))
+        left = datetime.timedelta(seconds=round((self._total - step) * self._batch_size / speed))
         line = (
             f"{self._name}  step {step:,}/{self._total:,}  loss {loss:.4g}  "
-            f"{per_second * self._batch_size:,.0f} images/s  {left} left{memory_of(jax.local_devices()[0])}"
+            f"{speed:,.0f} images/s  {left} left{memory_of(jax.local_devices()[0])}"
         )
         if multihost.is_main():
             show_progress(line, last=step == self._total)
-        return per_second * self._batch_size
+        return speed
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

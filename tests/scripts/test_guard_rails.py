@@ -93,7 +93,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=30)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert "Stopped; run the same command again to resume" in error and "saved at" not in error
+    assert "Stopped. Run the same command again to finish it." in error and "saved at" not in error
 
 
 @pytest.mark.slow

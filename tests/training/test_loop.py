@@ -32,6 +32,15 @@ class EvaluatedSteps(list):
         self.append(metadata.step)
 
 
+def test_a_slow_run_prints_how_long_it_will_take_before_its_first_metrics(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(monitor, "ESTIMATE_SECONDS", 0.0)
+    train(make_config(log_loss_every_steps=20, substeps=2), tmp_path, SOURCE)
+    lines = capsys.readouterr().out.splitlines()
+    [(number, estimate)] = [(number, line) for number, line in enumerate(lines) if "updates left" in line]
+    assert re.search(r": about 0:00:\d\d for the 1[0-9] updates left$", estimate)
+    assert number < next(number for number, line in enumerate(lines) if "step 20/20" in line)
+
+
 def test_a_run_prints_its_plan_and_logs_its_metrics(tmp_path, capsys):
     """on_metrics, metrics.jsonl and TensorBoard's event files get the same metrics."""
     seen = {}
