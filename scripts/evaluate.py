@@ -54,7 +54,8 @@ from diffusion_distillation.interop.archive import is_archive
 from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.report import sample_folder
-from diffusion_distillation.report.pictures import save_nfe_curves
+from diffusion_distillation.report.pictures import nfe_panels
+from diffusion_distillation.report.plots import NFE_LABEL, save_curves
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, read_json, write_atomic
 from diffusion_distillation.training.runs import read_config
@@ -146,7 +147,7 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
     if samples.images is None:
         raise InputError(f"--samples={SAMPLES.value} has statistics but no images. Give images.")
     num_samples = min(NUM_SAMPLES.value or len(samples.images), len(samples.images))
-    evaluators, reference = evaluators_and_reference(config, num_samples, samples.images.image_shape[2])
+    evaluators, reference = evaluators_of_flags(config, num_samples, samples.images.image_shape[2])
     if reference.images is not None:
         samples = convert_channels(samples, reference.images.image_shape[2])
     sample_set = stored_samples(samples.images)
@@ -200,13 +201,13 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
             return samples
         return samples._replace(save=lambda indices, images: keep(first + indices, images))
 
-    evaluators, reference = evaluators_and_reference(config, num_samples, pipeline.image_shape[2])
+    evaluators, reference = evaluators_of_flags(config, num_samples, pipeline.image_shape[2])
     evaluation = evaluate(
         dict.fromkeys(entries, interop.local_path(CHECKPOINT.value)), samples_from, evaluators, reference, out,
         settings=settings, num_samples=num_samples, repeats=REPEATS.value,
     )  # fmt: skip
     if len(entries) > 1 and multihost.is_main():
-        save_nfe_curves(evaluation, out.with_suffix(".png"))
+        save_curves(nfe_panels(evaluation), NFE_LABEL, out.with_suffix(".png"))
     return evaluation, config
 
 
@@ -224,7 +225,7 @@ def evaluate_whole_ladder(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     open_pipeline = pipeline_loader(config)
     teacher = open_pipeline(interop.local_path(config.distillation.teacher_checkpoint_path))
     others = other_runs(OTHERS.value, numbers_of_steps(OTHERS_NUM_STEPS), teacher.image_shape, open_pipeline)
-    evaluators, reference = evaluators_and_reference(config, num_samples, teacher.image_shape[2])
+    evaluators, reference = evaluators_of_flags(config, num_samples, teacher.image_shape[2])
     evaluation = evaluate_ladder(
         config, workdir, evaluators, reference, out, others=others, open_pipeline=open_pipeline, seed=SEED.value,
         num_samples=num_samples, batch_size=BATCH_SIZE.value, guidance=GUIDANCE.value,
@@ -259,7 +260,7 @@ def sample_keeper(
     return functools.partial(sample_folder.save_images, folder)
 
 
-def evaluators_and_reference(
+def evaluators_of_flags(
     config: ConfigDict | None, num_samples: int, channels: int
 ) -> tuple[list[Evaluator], Reference]:
     """Make what the flags ask for.

@@ -15,7 +15,8 @@ from PIL import Image
 
 from diffusion_distillation import config
 from diffusion_distillation.data.source import source_problem
-from diffusion_distillation.evaluation.metrics import METRICS, Comparison, FeatureSet
+from diffusion_distillation.evaluation.metrics import METRICS, Comparison, Criterion, FeatureSet, MetricValue
+from diffusion_distillation.evaluation.results import Entry, Evaluation, Row
 from diffusion_distillation.methods import ladder_rungs
 from diffusion_distillation.networks.model import make_network, train_schedule
 from diffusion_distillation.pretrained import pretrained_folder
@@ -90,18 +91,19 @@ def test_parts_of_your_own_work_as_the_page_shows(own_modules, monkeypatch):
 
 @pytest.fixture
 def own_modules(tmp_path, monkeypatch):
-    """The modules of docs/own_parts.md, which can be imported, and their names."""
+    """The modules of the pages, which can be imported, and their names. Their models are here, not at a URL."""
     modules = {name: block for block in BLOCKS for name in re.findall(r"^# (my_\w+)\.py$", block, re.MULTILINE)}
     for name, block in modules.items():
-        (tmp_path / f"{name}.py").write_text(block)
+        (tmp_path / f"{name}.py").write_text(re.sub(r"hf://[\w/-]+", "digits", block))
     monkeypatch.syspath_prepend(tmp_path)
     return {name: runpy.run_path(str(tmp_path / f"{name}.py")) for name in modules}
 
 
 @pytest.mark.parametrize(("name", "flags"), COMMANDS, ids=lambda part: part.strip()[:60])
-def test_every_command_has_the_flags_and_fields_that_it_sets(name, flags, own_modules, capsys):
+def test_every_command_has_the_flags_and_fields_that_it_sets(name, flags, own_modules, tmp_path, capsys):
     """With --help, all flags are parsed and nothing runs."""
-    assert main(name, *shlex.split(flags.replace("$i", "0"), comments=True), "--help") == 0, capsys.readouterr().err
+    flags = flags.replace("$i", "0").replace("--config=my_", f"--config={tmp_path}/my_")
+    assert main(name, *shlex.split(flags, comments=True), "--help") == 0, capsys.readouterr().err
 
 
 def test_the_generated_tables_are_up_to_date_and_complete():
@@ -139,6 +141,21 @@ def test_the_figure_of_samples_from_the_same_noise_is_drawn(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     with Image.open(tmp_path / "drawn.png") as picture:
         assert picture.width > picture.height > 100  # 4 rows of 5 images
+
+
+def test_the_figure_of_solvers_has_one_plot_per_evaluation(tmp_path):
+    values = {Criterion("frechet", "pixels"): MetricValue(2.0)}
+    rows = [Row(Entry("teacher", sampler, n), values, 1.0) for sampler in ("ddim", "heun") for n in (4, 8)]
+    evaluation = tmp_path / "solvers.json"
+    evaluation.write_text(Evaluation({}, {}, rows).to_json())
+    widths = []
+    for names in (["digits"], ["digits", "MNIST"]):
+        of_names = [f"--evaluations={','.join([str(evaluation)] * len(names))}", f"--names={','.join(names)}"]
+        command = [sys.executable, "docs/solvers.py", *of_names, f"--out={tmp_path / 'drawn.png'}"]
+        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        with Image.open(tmp_path / "drawn.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] > 1.4 * widths[0]
 
 
 def test_every_path_exists():

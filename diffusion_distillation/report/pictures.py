@@ -16,7 +16,6 @@ from ..evaluation.results import Entry, Evaluation, Row, load_samples
 from ..sampling import SAMPLERS
 from .html_page import Picture
 from .plots import (
-    NFE_LABEL,
     STEPS_LABEL,
     Column,
     Curve,
@@ -140,12 +139,11 @@ def quality_curves(ladders: Sequence[LadderReport], folder: epath.Path) -> list[
     return [*pictures, Picture("Quality by sampling time", caption, folder / "speed.png")]
 
 
-def save_nfe_curves(evaluation: Evaluation, path: epath.Path) -> None:
-    """Save the metrics of one model by network evaluations per sample, one curve per sampler.
+def nfe_panels(evaluation: Evaluation) -> list[Panel]:
+    """The metrics of one model by network evaluations per sample (`plots.NFE_LABEL`), one curve per sampler.
 
     Args:
       evaluation: rows of one model.
-      path: of the PNG file.
     """
     samplers = list(dict.fromkeys(row.entry.sampler for row in evaluation.rows))
 
@@ -154,11 +152,10 @@ def save_nfe_curves(evaluation: Evaluation, path: epath.Path) -> None:
         points = sorted((row.entry.nfe, row.values[criterion].value) for row in rows)
         return Curve(SAMPLERS[sampler].title, rows[0].entry.model, color, points)
 
-    panels = [
+    return [
         metric_panel(criterion, [curve(criterion, color, sampler) for color, sampler in enumerate(samplers)])
         for criterion in evaluation.criteria
     ]
-    save_curves(panels, NFE_LABEL, path)
 
 
 def ancestral_samples(ladder: LadderReport, folder: epath.Path) -> list[Picture]:
