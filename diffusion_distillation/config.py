@@ -645,7 +645,7 @@ def _resolve_distillation(config: ConfigDict) -> None:
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
     del fields["init_from"], fields["num_train_steps"]
     stages = {}
-    for name, override in distillation.stages.to_dict().items():
+    for name, override in ((str(name), override) for name, override in distillation.stages.to_dict().items()):
         path = f"distillation.stages.{name}"
         if override is None or (name.isdigit() and 0 < int(name) < min(rungs)):  # a shortened ladder ends before it
             continue

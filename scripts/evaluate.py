@@ -32,7 +32,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import newest_step, params_hash
+from diffusion_distillation.checkpoints import newest_step
 from diffusion_distillation.config import model_of
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
@@ -176,7 +176,8 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
 
     # What the samples depend on.
     options: dict[str, Any] = dict(batch_size=min(BATCH_SIZE.value, num_samples))
-    settings = {"checkpoint": CHECKPOINT.value, "parameters": params_hash(params), "seed": SEED.value}
+    identity = interop.sampled_model(CHECKPOINT.value, params, metadata)
+    settings = {"checkpoint": CHECKPOINT.value, **identity, "seed": SEED.value}
     settings["clip"] = config.model.eval_clip_denoised
     weight = config.model.eval_guidance if GUIDANCE.value is None else GUIDANCE.value
     if weight:

@@ -52,6 +52,7 @@ PARAMS = flags.DEFINE_enum(
 DTYPE = flags.DEFINE_enum("dtype", "float32", options.DTYPES, "The dtype of the stored parameters.")
 LICENSE = flags.DEFINE_string("license", "unknown", "License on the model card, by its name on the Hugging Face Hub.")
 EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the model, for the model card.")
+NOT_OF_DIFFUSERS = (INPUT, OUTPUT, BATCH_SIZE, SAMPLER, PLATFORMS, PARAMS, DTYPE, LICENSE, EVALUATION)
 
 
 def main() -> None:
@@ -66,10 +67,15 @@ def main() -> None:
         dtype=DTYPE.value,
     )
     card.check_license(LICENSE.value)
+    if FORMAT.value == "diffusers":
+        for flag in NOT_OF_DIFFUSERS:
+            if flag.present:
+                raise InputError(f"--{flag.name} does not apply to --format=diffusers. Omit it.")
     out = as_path(OUT.value)
     start_jax()
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)
     if FORMAT.value == "diffusers":
+        options.check_options(export_options, metadata)
         if export_options.num_steps == options.FREE:
             raise InputError(
                 "--num_steps=free does not work with --format=diffusers, whose scheduler has a table of times. Give a "

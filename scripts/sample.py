@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import params_hash
+from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
@@ -87,7 +86,7 @@ def main() -> None:
     # Sample and save the images.
     indices = np.arange(NUM_SAMPLES.value)
     if to_folder:
-        settings = sample_settings(params, metadata.config, pipeline.num_steps, classes)
+        settings = sample_settings(params, metadata, pipeline.num_steps, classes)
         indices = sample_folder.missing_indices(out, settings, NUM_SAMPLES.value)
     batches = pipeline.stream(key, indices, labels(indices), batch_size=BATCH_SIZE.value, **options)
     if to_folder:
@@ -155,10 +154,11 @@ def save_folder(
             bar.update(len(images))
 
 
-def sample_settings(params: Params, config: ConfigDict, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
-    """What a sample depends on: parameters, seed and options, set by flags or else by the config."""
+def sample_settings(params: Params, metadata: Metadata, num_steps: int, classes: np.ndarray | None) -> dict[str, Any]:
+    """What a sample depends on: model, seed and options, set by flags or else by the config."""
+    config = metadata.config
     settings = {
-        "parameters": params_hash(params),
+        **interop.sampled_model(CHECKPOINT.value, params, metadata),
         "seed": SEED.value,
         "num_steps": num_steps,
         "sampler": SAMPLER.value or config.sampler,

@@ -417,6 +417,12 @@ def test_overrides_of_none_count_as_unset():
     assert cfg.resolve(config).distillation.stages.to_dict() == {}
 
 
+def test_overrides_may_be_named_by_numbers():
+    config = ladder()
+    config.distillation.stages = {2: {"updates_factor": 2.0}}
+    assert list(cfg.resolve(config).distillation.stages) == ["2"]
+
+
 def test_a_shortened_ladder_ignores_overrides_of_students_that_it_does_not_reach():
     config = ladder()
     config.distillation.stages = {str(steps): {"updates_factor": 2.0} for steps in (4, 2, 1)}

@@ -1,5 +1,6 @@
 """Evaluating a ladder: its students, and its teacher undistilled, by DDIM and by ancestral sampling."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ..checkpoints import newest_step, params_hash
 from ..config import rung_config
-from ..data import Source
+from ..data import Source, load_source
 from ..errors import InputError
 from ..interop import local_path
 from ..keys import seed_key
@@ -18,6 +19,7 @@ from ..training.ladder import finished_config, student_folder
 from ..training.runs import read_inputs
 from .evaluate import PipelineLoader, evaluate, pipeline_loader
 from .measure import Evaluator, make_evaluators
+from .metrics import METRICS
 from .reference import Reference, dataset_reference, reference_images
 from .results import Entry, Evaluation
 from .samples import generated_samples
@@ -36,15 +38,37 @@ def evaluators_and_reference(
       num_samples: how many samples are to be measured.
 
     Raises:
-      InputError: see `make_evaluators`.
+      InputError: see `make_evaluators`; or if a metric needs labels, and `config.eval.dataset` has other classes than
+        the training data.
     """
     images = reference_images(config, source)
+    if config.eval.dataset:
+        _check_classes(config, images, source or load_source(config.dataset.name, **config.dataset.args))
     reference = dataset_reference(images, config.dataset)
     settings = config.eval
     evaluators = make_evaluators(
         settings.features, settings.metrics, num_samples, images, reference, weights=settings.inception
     )
     return evaluators, reference
+
+
+def _check_classes(config: ConfigDict, images: Source, source: Source) -> None:
+    """Check that the images to compare with have the labels of the training data, if a metric needs labels."""
+    labeled = [name for name in config.eval.metrics if name in METRICS and "labels" in METRICS[name].sample_fields]
+    here, there = (
+        getattr(data, "class_names", None) or [str(number) for number in range(data.num_classes)]
+        for data in (images, source)
+    )
+    if labeled and [*here] != [*there]:
+        raise InputError(
+            f"Metric {labeled[0]!r} compares labels, and config.eval.dataset has other classes, {_first(here)}, than "
+            f"the training data, {_first(there)}. Give a dataset with the same classes, or drop the metric from "
+            "config.eval.metrics."
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Path]:
@@ -183,10 +207,10 @@ def teacher_guidance(config: ConfigDict, entry: Entry) -> dict[str, Any]:
       entry: a row. The options are empty for students, and without distillation.teacher_guidance.
     """
     distillation = config.get("distillation")
-    if entry.model != "teacher" or distillation is None:
+    if entry.model != "teacher" or distillation is None or distillation.teacher_guidance is None:
         return {}
-    options = {"guidance": distillation.teacher_guidance, "guidance_interval": distillation.teacher_guidance_interval}
-    return {name: value for name, value in options.items() if value is not None}
+    interval = distillation.teacher_guidance_interval or (-math.inf, math.inf)  # not the interval of its own config
+    return {"guidance": distillation.teacher_guidance, "guidance_interval": interval}
 
 
 def evaluate_runs(

@@ -79,9 +79,9 @@ def write(
         target.rmtree()
     target.mkdir(parents=True, exist_ok=True)
     if "archive" in contents:
-        archive.write(target, params, metadata, options.dtype)
         if metadata.autoencoder is not None:
-            copy_autoencoder(metadata.autoencoder_path, target / AUTOENCODER)
+            copy_autoencoder(metadata.autoencoder_path, target / AUTOENCODER, metadata.autoencoder)
+        archive.write(target, params, metadata, options.dtype)
     elif options.params == "beside":
         archive.write_weights(target, params, options.dtype)
     for name, content in files.items():

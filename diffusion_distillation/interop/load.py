@@ -1,5 +1,6 @@
 """Load a model from a path: a run, an archive, a diffusers folder or a file of another project, here or at a URL."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import checkpoints
-from ..checkpoints import Metadata, newest_step
+from ..checkpoints import Metadata, newest_step, params_hash
 from ..errors import InputError, did_you_mean
 from ..latents import AutoencoderInfo, Decode, Encode
 from ..networks.autoencoder import AutoencoderKL, make_functions
@@ -120,14 +121,18 @@ def read_autoencoder(
     return diffusers.autoencoder.read(local_path(path), dtype)
 
 
-def copy_autoencoder(path: epath.PathLike, folder: epath.Path) -> None:
+def copy_autoencoder(path: epath.PathLike, folder: epath.Path, expected: AutoencoderInfo) -> None:
     """Copy the config and the weights of an autoencoder to a new folder.
 
     Args:
       path: see `load_autoencoder`.
       folder: created if it is missing.
+      expected: what is known of the autoencoder.
+
+    Raises:
+      InputError: if there is another autoencoder at the path.
     """
-    diffusers.autoencoder.copy(local_path(path), folder)
+    diffusers.autoencoder.copy(local_path(path), folder, expected)
 
 
 def local_path(path: epath.PathLike) -> epath.Path:
@@ -153,6 +158,24 @@ def model_version(path: epath.Path) -> str:
     metadata = path / "checkpoints" / str(step) / "metadata" / "metadata"
     content = metadata.read_bytes() if metadata.exists() else b""
     return f"step {step}, {sha256([content], digits=16)}"
+
+
+def sampled_model(path: epath.PathLike, params: Params, metadata: Metadata) -> dict[str, str]:
+    """Identify a model whose samples are kept, by what determines them.
+
+    Args:
+      path: the model's, as given.
+      params: its parameters.
+      metadata: its metadata.
+
+    Returns:
+      `parameters`, a hash. For models other than runs also `model`, a hash of `config.model`: their file may leave the
+      noise schedule and the network's output to a config, or to a scheduler's file.
+    """
+    found = {"parameters": params_hash(params)}
+    if newest_step(local_path(path)) is None:
+        found["model"] = sha256([json.dumps(metadata.config.model.to_dict(), sort_keys=True)], digits=16)
+    return found
 
 
 def _is_run_in_bucket(path: epath.PathLike) -> bool:

@@ -21,7 +21,6 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..data import Source
 from ..errors import InputError
 from ..evaluation import tables
 from ..evaluation.evaluate import PipelineLoader, pipeline_loader
@@ -32,6 +31,7 @@ from ..evaluation.results import Entry, read_evaluation
 from ..interop import local_path
 from ..keys import seed_key
 from ..methods import ladder_rungs
+from ..pipeline import Pipeline
 from ..runtime import multihost
 from ..runtime.environment import describe_environment
 from ..runtime.files import as_path, write_atomic
@@ -89,6 +89,7 @@ def _write_report(
     )  # fmt: skip
     trajectories = sample_trajectories(config, workdir, open_pipeline)
     guided = sample_guidance_weights(config, workdir, open_pipeline)
+    class_labels = _class_labels(open_pipeline(local_path(config.distillation.teacher_checkpoint_path)))
     if not multihost.is_main():
         return
 
@@ -98,7 +99,7 @@ def _write_report(
     write_atomic(folder / "evaluation.tex", tables.latex(evaluation, published))
 
     # Save the pictures, and the page that shows them.
-    ladder = LadderReport(workdir.name, workdir, config, evaluation, _class_labels(reference.images))
+    ladder = LadderReport(workdir.name, workdir, config, evaluation, class_labels)
     sections = [
         pictures.same_noise(ladder, folder),
         *pictures.quality_curves([ladder], folder),
@@ -222,10 +223,10 @@ def _check_comparable(first: LadderReport, other: LadderReport) -> None:
             )
 
 
-def _class_labels(source: Source) -> Sequence[str]:
-    if source.num_classes == 1:
+def _class_labels(pipeline: Pipeline) -> Sequence[str]:
+    if pipeline.num_classes == 1:
         return ()
-    names = getattr(source, "class_names", None) or map(str, range(source.num_classes))
+    names = pipeline.class_names or map(str, range(pipeline.num_classes))
     return [f"class {name}" if name.isdecimal() else name for name in names]
 
 

@@ -204,11 +204,11 @@ def compare_methods(
     budget = budget or sum(ladder_nfe(config).values())
     teacher_steps = ladder_rungs(config)[0].teacher_num_steps
     for more, fewer in itertools.pairwise((teacher_steps, *steps)):
-        if fewer >= more or more % fewer:
+        if not 1 <= fewer < more or more % fewer:
             raise InputError(
                 f"The students' sampling steps {tuple(steps)} must get fewer, each dividing the one before it, and the "
                 f"first must divide the teacher's {teacher_steps}. Change --steps, or the teacher's steps by "
-                "config.distillation.start_num_steps."
+                "config.distillation.start_num_steps or rungs."
             )
     chosen = _choose(recipes(teacher_steps, steps), methods)
 

@@ -77,6 +77,8 @@ class Monitor:
           Whether this is the first call of its length. If so, the function has waited for its end and excludes it from
           the speed, because it was compiled, or it is shorter than its program.
         """
+        if len(call) not in self._lengths:
+            self.look(unseen=0)  # its line, if it is due, has the speed until now
         self._unseen.append((call, metrics))
         if len(call) in self._lengths:
             return False

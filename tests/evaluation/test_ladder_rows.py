@@ -1,6 +1,7 @@
 """Which students and which teacher the evaluation of a ladder accepts."""
 
 import json
+import math
 
 import pytest
 from helpers.runs import call
@@ -51,6 +52,8 @@ def test_the_teacher_alone_is_sampled_with_the_guidance_of_its_students_targets(
     options = {"guidance": 1.0, "guidance_interval": (-4.0, 3.0)}
     assert teacher_guidance(config, Entry("teacher", "ddim", 64)) == options
     assert teacher_guidance(config, Entry("student", "ddim", 4)) == {}
+    everywhere = ladder_of(make_config(), "base", **{"distillation.teacher_guidance": 1.0})
+    assert teacher_guidance(everywhere, Entry("teacher", "ddim", 64))["guidance_interval"] == (-math.inf, math.inf)
     assert teacher_guidance(ladder_of(make_config(), "base"), Entry("teacher", "ddim", 64)) == {}
 
 

@@ -274,6 +274,12 @@ def test_the_script_writes_a_model_for_one_number_of_steps(tmp_path):
     assert "not empty" in call("export", *flags, f"--out={tmp_path / 'd'}", fails=True)
     free = call("export", *flags, f"--out={tmp_path / 'e'}", "--num_steps=free", fails=True)
     assert "Give a number, such as --num_steps=4" in free and not (tmp_path / "e").exists()
+    wrong = {
+        "--num_steps=four": "num_steps='four' must be a positive integer",
+        "--dtype=float16": "--dtype does not apply",
+    }
+    for flag, message in wrong.items():
+        assert message in call("export", *flags, f"--out={tmp_path / 'e'}", flag, fails=True)
 
 
 def test_a_model_of_diffusers_is_written_and_read_back(tmp_path):

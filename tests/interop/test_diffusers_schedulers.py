@@ -174,6 +174,16 @@ def test_an_unsupported_option_is_refused(name, options, message, tmp_path):
         scheduler.settings(scheduler.read_scheduler(as_path(tmp_path)))
 
 
+def test_a_solver_made_from_a_ddpm_scheduler_keeps_its_variance_type(tmp_path):
+    """Which deterministic solvers do not use."""
+    found = []
+    for options in ({}, dict(variance_type="fixed_small")):
+        values = DESCRIBED["models"]["dpm_solver"]["scheduler"] | options
+        (tmp_path / diffusers.SCHEDULER).write_text(json.dumps(values))
+        found.append(scheduler.settings(scheduler.read_scheduler(as_path(tmp_path))))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("options", [dict(shift="a"), dict(shift=-1.0), dict(shift=0.0, num_train_timesteps=1)])
 def test_values_that_make_no_schedule_are_refused(options, tmp_path):
     with pytest.raises(InputError, match="and its scheduler's config: "):

@@ -1,7 +1,9 @@
 """Folders of DiTPipeline, with their autoencoder and class names: read, sampled, written, read by diffusers."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from diffusion_distillation import interop
 from diffusion_distillation.checkpoints import Metadata
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.interop import diffusers
+from diffusion_distillation.networks.model import make_network
 from diffusion_distillation.pipeline import Pipeline
 from diffusion_distillation.runtime.files import as_path
 
@@ -94,10 +97,41 @@ def test_what_diffusers_cannot_sample_is_refused(folder, tmp_path):
         ({"model.args.freq_shift": 0}, 5, "has freq_shift=1, mlp_ratio=4.0; this one has 0 and 4.0"),
         ({"model.args.guidance_range": (0.0, 4.0)}, 5, "takes no guidance weight"),
         ({"model.mean_type": "flow"}, 5, "no prediction_type for mean_type 'flow'"),
+        ({"model.eval_guidance": 1.0}, 5, "only models of 1000 classes; this one has 10 and model.eval_guidance=1.0"),
     ):
         with pytest.raises(InputError, match=message):
             diffusers.write(out, params, changed(metadata, **fields), num_steps)
+    replaced = dataclasses.replace(metadata, autoencoder=dataclasses.replace(metadata.autoencoder, fingerprint="0123"))
+    with pytest.raises(InputError, match="the latents need 0123"):
+        diffusers.write(out, params, replaced, 5)
     assert not out.exists()
+    guided = changed(metadata, **{"model.eval_guidance": 1.0, "model.eval_guidance_interval": (-4.0, 3.0)})
+    network = make_network(guided.config.model, SHAPE, 1000)
+    with pytest.raises(InputError, match=r"guides at all times; this model has eval_guidance_interval=\(-4.0, 3.0\)"):
+        diffusers.dit.check_writable(guided, network, 5)
+
+
+def test_a_written_pipeline_cannot_be_guided_by_diffusers_unless_it_has_1000_classes(folder, tmp_path):
+    params, metadata = interop.load(folder)
+    diffusers.write(as_path(tmp_path / "out"), params, metadata, 5)
+    assert "No other guidance_scale than 1 works" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_written_pipeline_has_the_weights_of_a_variant_where_diffusers_looks(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "in")
+    vae = tmp_path / "in" / "vae"
+    (vae / diffusers.WEIGHTS).rename(vae / "diffusion_pytorch_model.fp16.safetensors")
+    params, metadata = interop.load(tmp_path / "in")
+    diffusers.write(as_path(tmp_path / "out"), params, metadata, 5)
+    assert sorted(path.name for path in (tmp_path / "out" / "vae").iterdir()) == ["config.json", diffusers.WEIGHTS]
+
+
+def test_a_pipeline_with_another_decoder_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "in")
+    index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
+    (tmp_path / "in" / diffusers.PIPELINE).write_text(json.dumps(index))
+    with pytest.raises(InputError, match="decodes its images by VQModel in vqvae/, which is not supported"):
+        interop.load(tmp_path / "in")
 
 
 def test_a_transformer_of_other_channels_than_the_autoencoder_is_refused(folder, tmp_path):

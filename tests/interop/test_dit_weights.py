@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from helpers.diffusers_peer import needs_peer, peer, relative
 from helpers.latent_models import encoded_columns
+from helpers.models import save_model
 from helpers.runs import ROOT, call
 from helpers.torch_format import saved_by_torch
 from ml_collections import ConfigDict
@@ -92,6 +93,18 @@ def test_the_pipeline_s_config_is_kept(tmp_path):
     assert (model.name, model.mean_type, model.eval_clip_denoised) == ("dit", "eps", False)
     assert (model.args.freq_shift, model.args.mlp_norm_eps) == (1, 1e-5)
     assert metadata.config.train.label_dropout == 0.1
+
+
+def test_a_model_whose_scheduler_was_edited_is_another_one_where_samples_are_kept(tmp_path):
+    """A run has its config in its checkpoints, which never change."""
+    folder = written(tmp_path / "dit")
+    first = interop.sampled_model(folder, *interop.load(folder))
+    values = json.loads((folder / "scheduler" / diffusers.SCHEDULER).read_text())
+    (folder / "scheduler" / diffusers.SCHEDULER).write_text(json.dumps(values | {"beta_end": 0.03}))
+    second = interop.sampled_model(folder, *interop.load(folder))
+    assert first["parameters"] == second["parameters"] and first["model"] != second["model"]
+    save_model(tmp_path / "run")
+    assert list(interop.sampled_model(tmp_path / "run", *interop.load(tmp_path / "run"))) == ["parameters"]
 
 
 def positions():

@@ -89,6 +89,7 @@ def test_the_script_trains_each_method_with_every_seed_once(tmp_path):
         ("--budget=0", "--budget=0.0 must be more than 0"),
         ("--steps=8,x", "--steps=8,x must be numbers of steps"),
         ("--methods=halvings,trakt", "Unknown method 'trakt'; choose from"),
+        ("--steps=8,4,0", "The students' sampling steps (8, 4, 0) must get fewer"),
         ("--steps=3,1", "The students' sampling steps (3, 1) must get fewer, each dividing the one before it"),
     ],
 )

@@ -41,6 +41,21 @@ def test_a_slow_run_prints_how_long_it_will_take_before_its_first_metrics(tmp_pa
     assert number < next(number for number, line in enumerate(lines) if "step 20/20" in line)
 
 
+def test_the_speed_before_calls_of_another_length_is_logged(tmp_path):
+    """On accelerators, metrics are read one call later."""
+    speeds = {}
+    section = make_config(num_train_steps=23, log_loss_every_steps=10).train
+    watched = monitor.Monitor(
+        as_path(tmp_path), section, 0, on_metrics=lambda step, values: speeds.update({step: values["images_per_sec"]})
+    )
+    for call in (range(0, 10), range(10, 20), range(20, 23)):
+        watched.add(call, {name: np.ones(len(call)) for name in ("loss", "gradient_norm", "skipped", "learning_rate")})
+        watched.look(unseen=1)
+    watched.look(unseen=0)
+    watched.close()
+    assert list(speeds) == [10, 20, 23] and min(speeds.values()) > 0
+
+
 def test_a_run_prints_its_plan_and_logs_its_metrics(tmp_path, capsys):
     """on_metrics, metrics.jsonl and TensorBoard's event files get the same metrics."""
     seen = {}

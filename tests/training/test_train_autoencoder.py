@@ -12,8 +12,9 @@ from helpers.runs import call, steps_saved
 from diffusion_distillation import config as cfg
 from diffusion_distillation import latents
 from diffusion_distillation.data import load_source
-from diffusion_distillation.errors import InputError
+from diffusion_distillation.errors import DivergedError, InputError
 from diffusion_distillation.networks import autoencoder
+from diffusion_distillation.training import autoencoder as training
 from diffusion_distillation.training.autoencoder import autoencoder_loss, make_autoencoder, train_autoencoder
 from diffusion_distillation.training.monitor import Monitor
 
@@ -52,6 +53,18 @@ def test_an_interrupted_training_resumes_to_the_same_parameters(tmp_path, monkey
     resumed = train_autoencoder(config, tmp_path / "resumed", SOURCE)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert [line["step"] for line in metrics_of(tmp_path / "resumed")] == [4, 8, 12]
+
+
+def test_an_autoencoder_whose_last_updates_were_not_finite_is_not_returned(tmp_path, monkeypatch):
+    config = make_config()
+    metrics = {name: np.float32(np.nan) for name in ("loss", "l1", "kl", "gradient_norm", "learning_rate")}
+
+    def update(state, key, images):
+        return state._replace(step=state.step + 1), metrics
+
+    monkeypatch.setattr(training, "make_update", lambda *_: update)
+    with pytest.raises(DivergedError, match="the last updates were not finite"):
+        train_autoencoder(config, tmp_path, SOURCE)
 
 
 def test_the_loss_is_l1_and_kl():

@@ -127,6 +127,18 @@ def test_a_ladder_of_latents_from_training_to_its_numbers(source, tmp_path):
     np.testing.assert_allclose(np.asarray(exported, int), samples, atol=1)
 
 
+def test_a_reference_with_other_classes_cannot_measure_accuracy(source):
+    digits = cfg.ConfigDict(dict(name="digits", args=dict(class_conditional=True)))
+    config = base_config(**{"eval.dataset": digits, "eval.features": ("classifier",), "eval.metrics": ("accuracy",)})
+    with pytest.raises(
+        InputError, match=r"other classes, 0, 1, 2, 3, \.\.\., than the training data, red, green, blue"
+    ):
+        evaluators_and_reference(config, source, 8)
+    with config.unlocked():
+        config.eval.features, config.eval.metrics = ("pixels",), ("frechet",)
+    assert evaluators_and_reference(config, source, 8)[1].images.num_classes == 10
+
+
 def test_images_of_eval_dataset_are_the_reference():
     config = base_config(**{"eval.dataset": cfg.ConfigDict(dict(name="helpers.latent_models:columns", args={}))})
     assert len(reference_images(config)) == len(columns())

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from ...checkpoints import AUTOENCODER
 from ...errors import InputError
 from ...latents import AutoencoderInfo, PerChannel, Shape
-from ...networks.autoencoder import AutoencoderKL
+from ...networks.autoencoder import AutoencoderKL, check_fingerprint
 from ...runtime.files import absolute, read_json, write_atomic
 from ...runtime.hashing import sha256
 from ...shapes import Params
@@ -127,17 +127,22 @@ def write(
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def copy(source: epath.Path, folder: epath.Path) -> None:
+def copy(source: epath.Path, folder: epath.Path, expected: AutoencoderInfo) -> None:
     """Copy the config and the weights of an autoencoder.
 
     Args:
       source: see `read`.
       folder: created if it is missing.
+      expected: what is known of the autoencoder.
+
+    Raises:
+      InputError: if the source has another autoencoder.
     """
     source = _folder_of(source)
+    check_fingerprint(str(source), read(source)[-1], expected)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (source / CONFIG, *weights.find_weights(source), *weights.find_indices(source)):
-        path.copy(folder / path.name, overwrite=True)
+    (source / CONFIG).copy(folder / CONFIG, overwrite=True)
+    weights.copy_weights(source, folder)
 
 
 def _folder_of(folder: epath.Path) -> epath.Path:

@@ -1,6 +1,7 @@
 """The README.md of a model in diffusers' format: what it is, and how to sample from it."""
 
 from ...checkpoints import Metadata
+from .dit import NO_CLASS
 
 CARD = """---
 library_name: diffusers
@@ -59,6 +60,10 @@ images = pipeline(class_labels=[0, 1], num_inference_steps={num_steps}, guidance
 DISTILLED = """\
 **Pass num_inference_steps={num_steps} and guidance_scale={scale}.** The model was distilled for this number of steps.
 If its teacher was guided, its images are guided already."""
+UNGUIDED = """
+
+**No other guidance_scale than 1 works.** `DiTPipeline` takes class {no_class} for "no class", and the model has other
+classes."""
 
 
 def dit_text(metadata: Metadata, num_steps: int) -> str:
@@ -66,6 +71,8 @@ def dit_text(metadata: Metadata, num_steps: int) -> str:
     height, width, channels = metadata.image_shape
     values = dict(num_steps=num_steps, scale=1.0 + metadata.config.model.eval_guidance)
     advice = DISTILLED.format(**values) if metadata.num_steps else "Any number of steps works."
+    if metadata.num_classes != NO_CLASS:
+        advice += UNGUIDED.format(no_class=NO_CLASS)
     size = f"{height}x{width}x{channels}"
     return DIT_CARD.format(size=size, steps=_steps(num_steps), what=_what(metadata), advice=advice, **values)
 

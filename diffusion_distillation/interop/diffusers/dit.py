@@ -51,6 +51,7 @@ INNER_MODULES = {
     "mlp1": "mlp.fc2",
 }
 LABEL_DROPOUT = 0.1  # the published models were trained with it
+NO_CLASS = 1000  # the row of the class table that `DiTPipeline` takes for "no class", however many classes there are
 POSITIONS = "pos_embed"  # the fixed position embedding, which some files store
 
 # diffusers' names, and those of the original code: of the network, inside of blocks, and of the embedder. diffusers
@@ -152,7 +153,8 @@ def check_writable(metadata: Metadata, network: DiT, num_steps: int) -> None:
       num_steps: sampling steps.
     """
     info = metadata.autoencoder
-    schedule = train_schedule(metadata.config.model)
+    model = metadata.config.model
+    schedule = train_schedule(model)
     problem = None
     if info is None:
         problem = "decodes latents, and this is a model of pixels"
@@ -164,10 +166,17 @@ def check_writable(metadata: Metadata, network: DiT, num_steps: int) -> None:
         problem = f"tells its network the training step; this one has logsnr_input_type={network.logsnr_input_type!r}"
     elif (network.freq_shift, network.mlp_ratio) != (1, 4.0):
         problem = f"has freq_shift=1, mlp_ratio=4.0; this one has {network.freq_shift} and {network.mlp_ratio}"
-    elif schedule != eval_schedule(metadata.config.model):
+    elif schedule != eval_schedule(model):
         problem = "samples at the times of training; this model has two different noise schedules"
     elif schedule.num_steps % num_steps:
         problem = f"rounds times that are no training steps: num_steps={num_steps} does not divide {schedule.num_steps}"
+    elif model.eval_guidance and network.num_classes != NO_CLASS:
+        problem = (
+            f"guides with row {NO_CLASS} of the class table, so only models of {NO_CLASS} classes; this one has "
+            f"{network.num_classes} and model.eval_guidance={model.eval_guidance}"
+        )
+    elif model.eval_guidance and model.eval_guidance_interval is not None:
+        problem = f"guides at all times; this model has eval_guidance_interval={tuple(model.eval_guidance_interval)}"
     if problem is not None:
         raise InputError(f"diffusers' DiTPipeline {problem}. Use --format=sampler instead.")
 

@@ -30,6 +30,7 @@ from .unet2d import UNET
 from .weights import WEIGHTS
 
 PIPELINE = "model_index.json"
+OTHER_DECODERS = ("vqvae", "movq")  # parts of a pipeline that decode its images
 METADATA = "diffusion_distillation.json"  # the metadata, in folders that `write` made
 TIMES = "time_proj.weight"  # the table of times, in folders that `write` made
 NETWORKS = ("unet", "transformer")  # folders of a pipeline's network
@@ -124,6 +125,7 @@ def read(folder: epath.Path) -> tuple[Params, Metadata]:
             f"{str(folder)!r} is a diffusers pipeline without unet/{UNET} or transformer/{UNET}. Supported networks: "
             f"{', '.join(READERS)}."
         )
+    _check_decoder(folder)
     files = weights.find_weights(network)
     arrays = weights.read_arrays(files)
     if (folder / METADATA).is_file():
@@ -203,11 +205,11 @@ def _write_unet(folder: epath.Path, params: Params, metadata: Metadata, network:
 
 def _write_dit(folder: epath.Path, params: Params, metadata: Metadata, network: DiT, num_steps: int) -> None:
     dit.check_writable(metadata, network, num_steps)
+    autoencoder.copy(local_folder(metadata.autoencoder_path), folder / AUTOENCODER, metadata.autoencoder)
     arrays = dit.from_params(params, network)
     write_atomic(folder / "transformer" / WEIGHTS, safetensors.numpy.save(arrays, {"format": "pt"}))
     _write_json(folder / "transformer" / UNET, dit.dit_config(network, metadata.shape))
     _write_json(folder / "scheduler" / SCHEDULER, scheduler.training_config(metadata.config.model))
-    autoencoder.copy(local_folder(metadata.autoencoder_path), folder / AUTOENCODER)
     names = metadata.class_names or map(str, range(metadata.num_classes))
     parts = {
         "id2label": {str(label): name for label, name in enumerate(names)},
@@ -257,6 +259,18 @@ def _metadata(reader: Reader, values: dict, scheduler_values: dict, origin: str)
     )
     make_network(config.model, metadata.image_shape, metadata.num_classes)  # checks that the options fit each other
     return metadata
+
+
+def _check_decoder(folder: epath.Path) -> None:
+    """Refuse a pipeline whose images are decoded by another network than an AutoencoderKL in vae/."""
+    index = read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}
+    for name in OTHER_DECODERS:
+        part = index.get(name)
+        if isinstance(part, list) and part and part[0] is not None:
+            raise InputError(
+                f"{str(folder)!r}: this pipeline decodes its images by {part[-1]} in {name}/, which is not supported. "
+                f"Supported: an AutoencoderKL in {AUTOENCODER}/."
+            )
 
 
 def _with_autoencoder(metadata: Metadata, folder: epath.Path) -> Metadata:

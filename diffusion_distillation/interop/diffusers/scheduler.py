@@ -252,6 +252,7 @@ BETAS_ALLOWED = dict(
     beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
     prediction_type=tuple(MEAN_TYPES),
 )
+FIXED_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 DDPM = Reader(
     defaults=BETAS | dict(
         clip_sample=True, clip_sample_range=1.0, thresholding=False, rescale_betas_zero_snr=False,
@@ -259,7 +260,7 @@ DDPM = Reader(
     ),
     allowed=BETAS_ALLOWED | dict(
         clip_sample=(False, True), thresholding=(False,), rescale_betas_zero_snr=(False,),
-        variance_type=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        variance_type=FIXED_VARIANCES,
     ),
     settings=_ddpm,
 )  # fmt: skip
@@ -299,7 +300,7 @@ READERS = {
         allowed=SOLVER_ALLOWED | dict(
             solver_order=(1, 2), algorithm_type=("dpmsolver++",), solver_type=("midpoint",), thresholding=(False,),
             use_lu_lambdas=(False, None), use_flow_sigmas=(False, None), final_sigmas_type=("zero",),
-            lambda_min_clipped=(-math.inf,), variance_type=(None,), rescale_betas_zero_snr=(False,),
+            lambda_min_clipped=(-math.inf,), variance_type=(None, *FIXED_VARIANCES), rescale_betas_zero_snr=(False,),
         ),
         settings=_dpm_solver,
     ),

@@ -1,6 +1,5 @@
 """The weights of diffusers' networks: their files, their names, and their layout in PyTorch."""
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,9 +60,21 @@ def find_weights(folder: epath.Path) -> list[epath.Path]:
     return _files_of_index(folder / chosen, present) if chosen.endswith(".json") else [folder / chosen]
 
 
-def find_indices(folder: epath.Path) -> list[epath.Path]:
-    """The files that name the others, of weights in several files."""
-    return [path for path in folder.iterdir() if re.fullmatch(r"diffusion_pytorch_model\..*index.*json", path.name)]
+def copy_weights(source: epath.Path, folder: epath.Path) -> None:
+    """Copy the files with a network's weights. The copy of a variant has the names that diffusers looks for by default.
+
+    Args:
+      source: the network's folder.
+      folder: must exist.
+    """
+    files = find_weights(source)
+    chosen = weight_file([path.name for path in source.iterdir()], str(source))
+    if chosen.endswith(".json"):
+        whole = WEIGHTS if ".safetensors." in chosen else PICKLE
+        (source / chosen).copy(folder / f"{whole}.index.json", overwrite=True)
+    for path in files:
+        whole = WEIGHTS if path.suffix == ".safetensors" else PICKLE
+        path.copy(folder / (whole if path.name == chosen else path.name), overwrite=True)
 
 
 def _files_of_index(index: epath.Path, present: list[str]) -> list[epath.Path]:
