@@ -28,6 +28,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Let the C library use large memory pages. On some Linux systems, CPU training is 11 to 18% faster with them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+.NOTPARALLEL:
 .PHONY: demo compare claims mnist letters latents test install lint peer docs clean
 
 demo: install

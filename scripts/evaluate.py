@@ -105,6 +105,10 @@ def main() -> None:
     PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
     if OTHERS.value and (CHECKPOINT.value is None or not is_ladder()):
         raise InputError(f"--others={','.join(OTHERS.value)} needs a ladder's folder as --checkpoint.")
+    if OTHERS_NUM_STEPS.value is not None and not OTHERS.value:
+        raise InputError(
+            f"--others_num_steps={','.join(OTHERS_NUM_STEPS.value)} is for --others. Omit it, or set --others."
+        )
     following = ""
     if SAMPLES.value is not None:
         evaluation, config = evaluate_samples(out)
@@ -192,7 +196,8 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     keep = None
     if KEEP.value is not None:
         settings["keep"] = KEEP.value
-        keep = sample_keeper(as_path(KEEP.value), {**settings, **entries[0]._asdict()}, num_samples)
+        kept = {**settings, **entries[0]._asdict()}
+        keep = sample_keeper(as_path(KEEP.value), kept, num_samples)
 
     def samples_from(entry: Entry, first: int) -> SampleSet:
         samples = generated_samples(
@@ -207,6 +212,8 @@ def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
         dict.fromkeys(entries, interop.local_path(CHECKPOINT.value)), samples_from, evaluators, reference, out,
         settings=settings, num_samples=num_samples, repeats=REPEATS.value,
     )  # fmt: skip
+    if keep is not None:
+        check_kept(as_path(KEEP.value), kept, num_samples * REPEATS.value, out)
     if len(entries) > 1 and multihost.is_main():
         save_curves(nfe_panels(evaluation), NFE_LABEL, out.with_suffix(".png"))
     return evaluation, config
@@ -259,6 +266,16 @@ def sample_keeper(
     if multihost.is_main():
         sample_folder.create(folder, settings)
     return functools.partial(sample_folder.save_images, folder)
+
+
+def check_kept(folder: epath.Path, settings: Mapping[str, Any], num_samples: int, out: epath.Path) -> None:
+    """Raise an InputError if a folder lacks samples, because they were measured before it was lost."""
+    missing = sample_folder.missing_indices(folder, settings, num_samples)
+    if len(missing):
+        raise InputError(
+            f"--keep={folder} lacks {len(missing):,} of {num_samples:,} samples, which were measured before and not "
+            f"sampled again. To sample them, remove {out}, or generate them with the command sample."
+        )
 
 
 def evaluators_of_flags(

@@ -52,7 +52,9 @@ PARAMS = flags.DEFINE_enum(
 DTYPE = flags.DEFINE_enum("dtype", "float32", options.DTYPES, "The dtype of the stored parameters.")
 LICENSE = flags.DEFINE_string("license", "unknown", "License on the model card, by its name on the Hugging Face Hub.")
 EVALUATION = flags.DEFINE_string("evaluation", None, "An evaluation.json of the model, for the model card.")
-NOT_OF_DIFFUSERS = (INPUT, OUTPUT, BATCH_SIZE, SAMPLER, PLATFORMS, PARAMS, DTYPE, LICENSE, EVALUATION)
+# The flags that do not apply to a format.
+OF_SAMPLERS = (INPUT, OUTPUT, BATCH_SIZE, SAMPLER, PLATFORMS, PARAMS)
+UNUSED = {"diffusers": (*OF_SAMPLERS, DTYPE, LICENSE, EVALUATION), "archive": (*OF_SAMPLERS, NUM_STEPS)}
 
 
 def main() -> None:
@@ -67,10 +69,9 @@ def main() -> None:
         dtype=DTYPE.value,
     )
     card.check_license(LICENSE.value)
-    if FORMAT.value == "diffusers":
-        for flag in NOT_OF_DIFFUSERS:
-            if flag.present:
-                raise InputError(f"--{flag.name} does not apply to --format=diffusers. Omit it.")
+    for flag in UNUSED.get(FORMAT.value, ()):
+        if flag.present:
+            raise InputError(f"--{flag.name} does not apply to --format={FORMAT.value}. Omit it.")
     out = as_path(OUT.value)
     start_jax()
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value)

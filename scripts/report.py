@@ -49,7 +49,7 @@ def check_flags() -> None:
         raise InputError(f"--workdir has {len(WORKDIR.value)} ladders. Set --out to the folder for their page.")
     if OUT.value is not None and not several:
         raise InputError(f"--out={OUT.value} is for several ladders, as in --workdir=runs/one,runs/two. Omit it.")
-    for flag in (FEATURES, METRICS, NUM_SAMPLES):
+    for flag in (FEATURES, METRICS, NUM_SAMPLES, INCEPTION):
         if several and flag.value is not None:
             raise InputError(f"--{flag.name} is for one ladder. Give one --workdir at a time, without --out.")
 

@@ -126,6 +126,8 @@ class ImageFiles:
     def _class(self, file: Path) -> str:
         parts = file.relative_to(self._root).parts
         if len(parts) < 2:
+            if file.is_dir():
+                raise InputError(f"{str(file)!r} cannot be searched. Make it readable, or move it to another folder.")
             raise InputError(
                 f"{str(file)!r} has no class: with config.dataset.args.class_conditional=True every image must be in a "
                 f"subfolder of {str(self._root)!r}, which is its class."

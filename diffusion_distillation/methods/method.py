@@ -98,6 +98,9 @@ FORWARD_AND_BACKWARD = 3  # evaluations of the student per update: a backward pa
 def evaluations_of_update(method: Method, rung: Rung) -> int:
     """Return the network evaluations of one update, per example.
 
+    With a method other than 'guidance', a first teacher without an input for guidance weights is evaluated twice if its
+    students have one. The second evaluation is not counted.
+
     >>> method = Method(times=None, target=None, loss=None, target_calls=lambda rung: 2)
     >>> evaluations_of_update(method, Rung(8, 4))
     5

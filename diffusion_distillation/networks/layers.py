@@ -123,8 +123,8 @@ class GroupNorm(nn.Module):
         scale = gamma[None] * jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
         shift = beta[None] - mean * scale
         if film is not None:
-            factor, offset = (part.astype(scale.dtype) for part in (1 + film[0], film[1]))
-            scale, shift = scale * factor, shift * factor + offset
+            factor = 1 + film[0].astype(scale.dtype)
+            scale, shift = scale * factor, shift * factor + film[1].astype(scale.dtype)
 
         @jax.checkpoint  # recompute cheap intermediates from x in the backward pass instead of storing them
         def apply(x, scale, shift):

@@ -129,14 +129,26 @@ def write_joint_report(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], fol
     reports = [_read_report(as_path(path), config) for path, config in ladders]
     for other in reports[1:]:
         _check_comparable(reports[0], other)
-    if len({ladder.name for ladder in reports}) < len(reports):  # folders of the same name
-        reports = [ladder._replace(name="/".join(ladder.workdir.parts[-2:])) for ladder in reports]
+    reports = [
+        ladder._replace(name=name)
+        for ladder, name in zip(reports, _unique_names([ladder.workdir for ladder in reports]), strict=True)
+    ]
     sections = [
         pictures.students_side_by_side(reports, folder),
         *pictures.quality_curves(reports, folder),
         *pictures.training_losses(_losses(reports), folder),
     ]
     _write_page(" and ".join(ladder.name for ladder in reports), reports, sections, folder)
+
+
+def _unique_names(paths: Sequence[epath.Path]) -> list[str]:
+    """The last parts of paths: as few as tell them apart."""
+    names = [str(path) for path in paths]
+    for count in range(1, max(len(path.parts) for path in paths)):
+        shortened = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(shortened)) == len(paths):
+            return shortened
+    return names
 
 
 def sample_trajectories(

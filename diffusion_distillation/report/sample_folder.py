@@ -21,6 +21,7 @@ from ..runtime.files import UNFINISHED, read_json, save_atomic, write_atomic
 from ..sampling import SAMPLER_ALIASES
 
 SETTINGS = "settings.json"
+OPTIONAL = ("guidance", "guidance_interval")  # settings that samples without guidance do not have
 
 
 def missing_indices(folder: epath.Path, settings: Mapping[str, Any], num_samples: int) -> Int[np.ndarray, "n"]:
@@ -94,9 +95,9 @@ def _problem(folder: epath.Path, settings: Mapping[str, Any]) -> str | None:
     if isinstance(stored, dict) and "sampler" in stored:
         stored["sampler"] = SAMPLER_ALIASES.get(stored["sampler"], stored["sampler"])
     differences = [
-        f"{name} is {stored.get(name)!r} in the folder and {value!r} now"
-        for name, value in settings.items()
-        if stored.get(name) != value
+        f"{name} is {stored.get(name)!r} in the folder and {settings.get(name)!r} now"
+        for name in dict.fromkeys([*settings, *OPTIONAL])
+        if stored.get(name) != settings.get(name)
     ]
     if not differences:
         return None

@@ -346,7 +346,7 @@ def _write(
     write_atomic(workdir / "comparison.md", "\n".join(table.markdown() for table in shown))
     pictures = [
         *_quality_curves(workdir, of_teacher, results, criteria, config.eval.num_samples),
-        _cost_curves(workdir, results, criteria[0]),
+        *_cost_curves(workdir, results, criteria[0]),
         _samples(workdir, of_teacher, results, steps),
     ]
     title = f"{config.dataset.name}: {len(results)} methods, {budget:,} network evaluations each"
@@ -449,19 +449,23 @@ def _quality_curves(
     return pictures
 
 
-def _cost_curves(workdir: epath.Path, results: Mapping[str, MethodResult], criterion: Criterion) -> Picture:
+def _cost_curves(workdir: epath.Path, results: Mapping[str, MethodResult], criterion: Criterion) -> list[Picture]:
+    """Quality by cost; empty without a student that samples with the number of steps that it was trained for."""
     curves = []
     for color, (name, result) in enumerate(results.items()):
         values = values_by_steps(result.evaluations, criterion)
         by_nfe = {result.nfe[n]: values[n] for n in values if n in result.nfe}
-        curves.append(mean_curve(name, "student", by_nfe, color))
+        if by_nfe:
+            curves.append(mean_curve(name, "student", by_nfe, color))
+    if not curves:
+        return []
     path = workdir / "cost.png"
     save_curves([metric_panel(criterion, curves)], "network evaluations of training", path)
     caption = (
         "Each point is a student, by the network evaluations that trained it and the students before it. Within a "
         "ladder, students with fewer steps are further to the right."
     )
-    return Picture("Quality by training cost", caption, path)
+    return [Picture("Quality by training cost", caption, path)]
 
 
 def _samples(

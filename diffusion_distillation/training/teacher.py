@@ -166,6 +166,12 @@ def _check_guidance(teacher: Metadata, student: Metadata) -> None:
                 f"The teacher {path!r} cannot be guided, which {needs}={weight if wanted is None else wanted} needs: "
                 "it was trained without label dropout. Train a teacher with config.train.label_dropout=0.1."
             )
+        there, here = (metadata.config.model.guidance_channels for metadata in (teacher, student))
+        if (weight is not None or wanted is not None) and here not in (None, there):
+            raise InputError(
+                f"The teacher {path!r} is guided with its own model.guidance_channels={there}; "
+                f"config.model.guidance_channels={here} would have no effect. Set it to {there}."
+            )
         return
     low, high = taken
     if wanted is not None and tuple(wanted) != tuple(taken):

@@ -19,7 +19,7 @@ from helpers.runs import without_privileges
 from PIL import Image
 
 from diffusion_distillation.data import decoding, load_source, read_batches
-from diffusion_distillation.errors import RunError
+from diffusion_distillation.errors import InputError, RunError
 from diffusion_distillation.runtime import files
 
 
@@ -335,6 +335,21 @@ def test_lasting_machine_errors_do_not_count_as_broken_images(failing, tmp_path)
     with pytest.raises(RunError, match=r"3\.png cannot be read now \(Input/output error\): the machine or its storage"):
         failing(OSError(errno.EIO, "Input/output error"), 4)
     assert failing(None, 0) == 10
+
+
+def test_a_class_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "cats" / "a.png")
+    (tmp_path / "lost+found").mkdir()
+    scan = os.scandir
+
+    def scandir(folder):
+        if folder == tmp_path / "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"lost\+found' cannot be searched\. Make it readable"):
+        load_source("ImageFolder", path=str(tmp_path), image_size=8, class_conditional=True)
 
 
 def test_a_folder_that_cannot_be_searched_for_a_moment_is_searched_again(tmp_path, monkeypatch):

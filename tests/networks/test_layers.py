@@ -70,6 +70,16 @@ def test_group_norm_rounds_to_bfloat16_once():
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
 
 
+def test_group_norm_does_not_round_small_scales_to_nothing():
+    """The sum 1 + scale is computed in float32, whatever the dtype of the scale."""
+    weights, x, _ = make_inputs(0, 0.0)
+    film = tuple(jnp.full((2, 3, 32), 2.0**-10, jnp.bfloat16))
+    in_bfloat16, in_float32 = (
+        ours(jnp.float32)(weights, x, jax.tree.map(cast, film)) for cast in (jnp.copy, jnp.float32)
+    )
+    np.testing.assert_array_equal(in_bfloat16, in_float32)
+
+
 def test_group_norm_has_the_parameters_of_flax_and_equals_it():
     x = make_inputs(0, 0.0)[1]
     a, b = (norm.init(jax.random.key(0), x) for norm in (GroupNorm(8), norm_of_flax(None)))

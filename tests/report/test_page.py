@@ -354,6 +354,17 @@ def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
     assert "<td>one: teacher, undistilled</td>" in page and "one: In 1 step, the student has " in page
 
 
+def test_ladders_in_folders_of_the_same_names_keep_their_own_rows(tmp_path, sampled, monkeypatch):
+    """As studies write them."""
+    for method in ("tract", "strides"):
+        write_two(tmp_path / method / "seed_0", monkeypatch)
+    ladders = [tmp_path / method / "seed_0" / "one" for method in ("tract", "strides")]
+    write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
+    page = (tmp_path / "both" / "index.html").read_text()
+    for name in ("tract/seed_0/one", "strides/seed_0/one"):
+        assert f"<td>{name}: teacher, undistilled</td>" in page
+
+
 def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):
     ladders = write_two(tmp_path, monkeypatch, num_samples=50)
     message = (

@@ -58,6 +58,9 @@ def test_a_run_is_measured_and_its_samples_and_tables_are_saved(checkpoint, refe
     assert found["rows"][0]["content"].startswith("step 7, ")
     pictures = [np.asarray(Image.open(file)) for file in sorted(kept.glob("*.png"))]
     np.testing.assert_array_equal(pictures, drawn[..., 0])
+    (kept / "00007.png").unlink()
+    again = ["--seed=3", "--metrics=fid,recall,kid", f"--out={out}", f"--keep={kept}"]
+    assert "lacks 1 of 30 samples, which were measured before" in call("evaluate", *flags, *again, fails=True)
     head, _, row = out.with_suffix(".md").read_text().splitlines()
     assert head == (
         "| model | sampler | steps | Fréchet distance (pixels) | images/s | KID (pixels) | recall (pixels) |"
@@ -86,6 +89,7 @@ def test_several_samplers_are_compared_by_network_evaluations(checkpoint, refere
     for flag, message in {
         "--num_steps=0": "integers of at least 1",
         "--sampler=ddim,eun": "value should be one of",
+        "--others_num_steps=4": "--others_num_steps=4 is for --others",
     }.items():
         assert message in call("evaluate", *flags, flag, f"--out={tmp_path / 'e.json'}", fails=True)
 

@@ -14,7 +14,9 @@ from helpers.runs import OWN_PARTS, ROOT, call, run
 from PIL import Image
 
 from diffusion_distillation import from_checkpoint
+from diffusion_distillation.errors import InputError
 from diffusion_distillation.interop import archive
+from diffusion_distillation.report import sample_folder
 from diffusion_distillation.runtime.files import as_path
 
 
@@ -129,6 +131,14 @@ def test_a_folder_of_other_settings_is_refused(sample, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=f"has samples with other settings: {message}. Use a new folder"):
             sample(f"--out={out}", flag)
+
+
+def test_a_folder_of_guided_samples_gets_no_others(tmp_path):
+    folder = as_path(tmp_path / "guided")
+    sample_folder.create(folder, {"seed": 3, "guidance": 2.0, "guidance_interval": [-4.0, 3.0]})
+    message = "guidance is 2.0 in the folder and None now; guidance_interval is .* in the folder and None now"
+    with pytest.raises(InputError, match=message):
+        sample_folder.missing_indices(folder, {"seed": 3}, 2)
 
 
 def test_labels_are_names_before_they_are_numbers(tmp_path):

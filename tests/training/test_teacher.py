@@ -204,3 +204,13 @@ def test_a_teacher_that_a_student_cannot_learn_from_is_refused(theirs, num_steps
     student = student_of(unet_config(**ours.get("model", {})), **distillation)
     with pytest.raises(ValueError, match=message):
         load_shapes(student, metadata_of(unet_config(**theirs), num_steps))
+
+
+def test_a_ladder_cannot_set_which_channels_of_its_teacher_are_guided():
+    theirs, ours = unet_config(), unet_config()
+    theirs.train.label_dropout = 0.1
+    ours.model.guidance_channels = 1
+    with pytest.raises(
+        ValueError, match=r"its own model.guidance_channels=None; .*=1 would have no effect. Set it to None"
+    ):
+        load_shapes(student_of(ours, teacher_guidance=1.0), metadata_of(theirs))
