@@ -1,4 +1,4 @@
-"""Packaging. The lower bounds of the requirements are the oldest versions tried; docs/status.md has those tested."""
+"""Packaging. docs/status.md lists the versions that were tested; the lower bounds are those that should work."""
 
 from pathlib import Path
 from runpy import run_path

@@ -1,6 +1,7 @@
 """Flow matching on the built-in digits: the network, data and updates of `digits_base.py`, with eps - x as the output.
 
-178,721 parameters. Fréchet distance (pixels) of 2,000 samples to all digits: 0.56 with 8 DDIM steps, 14.3 with 1.
+178,721 parameters. Fréchet distance (pixels) of 2,000 samples to all digits: 0.54 with 8 DDIM steps, 14.2 with 1
+(three seeds).
 
     diffusion_distillation train --config=digits_flow_base --workdir=runs/digits_flow/base
 """

