@@ -222,16 +222,17 @@ def test_a_report_is_written_to_a_bucket(bucket, sampled):
 
 
 def test_rows_and_columns_of_pictures_are_labeled(tmp_path, sampled, monkeypatch):
-    """Samples have the classes 0, 1, 2, 0, ... in turn, and each class has a column."""
-    source, saved = RandomImages(), {}
-    source.num_classes, source.class_names = 3, ("ant", "7", "cat")
+    """Samples have the model's classes 0, 1, 2, 0, ... in turn, and each class has a column."""
+    saved = {}
+    monkeypatch.setattr(RandomPipeline, "num_classes", 3)
+    monkeypatch.setattr(RandomPipeline, "class_names", ("ant", "7", "cat"), raising=False)
 
     def save(columns, labels, path):
         saved[path.name] = columns, labels
 
     monkeypatch.setattr(pictures, "save_columns", save)
     monkeypatch.setattr(page, "render_page", lambda *_, **__: "")
-    write(tmp_path / "ladder", source)
+    write(tmp_path / "ladder", RandomImages())  # without classes
     assert set(saved) == {"samples.png", "samplers.png", "trajectories.png", "classes.png", "nearest.png"}
     for name, (columns, labels) in saved.items():
         assert all(column.heading for column in columns) and all(labels), name
