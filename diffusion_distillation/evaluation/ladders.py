@@ -43,7 +43,7 @@ def evaluators_and_reference(
     """
     images = reference_images(config, source)
     if config.eval.dataset:
-        _check_classes(config, images, source or load_source(config.dataset.name, **config.dataset.args))
+        _check_classes(config, images, source)
     reference = dataset_reference(images, config.dataset)
     settings = config.eval
     evaluators = make_evaluators(
@@ -52,14 +52,17 @@ def evaluators_and_reference(
     return evaluators, reference
 
 
-def _check_classes(config: ConfigDict, images: Source, source: Source) -> None:
+def _check_classes(config: ConfigDict, images: Source, source: Source | None) -> None:
     """Check that the images to compare with have the labels of the training data, if a metric needs labels."""
     labeled = [name for name in config.eval.metrics if name in METRICS and "labels" in METRICS[name].sample_fields]
+    if not labeled:
+        return
+    source = source or load_source(config.dataset.name, **config.dataset.args)
     here, there = (
         getattr(data, "class_names", None) or [str(number) for number in range(data.num_classes)]
         for data in (images, source)
     )
-    if labeled and [*here] != [*there]:
+    if [*here] != [*there]:
         raise InputError(
             f"Metric {labeled[0]!r} compares labels, and config.eval.dataset has other classes, {_first(here)}, than "
             f"the training data, {_first(there)}. Give a dataset with the same classes, or drop the metric from "

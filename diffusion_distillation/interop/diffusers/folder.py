@@ -23,13 +23,13 @@ from ...runtime.files import absolute, read_json, write_atomic
 from ...shapes import Params
 from .. import archive
 from ..download import local_folder
+from ..model_files import PIPELINE
 from . import autoencoder, card, dit, scheduler, unet2d, weights
 from .fields import header, with_defaults
 from .scheduler import SCHEDULER
 from .unet2d import UNET
 from .weights import WEIGHTS
 
-PIPELINE = "model_index.json"
 OTHER_DECODERS = ("vqvae", "movq")  # parts of a pipeline that decode its images
 METADATA = "diffusion_distillation.json"  # the metadata, in folders that `write` made
 TIMES = "time_proj.weight"  # the table of times, in folders that `write` made
