@@ -289,11 +289,8 @@ def evaluators_of_flags(
       channels: of the samples.
     """
     needs_data = config is not None and (REFERENCE.value is None or "classifier" in FEATURES.value)
-    source = reference_images(config) if needs_data else None
-    if REFERENCE.value is None:
-        reference = dataset_reference(source, config.dataset)
-    else:
-        reference = load_reference(REFERENCE.value)
+    source, name = reference_images(config) if needs_data else (None, "")
+    reference = dataset_reference(source, name) if REFERENCE.value is None else load_reference(REFERENCE.value)
     reference = convert_channels(reference, channels)
     has_color = reference.images is not None and reference.images.image_shape[2] > channels
     if has_color and CHECKPOINT.value is not None and set(FEATURES.value) != {"inception"}:

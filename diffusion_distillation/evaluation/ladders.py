@@ -41,10 +41,10 @@ def evaluators_and_reference(
       InputError: see `make_evaluators`; or if a metric needs labels, and `config.eval.dataset` has other classes than
         the training data.
     """
-    images = reference_images(config, source)
+    images, name = reference_images(config, source)
     if config.eval.dataset:
         _check_classes(config, images, source)
-    reference = dataset_reference(images, config.dataset)
+    reference = dataset_reference(images, name)
     settings = config.eval
     evaluators = make_evaluators(
         settings.features, settings.metrics, num_samples, images, reference, weights=settings.inception

@@ -41,8 +41,8 @@ class Reference(NamedTuple):
     content: str
 
 
-def reference_images(config: ConfigDict, source: Source | None = None) -> Source:
-    """Return the images that samples of a config's models are compared with.
+def reference_images(config: ConfigDict, source: Source | None = None) -> tuple[Source, str]:
+    """Return the images that samples of a config's models are compared with, and the name of their dataset.
 
     If `config.eval.dataset` is set, they are the images of that dataset. Otherwise they are the training images, or the
     images that were encoded if the training data are latents.
@@ -58,21 +58,23 @@ def reference_images(config: ConfigDict, source: Source | None = None) -> Source
     if not named:
         source = source or load_source(config.dataset.name, **config.dataset.args)
         named = getattr(source, "images", None)
-    return load_source(named["name"], **named.get("args", {})) if named else source
+    if not named:
+        return source, config.dataset.name
+    return load_source(named["name"], **named.get("args", {})), named["name"]
 
 
-def dataset_reference(source: Source, dataset: ConfigDict) -> Reference:
+def dataset_reference(source: Source, name: str) -> Reference:
     """Make a reference of a dataset: all its images, or 50,000 of them.
 
     Args:
       source: the images.
-      dataset: the config's section `dataset`.
+      name: of the dataset.
     """
     return Reference(
         images=source,
         statistics=None,
         extractor_identity=None,
-        name=dataset.name,
+        name=name,
         content=f"{len(source)} images, {fingerprint(source)}",
     )
 

@@ -111,7 +111,7 @@ def _write_report(
         *pictures.training_losses(_losses([ladder]), folder),
     ]
     rungs = ladder_rungs(config)
-    title = f"{config.dataset.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
+    title = f"{reference.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
     _write_page(title, [ladder], sections, folder)
 
 

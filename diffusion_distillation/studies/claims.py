@@ -188,7 +188,8 @@ def _write(
 ) -> None:
     """Write claims.json, claims.md, the pictures and the page."""
     teacher_steps, student_steps = _steps(ladder)
-    criteria = next(evaluation for by_seed in results.values() for evaluation in by_seed.values()).criteria
+    first = next(evaluation for by_seed in results.values() for evaluation in by_seed.values())
+    criteria = first.criteria
     kinds = _kinds(teacher_steps, _few(student_steps))
     content = _json_content(base, ladder, results, seeds, criteria, kinds.values())
     write_atomic(workdir / "claims.json", json.dumps(content, indent=2) + "\n")
@@ -200,7 +201,8 @@ def _write(
         *_sampler_curves(workdir, list(results.get(base_variant, {}).values()), base_variant, criteria[0]),
         _samples(workdir, results, student_steps[-1]),
     ]
-    title = f"{base.dataset.name}: outputs and weights, distilled from {teacher_steps} steps to {student_steps[-1]}"
+    dataset, _ = first.settings["reference"]
+    title = f"{dataset}: outputs and weights, distilled from {teacher_steps} steps to {student_steps[-1]}"
     configs = {"Base model": base.to_json(indent=2), "Ladder": ladder.to_json(indent=2)}
     write_atomic(workdir / "index.html", render_page(title, describe_environment(), shown, pictures, configs))
 

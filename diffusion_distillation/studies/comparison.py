@@ -349,7 +349,8 @@ def _write(
         *_cost_curves(workdir, results, criteria[0]),
         _samples(workdir, of_teacher, results, steps),
     ]
-    title = f"{config.dataset.name}: {len(results)} methods, {budget:,} network evaluations each"
+    dataset, _ = of_teacher[0].settings["reference"]
+    title = f"{dataset}: {len(results)} methods, {budget:,} network evaluations each"
     configs = {"Configuration": config.to_json(indent=2)}
     write_atomic(workdir / "index.html", render_page(title, describe_environment(), shown, pictures, configs))
 

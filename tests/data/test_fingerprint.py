@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion_distillation.data import ArraySource, decoding, fingerprint, load_source
@@ -163,7 +162,7 @@ def test_a_references_content_depends_on_its_images_alone(tmp_path, folder):
 
     def content(path):
         source = load_source("ImageFolder", path=str(path), image_size=8)
-        return dataset_reference(source, ConfigDict({"name": "ImageFolder", "args": {"path": str(path)}})).content
+        return dataset_reference(source, "ImageFolder").content
 
     first = content(folder)
     assert content(shutil.copytree(folder, tmp_path / "copy")) == first

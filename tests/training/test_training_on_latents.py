@@ -141,4 +141,5 @@ def test_a_reference_with_other_classes_cannot_measure_accuracy(source):
 
 def test_images_of_eval_dataset_are_the_reference():
     config = base_config(**{"eval.dataset": cfg.ConfigDict(dict(name="helpers.latent_models:columns", args={}))})
-    assert len(reference_images(config)) == len(columns())
+    images, name = reference_images(config)
+    assert len(images) == len(columns()) and name == "helpers.latent_models:columns"
