@@ -1,7 +1,7 @@
 r"""A base model of colored letters in the latents of the pretrained autoencoder: a diffusion transformer, 8x8x4.
 
-1,871,120 parameters; `letters_base.py` with another network and 10,000 updates. 17 minutes on two CPU cores,
-at 620 images/s (JAX 0.12).
+1,871,120 parameters; `letters_base.py` with another network and 10,000 updates. Training takes 17
+minutes on two CPU cores, at 620 images/s (JAX 0.12).
 
     diffusion_distillation encode_data --config=letters_base --autoencoder=letters_autoencoder \
         --out=runs/letters_latent/data

@@ -147,7 +147,7 @@ DISTILLATION = {
     "args": Free(),  # options of the method: the keyword-only arguments of its function
     # overrides for students, by their sampling steps: {"1": {"updates_factor": 2.0, "learning_rate": 3e-5}}; they may
     # set fields of `train`, steps_per_iter, or updates_factor, a multiple of the ladder's steps_per_iter. Overrides
-    # for fewer steps than the last student's are ignored, so that a ladder can be shortened
+    # for students after the ladder's end are ignored
     "stages": Free(),
 }
 
@@ -645,9 +645,10 @@ def _resolve_distillation(config: ConfigDict) -> None:
     fields = {"steps_per_iter": OrNone(int), "updates_factor": OrNone(float), **FIELDS["train"]}
     del fields["init_from"], fields["num_train_steps"]
     stages = {}
-    for name, override in ((str(name), override) for name, override in distillation.stages.to_dict().items()):
+    for num_steps, override in distillation.stages.to_dict().items():
+        name = str(num_steps)
         path = f"distillation.stages.{name}"
-        if override is None or (name.isdigit() and 0 < int(name) < min(rungs)):  # a shortened ladder ends before it
+        if override is None or (name.isdigit() and 0 < int(name) < min(rungs)):  # the ladder ends before it
             continue
         if name not in map(str, rungs):
             raise InputError(

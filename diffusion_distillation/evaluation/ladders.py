@@ -212,7 +212,7 @@ def teacher_guidance(config: ConfigDict, entry: Entry) -> dict[str, Any]:
     distillation = config.get("distillation")
     if entry.model != "teacher" or distillation is None or distillation.teacher_guidance is None:
         return {}
-    interval = distillation.teacher_guidance_interval or (-math.inf, math.inf)  # not the interval of its own config
+    interval = distillation.teacher_guidance_interval or (-math.inf, math.inf)  # not that of the teacher's own config
     return {"guidance": distillation.teacher_guidance, "guidance_interval": interval}
 
 

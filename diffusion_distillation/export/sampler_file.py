@@ -97,7 +97,7 @@ def write(
 def check_new_folder(folder: epath.Path) -> None:
     """Raise an InputError if a folder exists and is not empty."""
     if not folder.name:
-        raise InputError(f"{str(folder)!r} is no name of a new folder. Give one, such as runs/exported.")
+        raise InputError(f"{str(folder)!r} must name a new folder, such as runs/exported.")
     if folder.exists() and (not folder.is_dir() or any(True for _ in folder.iterdir())):
         raise InputError(f"{str(folder)!r} exists and is not empty. Choose a new folder, or remove it first.")
 

@@ -1,6 +1,5 @@
 """Load a model from a path: a run, an archive, a diffusers folder or a file of another project, here or at a URL."""
 
-import json
 import os
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def sampled_model(path: epath.PathLike, params: Params, metadata: Metadata) -> d
     """
     found = {"parameters": params_hash(params)}
     if newest_step(local_path(path)) is None:
-        found["model"] = sha256([json.dumps(metadata.config.model.to_dict(), sort_keys=True)], digits=16)
+        found["model"] = sha256([metadata.config.model.to_json(sort_keys=True)], digits=16)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which of a folder's files a model is read from, by the names of all its files."""
+"""Choose the files that a model is read from, given the names of all files in its folder."""
 
 import os
 import re

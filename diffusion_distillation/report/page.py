@@ -79,7 +79,8 @@ def _write_report(
     config: ConfigDict, workdir: epath.Path, evaluators: Sequence[Evaluator], reference: Reference
 ) -> None:
     folder = workdir / "report"
-    open_pipeline = pipeline_loader(config, teacher=local_path(config.distillation.teacher_checkpoint_path))
+    teacher = local_path(config.distillation.teacher_checkpoint_path)
+    open_pipeline = pipeline_loader(config, teacher=teacher)
 
     # Sample and measure, in all processes.
     evaluation = evaluate_ladder(
@@ -89,7 +90,7 @@ def _write_report(
     )  # fmt: skip
     trajectories = sample_trajectories(config, workdir, open_pipeline)
     guided = sample_guidance_weights(config, workdir, open_pipeline)
-    class_labels = _class_labels(open_pipeline(local_path(config.distillation.teacher_checkpoint_path)))
+    class_labels = _class_labels(open_pipeline(teacher))
     if not multihost.is_main():
         return
 
@@ -143,12 +144,11 @@ def write_joint_report(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], fol
 
 def _unique_names(paths: Sequence[epath.Path]) -> list[str]:
     """The last parts of paths: as few as tell them apart."""
-    names = [str(path) for path in paths]
     for count in range(1, max(len(path.parts) for path in paths)):
         shortened = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(shortened)) == len(paths):
             return shortened
-    return names
+    return [str(path) for path in paths]
 
 
 def sample_trajectories(

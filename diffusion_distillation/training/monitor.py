@@ -22,7 +22,7 @@ from .runner import CallMetrics
 from .runs import MetricsLog
 
 MAX_BAD_STEPS = 100
-ESTIMATE_SECONDS = 20.0  # of updates, before the time that a run will take is estimated without a logged line
+ESTIMATE_SECONDS = 20.0  # of updates, after which a run prints how long it will take even if it logs nothing yet
 LAST = ("skipped", "learning_rate")  # metrics that are logged by their last value; the others by their mean
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 
@@ -78,7 +78,7 @@ class Monitor:
           the speed, because it was compiled, or it is shorter than its program.
         """
         if len(call) not in self._lengths:
-            self.look(unseen=0)  # its line, if it is due, has the speed until now
+            self.look(unseen=0)  # a line that is due must not count the wait below
         self._unseen.append((call, metrics))
         if len(call) in self._lengths:
             return False

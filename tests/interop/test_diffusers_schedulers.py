@@ -175,7 +175,7 @@ def test_an_unsupported_option_is_refused(name, options, message, tmp_path):
 
 
 def test_a_solver_made_from_a_ddpm_scheduler_keeps_its_variance_type(tmp_path):
-    """Which deterministic solvers do not use."""
+    """Deterministic solvers ignore the variance type."""
     found = []
     for options in ({}, dict(variance_type="fixed_small")):
         values = DESCRIBED["models"]["dpm_solver"]["scheduler"] | options

@@ -76,7 +76,9 @@ def test_signals_save_and_stop(tmp_path, number, network, moments):
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
         assert process.returncode == 128 + number, (moment, error)
-        assert "run the same command again" in error.lower() and "Traceback" not in error
+        saved = moment in ("step", "save")
+        hint = "run the same command again to resume" if saved else "Stopped. Run the same command again to finish it."
+        assert hint in error and "Traceback" not in error
         if moment in ("step", "save"):
             before, step = step, load(workdir)[1].step
             assert step > before

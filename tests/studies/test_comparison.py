@@ -57,20 +57,22 @@ def test_the_script_trains_each_method_with_every_seed_once(tmp_path):
         "--config.train.batch_size=16",
     ]
     out, base = tmp_path / "out", tmp_path / "base"
-    compared = ["compare", "--config=configs/digits_distill.py", *own, f"--workdir={out}", "--steps=4,2", "--seeds=2"]
+    compared = ["compare", "--config=configs/digits_distill.py", *own, f"--workdir={out}", "--steps=2,1", "--seeds=2"]
     compared += ["--budget=0.02", "--methods=tract,consistency_tuning,consistency_distillation"]
-    compared += [f"--config.distillation.teacher_checkpoint_path={base}", "--config.distillation.start_num_steps=8"]
+    compared += [f"--config.distillation.teacher_checkpoint_path={base}", "--config.distillation.start_num_steps=4"]
     compared += ["--config.eval.metrics=('fid', 'precision')", "--config.eval.features=('pixels',)"]
     compared += ["--config.eval.num_samples=64", "--config.eval.batch_size=64"]
     train = ["train", "--config=configs/digits_base.py", *own, "--config.train.num_train_steps=20", f"--workdir={base}"]
-    run_together([train, compared, compared], env=OWN_PARTS)
+    without_1 = [f"--workdir={tmp_path / 'tuning'}", "--steps=2", "--seeds=1", "--methods=consistency_tuning"]
+    run_together([train, compared, compared, [*compared, *without_1]], env=OWN_PARTS)
+    assert "Quality by sampling steps" in (tmp_path / "tuning" / "index.html").read_text()
     found = json.loads((out / "comparison.json").read_text())
     assert set(found["methods"]) == {"tract", "consistency_tuning", "consistency_distillation"}
     for name, of in found["methods"].items():
         for values in of["metrics"].values():
-            assert set(values) == {"4", "2"} and all(len(of_seeds) == 2 for of_seeds in values.values()), name
+            assert set(values) == {"2", "1"} and all(len(of_seeds) == 2 for of_seeds in values.values()), name
             assert np.all(np.isfinite([*values.values()]))
-        assert len(set(of["metrics"]["frechet_pixels"]["2"])) == 2  # seeds differ
+        assert len(set(of["metrics"]["frechet_pixels"]["1"])) == 2  # seeds differ
         assert of["seconds_of_an_update"] > 0
     copies = {name: of["copies_of_the_parameters"] for name, of in found["methods"].items()}
     assert copies["tract"] == pytest.approx(5, abs=0.2)  # parameters, Adam's two, the self-teacher, the teacher

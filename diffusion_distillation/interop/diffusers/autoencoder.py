@@ -151,8 +151,8 @@ def _folder_of(folder: epath.Path) -> epath.Path:
         return folder / AUTOENCODER
     if not (folder / CONFIG).is_file():
         raise InputError(
-            f"There is no {str(folder / CONFIG)!r}, and no {AUTOENCODER}/{CONFIG} beside it. Pass the folder of an "
-            "AutoencoderKL of diffusers, or of a pipeline that has one."
+            f"Neither {str(folder / CONFIG)!r} nor {str(folder / AUTOENCODER / CONFIG)!r} exists. Pass the folder of "
+            "an AutoencoderKL of diffusers, or of a pipeline that has one."
         )
     return folder
 

@@ -263,14 +263,18 @@ def _metadata(reader: Reader, values: dict, scheduler_values: dict, origin: str)
 
 def _check_decoder(folder: epath.Path) -> None:
     """Refuse a pipeline whose images are decoded by another network than an AutoencoderKL in vae/."""
-    index = read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}
     for name in OTHER_DECODERS:
-        part = index.get(name)
+        part = _index(folder).get(name)
         if isinstance(part, list) and part and part[0] is not None:
             raise InputError(
                 f"{str(folder)!r}: this pipeline decodes its images by {part[-1]} in {name}/, which is not supported. "
                 f"Supported: an AutoencoderKL in {AUTOENCODER}/."
             )
+
+
+def _index(folder: epath.Path) -> dict[str, Any]:
+    """The content of a pipeline's model_index.json; empty for a network's own folder."""
+    return read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}
 
 
 def _with_autoencoder(metadata: Metadata, folder: epath.Path) -> Metadata:
@@ -293,7 +297,7 @@ def _with_autoencoder(metadata: Metadata, folder: epath.Path) -> Metadata:
 
 def _with_class_names(metadata: Metadata, folder: epath.Path) -> Metadata:
     """The metadata with the class names of a pipeline's model_index.json, if it has one for each class."""
-    names = read_json(folder / PIPELINE).get("id2label") if (folder / PIPELINE).is_file() else None
+    names = _index(folder).get("id2label")
     labels = [str(label) for label in range(metadata.num_classes)]
     if not isinstance(names, dict) or sorted(names) != sorted(labels):
         return metadata

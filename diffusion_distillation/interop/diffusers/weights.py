@@ -53,11 +53,8 @@ def find_weights(folder: epath.Path) -> list[epath.Path]:
     Raises:
       InputError: if there are none, or weights of several variants; see `weight_file`.
     """
-    present = sorted(path.name for path in folder.iterdir())
-    chosen = weight_file(present, str(folder))
-    if chosen is None:
-        raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
-    return _files_of_index(folder / chosen, present) if chosen.endswith(".json") else [folder / chosen]
+    chosen = _choose(folder)
+    return _files_of_index(chosen) if chosen.suffix == ".json" else [chosen]
 
 
 def copy_weights(source: epath.Path, folder: epath.Path) -> None:
@@ -67,20 +64,29 @@ def copy_weights(source: epath.Path, folder: epath.Path) -> None:
       source: the network's folder.
       folder: must exist.
     """
-    files = find_weights(source)
-    chosen = weight_file([path.name for path in source.iterdir()], str(source))
-    if chosen.endswith(".json"):
-        whole = WEIGHTS if ".safetensors." in chosen else PICKLE
-        (source / chosen).copy(folder / f"{whole}.index.json", overwrite=True)
-    for path in files:
-        whole = WEIGHTS if path.suffix == ".safetensors" else PICKLE
-        path.copy(folder / (whole if path.name == chosen else path.name), overwrite=True)
+    chosen = _choose(source)
+    whole = WEIGHTS if ".safetensors" in chosen.name else PICKLE
+    if chosen.suffix != ".json":
+        chosen.copy(folder / whole, overwrite=True)
+        return
+    for shard in _files_of_index(chosen):
+        shard.copy(folder / shard.name, overwrite=True)
+    chosen.copy(folder / f"{whole}.index.json", overwrite=True)
 
 
-def _files_of_index(index: epath.Path, present: list[str]) -> list[epath.Path]:
+def _choose(folder: epath.Path) -> epath.Path:
+    """The file with a network's weights, or the index of several files."""
+    name = weight_file((path.name for path in folder.iterdir()), str(folder))
+    if name is None:
+        raise InputError(f"There is no {str(folder / WEIGHTS)!r}, nor {PICKLE}, nor a variant of them.")
+    return folder / name
+
+
+def _files_of_index(index: epath.Path) -> list[epath.Path]:
+    present = {path.name for path in index.parent.iterdir()}
     weight_map = read_json(index).get("weight_map")
     shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    if not shards or not {*shards} <= {*present}:
+    if not shards or not {*shards} <= present:
         raise InputError(f"{str(index)!r} must name files in its own folder under 'weight_map'; it names {shards[:4]}.")
     return [index.parent / shard for shard in shards]
 
