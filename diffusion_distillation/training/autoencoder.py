@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from ..checkpoints import Checkpoints, Metadata
 from ..data import Source, read_batches, read_examples
 from ..data.fingerprint import evenly_spaced
-from ..errors import DivergedError
 from ..fields import attributes_of, fill
 from ..keys import fold_in, normal, seed_key
 from ..latents import Decode, Encode, Shape, from_uint8
@@ -191,9 +190,7 @@ def train_autoencoder(config: ConfigDict, workdir: epath.PathLike, source: Sourc
                 if monitor.health.is_good:
                     checkpoints.save(state, metadata)
                 elif step == train.num_train_steps:
-                    raise DivergedError(
-                        f"{workdir}: the last updates were not finite; the checkpoint before them is kept."
-                    )
+                    raise monitor.health.error_at_end()
                 saved_at = time.monotonic()
             if stop:
                 checkpoints.wait()

@@ -20,7 +20,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ..checkpoints import Checkpoints, Metadata, abstract_params, load, restore_from
 from ..data import Source, read_batches
-from ..errors import DivergedError
 from ..keys import seed_key
 from ..latents import Space
 from ..methods import Method, find_method, make_method
@@ -33,7 +32,7 @@ from ..runtime.multihost import print_on_main
 from ..runtime.signals import RESUME_HINT, Interrupt, stopped
 from ..shapes import Params
 from .checks import check_batch_size, wasteful_settings
-from .monitor import Monitor, OnMetrics, passes
+from .monitor import Health, Monitor, OnMetrics, passes
 from .pmap import PmapRunner
 from .prepare import LoadModel, holds_run, inputs_of, prepare
 from .runner import Runner, begin, state_shardings
@@ -254,7 +253,7 @@ def _update_to_end(run: _Run, like: TrainState, placed: Placed | None, step: int
             # Save.
             if saves:
                 monitor.look(unseen=0)
-                _save(run, state, call.stop, is_good=monitor.health.is_good)
+                _save(run, state, call.stop, monitor.health)
                 saved_at = time.monotonic()
                 save_when_due = False
                 decisions.forget()
@@ -301,12 +300,12 @@ def _compile(
     return run.runner.place(state, run.teacher)
 
 
-def _save(run: _Run, state: TrainState, step: int, *, is_good: bool) -> None:
+def _save(run: _Run, state: TrainState, step: int, health: Health) -> None:
     """Save a state, unless its last updates were not finite and spoiled the parameters."""
-    if run.config.train.enable_update_skip or is_good:
+    if run.config.train.enable_update_skip or health.is_good:
         run.checkpoints.save(run.runner.collect(state), run.metadata)
     elif step == run.num_updates:
-        raise DivergedError(f"{run.workdir}: the last updates were not finite; the checkpoint before them is kept.")
+        raise health.error_at_end()
 
 
 def _stop(run: _Run, signal_number: int) -> NoReturn:

@@ -170,6 +170,10 @@ class Health:
         """Whether the last update that was checked was finite."""
         return self._bad_since is None
 
+    def error_at_end(self) -> DivergedError:
+        """The error of a run whose last updates were not finite."""
+        return DivergedError(f"{self._workdir}: the last updates were not finite; the checkpoint before them is kept.")
+
     def check(self, metrics: CallMetrics) -> None:
         """Check the next updates. Raises a DivergedError after 100 without a finite one."""
         for loss, norm in zip(metrics["loss"], metrics["gradient_norm"], strict=True):
