@@ -67,7 +67,7 @@ def test_x_is_drawn_from_the_image_s_or_the_mirror_image_s_latents(source):
     ("changes", "message"),
     [
         ({"model.eval_clip_denoised": True}, r"config.model.eval_clip_denoised=True clips x .* Set .*=False"),
-        ({"autoencoder.path": "/nowhere"}, "There is no '/nowhere/config.json'"),
+        ({"autoencoder.path": "/nowhere"}, "Neither '/nowhere/config.json' nor '/nowhere/vae/config.json' exists"),
     ],
 )
 def test_configs_that_do_not_fit_latents_are_refused(changes, message, source, tmp_path):
