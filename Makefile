@@ -25,7 +25,7 @@ DOCS ?= .venv-docs
 # keeps the result. Clear this variable, which container images often set, as it would discard the result.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Let the C library use large memory pages. On some Linux systems, CPU training is 11 to 18% faster with them.
+# Let the C library use large memory pages. On some Linux systems, they shorten a CPU training step by 11 to 18%.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .NOTPARALLEL:

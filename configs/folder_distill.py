@@ -7,7 +7,7 @@ FID: the ladder's report compares its models with your images.
     diffusion_distillation distill --config=folder_distill --config.dataset.args.path=my_images \
         --config.distillation.teacher_checkpoint_path=runs/mine/base --workdir=runs/mine/ladder
 
-Repeat every flag that you trained the base model with.
+Repeat the flags that set `dataset` and `model` fields of the base model.
 """
 
 from pathlib import Path

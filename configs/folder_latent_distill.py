@@ -7,7 +7,7 @@ FID: the ladder's report compares its models with your images.
     diffusion_distillation distill --config=folder_latent_distill --config.dataset.args.path=runs/my_latents \
         --config.distillation.teacher_checkpoint_path=runs/mine_latent/base --workdir=runs/mine_latent/ladder
 
-Repeat every flag that you trained the base model with.
+Repeat the flags that set `dataset` and `model` fields of the base model.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ r"""A base model for your own images on a CPU, at 32x32.
 cores take 26 minutes, at 150 to 190 images/s.
 
     diffusion_distillation train --config=folder_small_base --config.dataset.args.path=my_images \
-        --workdir=runs/mine/base
+        --workdir=runs/mine_small/base
 
 Change the config with flags:
 

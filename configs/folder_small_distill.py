@@ -4,9 +4,9 @@ r"""A ladder for your own images on a CPU: the model of `folder_small_base.py`, 
 with 200 emoji and 1,000 samples: 17.4 at 8 steps, 18.1 at 4 (the base model: 16.7 with 64 steps, 43.1 with 4).
 
     diffusion_distillation distill --config=folder_small_distill --config.dataset.args.path=my_images \
-        --config.distillation.teacher_checkpoint_path=runs/mine/base --workdir=runs/mine/ladder
+        --config.distillation.teacher_checkpoint_path=runs/mine_small/base --workdir=runs/mine_small/ladder
 
-Repeat every flag that you trained the base model with.
+Repeat the flags that set `dataset` and `model` fields of the base model.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 r"""Stage 2 of MNIST: the student of `mnist_student.py`, from 64 sampling steps to 8, then to 4, 2 and 1.
 
-1,213,377 parameters; 1,200 updates. One CPU core takes 15 minutes, and 9 for the report. With guidance weight 0.5 and
+1,213,377 parameters; 1,200 updates. Two CPU cores take 15 minutes, and 9 for the report. With guidance weight 0.5 and
 2,000 samples, against all images:
 
     sampling steps                8       4       2       1       teacher, 64    teacher, 1

@@ -63,6 +63,16 @@ def test_the_first_examples_sample_images(tmp_path, monkeypatch):
     assert names["denoise"](names["x"], np.zeros(64, np.float32)).eps.shape == (64, 8, 8, 1)
 
 
+def test_training_starts_from_python_as_the_page_shows(monkeypatch):
+    started = []
+    monkeypatch.setattr("diffusion_distillation.training.loop.train", lambda *args: started.append(args))
+    [training] = blocks_with("train(config, ")
+    exec(training, {})
+    [(made, workdir, source)] = started
+    assert made == config.resolve(made) and made.train.num_train_steps == 400
+    assert workdir == "runs/digits_python" and source_problem(source) is None
+
+
 def test_the_ladder_of_an_edm_model_has_the_times_of_its_teacher():
     [ladder], names = blocks_with("paper_ladder(load"), {}
     exec(ladder, names)
