@@ -56,7 +56,7 @@ class ProcessFlags:
         """Connect the processes of the run and start JAX.
 
         Args:
-          batch_size: images per batch; CPU cores are used by it.
+          batch_size: images that the devices share; fewer CPU cores are used for a small number.
           dtype: of the activations, 'float32' or 'bfloat16'.
 
         Raises:
@@ -78,10 +78,16 @@ class ProcessFlags:
             start_jax()
 
 
+def images_per_pass(train: ConfigDict) -> int:
+    """The images of one forward and backward pass, which the devices share, by the config's `train` section."""
+    return train.microbatch_size or train.batch_size
+
+
 def dtype_of(checkpoint: epath.PathLike) -> str:
-    """The activations' type in a run's config.json, which can be read before JAX starts; float32 without the file."""
+    """The activations' type in the config.json of a run or an archive, read before JAX starts; float32 without it."""
     try:
-        return read_json(as_path(checkpoint) / "config.json")["model"]["dtype"]
+        values = read_json(as_path(checkpoint) / "config.json")
+        return values.get("config", values)["model"]["dtype"]  # an archive's file has more than the config
     except (OSError, ValueError, TypeError, KeyError):
         return "float32"
 

@@ -59,6 +59,7 @@ def test_the_pure_functions_import_only_the_libraries_that_the_pages_name():
 def test_importing_and_sampling_work_without_what_windows_lacks():
     missing = ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIGQUIT", "setitimer")
     of_os = ("register_at_fork", "sched_getaffinity", "sched_setaffinity", "killpg", "geteuid", "mkfifo")
+    of_os += ("set_blocking",)  # until Python 3.12
     code = f"""
 import os, signal, sys
 import jax, orbax.checkpoint, optax, tensorboardX, matplotlib, fsspec, grain  # these support Windows
@@ -67,7 +68,8 @@ for name in {missing}: delattr(signal, name)
 for name in {of_os}: delattr(os, name)
 import diffusion_distillation
 print(diffusion_distillation.from_checkpoint("digits").sample(jax.random.key(0), 2).shape)
-import diffusion_distillation.cli
+from diffusion_distillation import cli
+cli.run(lambda: print("ran"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "(2, 8, 8, 1)\n" and not done.returncode, done.stderr[-1000:]
+    assert done.stdout == "(2, 8, 8, 1)\nran\n" and not done.returncode, done.stderr[-1000:]

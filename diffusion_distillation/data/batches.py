@@ -6,7 +6,6 @@ to `(k + 1) batch_size`. It depends only on (seed, step, position in the global 
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +13,11 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from ..runtime.cpu import usable_cores
 from .source import Source
 
 CHUNK_SIZE = 64  # examples that a thread reads at a time
-NUM_THREADS = min(16, os.cpu_count() or 1)
+NUM_THREADS = min(16, usable_cores())
 
 Examples = dict[str, np.ndarray]  # uint8 `image`, `[n, height, width, channels]`, and int32 `label`, `[n]`
 

@@ -1,7 +1,8 @@
 """Operations rewritten to be fast in XLA's CPU backend. Programs for other platforms contain none of this code.
 
 Every function here equals the plain one in its docstring, to rounding, and has its derivatives in forward and reverse
-mode. `jax.lax.platform_dependent` chooses when a program is lowered, so that one trace serves several platforms.
+mode, except that bfloat16 convolutions have no forward mode on CPUs. `jax.lax.platform_dependent` chooses when a
+program is lowered, so that one trace serves several platforms.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 from pathlib import Path
@@ -16,7 +17,17 @@ FLAGS = {  # of XLA, by what they enable
 # With AMX instructions, XLA's oneDNN computes wrong gradients of bfloat16 convolutions (JAX 0.12), as
 # `scripts/checks/numerics.py` shows. This value allows all instructions but AMX.
 MAX_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
-KNOWS_FLAGS = jax.__version_info__ >= (0, 12)  # an unknown flag in XLA_FLAGS ends the process
+KNOWS_FLAGS = (0, 12) <= jax.__version_info__ < (0, 13)  # an unknown flag in XLA_FLAGS ends the process
+CONTAINER_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time per period, of cgroup v2
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use, by its affinity and by the CPU quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or a quota of "max"
+        quota, period = map(int, CONTAINER_QUOTA.read_text().split())
+        cores = min(cores, math.ceil(quota / period))
+    return max(1, cores)
 
 
 def use_all_cpu_cores(batch_size: int) -> None:
@@ -27,8 +38,7 @@ def use_all_cpu_cores(batch_size: int) -> None:
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(1, min(cores, batch_size // MIN_EXAMPLES_PER_DEVICE))
+    most = max(1, min(usable_cores(), batch_size // MIN_EXAMPLES_PER_DEVICE))
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 

@@ -79,10 +79,19 @@ def shipped_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """$DIFFUSION_DISTILLATION_CACHE, or `diffusion_distillation` in the user's cache. It may be deleted at any time."""
+    """$DIFFUSION_DISTILLATION_CACHE, or `diffusion_distillation` in the user's cache. It may be deleted at any time.
+
+    Raises:
+      InputError: if the user has no home folder, and the environment names no cache.
+    """
     chosen = os.environ.get("DIFFUSION_DISTILLATION_CACHE")
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(chosen) if chosen else Path(user_cache) / "diffusion_distillation").expanduser()
+    try:
+        return (Path(chosen) if chosen else Path(user_cache) / "diffusion_distillation").expanduser()
+    except RuntimeError:
+        raise InputError(
+            "This user has no home folder to cache files in. Set DIFFUSION_DISTILLATION_CACHE to a folder."
+        ) from None
 
 
 def downloads_folder() -> Path:

@@ -269,8 +269,10 @@ def _first_communication() -> None:
 
 def _in_cluster() -> bool:
     """Whether JAX can find the other processes itself: on SLURM by its variables, on a TPU VM by its metadata."""
+    platforms = jax.config.jax_platforms
+    uses_tpu = not platforms or "tpu" in platforms.split(",")
     on_tpu_vm = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return in_slurm_step() or (on_tpu_vm and importlib.util.find_spec("libtpu") is not None)
+    return in_slurm_step() or (uses_tpu and on_tpu_vm and importlib.util.find_spec("libtpu") is not None)
 
 
 def in_slurm_step() -> bool:

@@ -6,8 +6,8 @@ compiles or samples. Scripts may end on a signal, so there a separate thread rea
 """
 
 import contextlib
-import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -75,17 +75,17 @@ def exit_on_signals() -> Iterator[None]:
     The exit status is 128 + number, as in shells.
     """
     global _thread_reads_signals
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    reader, writer = socket.socketpair()  # on Windows, pipes cannot be non-blocking before Python 3.12
+    writer.setblocking(False)
 
     def read() -> None:
-        while number := os.read(reader, 1)[0]:
+        while number := reader.recv(1)[0]:
             if number in SIGNALS and (not _active or _active[-1].note(number)):  # a signal of another library
                 _exit_at_once(number)
 
     thread = threading.Thread(target=read, name="signals", daemon=True)
     thread.start()
-    fd_before = signal.set_wakeup_fd(writer)
+    fd_before = signal.set_wakeup_fd(writer.fileno())
     _thread_reads_signals = True
     try:
         with _handlers(_do_nothing):
@@ -93,10 +93,10 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         _thread_reads_signals = False
         signal.set_wakeup_fd(fd_before)
-        os.write(writer, b"\0")
+        writer.send(b"\0")
         thread.join()
-        os.close(reader)
-        os.close(writer)
+        reader.close()
+        writer.close()
 
 
 def _exit_at_once(number: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -265,6 +266,10 @@ def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "diffusion_distillation"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "diffusion_distillation"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
+    with pytest.raises(InputError, match=r"no home folder .* Set DIFFUSION_DISTILLATION_CACHE"):
+        cache_folder()
 
 
 def test_large_folders_give_the_same_batches(tmp_path, monkeypatch):

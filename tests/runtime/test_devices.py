@@ -34,6 +34,15 @@ def test_cpu_flags_are_set_where_they_pay_and_the_user_did_not(monkeypatch, give
     assert devices.describe_devices(devices.data_mesh()) == "8 cpu devices"
 
 
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), (None, 8)])
+def test_a_container_has_the_cores_of_its_quota(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(cpu, "CONTAINER_QUOTA", tmp_path / "cpu.max")
+    if quota:
+        cpu.CONTAINER_QUOTA.write_text(f"{quota}\n")
+    assert cpu.usable_cores() == cores
+
+
 def test_onednn_uses_no_amx_unless_the_user_allows_it(monkeypatch):
     name, without_amx = cpu.MAX_INSTRUCTIONS
     monkeypatch.setenv("XLA_FLAGS", "")

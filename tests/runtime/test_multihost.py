@@ -1,10 +1,12 @@
 """Two processes, one of which fails or has another config or other data."""
 
 import fcntl
+import importlib.machinery
 import subprocess
 import sys
 import types
 
+import jax
 import pytest
 from helpers.runs import OWN_PARTS, command, free_port, start_together
 
@@ -119,3 +121,23 @@ def test_a_slurm_shell_does_not_wait_for_other_tasks(monkeypatch, caplog, variab
     monkeypatch.setattr(multihost.sys, "stdin", types.SimpleNamespace(isatty=lambda: terminal))
     assert multihost.in_slurm_step() == together
     assert ("Start all with srun" in caplog.text) == warned
+
+
+def test_a_tpu_vm_runs_alone_if_the_user_chooses_another_platform(monkeypatch):
+    """JAX would wait for the other hosts of the pod."""
+    monkeypatch.setattr("pathlib.Path.glob", lambda folder, pattern: iter([folder / "accel0"]))
+    libtpu = types.ModuleType("libtpu")
+    libtpu.__spec__ = importlib.machinery.ModuleSpec("libtpu", None)
+    monkeypatch.setitem(sys.modules, "libtpu", libtpu)
+    started = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: started.append(args) or 1 / 0)
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        assert not multihost.start() and not started
+        jax.config.update("jax_platforms", "tpu,cpu")
+        with pytest.raises(ZeroDivisionError):
+            multihost.start()
+        assert started
+    finally:
+        jax.config.update("jax_platforms", before)

@@ -8,6 +8,7 @@ def test_the_dtype_of_a_run_is_float32_unless_its_config_can_be_read(tmp_path):
     assert cli.dtype_of(tmp_path) == "float32"
     for text, dtype in {
         '{"model": {"dtype": "bfloat16"}}': "bfloat16",
+        '{"config": {"model": {"dtype": "bfloat16"}}}': "bfloat16",  # of an archive
         '{"model": {}}': "float32",
         "[]": "float32",
         "{": "float32",
