@@ -116,6 +116,16 @@ def test_every_command_has_the_flags_and_fields_that_it_sets(name, flags, own_mo
     assert main(name, *shlex.split(flags, comments=True), "--help") == 0, capsys.readouterr().err
 
 
+def test_the_reference_lists_every_flag_of_sample():
+    [section] = re.findall(
+        r"^## Flags of sample$(.*?)^#", TEXTS[ROOT / "docs/reference/commands.md"], re.DOTALL | re.MULTILINE
+    )
+    listed = set(re.findall(r"^\| `--(\w+)`", section, re.MULTILINE))
+    code = (ROOT / "scripts" / "sample.py").read_text()
+    defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', code))
+    assert listed == defined | set(re.findall(r"cli\.define_(\w+)\(", code))
+
+
 def test_the_generated_tables_are_up_to_date_and_complete():
     for path, text in runpy.run_path(str(ROOT / "docs" / "tables.py"))["pages"]().items():
         assert path.read_text() == text, f"{path} is out of date. Run python docs/tables.py."
@@ -135,6 +145,7 @@ def test_every_block_of_code_is_run_by_a_test():
         "# my_networks",
         "# my_features",
         "METRICS[",
+        "train(config, ",
     )
     assert sorted(elsewhere + [block for name in here for block in blocks_with(name)]) == sorted(BLOCKS)
 
