@@ -93,7 +93,8 @@ def newest_sound(folder: epath.Path, steps: Sequence[int], read: Callable[[epath
 def _attempt(act: Callable[[], Any]) -> tuple[Any, str | None]:
     """Call `act` in every process. Returns `(result, None)` if it succeeds in all of them, else `(None, reason)`.
 
-    An error that is not damage is raised in its process, and as a RunError in the other ones.
+    An error that is not damage is raised in its process, and as a RunError in the other ones. A file that only some
+    processes miss is not damage either: all processes raise a RunError.
     """
     result = error = None
     try:
@@ -102,11 +103,17 @@ def _attempt(act: Callable[[], Any]) -> tuple[Any, str | None]:
         error = raised
     succeeded, damaged, failed = range(3)
     outcome = succeeded if error is None else damaged if is_damage(error) else failed
-    [worst] = multihost.all_max([outcome])
+    missing = isinstance(error, FileNotFoundError)
+    worst, one_reads_it, one_misses_it = multihost.all_max([outcome, int(error is None), int(missing)])
     if outcome == failed:
         raise error
     if worst == failed:
         raise RunError("Another process could not read a checkpoint; see its message. Nothing was changed.")
+    if one_reads_it and one_misses_it:
+        raise RunError(
+            "A process does not find a checkpoint that another process reads. Nothing was changed. All processes must "
+            "see the same folder; a network file system may show new files late. Run the same command again."
+        )
     if worst == damaged:
         return None, "another process cannot read it" if error is None else first_line(error)[:200]
     return result, None

@@ -298,6 +298,9 @@ with checkpoints.Checkpoints(run) as saved:
     for act in (lambda: saved.restore(like), lambda: checkpoints.load(run)):
         assert_raises(*((MemoryError, "full") if index else (RunError, "Another process could not read")), act)
     assert steps() == [3, 6]
+    failing(FileNotFoundError(2, "No such file", "manifest.ocdbt"))
+    assert_raises(RunError, "All processes must see the same folder", lambda: saved.restore(like))
+    assert steps() == [3, 6]
     failing(ValueError("cut off"))
     params, of_params = checkpoints.load(run)
     assert of_params.step == 3
