@@ -52,12 +52,13 @@ class ProcessFlags:
             "process_id", None, "With --coordinator: the index of this process, from 0."
         )
 
-    def start(self, batch_size: int, dtype: str = "float32") -> None:
+    def start(self, batch_size: int, dtype: str = "float32", microbatch_size: int = 0) -> None:
         """Connect the processes of the run and start JAX.
 
         Args:
-          batch_size: images that the devices share; fewer CPU cores are used for a small number.
+          batch_size: images per batch; small batches use fewer CPU cores.
           dtype: of the activations, 'float32' or 'bfloat16'.
+          microbatch_size: images per forward and backward pass, or 0 for the whole batch.
 
         Raises:
           InputError: if only some of the flags are set, or if the process id is out of range.
@@ -74,13 +75,8 @@ class ProcessFlags:
         enable_compilation_cache()
         set_cpu_flags(dtype)
         if not multihost.start(coordinator, num_processes, process_id):
-            use_all_cpu_cores(batch_size)
+            use_all_cpu_cores(batch_size, microbatch_size)
             start_jax()
-
-
-def images_per_pass(train: ConfigDict) -> int:
-    """The images of one forward and backward pass, which the devices share, by the config's `train` section."""
-    return train.microbatch_size or train.batch_size
 
 
 def dtype_of(checkpoint: epath.PathLike) -> str:

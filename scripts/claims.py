@@ -50,7 +50,7 @@ def main() -> None:
             "--config must be a base model's config, without a section distillation, and --ladder a ladder's, with one."
         )
     base = resolve(base)
-    PROCESSES.start(cli.images_per_pass(base.train), base.model.dtype)
+    PROCESSES.start(base.train.batch_size, base.model.dtype, base.train.microbatch_size)
     source = load_source(base.dataset.name, **base.dataset.args)
     evaluators, reference = evaluators_and_reference(base, source, base.eval.num_samples)
     reproduce_claims(

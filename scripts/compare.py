@@ -39,7 +39,7 @@ def main() -> None:
     config = resolve(CONFIG.value)
     if "distillation" not in config:
         raise InputError("This config has no section config.distillation. Give the config of a ladder.")
-    PROCESSES.start(cli.images_per_pass(config.train), config.model.dtype)
+    PROCESSES.start(config.train.batch_size, config.model.dtype, config.train.microbatch_size)
     source = load_source(config.dataset.name, **config.dataset.args)
     evaluators, reference = evaluators_and_reference(config, source, config.eval.num_samples)
     compare_methods(

@@ -19,7 +19,7 @@ FLAGS = cli.RunFlags()
 
 def main() -> None:
     config = FLAGS.config(distillation=True)
-    FLAGS.start(cli.images_per_pass(config.train), config.model.dtype)
+    FLAGS.start(config.train.batch_size, config.model.dtype, config.train.microbatch_size)
     source = FLAGS.source(config)
     # First, since it fails if weights are missing.
     evaluators, reference = evaluators_and_reference(config, source, config.eval.num_samples)

@@ -14,7 +14,7 @@ FLAGS = cli.RunFlags()
 
 def main() -> None:
     config = FLAGS.config(distillation=False)
-    FLAGS.start(cli.images_per_pass(config.train), config.model.dtype)
+    FLAGS.start(config.train.batch_size, config.model.dtype, config.train.microbatch_size)
     source = FLAGS.source(config)
     if FLAGS.dry_run(config, source):
         return

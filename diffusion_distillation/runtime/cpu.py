@@ -30,16 +30,17 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def use_all_cpu_cores(batch_size: int) -> None:
+def use_all_cpu_cores(batch_size: int, microbatch_size: int = 0) -> None:
     """Make every CPU core a JAX device. Call this function before JAX starts. Accelerators are not affected.
 
-    Within one CPU device, XLA runs parts of a program on a single core. The number of devices divides `batch_size` and
-    leaves each device 16 examples or more. JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence.
+    Within one CPU device, XLA runs parts of a program on a single core. The devices share a batch, and each microbatch,
+    evenly, and each has 16 examples of a batch or more. JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
+    shared = microbatch_size or batch_size
     most = max(1, min(usable_cores(), batch_size // MIN_EXAMPLES_PER_DEVICE))
-    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
+    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if shared % n == 0))
 
 
 def set_cpu_flags(dtype: str) -> None:

@@ -1,4 +1,5 @@
 import os
+from unittest import mock
 
 import jax
 import pytest
@@ -41,6 +42,21 @@ def test_a_container_has_the_cores_of_its_quota(quota, cores, tmp_path, monkeypa
     if quota:
         cpu.CONTAINER_QUOTA.write_text(f"{quota}\n")
     assert cpu.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "microbatch_size", "count"),
+    [(128, 0, 8), (128, 4, 4), (96, 6, 6), (64, 0, 4), (40, 0, 2), (8, 0, 1)],
+)
+def test_cpu_devices_divide_a_microbatch_and_have_16_examples_of_a_batch(
+    batch_size, microbatch_size, count, monkeypatch
+):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 8)
+    update = mock.Mock()
+    monkeypatch.setattr(cpu, "jax", mock.Mock(**{"config.update": update}))
+    cpu.use_all_cpu_cores(batch_size, microbatch_size)
+    update.assert_called_once_with("jax_num_cpu_devices", count)
 
 
 def test_onednn_uses_no_amx_unless_the_user_allows_it(monkeypatch):
