@@ -93,8 +93,8 @@ def newest_sound(folder: epath.Path, steps: Sequence[int], read: Callable[[epath
 def _attempt(act: Callable[[], Any]) -> tuple[Any, str | None]:
     """Call `act` in every process. Returns `(result, None)` if it succeeds in all of them, else `(None, reason)`.
 
-    An error that is not damage is raised in its process, and as a RunError in the other ones. A file that only some
-    processes miss is not damage either: all processes raise a RunError.
+    An error that is not damage is raised in its process, and as a RunError in the other ones. If some
+    processes succeed and another one does not find a file, all processes raise a RunError.
     """
     result = error = None
     try:
@@ -103,8 +103,9 @@ def _attempt(act: Callable[[], Any]) -> tuple[Any, str | None]:
         error = raised
     succeeded, damaged, failed = range(3)
     outcome = succeeded if error is None else damaged if is_damage(error) else failed
-    missing = isinstance(error, FileNotFoundError)
-    worst, one_reads_it, one_misses_it = multihost.all_max([outcome, int(error is None), int(missing)])
+    worst, one_reads_it, one_misses_it = multihost.all_max(
+        [outcome, error is None, isinstance(error, FileNotFoundError)]
+    )
     if outcome == failed:
         raise error
     if worst == failed:

@@ -29,7 +29,7 @@ class Work:
             ConfigDict(setup[name]) for name in ("base", "without_dropout", "ladder")
         )
         set_cpu_flags(self.base.model.dtype)
-        use_all_cpu_cores(self.base.train.batch_size)
+        use_all_cpu_cores(self.base.train.batch_size, self.base.train.microbatch_size)
         arrays = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.x, self.logsnr, self.out = (arrays[name] for name in ("x", "logsnr", "out"))
         self.shape, self.mesh = self.x.shape[1:], data_mesh()
