@@ -1,6 +1,7 @@
 """The metadata of a model: everything besides the parameters that sampling and teaching need, stored as JSON."""
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from ..config import resolve, to_share
 from ..errors import InputError
 from ..latents import AutoencoderInfo, Shape
-from ..networks.model import init_params, make_network
+from ..networks.model import Network, init_params, make_network
 from ..pretrained import is_pretrained
 from ..runtime.files import parse_json, tuples_for_lists
 from ..shapes import Params
@@ -135,8 +136,9 @@ def read_values(checkpoint: epath.Path) -> dict[str, Any]:
 def abstract_params(metadata: Metadata) -> Params:
     """The shapes and dtypes of a model's parameters, as a tree of `jax.ShapeDtypeStruct`."""
     network = make_network(metadata.config.model, metadata.shape, metadata.num_classes)
+    return _abstract_params(network, metadata.shape, metadata.num_classes)
 
-    def init() -> Params:
-        return init_params(network, jax.random.key(0), metadata.shape, metadata.num_classes)
 
-    return jax.eval_shape(init)
+@functools.lru_cache(maxsize=16)  # a ladder asks for each student, and its report for each checkpoint
+def _abstract_params(network: Network, shape: tuple[int, int, int], num_classes: int) -> Params:
+    return jax.eval_shape(lambda: init_params(network, jax.random.key(0), shape, num_classes))
