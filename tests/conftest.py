@@ -9,13 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-# All tests share compiled programs and trained classifiers: the tests of this process, the scripts that they start, and
-# pytest-xdist's other processes, which find the folders in their environment. JAX reads the variables when imported.
+# All tests share trained classifiers and decoded images: the tests of this process, the scripts that they start, and
+# pytest-xdist's other processes, which find the folder in their environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    KEPT = tempfile.TemporaryDirectory(prefix="tests", ignore_cleanup_errors=True)
+    os.environ["DIFFUSION_DISTILLATION_CACHE"] = KEPT.name
+# They share compiled programs too, and the next run of the tests finds them; see `pytest_configure`. JAX reads these
+# variables when imported.
 assert "jax" not in sys.modules
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    KEPT = tempfile.TemporaryDirectory(prefix="programs", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT.name
-    os.environ["DIFFUSION_DISTILLATION_CACHE"] = f"{KEPT.name}/data"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Each of pytest-xdist's processes gets its own cores, and so do the scripts that it starts. On shared cores, threads
@@ -44,8 +45,17 @@ from etils import epath
 
 from diffusion_distillation import diffusion, schedules
 from diffusion_distillation.networks import unet
+from diffusion_distillation.runtime.cpu import describe_cpu
+from diffusion_distillation.runtime.hashing import sha256
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    """Keep compiled programs in pytest's cache, which --cache-clear empties, apart for each kind of CPU."""
+    programs = os.fspath(config.cache.mkdir(f"programs-{sha256([describe_cpu()], 16)}"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    jax.config.update("jax_compilation_cache_dir", programs)
 
 
 def pytest_collection_finish():
