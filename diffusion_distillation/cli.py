@@ -52,13 +52,16 @@ class ProcessFlags:
             "process_id", None, "With --coordinator: the index of this process, from 0."
         )
 
-    def start(self, batch_size: int, dtype: str = "float32", microbatch_size: int = 0) -> None:
+    def start(
+        self, batch_size: int, dtype: str = "float32", microbatch_size: int = 0, *, training: bool = True
+    ) -> None:
         """Connect the processes of the run and start JAX.
 
         Args:
           batch_size: images per batch; small batches use fewer CPU cores.
           dtype: of the activations, 'float32' or 'bfloat16'.
           microbatch_size: images per forward and backward pass, or 0 for the whole batch.
+          training: whether the script computes gradients.
 
         Raises:
           InputError: if only some of the flags are set, or if the process id is out of range.
@@ -73,7 +76,7 @@ class ProcessFlags:
                 "or none, and --process_id from 0 to --num_processes - 1."
             )
         enable_compilation_cache()
-        set_cpu_flags(dtype)
+        set_cpu_flags(dtype, training=training)
         if not multihost.start(coordinator, num_processes, process_id):
             use_all_cpu_cores(batch_size, microbatch_size)
             start_jax()

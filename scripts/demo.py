@@ -30,7 +30,7 @@ def main() -> None:
     out = as_path(OUT.value or f"{MODEL.value}.png")
     if out.suffix != ".png":
         raise cli.InputError(f"--out={OUT.value} must end in .png.")
-    PROCESSES.start(batch_size=1)
+    PROCESSES.start(batch_size=1, training=False)
     pipeline = from_checkpoint(MODEL.value)
     columns = min(pipeline.num_classes, 13)
     images = pipeline.sample(seed_key(SEED.value), ROWS * columns, guidance=GUIDANCE.value)

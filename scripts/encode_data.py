@@ -41,7 +41,7 @@ def main() -> None:
     dataset = cfg.dataset_of(CONFIG.value)
     if dataset["name"] == "Latents":
         raise InputError("--config names latents. Pass a config whose dataset has images.")
-    PROCESSES.start(BATCH_SIZE.value, DTYPE.value)
+    PROCESSES.start(BATCH_SIZE.value, DTYPE.value, training=False)
     source = load_source(dataset["name"], **dataset["args"])
     encode_images, _, info = interop.load_autoencoder(AUTOENCODER.value, dtype=DTYPE.value)
     manifest = encode.describe(

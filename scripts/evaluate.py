@@ -102,7 +102,8 @@ DEFAULT_SAMPLES = 50_000  # as for published FIDs
 def main() -> None:
     out = as_path(OUT.value)
     check_flags(out)
-    PROCESSES.start(BATCH_SIZE.value, "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value))
+    dtype = "float32" if CHECKPOINT.value is None else cli.dtype_of(CHECKPOINT.value)
+    PROCESSES.start(BATCH_SIZE.value, dtype, training=False)
     if OTHERS.value and (CHECKPOINT.value is None or not is_ladder()):
         raise InputError(f"--others={','.join(OTHERS.value)} needs a ladder's folder as --checkpoint.")
     if OTHERS_NUM_STEPS.value is not None and not OTHERS.value:

@@ -37,7 +37,7 @@ def main() -> None:
         cli.saved(f"the page of {len(ladders)} ladders to {as_path(OUT.value) / 'index.html'}")
         return
     [(workdir, config)] = ladders
-    PROCESSES.start(config.eval.batch_size, config.model.dtype)
+    PROCESSES.start(config.eval.batch_size, config.model.dtype, training=False)
     write_report(config, workdir, *evaluators_and_reference(config, None, config.eval.num_samples))
     cli.saved(f"the report to {as_path(workdir) / 'report' / 'index.html'}")
 

@@ -67,7 +67,7 @@ def main() -> None:
     out = as_path(OUT.value)
     to_folder = out.is_dir() or not out.suffix or OUT.value.endswith("/")
     check_out(out, to_folder)
-    PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value))
+    PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value), training=False)
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key = seed_key(SEED.value)

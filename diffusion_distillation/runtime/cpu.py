@@ -14,8 +14,9 @@ FLAGS = {  # of XLA, by what they enable
     "oneDNN": ("--xla_cpu_experimental_onednn_custom_call", "true"),
     "512-bit vectors": ("--xla_cpu_prefer_vector_width", "512"),
 }
-# With AMX instructions, XLA's oneDNN computes wrong gradients of bfloat16 convolutions (JAX 0.12), as
-# `scripts/checks/numerics.py` shows. This value allows all instructions but AMX.
+# With AMX instructions, XLA's oneDNN computes wrong kernel gradients of bfloat16 convolutions if a device has 2 to 4
+# images (JAX 0.12). To see it: `ONEDNN_MAX_CPU_ISA=DEFAULT python scripts/checks/numerics.py --dtype=bfloat16`. This
+# value allows all instructions but AMX.
 MAX_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 KNOWS_FLAGS = (0, 12) <= jax.__version_info__ < (0, 13)  # an unknown flag in XLA_FLAGS ends the process
 CONTAINER_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time per period, of cgroup v2
@@ -43,18 +44,20 @@ def use_all_cpu_cores(batch_size: int, microbatch_size: int = 0) -> None:
     jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if shared % n == 0))
 
 
-def set_cpu_flags(dtype: str) -> None:
+def set_cpu_flags(dtype: str, *, training: bool = True) -> None:
     """Add the XLA_FLAGS that make a network faster on this CPU. Call this function before JAX starts.
 
     On CPUs with bfloat16 instructions, oneDNN halves the time of a bfloat16 network, and 512-bit vectors help every
     network. On older CPUs both slow it down: without these instructions, oneDNN computes some bfloat16 products by its
-    reference code. oneDNN stays off for other types, as JAX cannot cache programs with oneDNN. It uses no AMX
-    instructions, unless ONEDNN_MAX_CPU_ISA is set already. Flags that XLA_FLAGS already sets are kept.
+    reference code. oneDNN stays off for other types, as JAX cannot cache programs with oneDNN. Flags that XLA_FLAGS
+    already sets are kept, and so is ONEDNN_MAX_CPU_ISA.
 
     Args:
       dtype: type of the network's activations, such as 'bfloat16'.
+      training: whether the process computes gradients. If so, oneDNN uses no AMX instructions.
     """
-    os.environ.setdefault(*MAX_INSTRUCTIONS)
+    if training:
+        os.environ.setdefault(*MAX_INSTRUCTIONS)
     has_bfloat16 = "avx512_bf16" in describe_cpu()
     helps = {"oneDNN": has_bfloat16 and dtype == "bfloat16", "512-bit vectors": has_bfloat16}
     for name, (flag, value) in FLAGS.items():

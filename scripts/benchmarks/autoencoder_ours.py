@@ -15,7 +15,7 @@ class Work:
     """The work that can be timed; see `worker.serve`."""
 
     def __init__(self, setup: dict[str, Any]):
-        set_cpu_flags(setup["dtype"])
+        set_cpu_flags(setup["dtype"], training=False)
         use_all_cpu_cores(1)
         self._encode, self._decode, _ = load_autoencoder(setup["folder"], dtype=setup["dtype"])
         self._expected = np.load(Path(setup["folder"]) / "expected.npz")

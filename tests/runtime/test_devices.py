@@ -59,9 +59,13 @@ def test_cpu_devices_divide_a_microbatch_and_have_16_examples_of_a_batch(
     update.assert_called_once_with("jax_num_cpu_devices", count)
 
 
-def test_onednn_uses_no_amx_unless_the_user_allows_it(monkeypatch):
+def test_onednn_uses_no_amx_in_training_unless_the_user_allows_it(monkeypatch):
     name, without_amx = cpu.MAX_INSTRUCTIONS
     monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv(name, "")  # restored after the test
+    monkeypatch.delenv(name)
+    cpu.set_cpu_flags("bfloat16", training=False)
+    assert name not in os.environ
     monkeypatch.setenv(name, "AVX512_CORE_AMX")
     cpu.set_cpu_flags("bfloat16")
     assert os.environ[name] == "AVX512_CORE_AMX"

@@ -10,11 +10,16 @@ from diffusion_distillation.networks import cpu_kernels, unet
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "onednn"), [("float32", "false"), ("bfloat16", "true")])
-def test_the_numerics_check_passes_with_any_flags(dtype, onednn, optimized):
+@pytest.mark.parametrize(
+    ("dtype", "onednn", "training"),
+    [("float32", "false", True), ("bfloat16", "true", True), ("bfloat16", "true", False)],
+)
+def test_the_numerics_check_passes_with_any_flags(dtype, onednn, training, optimized):
+    """Without gradients, oneDNN uses all instructions of the CPU."""
     flags = f"--xla_cpu_experimental_onednn_custom_call={onednn} --xla_cpu_prefer_vector_width=512"
-    printed = run("checks/numerics", f"--dtype={dtype}", env={"XLA_FLAGS": flags})
+    printed = run("checks/numerics", f"--dtype={dtype}", f"--training={training}", env={"XLA_FLAGS": flags})
     assert re.fullmatch(rf"JAX .* on cpu, {dtype}, XLA_FLAGS {flags}: correct\. Errors: .*\n", printed)
+    assert ("gradients" in printed) == training
 
 
 class Linear(unet.UNet):
