@@ -83,11 +83,16 @@ class ProcessFlags:
 
 
 def dtype_of(checkpoint: epath.PathLike) -> str:
-    """The activations' type in the config.json of a run or an archive, read before JAX starts; float32 without it."""
+    """The activations' type in the config.json of a run or an archive, read before JAX starts; float32 without it.
+
+    It is bfloat16 if the network or the autoencoder computes in it.
+    """
     try:
         values = read_json(as_path(checkpoint) / "config.json")
-        return values.get("config", values)["model"]["dtype"]  # an archive's file has more than the config
-    except (OSError, ValueError, TypeError, KeyError):
+        values = values.get("config", values)  # an archive's file has more than the config
+        dtypes = values["model"]["dtype"], values.get("autoencoder", {}).get("dtype")
+        return "bfloat16" if "bfloat16" in dtypes else "float32"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "float32"
 
 

@@ -28,7 +28,7 @@ class Work:
         self.base, self.without_dropout, self.ladder = (
             ConfigDict(setup[name]) for name in ("base", "without_dropout", "ladder")
         )
-        set_cpu_flags(self.base.model.dtype)
+        set_cpu_flags(self.base.model.dtype, training="_step" in setup.get("what", ""))
         use_all_cpu_cores(self.base.train.batch_size, self.base.train.microbatch_size)
         arrays = unflatten_dict(dict(np.load(setup["file"]).items()), sep="/")
         self.x, self.logsnr, self.out = (arrays[name] for name in ("x", "logsnr", "out"))

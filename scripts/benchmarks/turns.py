@@ -43,7 +43,7 @@ class Timed:
     """Work that is timed in its own process: one call at the start, then one turn after another."""
 
     def __init__(self, command: Sequence[str], setup: dict[str, Any], what: str, batch: int):
-        self.worker, self._request = Worker(command, setup), {"what": what, "batch": batch}
+        self.worker, self._request = Worker(command, {**setup, "what": what}), {"what": what, "batch": batch}
         self.first_call_seconds = self.worker.ask({**self._request, "seconds": 0})["seconds"]
         self.start_to_first_seconds = time.perf_counter() - self.worker.began
         self._turns: list[dict[str, Any]] = []
