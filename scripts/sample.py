@@ -110,8 +110,10 @@ def main() -> None:
     kept = f"; {num_kept:,} of them existed already" if num_kept else ""
     images = cli.counted(NUM_SAMPLES.value, "image")
     steps = cli.counted(pipeline.num_steps, "step")
+    # The folder of a diffusers model does not name its data.
+    data = {"reference": "my_images"} if metadata.config.dataset.name == "unknown" else {}
     following = cli.command(
-        "evaluate", checkpoint=CHECKPOINT.value, **cli.config_arguments(), out="runs/evaluation.json"
+        "evaluate", checkpoint=CHECKPOINT.value, **cli.config_arguments(), **data, out="runs/evaluation.json"
     )
     cli.saved(f"{images}, {steps} each, to {OUT.value}{kept}", following)
 

@@ -31,7 +31,10 @@ def descending_rungs(distillation: Any) -> tuple[Rung, ...]:
     rungs = tuple(distillation.rungs)
     start = distillation.start_num_steps
     if rungs and start is not None:
-        raise InputError(f"rungs={rungs} is the whole ladder: unset start_num_steps={start} (None).")
+        raise InputError(
+            f"rungs={rungs} is the whole ladder: unset start_num_steps={start}, "
+            "with --config.distillation.start_num_steps=None."
+        )
     if start is None and not rungs:
         raise InputError("start_num_steps is missing: set it to the teacher's number of sampling steps, or set rungs.")
     return listed_rungs(rungs) if rungs else halvings(start, distillation.end_num_steps)
