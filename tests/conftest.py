@@ -45,15 +45,14 @@ from etils import epath
 
 from diffusion_distillation import diffusion, schedules
 from diffusion_distillation.networks import unet
-from diffusion_distillation.runtime.cpu import describe_cpu
-from diffusion_distillation.runtime.hashing import sha256
+from diffusion_distillation.runtime.devices import programs_name
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_configure(config):
     """Keep compiled programs in pytest's cache, which --cache-clear empties, apart for each kind of CPU."""
-    programs = os.fspath(config.cache.mkdir(f"programs-{sha256([describe_cpu()], 16)}"))
+    programs = os.fspath(config.cache.mkdir(programs_name()))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     jax.config.update("jax_compilation_cache_dir", programs)
 

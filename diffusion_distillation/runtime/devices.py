@@ -33,8 +33,12 @@ def enable_compilation_cache() -> None:
     from .files import cache_folder  # here, since networks import this module, and they need no library for files
 
     if jax.config.jax_compilation_cache_dir is None:
-        kind = sha256([cpu.describe_cpu()], 16)
-        jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder() / f"programs-{kind}"))
+        jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder() / programs_name()))
+
+
+def programs_name() -> str:
+    """Return the name of the folder for compiled programs, which differs between kinds of CPUs."""
+    return f"programs-{sha256([cpu.describe_cpu()], 16)}"
 
 
 def start_jax() -> None:
