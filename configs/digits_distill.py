@@ -20,7 +20,4 @@ def get_config() -> ConfigDict:
     config.distillation.stages = {"2": {"updates_factor": 2.0}, "1": {"updates_factor": 2.0}}
     config.train.learning_rate = 1e-3
     config.train.log_loss_every_steps = 40
-
-    config.eval.teacher_num_steps = (64, 16, 8, 4, 2, 1)
-    config.eval.ancestral_num_steps = (16, 64)
     return config

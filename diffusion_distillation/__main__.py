@@ -26,8 +26,8 @@ IMAGES = """\
     import jax
     from diffusion_distillation import from_checkpoint, save_grid
 
-    images = from_checkpoint("{name}").sample(jax.random.key(0), 64)  # uint8
-    save_grid(images, "images.png")"""
+    images = from_checkpoint("letters").sample(jax.random.key(0), 52, guidance=2.0)  # uint8
+    save_grid(images, "letters.png")"""
 TRAINING = """\
     diffusion_distillation train --config=digits_base --workdir=runs/digits/base
     diffusion_distillation distill --config=digits_distill --workdir=runs/digits/ladder \\
@@ -35,11 +35,15 @@ TRAINING = """\
 
 
 def main() -> None:
-    """Run the command that the first argument names, or print the overview."""
+    """Run the command that the first argument names, or print the overview or the version."""
     commands = find_commands()
+    if sys.argv[1:2] == ["help"]:  # `help train` is `train --help`
+        sys.argv[1:] = [*sys.argv[2:], "--help"]
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print_overview(commands)
+    elif name == "--version":
+        print(package.__version__)
     elif name in commands:
         sys.argv[:2] = [str(commands[name])]
         runpy.run_path(str(commands[name]), run_name="__main__")
@@ -60,7 +64,8 @@ def print_overview(commands: dict[str, Path]) -> None:
         start_jax()
     except InputError as error:
         sys.exit(f"error: {error}")
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    kind = jax.devices()[0].device_kind
+    devices = "CPU" if kind == "cpu" else f"{jax.device_count()} x {kind}"  # a run makes a device of each CPU core
     print(f"diffusion_distillation {package.__version__}, JAX {jax.__version__}, {devices}")
     print("\nCommands, each with --help: diffusion_distillation <command>")
     for name, script in commands.items():
@@ -76,7 +81,7 @@ def print_overview(commands: dict[str, Path]) -> None:
     print("\nPure functions, in diffusion_distillation:")
     for name in FUNCTIONS:
         print(f"  {name:20}{_first_line(inspect.getdoc(getattr(package, name)))}")
-    print(f"\nFirst images:\n\n{IMAGES.format(name=next(iter(PRETRAINED)))}")
+    print(f"\nFirst images:\n\n{IMAGES}")
     print(f"\nFirst training, two minutes on two CPU cores:\n\n{TRAINING}")
 
 

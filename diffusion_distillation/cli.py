@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
-from logging import StreamHandler
+from logging import Formatter, LogRecord, StreamHandler
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -30,6 +30,7 @@ from .runtime.devices import enable_compilation_cache, start_jax
 from .runtime.files import as_path, read_json
 from .runtime.signals import exit_on_signals
 from .sampling import SAMPLER_ALIASES, SAMPLERS
+from .training.checks import TRAINING_ARGS
 from .training.dry_run import dry_run
 
 # An OSError with one of these comes from the machine and is printed in one line. Any other is a bug.
@@ -114,8 +115,9 @@ def config_arguments(name: str = "config") -> dict[str, Any]:
     flag = flags.FLAGS[name]
     if flag.value is None:
         return {}
-    overrides = config_flags.get_override_values(flag)
-    fields = {f"{name}.{field}": value for field, value in overrides.items()}
+    fields = {}
+    for field, value in config_flags.get_override_values(flag).items():
+        fields[f"{name}.{field}"] = value.to_dict() if isinstance(value, ConfigDict) else value
     return {name: config_flags.get_config_filename(flag), **fields}
 
 
@@ -242,12 +244,31 @@ class RunFlags(ProcessFlags):
             dry_run(config, self.workdir, source, change=self._change.value, load_model=hooks["load_model"])
         return self._dry_run.value
 
+    def distill_commands(self) -> list[str]:
+        """The command that distills the trained model, if its config X_base has a neighbor X_student or X_distill."""
+        arguments = config_arguments()
+        name = arguments.pop("config")
+        for kind, folder in (("student", "student"), ("distill", "ladder")):
+            ladder = re.sub(r"_base(?=$|\.py$)", f"_{kind}", name)
+            if ladder != name and cfg.exists(ladder):
+                shared = {
+                    field: value
+                    for field, value in arguments.items()
+                    if field.startswith(LADDER_SECTIONS) and field.rpartition(".")[2] not in TRAINING_ARGS
+                }
+                teacher = {"config.distillation.teacher_checkpoint_path": self.workdir}
+                workdir = self.workdir.with_name(folder)
+                return [command("distill", config=ladder, **shared, **teacher, workdir=workdir)]
+        return []
+
     def options(self, config: ConfigDict, source: Source) -> dict[str, Any]:
         """The keyword arguments of `train` and `run_ladder` that the flags set. JAX must have started."""
         hooks = training_hooks(config, source, self.workdir, self._wandb.value)
         return {**hooks, "change": self._change.value}
 
 
+# What a ladder's config shares with that of its base model.
+LADDER_SECTIONS = ("config.dataset.", "config.model.", "config.autoencoder.")
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
 MISSING = re.compile(r"flag --(\w+)=None: .* must have a value other than None")
 FIELD = re.compile(r"^(--?\w+\.)([^=]+)")
@@ -347,9 +368,9 @@ def run(main: Callable[[], None]) -> None:
     app.run(checked, flags_parser=_parse_flags)
 
 
-def saved(what: str, following: str = "") -> None:
-    """Print what a script saved and where, and what to run next."""
-    multihost.print_on_main(f"Saved {what}." + f"\nNext: {following}" * bool(following))
+def saved(what: str, *following: str) -> None:
+    """Print what a script saved and where, and the commands to run next."""
+    multihost.print_on_main("\n".join([f"Saved {what}.", *(f"Next: {command}" for command in following)]))
 
 
 def command(name: str, **flags: Any) -> str:
@@ -380,10 +401,19 @@ def _quieten_libraries() -> None:
     for handler in [handler for handler in root.handlers if type(handler) is StreamHandler]:
         root.removeHandler(handler)  # added when orbax is imported; it would print every warning a second time
     logging.get_absl_handler().python_handler.stream = sys.stderr  # which `install_safe_output` has replaced
+    logging.get_absl_handler().setFormatter(_LevelFormatter())
     logging.get_absl_handler().addFilter(lambda record: not ("orbax" in record.pathname or record.name == "asyncio"))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*MemoryError", UserWarning)
     sys.unraisablehook = _ignore_libraries
+
+
+class _LevelFormatter(Formatter):
+    """Log lines as this package's errors look: 'warning: ...'."""
+
+    def format(self, record: LogRecord) -> str:
+        """The level and the message of a record."""
+        return f"{record.levelname.lower()}: {super().format(record)}"
 
 
 def _ignore_libraries(unraisable: Any) -> None:
@@ -433,6 +463,7 @@ def _help() -> str:
     for name in flags.FLAGS:
         if isinstance(flags.FLAGS[name].parser, _ConfigParser):
             fields = "\n".join(f"  {line}" for line in cfg.listing(name, flags.FLAGS[name].value))
+            values = "" if flags.FLAGS[name].value else f" with their defaults; add --{name}=... for its values"
             where = "docs/reference/fields.md of the repository explains them, and None unsets a field"
-            parts.append(f"Fields of --{name} ({where}):\n{fields}")
+            parts.append(f"Fields of --{name}{values} ({where}):\n{fields}")
     return "\n\n".join(part.strip("\n") for part in parts)

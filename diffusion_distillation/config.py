@@ -122,8 +122,11 @@ FIELDS = {
         "batch_size": 500,  # images to sample at a time
         # images that samples are compared with, the `name` and `args` of a dataset; {} for the training images
         "dataset": Free(),
-        "teacher_num_steps": (256, 64, 16, 8, 4, 2, 1),  # sampling steps of the undistilled model with DDIM
-        "ancestral_num_steps": (16, 64, 256),  # sampling steps of the undistilled model with the ancestral sampler
+        # sampling steps of the undistilled teacher with DDIM; None for the ladder's start, at most 256, and those of
+        # 64, 16, 8, 4, 2 and 1 below it
+        "teacher_num_steps": OrNone(tuple),
+        # and with the ancestral sampler; None for those of 256, 64 and 16 that are not above the ladder's start
+        "ancestral_num_steps": OrNone(tuple),
     },
 }
 
@@ -315,6 +318,18 @@ def find(config: str | Path) -> Path:
         f"There is no config {str(config)!r}. Give a file, or the name of one of the package's configs, such as "
         f"digits_base.{hint if hint.startswith(' Did') else ''}"
     )
+
+
+def exists(config: str | Path) -> bool:
+    """Whether `find` finds a config.
+
+    >>> exists("digits_distill"), exists("cars_distill")
+    (True, False)
+    """
+    try:
+        return find(config).is_file()
+    except InputError:
+        return False
 
 
 def rename_old_fields(config: ConfigDict) -> None:
@@ -606,9 +621,9 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config.train.eval_every_steps={train.eval_every_steps}."
         )
     for name in ("teacher_num_steps", "ancestral_num_steps"):
-        if name == "teacher_num_steps" and not config.eval[name]:
+        if name == "teacher_num_steps" and config.eval[name] == ():
             raise InputError("config.eval.teacher_num_steps=() must have at least one number of sampling steps.")
-        if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name]):
+        if not all(isinstance(steps, int) and steps > 0 for steps in config.eval[name] or ()):
             raise InputError(f"config.eval.{name}={config.eval[name]} must be numbers of sampling steps, at least 1.")
 
 

@@ -53,5 +53,5 @@ def did_you_mean(name: Any, names: Iterable[Any]) -> str:
     ' Known: digits, MNIST.'
     """
     names = [str(known) for known in names]
-    close = difflib.get_close_matches(str(name), names, n=1)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.65)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

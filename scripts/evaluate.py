@@ -167,6 +167,7 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
 def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     """Evaluate the samples of a single model, with each of the samplers and numbers of steps."""
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
+    interop.warn_if_unfinished(CHECKPOINT.value, metadata)
     pipeline = Pipeline(params, metadata)
     config = metadata.config
     model = "student" if pipeline.distilled_for else "teacher"

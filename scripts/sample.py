@@ -30,6 +30,7 @@ from diffusion_distillation.report import sample_folder
 from diffusion_distillation.report.grids import save_grid
 from diffusion_distillation.runtime import multihost
 from diffusion_distillation.runtime.files import as_path, save_atomic
+from diffusion_distillation.sampling import SAMPLERS
 from diffusion_distillation.shapes import Params
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, or the path of another model.", required=True)
@@ -69,6 +70,7 @@ def main() -> None:
     check_out(out, to_folder)
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value), training=False)
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
+    interop.warn_if_unfinished(CHECKPOINT.value, metadata)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key = seed_key(SEED.value)
     classes = None if LABELS.value is None else class_numbers(LABELS.value, metadata.class_names or ())
@@ -84,10 +86,13 @@ def main() -> None:
         return None if classes is None else classes[indices % len(classes)]
 
     # Sample and save the images.
+    steps = cli.counted(pipeline.num_steps, "step")
+    sampler = SAMPLERS[SAMPLER.value or metadata.config.sampler].title
     indices = np.arange(NUM_SAMPLES.value)
     if to_folder:
         settings = sample_settings(params, metadata, pipeline.num_steps, classes)
         indices = sample_folder.missing_indices(out, settings, NUM_SAMPLES.value)
+    multihost.print_on_main(f"Sampling {cli.counted(len(indices), 'image')} with {sampler}, {steps} each.")
     batches = pipeline.stream(key, indices, labels(indices), batch_size=BATCH_SIZE.value, **options)
     if to_folder:
         about = {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}
@@ -100,16 +105,15 @@ def main() -> None:
     # Save the trajectories.
     if TRAJECTORY.value is not None:
         shown = np.arange(min(8, NUM_SAMPLES.value))
-        steps = pipeline.trajectory(key, len(shown), labels(shown), **options)
+        predicted = pipeline.trajectory(key, len(shown), labels(shown), **options)
         if multihost.is_main():
-            images = steps.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
-            save_grid(images, as_path(TRAJECTORY.value), columns=len(steps))
+            images = predicted.swapaxes(0, 1).reshape(-1, *pipeline.image_shape)
+            save_grid(images, as_path(TRAJECTORY.value), columns=len(predicted))
         cli.saved(f"the sampling trajectories of {cli.counted(len(shown), 'image')} to {TRAJECTORY.value}")
 
     num_kept = NUM_SAMPLES.value - len(indices)
     kept = f"; {num_kept:,} of them existed already" if num_kept else ""
     images = cli.counted(NUM_SAMPLES.value, "image")
-    steps = cli.counted(pipeline.num_steps, "step")
     # The folder of a diffusers model does not name its data.
     data = {"reference": "my_images"} if metadata.config.dataset.name == "unknown" else {}
     following = cli.command(

@@ -19,10 +19,9 @@ def main() -> None:
     if FLAGS.dry_run(config, source):
         return
     train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
-    following = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
-    cli.saved(
-        f"a model trained for {cli.counted(config.train.num_train_steps, 'update')} to {FLAGS.workdir}", following
-    )
+    sample = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
+    updates = cli.counted(config.train.num_train_steps, "update")
+    cli.saved(f"a model trained for {updates} to {FLAGS.workdir}", sample, *FLAGS.distill_commands())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.runs import ROOT, TINY, call
 
-from diffusion_distillation import from_checkpoint
+from diffusion_distillation import __version__, from_checkpoint
 from diffusion_distillation.data import load_source
 from diffusion_distillation.evaluation.classifier import train_classifier
 from diffusion_distillation.latents import from_uint8, latent_space
@@ -65,9 +65,12 @@ def test_the_wheel_samples_trains_and_prints_its_overview(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     printed = in_empty_folder(sys.executable, "-c", SMOKE.format(folder=str(folder)))
-    for line in ("  train ", "digits_base, ", 'from_checkpoint("digits")', "JAX"):
+    for line in ("  train ", "digits_base, ", 'from_checkpoint("letters")', "JAX"):
         assert line in printed
-    printed = in_empty_folder(folder / "bin" / "diffusion_distillation", *TRAIN)
+    program = folder / "bin" / "diffusion_distillation"
+    assert in_empty_folder(program, "--version") == f"{__version__}\n"
+    assert "Flags:" in in_empty_folder(program, "help", "sample")
+    printed = in_empty_folder(program, *TRAIN)
     assert "step 2/2" in printed and "Next: diffusion_distillation sample --checkpoint=runs/base" in printed
     first = json.loads((empty / "runs" / "base" / "environment.jsonl").read_text().splitlines()[0])
     assert first["command"].startswith("diffusion_distillation train --config=digits_base") and first["commit"] is None

@@ -334,7 +334,7 @@ def _none_finished(path: epath.PathLike) -> str:
 def _describe_folder(path: epath.Path) -> str:
     """Describe a path that is not the folder of a run, and what to pass instead."""
     if not path.exists():
-        return "there is no such folder. Pass the folder of a run: the --workdir of train.py or a ladder's steps_*."
+        return "there is no such folder. Pass the folder of a run: the --workdir of `train`, or a ladder's steps_*."
     if not path.is_dir():
         return "it is a file. Pass the folder of a run."
     students = [student.name for student in paths_below(path, "steps_") if student.is_dir()]

@@ -38,10 +38,17 @@ def extract_features(source: Source, extractor: FeatureExtractor) -> Activations
     return Activations(arrays["features"], arrays.get("logits"))
 
 
-def halves_distance(source: Source, extractor: FeatureExtractor) -> float:
-    """Compute the Fréchet distance between two random halves of a dataset, a baseline for the distance of samples."""
+def halves_distance(source: Source, extractor: FeatureExtractor) -> float | None:
+    """Compute the Fréchet distance between two random halves of a dataset, a baseline for the distance of samples.
+
+    Returns:
+      The distance. None if a half has no more images than a feature has dimensions: the covariances are singular then,
+      and the distance shows the number of images.
+    """
     features = extract_features(source, extractor).features
     halves = np.array_split(features[np.random.default_rng(0).permutation(len(features))], 2)
+    if min(map(len, halves)) <= features.shape[1]:
+        return None
     return frechet_distance(*(statistics([half]) for half in halves))
 
 

@@ -150,8 +150,9 @@ def _best(criterion: Criterion, values: Sequence[MetricValue]) -> MetricValue:
 
 
 def _baselines(evaluators: Sequence[Evaluator], reference: Reference) -> dict[str, float]:
-    return {
+    distances = {
         Criterion("frechet", evaluator.features).name: halves_distance(reference.images, evaluator.extractor)
         for evaluator in evaluators
         if "frechet" in evaluator.metrics
     }
+    return {name: distance for name, distance in distances.items() if distance is not None}

@@ -1,5 +1,6 @@
 """Load a model from a path: a run, an archive, a diffusers folder or a file of another project, here or at a URL."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..latents import AutoencoderInfo, Decode, Encode
 from ..networks.autoencoder import AutoencoderKL, make_functions
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED
+from ..runtime import multihost
 from ..runtime.devices import data_mesh, put, shares
 from ..runtime.files import as_path, stat_hash
 from ..runtime.hashing import sha256
@@ -84,7 +86,15 @@ def from_checkpoint(
     >>> from_checkpoint("digits").num_steps
     4
     """
-    return Pipeline(*load(path, config, shard=shard), num_steps)
+    params, metadata = load(path, config, shard=shard)
+    warn_if_unfinished(path, metadata)
+    return Pipeline(params, metadata, num_steps)
+
+
+def warn_if_unfinished(path: epath.PathLike, metadata: Metadata) -> None:
+    """Warn of a model that was saved in the middle of its training, in the main process."""
+    if not metadata.is_finished and multihost.is_main():
+        logging.warning("%s was saved after %s: samples of the finished model are better.", path, metadata.progress)
 
 
 def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple[Encode, Decode, AutoencoderInfo]:

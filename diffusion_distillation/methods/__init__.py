@@ -17,6 +17,7 @@ from .method import Method as Method
 from .method import Rung as Rung
 from .method import Times as Times
 from .method import evaluations_of_update as evaluations_of_update
+from .method import with_checks
 from .rungs import descending_rungs
 
 
@@ -63,6 +64,8 @@ def make_method(config: Any) -> Method:
             f"method={config.distillation.method!r} must be a function that returns a diffusion_distillation.methods."
             f"Method; it returned {method!r:.200}."
         )
+    if config.distillation.method not in METHODS:
+        method = with_checks(method, config.distillation.method)
     method = method._replace(rungs=_select_rungs(config, method.rungs))
     return method if config.distillation.teacher_guidance is None else _with_guided_teacher(method)
 

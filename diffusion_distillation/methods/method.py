@@ -1,11 +1,14 @@
 """The parts of a method: the training times, the target, the loss, and the rungs of its ladder."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+import jax
+import numpy as np
 from jaxtyping import Float, Key
 
 from ..diffusion import Denoiser, Prediction
+from ..errors import InputError
 from ..losses import training_loss
 from ..schedules import Schedule
 from ..shapes import Array, Count, DataArray
@@ -74,6 +77,48 @@ class Method(NamedTuple):
     target_calls: Callable[[Rung], int] = lambda rung: 0
     teacher_calls: Callable[[Rung], int] = lambda rung: 0
     average_decay: float | None = None
+
+
+def with_checks(method: Method, name: str) -> Method:
+    """Return a method whose functions check what they return, for a method of the user's own.
+
+    The checks cost nothing in a compiled step: they run when the functions are traced, as by `training.dry_run`.
+
+    Args:
+      method: any method.
+      name: `distillation.method`, for messages.
+
+    Returns:
+      The method. Its functions raise an InputError if `times` returns no `t` of shape `[batch]`, `target` no
+      `Prediction` of the shape of z, or `loss` no array of shape `[batch]`.
+    """
+
+    def refuse(function: str, wanted: str, found: Any) -> NoReturn:
+        shape = str(jax.tree.map(np.shape, found))
+        raise InputError(
+            f"distillation.method={name!r}: `{function}` must return {wanted}. It returned {type(found).__name__} of "
+            f"shape {shape:.200}."
+        )
+
+    def times(keys, update, rung):
+        found = method.times(keys, update, rung)
+        if np.shape(getattr(found, "t", None)) != keys.shape:
+            refuse("times", f"a NamedTuple whose field t has shape {keys.shape}, one time per example", found)
+        return found
+
+    def target(denoisers, x, eps, z, times):
+        found = method.target(denoisers, x, eps, z, times)
+        if not isinstance(found, Prediction) or any(np.shape(part) != z.shape for part in found):
+            refuse("target", f"a Prediction of arrays of z's shape, {z.shape}", found)
+        return found
+
+    def loss(prediction, target, times):
+        found = method.loss(prediction, target, times)
+        if np.shape(found) != times.t.shape:
+            refuse("loss", f"an array of shape {times.t.shape}, one loss per example", found)
+        return found
+
+    return method._replace(times=times, target=target, loss=loss)
 
 
 def weighted_error(config: Any, schedule: Schedule) -> Callable[[Prediction, Prediction, Any], Float[Array, "batch"]]:

@@ -2,13 +2,16 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from ..evaluation.tables import markdown_table
+
+NUMBER = re.compile(r"[-\d]")  # the start of a cell that is aligned at the right
 
 
 class Picture(NamedTuple):
@@ -103,10 +106,17 @@ def _made(environment: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table) -> str:
-    header = "".join(f"<th><button>{html.escape(title)}</button></th>" for title in table.header)
-    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    columns = list(zip(*table.rows, strict=True))
+    align = [' class="text"' * any(cell and not NUMBER.match(cell) for cell in column) for column in columns]
+    header = _cells(zip(align, (f"<button>{html.escape(title)}</button>" for title in table.header), strict=True), "th")
+    rows = "\n".join(f"<tr>{_cells(zip(align, map(html.escape, row), strict=True), 'td')}</tr>" for row in table.rows)
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
     return f'<div class="wide"><table>{caption}<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cells(contents: Iterable[tuple[str, str]], tag: str) -> str:
+    """The cells of a row, from their attributes and their HTML."""
+    return "".join(f"<{tag}{attributes}>{content}</{tag}>" for attributes, content in contents)
 
 
 def _section(picture: Picture) -> str:
@@ -159,7 +169,7 @@ PAGE = Template("""<!doctype html>
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 1rem; }
   caption { text-align: left; font-weight: 600; }
   th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-  th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+  th.text, td.text { text-align: left; }
   th { vertical-align: bottom; white-space: normal; width: 1px; min-width: 3rem; }
   th button { font-weight: 600; text-align: inherit; }
   th[aria-sort] button { color: var(--mark); }

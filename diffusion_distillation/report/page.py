@@ -112,8 +112,14 @@ def _write_report(
         *pictures.training_losses(_losses([ladder]), folder),
     ]
     rungs = ladder_rungs(config)
-    title = f"{reference.name}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
+    title = f"{_data_name(config, reference)}: {rungs[0].teacher_num_steps} sampling steps become {rungs[-1].num_steps}"
     _write_page(title, [ladder], sections, folder)
+
+
+def _data_name(config: ConfigDict, reference: Reference) -> str:
+    """The name of the data for people: for a folder of images, the folder's name."""
+    path = config.dataset.args.get("path")
+    return as_path(path).name if path and reference.name == config.dataset.name else reference.name
 
 
 def write_joint_report(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folder: epath.PathLike) -> None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ..checkpoints import abstract_params, load
 from ..data import Source, read_batches
+from ..keys import seed_key
 from ..methods import make_method
 from ..networks.model import count_params
 from ..runtime import multihost
@@ -20,7 +21,7 @@ from .ladder import Plan, student_folder
 from .prepare import LoadModel, Prepared, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, TrainState, cast, init_state
+from .step import Teacher, TrainingBatch, TrainState, cast, init_state, make_train_step
 from .teacher import load_teacher
 
 
@@ -29,7 +30,8 @@ def dry_run(
 ) -> None:
     """Check a base run or a ladder as `train` and `run_ladder` do, up to compilation, and print what it would do.
 
-    It reads one batch, the teacher or the parameters at `train.init_from`, and the config of a run in the folder.
+    It reads one batch, the teacher or the parameters at `train.init_from`, and the config of a run in the folder, and
+    traces the training step of a ladder's first student or of the base model.
 
     Args:
       config: resolved.
@@ -65,16 +67,25 @@ def dry_run(
     ]
     inputs = inputs_of(source, params)
     multihost.on_main(lambda: len(changes_of_run(workdir, config, change, inputs)))
-    next(read_batches(source, config.seed, range(1), config.train.batch_size))
+    batch = next(read_batches(source, config.seed, range(1), config.train.batch_size))
+    first_config, _, first_teacher = runs[0]
+    _trace(first_config, prepared[0], first_teacher, batch)
 
     # Print.
     _print_data(source)
-    first_config, _, first_teacher = runs[0]
     _print_devices(first_config, prepared[0], first_teacher)
     for run_config, folder, _ in runs:
         for warning in wasteful_settings(run_config.train):
             print_on_main(f"Warning: {folder}: {warning}")
     print_on_main(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
+
+
+def _trace(config: ConfigDict, prepared: Prepared, teacher: Teacher | None, batch: TrainingBatch) -> None:
+    """Trace a training step, which evaluates the functions of the method and the network on shapes alone."""
+    method = make_method(config)
+    state = jax.eval_shape(functools.partial(init_state, config, method), abstract_params(prepared.metadata))
+    step = make_train_step(config, method, prepared.model, space=prepared.space)
+    jax.eval_shape(step, state, seed_key(config.seed), teacher, batch)
 
 
 def _print_data(source: Source) -> None:

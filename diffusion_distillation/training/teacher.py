@@ -195,11 +195,8 @@ def _check_guidance(teacher: Metadata, student: Metadata) -> None:
 def _warn(teacher: Metadata, student: Metadata) -> None:
     """Warn of what is allowed but makes a poor student."""
     path = student.config.distillation.teacher_checkpoint_path
-    updates = teacher.config.train.num_train_steps
-    if 0 < teacher.step < updates:
-        logging.warning(
-            "The teacher %s is not finished: it has done %s of %s updates.", path, f"{teacher.step:,}", f"{updates:,}"
-        )
+    if not teacher.is_finished:
+        logging.warning("The teacher %s is not finished: it has done %s.", path, teacher.progress)
     theirs, ours = (float(train_schedule(metadata.config.model)(1.0)) for metadata in (teacher, student))
     if ours < theirs - NOISIER:
         logging.warning(

@@ -12,6 +12,7 @@ from diffusion_distillation.evaluation.evaluate import pipeline_loader
 from diffusion_distillation.evaluation.ladders import (
     check_finished,
     check_teacher_unchanged,
+    ladder_runs,
     other_runs,
     teacher_guidance,
 )
@@ -19,6 +20,22 @@ from diffusion_distillation.evaluation.results import Entry
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.ladder import run_ladder
 from diffusion_distillation.training.loop import train
+
+
+@pytest.mark.parametrize(
+    ("start", "ddim", "ancestral"),
+    [
+        (1024, [256, 64, 16, 8, 4, 2, 1], [256, 64, 16]),
+        (64, [64, 16, 8, 4, 2, 1], [64, 16]),
+        (32, [32, 16, 8, 4, 2, 1], [16]),
+        (4, [4, 2, 1], []),
+    ],
+)
+def test_a_teacher_is_sampled_with_no_more_steps_than_its_ladder_starts_with(start, ddim, ancestral):
+    ladder = ladder_of(make_config(), "base", **{"distillation.start_num_steps": start})
+    of_teacher = [entry for entry in ladder_runs(ladder, as_path("ladder")) if entry.model == "teacher"]
+    assert [entry.num_steps for entry in of_teacher if entry.sampler == "ddim"] == ddim
+    assert [entry.num_steps for entry in of_teacher if entry.sampler == "ancestral"] == ancestral
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A method, networks, sources and features as users write them. Configs and flags name them."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,17 @@ def tract(config, schedule):
         return training_loss(prediction, target, "snr_trunc")
 
     return Method(times, target, loss, rungs=(Rung(8, 2), Rung(2, 1)), average_decay=0.5)
+
+
+def broken(config, schedule, *, part: Literal["times", "target", "loss"]):
+    """`tract` with one function that returns something of another shape."""
+    method = tract(config, schedule)
+    functions = {
+        "times": lambda keys, update, rung: method.times(keys, update, rung)._replace(t=jnp.float32(0.5)),
+        "target": lambda denoisers, x, eps, z, times: method.target(denoisers, x, eps, z, times).x,
+        "loss": lambda prediction, target, times: jnp.mean(method.loss(prediction, target, times)),
+    }
+    return method._replace(**{part: functions[part]})
 
 
 class Affine(nn.Module):

@@ -116,7 +116,8 @@ def main(script, *flags):
     changed = [(sys, "argv", command(script, *flags)[1:]), (sys, "path", [*sys.path])]
     changed += [(sys, name, getattr(sys, name)) for name in ("stdout", "stderr", "unraisablehook")]
     changed += [(logging.root, "handlers", [*logging.root.handlers]), (of_absl, "filters", [*of_absl.filters])]
-    changed += [(of_absl.python_handler, "stream", of_absl.python_handler.stream)]
+    handler = of_absl.python_handler
+    changed += [(handler, name, getattr(handler, name)) for name in ("stream", "formatter")]
     with contextlib.ExitStack() as stack:
         for where, name, value in changed:
             stack.enter_context(mock.patch.object(where, name, value))

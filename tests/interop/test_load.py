@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from helpers.models import KEY, make_model
+from helpers.models import KEY, make_model, save_model
 from helpers.runs import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +39,15 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DIFFUSION_DISTILLATION_CACHE", str(folder))
     return folder
+
+
+def test_a_run_in_the_middle_of_its_training_is_loaded_with_a_warning(tmp_path, caplog):
+    save_model(tmp_path / "run")
+    from_checkpoint(tmp_path / "run")
+    assert "run was saved after 7 of 800,000 updates: samples of the finished model are better." in caplog.text
+    caplog.clear()
+    from_checkpoint("digits")
+    assert not caplog.records
 
 
 def golden_config(mean_type="x"):

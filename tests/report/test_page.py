@@ -17,9 +17,10 @@ from diffusion_distillation.evaluation.results import read_evaluation
 from diffusion_distillation.latents import pixels as pixel_space
 from diffusion_distillation.pipeline import Pipeline, to_uint8
 from diffusion_distillation.report import page, pictures, plots
-from diffusion_distillation.report.html_page import render_page
+from diffusion_distillation.report.html_page import Table, render_page
 from diffusion_distillation.report.page import write_joint_report, write_report
 from diffusion_distillation.runtime import multihost
+from diffusion_distillation.runtime.environment import describe_environment
 from diffusion_distillation.runtime.files import as_path
 from diffusion_distillation.training.runs import locked
 from diffusion_distillation.version import __version__
@@ -319,6 +320,27 @@ def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, n
     assert sorted(order, key=page.index) == order
 
 
+def test_numbers_are_aligned_at_the_right(tmp_path):
+    table = Table("", ["", "steps", "model"], [["teacher", "64", ""], ["student", "1,024", "best"]])
+    text = render_page("title", describe_environment(), [table], [], {})
+    assert '<td class="text">teacher</td><td>64</td><td class="text"></td>' in text
+    assert '<th class="text"><button></button></th><th><button>steps</button></th><th class="text">' in text
+
+
+def test_halves_of_few_images_are_no_baseline(tmp_path, sampled, no_pictures):
+    """A half of 16 images has a singular covariance of 16 pixels."""
+    images = RandomImages()
+    write(tmp_path / "many", images)
+    few = ArraySource(images[np.arange(32)]["image"], np.zeros(32), 1)
+    write(tmp_path / "few", few)
+    of_many, of_few = (
+        read_evaluation(as_path(tmp_path / name / "report" / "evaluation.json")) for name in ("many", "few")
+    )
+    assert list(of_many.baselines) == ["frechet_pixels"] and of_few.baselines == {}
+    assert "random halves" in (tmp_path / "many" / "report" / "index.html").read_text()
+    assert "random halves" not in (tmp_path / "few" / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("num_samples", [70, 20])
 def test_images_per_second_counts_every_sampled_image(num_samples, tmp_path, sampled, monkeypatch, no_pictures):
     """By the test's clock, sampling takes 1 second per image."""
@@ -352,7 +374,7 @@ def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
     write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
     assert page.count("<table>") == 3 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
-    assert "<td>one: teacher, undistilled</td>" in page and "one: In 1 step, the student has " in page
+    assert ">one: teacher, undistilled</td>" in page and "one: In 1 step, the student has " in page
 
 
 def test_ladders_in_folders_of_the_same_names_keep_their_own_rows(tmp_path, sampled, monkeypatch):
@@ -363,7 +385,7 @@ def test_ladders_in_folders_of_the_same_names_keep_their_own_rows(tmp_path, samp
     write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
     for name in ("tract/seed_0/one", "strides/seed_0/one"):
-        assert f"<td>{name}: teacher, undistilled</td>" in page
+        assert f">{name}: teacher, undistilled</td>" in page
 
 
 def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):

@@ -24,6 +24,8 @@ def test_help_lists_flags_and_fields(capsys):
         assert re.search(f"^{line}", shown, re.M), line
     assert re.search(r"^  --config.train.batch_size=32 +int, must be set$", shown, re.M)
     assert "config.distillation" not in shown
+    assert main("train", "--help") == 0
+    assert "Fields of --config with their defaults; add --config=... for its values (docs" in capsys.readouterr().out
     assert main("claims", "--help") == 0
     shown = capsys.readouterr().out
     assert "--config.train.num_train_steps=800000" in shown and "--ladder.distillation.end_num_steps=1" in shown

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import signal
 
 import jax
@@ -49,6 +50,26 @@ def ladder(base):
     """A finished ladder and what it printed."""
     workdir = base[0].with_name("ladder")
     return workdir, run(*distilling(base[0], workdir))
+
+
+def test_the_next_command_after_training_distills_and_may_skip_the_report(tmp_path):
+    data = "--config.dataset.args={}"
+    printed = call("train", *BASE, *AFFINE, data, f"--workdir={tmp_path / 'base'}")
+    sample, distill = [line.removeprefix("Next: ") for line in printed.splitlines() if line.startswith("Next: ")]
+    assert sample.startswith("diffusion_distillation sample --checkpoint=")
+    program, script, *flags = shlex.split(distill)
+    assert (program, script) == ("diffusion_distillation", "distill")
+    assert {AFFINE[0], data, "--config=configs/digits_distill.py", f"--workdir={tmp_path / 'ladder'}"} <= set(flags)
+    assert not [flag for flag in flags if flag.startswith("--config.train")]
+    fast = [
+        "--config.distillation.start_num_steps=4",
+        "--config.distillation.stages={}",
+        "--config.distillation.steps_per_iter=2",
+        "--config.train.batch_size=32",
+    ]
+    printed = call(script, *flags, *fast, "--noreport")
+    assert "Next: diffusion_distillation sample" in printed and "report" not in printed
+    assert not (tmp_path / "ladder" / "report").exists()
 
 
 def metrics_of(workdir):

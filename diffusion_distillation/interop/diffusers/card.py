@@ -13,8 +13,8 @@ pipeline_tag: unconditional-image-generation
 {what}
 
 {call}
-**Pass num_inference_steps={num_steps}.** The network has a table of times with one row per step, {num_steps} in all.
-Any other number of steps gives wrong images.
+**Pass num_inference_steps={num_steps}.** The network is conditioned on the number of its step, which selects a row of
+a table of times. The table has {num_steps} rows: with any other number of steps the rows do not fit.
 """
 SAMPLE = """```python
 from diffusers import DDIMPipeline
