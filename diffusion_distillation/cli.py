@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import Formatter, LogRecord, StreamHandler
 from typing import Any, NoReturn
 
@@ -27,10 +27,9 @@ from .runtime import multihost
 from .runtime.console import install_safe_output
 from .runtime.cpu import set_cpu_flags, use_all_cpu_cores
 from .runtime.devices import enable_compilation_cache, start_jax
-from .runtime.files import as_path, read_json
+from .runtime.files import absolute, as_path, read_json
 from .runtime.signals import exit_on_signals
 from .sampling import SAMPLER_ALIASES, SAMPLERS
-from .training.checks import TRAINING_ARGS
 from .training.dry_run import dry_run
 
 # An OSError with one of these comes from the machine and is printed in one line. Any other is a bug.
@@ -244,31 +243,12 @@ class RunFlags(ProcessFlags):
             dry_run(config, self.workdir, source, change=self._change.value, load_model=hooks["load_model"])
         return self._dry_run.value
 
-    def distill_commands(self) -> list[str]:
-        """The command that distills the trained model, if its config X_base has a neighbor X_student or X_distill."""
-        arguments = config_arguments()
-        name = arguments.pop("config")
-        for kind, folder in (("student", "student"), ("distill", "ladder")):
-            ladder = re.sub(r"_base(?=$|\.py$)", f"_{kind}", name)
-            if ladder != name and cfg.exists(ladder):
-                shared = {
-                    field: value
-                    for field, value in arguments.items()
-                    if field.startswith(LADDER_SECTIONS) and field.rpartition(".")[2] not in TRAINING_ARGS
-                }
-                teacher = {"config.distillation.teacher_checkpoint_path": self.workdir}
-                workdir = self.workdir.with_name(folder)
-                return [command("distill", config=ladder, **shared, **teacher, workdir=workdir)]
-        return []
-
     def options(self, config: ConfigDict, source: Source) -> dict[str, Any]:
         """The keyword arguments of `train` and `run_ladder` that the flags set. JAX must have started."""
         hooks = training_hooks(config, source, self.workdir, self._wandb.value)
         return {**hooks, "change": self._change.value}
 
 
-# What a ladder's config shares with that of its base model.
-LADDER_SECTIONS = ("config.dataset.", "config.model.", "config.autoencoder.")
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
 MISSING = re.compile(r"flag --(\w+)=None: .* must have a value other than None")
 FIELD = re.compile(r"^(--?\w+\.)([^=]+)")
@@ -377,6 +357,41 @@ def command(name: str, **flags: Any) -> str:
     """The shell command that runs one of the package's commands with these flags."""
     arguments = [f"--{flag}={value}" for flag, value in flags.items()]
     return shlex.join(["diffusion_distillation", name, *arguments])
+
+
+# The fields that a ladder's config shares with the config of its base model.
+SHARED_FIELDS = (
+    *("config.dataset.", "config.model.", "config.autoencoder."),
+    *("config.train.microbatch_size.", "config.train.shard.", "config.train.parallel."),
+)
+
+
+def distill_commands(arguments: Mapping[str, Any], workdir: epath.Path) -> list[str]:
+    """The command that distills the trained model, if its config X_base has a neighbor X_student or X_distill.
+
+    It repeats the overrides of fields that both configs share. There is none if the neighbor does not accept them.
+
+    Args:
+      arguments: the flags of the model's config, from `config_arguments`.
+      workdir: the folder of the model.
+    """
+    name = arguments["config"]
+    overrides = {field: value for field, value in arguments.items() if f"{field}.".startswith(SHARED_FIELDS)}
+    overrides["config.distillation.teacher_checkpoint_path"] = str(workdir)
+    place = workdir if workdir.name not in ("", "..") else absolute(workdir)
+    for kind, folder in (("student", "student"), ("distill", "ladder")):
+        ladder = re.sub(r"_base(?=$|\.py$)", f"_{kind}", name)
+        if ladder == name or not cfg.exists(ladder):
+            continue
+        try:
+            config = cfg.load(ladder)
+            config.update_from_flattened_dict(overrides, strip_prefix="config.")
+            cfg.resolve(config)
+        except (InputError, LookupError, TypeError, ValueError):
+            continue
+        folder = folder if place.name == "base" else f"{place.name}_{folder}"
+        return [command("distill", config=ladder, **overrides, workdir=place.parent / folder)]
+    return []
 
 
 def counted(number: int, noun: str) -> str:

@@ -122,10 +122,11 @@ FIELDS = {
         "batch_size": 500,  # images to sample at a time
         # images that samples are compared with, the `name` and `args` of a dataset; {} for the training images
         "dataset": Free(),
-        # sampling steps of the undistilled teacher with DDIM; None for the ladder's start, at most 256, and those of
-        # 64, 16, 8, 4, 2 and 1 below it
+        # sampling steps of the undistilled teacher with DDIM; None for the ladder's first number of steps, at most 256,
+        # for 64 and 16 if these are fewer, and for the students' steps up to 16
         "teacher_num_steps": OrNone(tuple),
-        # and with the ancestral sampler; None for those of 256, 64 and 16 that are not above the ladder's start
+        # sampling steps of the undistilled teacher with the ancestral sampler; None for 256, 64 and 16, as far as these
+        # are no more than the ladder's first number of steps
         "ancestral_num_steps": OrNone(tuple),
     },
 }
@@ -327,9 +328,10 @@ def exists(config: str | Path) -> bool:
     (True, False)
     """
     try:
-        return find(config).is_file()
+        find(config)
     except InputError:
         return False
+    return True
 
 
 def rename_old_fields(config: ConfigDict) -> None:

@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
+CLOSE = 0.65  # similarity of a name that is suggested; difflib's own 0.6 suggests 'claims' for 'list'
 # Errors that do not come from the file: the file system fails for a moment, or the machine lacks memory or handles.
 TRANSIENT = {
     getattr(errno, name)
@@ -51,7 +52,9 @@ def did_you_mean(name: Any, names: Iterable[Any]) -> str:
     " Did you mean 'digits'?"
     >>> did_you_mean("cars", ["digits", "MNIST"])
     ' Known: digits, MNIST.'
+    >>> did_you_mean("list", ["claims", "train"])
+    ' Known: claims, train.'
     """
     names = [str(known) for known in names]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.65)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=CLOSE)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

@@ -34,7 +34,8 @@ def main() -> None:
     rungs = ladder_rungs(config)
     last = student_folder(FLAGS.workdir, rungs[-1].num_steps)
     sample = cli.command("sample", checkpoint=last, out=last / "samples.png")
-    cli.saved(f"{cli.counted(len(rungs), 'student')} to {FLAGS.workdir}", *([] if measurement else [sample]))
+    following = [] if measurement else [sample, cli.command("report", workdir=FLAGS.workdir)]
+    cli.saved(f"{cli.counted(len(rungs), 'student')} to {FLAGS.workdir}", *following)
     if measurement:
         write_report(config, FLAGS.workdir, *measurement)
         cli.saved(f"the report to {FLAGS.workdir / 'report' / 'index.html'}", sample)

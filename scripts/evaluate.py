@@ -110,7 +110,7 @@ def main() -> None:
         raise InputError(
             f"--others_num_steps={','.join(OTHERS_NUM_STEPS.value)} is for --others. Omit it, or set --others."
         )
-    following = ""
+    following = []
     if SAMPLES.value is not None:
         evaluation, config = evaluate_samples(out)
     elif is_ladder():
@@ -118,13 +118,13 @@ def main() -> None:
     else:
         evaluation, config = evaluate_run(out)
         options = dict(checkpoint=CHECKPOINT.value, **cli.config_arguments(), out=out.with_suffix(""))
-        following = cli.command("export", **options)
+        following = [cli.command("export", **options)]
     if multihost.is_main():
         published = tables.published_fids(config)
         write_atomic(out.with_suffix(".md"), tables.markdown(evaluation, published))
         write_atomic(out.with_suffix(".tex"), tables.latex(evaluation, published))
         print(tables.markdown(evaluation, published), end="")
-    cli.saved(f"the evaluation to {out}, and its table to {out.with_suffix('.md')} and .tex", following)
+    cli.saved(f"the evaluation to {out}, and its table to {out.with_suffix('.md')} and .tex", *following)
 
 
 def check_flags(out: epath.Path) -> None:

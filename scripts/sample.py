@@ -92,7 +92,8 @@ def main() -> None:
     if to_folder:
         settings = sample_settings(params, metadata, pipeline.num_steps, classes)
         indices = sample_folder.missing_indices(out, settings, NUM_SAMPLES.value)
-    multihost.print_on_main(f"Sampling {cli.counted(len(indices), 'image')} with {sampler}, {steps} each.")
+    if len(indices):
+        multihost.print_on_main(f"Sampling {cli.counted(len(indices), 'image')} with {sampler}, {steps} each.")
     batches = pipeline.stream(key, indices, labels(indices), batch_size=BATCH_SIZE.value, **options)
     if to_folder:
         about = {"checkpoint": CHECKPOINT.value, "step": metadata.step, **settings}

@@ -21,7 +21,8 @@ def main() -> None:
     train(config, FLAGS.workdir, source, **FLAGS.options(config, source))
     sample = cli.command("sample", checkpoint=FLAGS.workdir, out=FLAGS.workdir / "samples.png")
     updates = cli.counted(config.train.num_train_steps, "update")
-    cli.saved(f"a model trained for {updates} to {FLAGS.workdir}", sample, *FLAGS.distill_commands())
+    distill = cli.distill_commands(cli.config_arguments(), FLAGS.workdir)
+    cli.saved(f"a model trained for {updates} to {FLAGS.workdir}", sample, *distill)
 
 
 if __name__ == "__main__":

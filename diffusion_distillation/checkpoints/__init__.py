@@ -11,6 +11,7 @@ from .metadata import FORMAT_VERSION as FORMAT_VERSION
 from .metadata import Metadata as Metadata
 from .metadata import NewerFormatError as NewerFormatError
 from .metadata import abstract_params as abstract_params
+from .store import BEST as BEST
 from .store import Checkpoints as Checkpoints
 from .store import check_path as check_path
 from .store import load as load

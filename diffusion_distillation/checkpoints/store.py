@@ -23,6 +23,7 @@ from .metadata import Metadata, abstract_params, read_values
 
 State = Any  # a NamedTuple of trees of arrays, with `step` and `params`, and with `ema_params` if sampling uses them
 KEEP_LAST = 2
+BEST = "best"  # a folder in a run's folder, for the checkpoint that is best by the first metric
 NOT_IN_PATHS = "*?[\\"  # orbax reads paths as glob patterns; tensorstore turns a backslash into a slash
 SHARED_BYTES = 2**20  # hosts divide the writing of replicated arrays into slices of at least this size
 MAX_DIFFERENCES = 5  # in an error message

@@ -8,13 +8,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import Checkpoints, Metadata, newest_step, params_hash
+from ..checkpoints import BEST, Checkpoints, Metadata, newest_step, params_hash
 from ..keys import seed_key
 from ..pipeline import Pipeline
 from ..runtime import multihost
 from ..runtime.hashing import sha256
 from ..shapes import Params
-from ..training.runs import BEST, EVALUATIONS, read_evaluations, write_evaluations
+from ..training.runs import EVALUATIONS, read_evaluations, write_evaluations
 from .measure import Evaluator, measure
 from .metrics import METRICS, MetricValues, named_values
 from .samples import generated_samples

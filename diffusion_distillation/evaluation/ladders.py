@@ -24,10 +24,8 @@ from .reference import Reference, dataset_reference, reference_images
 from .results import Entry, Evaluation
 from .samples import generated_samples
 
-# The default sampling steps of a ladder's teacher. More than the ladder starts with would cost more than they show.
-MAX_TEACHER_NUM_STEPS = 256
-TEACHER_NUM_STEPS = (64, 16, 8, 4, 2, 1)
-ANCESTRAL_NUM_STEPS = (256, 64, 16)
+# The default sampling steps of a ladder's teacher, of which none are more than the ladder starts with: those cost most.
+TEACHER_NUM_STEPS = (256, 64, 16)
 
 
 def evaluators_and_reference(
@@ -88,17 +86,18 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     """
     teacher = local_path(config.distillation.teacher_checkpoint_path)
     rungs = ladder_rungs(config)
+    student_steps = [rung.num_steps for rung in rungs]
     start = rungs[0].teacher_num_steps
     ancestral_steps = config.eval.ancestral_num_steps
     if ancestral_steps is None:
-        ancestral_steps = [num_steps for num_steps in ANCESTRAL_NUM_STEPS if num_steps <= start]
+        ancestral_steps = [num_steps for num_steps in TEACHER_NUM_STEPS if num_steps <= start]
     ddim_steps = config.eval.teacher_num_steps
     if ddim_steps is None:
-        most = min(start, MAX_TEACHER_NUM_STEPS)
-        ddim_steps = [most, *(num_steps for num_steps in TEACHER_NUM_STEPS if num_steps < most)]
+        most, *_, least = TEACHER_NUM_STEPS
+        few = [num_steps for num_steps in student_steps if num_steps <= least]
+        ddim_steps = [min(start, most), *(num_steps for num_steps in TEACHER_NUM_STEPS if num_steps < start), *few]
     ancestral_steps = sorted(ancestral_steps, reverse=True)
     ddim_steps = sorted({*ddim_steps, *ancestral_steps}, reverse=True)
-    student_steps = [rung.num_steps for rung in rungs]
     return {
         **{Entry("teacher", "ddim", num_steps): teacher for num_steps in ddim_steps},
         **{Entry("teacher", "ancestral", num_steps): teacher for num_steps in ancestral_steps},

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import checkpoints
-from ..checkpoints import Metadata, newest_step, params_hash
+from ..checkpoints import BEST, Metadata, newest_step, params_hash
 from ..errors import InputError, did_you_mean
 from ..latents import AutoencoderInfo, Decode, Encode
 from ..networks.autoencoder import AutoencoderKL, make_functions
@@ -92,9 +92,9 @@ def from_checkpoint(
 
 
 def warn_if_unfinished(path: epath.PathLike, metadata: Metadata) -> None:
-    """Warn of a model that was saved in the middle of its training, in the main process."""
-    if not metadata.is_finished and multihost.is_main():
-        logging.warning("%s was saved after %s: samples of the finished model are better.", path, metadata.progress)
+    """Warn of a run in the middle of its training, in the main process. A run's best checkpoint may have any step."""
+    if not metadata.is_finished and as_path(path).name != BEST and multihost.is_main():
+        logging.warning("%s is not finished: it has done %s.", path, metadata.progress)
 
 
 def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple[Encode, Decode, AutoencoderInfo]:

@@ -51,15 +51,17 @@ def read(path: epath.Path, config: ConfigDict | None) -> tuple[Params, Metadata]
         )
     arrays = flatten_dict(tree["ema_params"])
     resolved = model_of(config).copy_and_resolve_references()
+    step = _step(tree)
     with resolved.unlocked():
         resolved.model.eval_sampling_num_steps = int(tree["num_sample_steps"])
+        resolved.train.num_train_steps = max(step, 1)  # the file does not say how many were planned
     side = _image_size(resolved)
     metadata = Metadata(
         config=resolved.lock(),
         image_shape=(side, side, _num_channels(arrays, path)),
         num_classes=_num_classes(arrays),
         num_steps=0,
-        step=_step(tree),
+        step=step,
     )
     return fit_params(arrays, abstract_params(metadata), str(path)), metadata
 

@@ -93,28 +93,31 @@ def with_checks(method: Method, name: str) -> Method:
       `Prediction` of the shape of z, or `loss` no array of shape `[batch]`.
     """
 
+    def shape_of(value: Any) -> tuple[int, ...] | None:
+        return getattr(value, "shape", None)
+
     def refuse(function: str, wanted: str, found: Any) -> NoReturn:
-        shape = str(jax.tree.map(np.shape, found))
+        shapes = jax.tree.map(np.shape, found)
+        returned = f"an array of shape {shapes}" if hasattr(found, "shape") else f"{type(found).__name__}: {shapes!r}"
         raise InputError(
-            f"distillation.method={name!r}: `{function}` must return {wanted}. It returned {type(found).__name__} of "
-            f"shape {shape:.200}."
+            f"config.distillation.method={name!r}: `{function}` must return {wanted}, not {returned:.200}."
         )
 
     def times(keys, update, rung):
         found = method.times(keys, update, rung)
-        if np.shape(getattr(found, "t", None)) != keys.shape:
+        if shape_of(getattr(found, "t", None)) != keys.shape:
             refuse("times", f"a NamedTuple whose field t has shape {keys.shape}, one time per example", found)
         return found
 
     def target(denoisers, x, eps, z, times):
         found = method.target(denoisers, x, eps, z, times)
-        if not isinstance(found, Prediction) or any(np.shape(part) != z.shape for part in found):
+        if not isinstance(found, Prediction) or any(shape_of(part) != z.shape for part in found):
             refuse("target", f"a Prediction of arrays of z's shape, {z.shape}", found)
         return found
 
     def loss(prediction, target, times):
         found = method.loss(prediction, target, times)
-        if np.shape(found) != times.t.shape:
+        if shape_of(found) != times.t.shape:
             refuse("loss", f"an array of shape {times.t.shape}, one loss per example", found)
         return found
 

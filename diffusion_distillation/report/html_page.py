@@ -11,7 +11,8 @@ from etils import epath
 
 from ..evaluation.tables import markdown_table
 
-NUMBER = re.compile(r"[-\d]")  # the start of a cell that is aligned at the right
+# A cell that is aligned at the right: a number, and what may follow it, such as "± 0.1" or "(spread 0.2)".
+NUMBER = re.compile(r"(nan|-?inf|-?[\d.,]+(e[-+]?\d+)?)( .*\d\)?)?")
 
 
 class Picture(NamedTuple):
@@ -106,8 +107,8 @@ def _made(environment: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table) -> str:
-    columns = list(zip(*table.rows, strict=True))
-    align = [' class="text"' * any(cell and not NUMBER.match(cell) for cell in column) for column in columns]
+    columns = [[row[number] for row in table.rows] for number in range(len(table.header))]
+    align = [' class="text"' * any(cell and not NUMBER.fullmatch(cell) for cell in column) for column in columns]
     header = _cells(zip(align, (f"<button>{html.escape(title)}</button>" for title in table.header), strict=True), "th")
     rows = "\n".join(f"<tr>{_cells(zip(align, map(html.escape, row), strict=True), 'td')}</tr>" for row in table.rows)
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""

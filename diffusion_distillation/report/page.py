@@ -16,6 +16,7 @@ report/training.png      the training losses of all models
 """
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 from etils import epath
@@ -44,7 +45,7 @@ from .plots import Points
 EVALUATION_FILE = "evaluation.json"
 # What reports on one page must have in common, and the flag of the command report that sets it.
 SHARED_SETTINGS = {"features": "--features", "wanted": "--metrics", "num_samples": "--num_samples"}
-TEACHER_STEPS = 16  # of the teacher's trajectory
+TEACHER_STEPS = 16  # of the teacher's trajectory, if it samples with as many
 NUM_TRAJECTORIES = 2  # noise images whose trajectories are shown
 NUM_WEIGHTS = 3  # guidance weights, equally spaced over the range of the models
 NUM_GUIDED = 10  # samples with each guidance weight
@@ -117,9 +118,9 @@ def _write_report(
 
 
 def _data_name(config: ConfigDict, reference: Reference) -> str:
-    """The name of the data for people: for a folder of images, the folder's name."""
-    path = config.dataset.args.get("path")
-    return as_path(path).name if path and reference.name == config.dataset.name else reference.name
+    """The name of the reference images. A folder of images goes by the folder's name."""
+    is_folder = config.dataset.name == reference.name == "ImageFolder"
+    return PurePath(config.dataset.args.path).name if is_folder else reference.name
 
 
 def write_joint_report(ladders: Sequence[tuple[epath.PathLike, ConfigDict]], folder: epath.PathLike) -> None:
@@ -176,7 +177,8 @@ def sample_trajectories(
     teacher = next(iter(runs))
     students = [entry for entry in runs if entry.model == "student" and 2 <= entry.num_steps <= 8]
     trajectories = {}
-    for entry, num_steps in [(teacher, TEACHER_STEPS), *((student, student.num_steps) for student in students)]:
+    most = min(TEACHER_STEPS, teacher.num_steps)
+    for entry, num_steps in [(teacher, most), *((student, student.num_steps) for student in students)]:
         pipeline = open_pipeline(runs[entry])
         trajectories[f"{entry.model}, {num_steps} steps"] = pipeline.trajectory(
             seed_key(0), NUM_TRAJECTORIES, num_steps=num_steps, sampler="ddim", **teacher_guidance(config, entry)

@@ -122,7 +122,7 @@ def quality_curves(ladders: Sequence[LadderReport], folder: epath.Path) -> list[
 
     settings = ladders[0].evaluation.settings
     caption = f"{settings['num_samples']:,} samples each, compared with {settings['reference'][0]}."
-    if baselines:
+    if first.name in baselines:
         caption += " The dashed line is the distance between two random halves of the data."
     caption += " Distillation pays where the students are better than the teacher with equally few steps."
     pictures = [Picture("Quality by sampling steps", caption, folder / "distances.png")]

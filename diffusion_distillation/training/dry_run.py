@@ -18,10 +18,10 @@ from ..runtime.files import as_path
 from ..runtime.multihost import print_on_main
 from .checks import wasteful_settings
 from .ladder import Plan, student_folder
-from .prepare import LoadModel, Prepared, inputs_of, prepare
+from .prepare import LoadModel, inputs_of, prepare
 from .runner import state_shardings, teacher_shardings
 from .runs import changes_of_run
-from .step import Teacher, TrainingBatch, TrainState, cast, init_state, make_train_step
+from .step import Teacher, TrainState, cast, init_state, make_train_step
 from .teacher import load_teacher
 
 
@@ -69,23 +69,19 @@ def dry_run(
     multihost.on_main(lambda: len(changes_of_run(workdir, config, change, inputs)))
     batch = next(read_batches(source, config.seed, range(1), config.train.batch_size))
     first_config, _, first_teacher = runs[0]
-    _trace(first_config, prepared[0], first_teacher, batch)
+    method = make_method(first_config)
+    state = jax.eval_shape(functools.partial(init_state, first_config, method), abstract_params(prepared[0].metadata))
+    # This evaluates the functions of the method and the network on shapes alone.
+    step = make_train_step(first_config, method, prepared[0].model, space=prepared[0].space)
+    jax.eval_shape(step, state, seed_key(first_config.seed), first_teacher, batch)
 
     # Print.
     _print_data(source)
-    _print_devices(first_config, prepared[0], first_teacher)
+    _print_devices(first_config, prepared[0].mesh, state, first_teacher)
     for run_config, folder, _ in runs:
         for warning in wasteful_settings(run_config.train):
-            print_on_main(f"Warning: {folder}: {warning}")
+            print_on_main(f"warning: {folder}: {warning}")
     print_on_main(f"Nothing was written to {workdir}. Run the same command without --dry_run to start.")
-
-
-def _trace(config: ConfigDict, prepared: Prepared, teacher: Teacher | None, batch: TrainingBatch) -> None:
-    """Trace a training step, which evaluates the functions of the method and the network on shapes alone."""
-    method = make_method(config)
-    state = jax.eval_shape(functools.partial(init_state, config, method), abstract_params(prepared.metadata))
-    step = make_train_step(config, method, prepared.model, space=prepared.space)
-    jax.eval_shape(step, state, seed_key(config.seed), teacher, batch)
 
 
 def _print_data(source: Source) -> None:
@@ -97,12 +93,9 @@ def _print_data(source: Source) -> None:
     print_on_main(f"Data: {len(source):,} images of {height}x{width}, {kind}, {classes}; a batch can be read.")
 
 
-def _print_devices(config: ConfigDict, prepared: Prepared, teacher: Teacher | None) -> None:
-    mesh = prepared.mesh
+def _print_devices(config: ConfigDict, mesh: AnyMesh, state: TrainState, teacher: Teacher | None) -> None:
     rows = config.train.batch_size // mesh.size
     print_on_main(f"Devices: {describe_devices(mesh)}, {rows} image{'s' * (rows != 1)} of each batch per device.")
-    make_state = functools.partial(init_state, config, make_method(config))
-    state = jax.eval_shape(make_state, abstract_params(prepared.metadata))
     size = bytes_held(state, teacher, mesh, config.train.shard)
     count = count_params(state.params)
     print_on_main(f"Memory: {size / 1e6:,.1f} MB on each device for {count:,} parameters, plus activations.")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints import newest_step
+from ..checkpoints import BEST, newest_step
 from ..config import resolve
 from ..errors import InputError
 from ..runtime import multihost
@@ -82,7 +82,6 @@ INPUTS = {
 }
 INPUTS_FILE = "inputs.json"
 EVALUATIONS = "evaluations.jsonl"
-BEST = "best"  # the folder of the best checkpoint by the first metric
 
 Difference = tuple[str, Any, Any]  # a field, its old value and its new one
 

@@ -23,16 +23,17 @@ from diffusion_distillation.training.loop import train
 
 
 @pytest.mark.parametrize(
-    ("start", "ddim", "ancestral"),
+    ("start", "rungs", "ddim", "ancestral"),
     [
-        (1024, [256, 64, 16, 8, 4, 2, 1], [256, 64, 16]),
-        (64, [64, 16, 8, 4, 2, 1], [64, 16]),
-        (32, [32, 16, 8, 4, 2, 1], [16]),
-        (4, [4, 2, 1], []),
+        (1024, (), [256, 64, 16, 8, 4, 2, 1], [256, 64, 16]),
+        (64, (), [64, 16, 8, 4, 2, 1], [64, 16]),
+        (32, (), [32, 16, 8, 4, 2, 1], [16]),
+        (4, (), [4, 2, 1], []),
+        (None, (100, 10, 5), [100, 64, 16, 10, 5], [64, 16]),
     ],
 )
-def test_a_teacher_is_sampled_with_no_more_steps_than_its_ladder_starts_with(start, ddim, ancestral):
-    ladder = ladder_of(make_config(), "base", **{"distillation.start_num_steps": start})
+def test_a_teacher_is_measured_with_no_more_steps_than_its_ladder_starts_with(start, rungs, ddim, ancestral):
+    ladder = ladder_of(make_config(), "base", **{"distillation.start_num_steps": start, "distillation.rungs": rungs})
     of_teacher = [entry for entry in ladder_runs(ladder, as_path("ladder")) if entry.model == "teacher"]
     assert [entry.num_steps for entry in of_teacher if entry.sampler == "ddim"] == ddim
     assert [entry.num_steps for entry in of_teacher if entry.sampler == "ancestral"] == ancestral

@@ -41,15 +41,16 @@ def tract(config, schedule):
     return Method(times, target, loss, rungs=(Rung(8, 2), Rung(2, 1)), average_decay=0.5)
 
 
-def broken(config, schedule, *, part: Literal["times", "target", "loss"]):
+def broken(config, schedule, *, part: Literal["times", "target", "loss", "pair"]):
     """`tract` with one function that returns something of another shape."""
     method = tract(config, schedule)
     functions = {
         "times": lambda keys, update, rung: method.times(keys, update, rung)._replace(t=jnp.float32(0.5)),
         "target": lambda denoisers, x, eps, z, times: method.target(denoisers, x, eps, z, times).x,
         "loss": lambda prediction, target, times: jnp.mean(method.loss(prediction, target, times)),
+        "pair": lambda prediction, target, times: 2 * (method.loss(prediction, target, times),),
     }
-    return method._replace(**{part: functions[part]})
+    return method._replace(**{part if part != "pair" else "loss": functions[part]})
 
 
 class Affine(nn.Module):

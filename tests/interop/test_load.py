@@ -44,9 +44,15 @@ def cache(tmp_path_factory, monkeypatch):
 def test_a_run_in_the_middle_of_its_training_is_loaded_with_a_warning(tmp_path, caplog):
     save_model(tmp_path / "run")
     from_checkpoint(tmp_path / "run")
-    assert "run was saved after 7 of 800,000 updates: samples of the finished model are better." in caplog.text
-    caplog.clear()
+    assert f"{tmp_path / 'run'} is not finished: it has done 7 of 800,000 updates." in caplog.text
+
+
+def test_models_that_no_training_continues_are_loaded_without_a_warning(tmp_path, caplog):
+    """A finished model, a published one, whose config does not know its updates, and a run's best one."""
     from_checkpoint("digits")
+    from_checkpoint(GOLDEN / "unet_uncond.msgpack", config=golden_config())
+    save_model(tmp_path / "run" / "best")
+    from_checkpoint(tmp_path / "run" / "best")
     assert not caplog.records
 
 

@@ -321,7 +321,7 @@ def test_a_page_names_its_date_versions_devices_and_command(tmp_path, sampled, n
 
 
 def test_numbers_are_aligned_at_the_right(tmp_path):
-    table = Table("", ["", "steps", "model"], [["teacher", "64", ""], ["student", "1,024", "best"]])
+    table = Table("", ["", "steps", "model"], [["teacher", "64", ""], ["4 steps", "1,024 ± 0.1", "best"]])
     text = render_page("title", describe_environment(), [table], [], {})
     assert '<td class="text">teacher</td><td>64</td><td class="text"></td>' in text
     assert '<th class="text"><button></button></th><th><button>steps</button></th><th class="text">' in text

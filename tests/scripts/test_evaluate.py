@@ -116,7 +116,8 @@ def test_stored_samples_are_compared_with_images_or_statistics(images, reference
     call(
         "evaluate", *flags, f"--reference={reference}", f"--save_reference={published}", f"--out={tmp_path / 'a.json'}"
     )
-    call("evaluate", *flags, f"--reference={published}", f"--out={tmp_path / 'b.json'}")
+    printed = call("evaluate", *flags, f"--reference={published}", f"--out={tmp_path / 'b.json'}")
+    assert printed.splitlines()[-1].startswith("Saved the evaluation to ")
     expected = frechet_distance(statistics([pixels(samples)]), statistics([pixels(images)]))
     Image.fromarray(samples[1, ..., 0]).save(folder / "00.png")  # one is changed
     os.utime(folder / "00.png", (1, 1))

@@ -130,7 +130,7 @@ def test_a_dry_run_prints_its_plan_and_writes_nothing(tmp_path):
         "1,797 images of 8x8, 1 channel, no classes; a batch can be read",
         "8 cpu devices.*, 4 images of each batch per device",
         r"3\.6 MB on each device for 178,721 parameters",
-        r"Warning: .*still has 61% of its initial parameters.*config.train.ema_decay=0.977237",
+        r"warning: .*still has 61% of its initial parameters.*config.train.ema_decay=0.977237",
     ):
         assert re.search(line.replace("(s)", r"\(s\)"), printed), (line, printed)
     assert "batch_size=30 must be divisible" in call(

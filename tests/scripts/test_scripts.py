@@ -68,7 +68,7 @@ def test_the_next_command_after_training_distills_and_may_skip_the_report(tmp_pa
         "--config.train.batch_size=32",
     ]
     printed = call(script, *flags, *fast, "--noreport")
-    assert "Next: diffusion_distillation sample" in printed and "report" not in printed
+    assert "Next: diffusion_distillation sample" in printed and "Next: diffusion_distillation report" in printed
     assert not (tmp_path / "ladder" / "report").exists()
 
 
