@@ -180,8 +180,9 @@ PAGE = Template("""<!doctype html>
   @media print {
     :root { color-scheme: light; --text: #22262b; --back: #fff; --line: #e5e7ea; --muted: #6b7280; }
     body { margin: 0; max-width: none; }
-    section, tr { break-inside: avoid; }
-    h2 { break-after: avoid; }
+    section, table, tr { break-inside: avoid; }
+    h2, section p { break-after: avoid; }
+    .picture img { max-height: 16cm; }
     .wide { background: none; position: static; transform: none; width: auto; min-width: 0;
             max-width: none; overflow: visible; }
     table { font-size: 9px; white-space: normal; }
