@@ -102,7 +102,7 @@ def main(teacher_updates=8000, student_updates=2000):
     z = jax.random.normal(jax.random.key(1), (16, *images.shape[1:]))
     params = NETWORK.init(jax.random.key(0), z, jnp.zeros(len(z)))["params"]
     params = train("teacher", make_update(teacher_loss), params, images, teacher_updates, 1e-3)
-    rows = {f"teacher, NFE {n}": generate(params, z, n) for n in (TEACHER_STEPS, 4, 1)}
+    rows = {f"{n}-step teacher": generate(params, z, n) for n in (TEACHER_STEPS, 4, 1)}
     update = make_update(student_loss)
     for num_steps in (32, 16, 8, 4, 2, 1):
         params = train(f"{num_steps}-step student", update, params, images, student_updates, 3e-4, params, num_steps)
