@@ -375,22 +375,22 @@ def distill_commands(arguments: Mapping[str, Any], workdir: epath.Path) -> list[
       arguments: the flags of the model's config, from `config_arguments`.
       workdir: the folder of the model.
     """
-    name = arguments["config"]
+    base = re.fullmatch(r"(.*)_base(\.py)?", arguments["config"])
+    if base is None:
+        return []
     overrides = {field: value for field, value in arguments.items() if f"{field}.".startswith(SHARED_FIELDS)}
     overrides["config.distillation.teacher_checkpoint_path"] = str(workdir)
     place = workdir if workdir.name not in ("", "..") else absolute(workdir)
+    prefix = "" if place.name == "base" else f"{place.name}_"
     for kind, folder in (("student", "student"), ("distill", "ladder")):
-        ladder = re.sub(r"_base(?=$|\.py$)", f"_{kind}", name)
-        if ladder == name or not cfg.exists(ladder):
-            continue
+        ladder = f"{base[1]}_{kind}{base[2] or ''}"
         try:
             config = cfg.load(ladder)
             config.update_from_flattened_dict(overrides, strip_prefix="config.")
             cfg.resolve(config)
         except (InputError, LookupError, TypeError, ValueError):
             continue
-        folder = folder if place.name == "base" else f"{place.name}_{folder}"
-        return [command("distill", config=ladder, **overrides, workdir=place.parent / folder)]
+        return [command("distill", config=ladder, **overrides, workdir=place.parent / f"{prefix}{folder}")]
     return []
 
 

@@ -122,11 +122,11 @@ FIELDS = {
         "batch_size": 500,  # images to sample at a time
         # images that samples are compared with, the `name` and `args` of a dataset; {} for the training images
         "dataset": Free(),
-        # sampling steps of the undistilled teacher with DDIM; None for the ladder's first number of steps, at most 256,
-        # for 64 and 16 if these are fewer, and for the students' steps up to 16
+        # sampling steps of the undistilled teacher with DDIM; None for the ladder's first number of steps (at most
+        # 256), 64 and 16 if they are fewer, and the students' steps up to 16
         "teacher_num_steps": OrNone(tuple),
-        # sampling steps of the undistilled teacher with the ancestral sampler; None for 256, 64 and 16, as far as these
-        # are no more than the ladder's first number of steps
+        # sampling steps of the undistilled teacher with the ancestral sampler; None for every number among 256, 64 and
+        # 16 up to the ladder's first number of steps
         "ancestral_num_steps": OrNone(tuple),
     },
 }
@@ -319,19 +319,6 @@ def find(config: str | Path) -> Path:
         f"There is no config {str(config)!r}. Give a file, or the name of one of the package's configs, such as "
         f"digits_base.{hint if hint.startswith(' Did') else ''}"
     )
-
-
-def exists(config: str | Path) -> bool:
-    """Whether `find` finds a config.
-
-    >>> exists("digits_distill"), exists("cars_distill")
-    (True, False)
-    """
-    try:
-        find(config)
-    except InputError:
-        return False
-    return True
 
 
 def rename_old_fields(config: ConfigDict) -> None:

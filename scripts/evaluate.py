@@ -32,7 +32,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import newest_step
+from diffusion_distillation.checkpoints import newest_step, warn_if_unfinished
 from diffusion_distillation.config import model_of
 from diffusion_distillation.errors import InputError
 from diffusion_distillation.evaluation import tables
@@ -167,7 +167,7 @@ def evaluate_samples(out: epath.Path) -> tuple[Evaluation, None]:
 def evaluate_run(out: epath.Path) -> tuple[Evaluation, ConfigDict]:
     """Evaluate the samples of a single model, with each of the samplers and numbers of steps."""
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
-    interop.warn_if_unfinished(CHECKPOINT.value, metadata)
+    warn_if_unfinished(CHECKPOINT.value, metadata)
     pipeline = Pipeline(params, metadata)
     config = metadata.config
     model = "student" if pipeline.distilled_for else "teacher"

@@ -22,7 +22,7 @@ from etils import epath
 from tqdm import tqdm
 
 from diffusion_distillation import cli, interop
-from diffusion_distillation.checkpoints import Metadata
+from diffusion_distillation.checkpoints import Metadata, warn_if_unfinished
 from diffusion_distillation.errors import InputError, did_you_mean
 from diffusion_distillation.keys import MAX_SEED, seed_key
 from diffusion_distillation.pipeline import Pipeline
@@ -70,7 +70,7 @@ def main() -> None:
     check_out(out, to_folder)
     PROCESSES.start(min(NUM_SAMPLES.value, BATCH_SIZE.value), cli.dtype_of(CHECKPOINT.value), training=False)
     params, metadata = interop.load(CHECKPOINT.value, CONFIG.value, shard=None)
-    interop.warn_if_unfinished(CHECKPOINT.value, metadata)
+    warn_if_unfinished(CHECKPOINT.value, metadata)
     pipeline = Pipeline(params, metadata, NUM_STEPS.value)
     key = seed_key(SEED.value)
     classes = None if LABELS.value is None else class_numbers(LABELS.value, metadata.class_names or ())

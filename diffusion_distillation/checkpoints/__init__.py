@@ -17,3 +17,4 @@ from .store import check_path as check_path
 from .store import load as load
 from .store import newest_step as newest_step
 from .store import restore_from as restore_from
+from .store import warn_if_unfinished as warn_if_unfinished

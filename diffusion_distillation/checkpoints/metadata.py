@@ -57,16 +57,6 @@ class Metadata:
         """(height, width, channels) of what the network sees: images, or their latents."""
         return self.image_shape if self.autoencoder is None else self.autoencoder.latent_shape(self.image_shape)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether all updates of the config are done, or their number is unknown, as for models from elsewhere."""
-        return not 0 < self.step < self.config.train.num_train_steps
-
-    @property
-    def progress(self) -> str:
-        """The updates done, such as '300 of 1,200 updates'."""
-        return f"{self.step:,} of {self.config.train.num_train_steps:,} updates"
-
     def to_share(self) -> "Metadata":
         """A copy for a folder to share, which has the autoencoder too: without what `config.to_share` removes."""
         path = None if self.autoencoder is None else AUTOENCODER

@@ -328,6 +328,16 @@ def _remove_unfinished(folder: epath.Path) -> None:
                 path.rmtree()
 
 
+def warn_if_unfinished(path: epath.PathLike, metadata: Metadata) -> None:
+    """Warn in the main process if a model was saved in the middle of its training.
+
+    A run's best checkpoint may have any step, and a model from elsewhere has all the updates that it will have.
+    """
+    updates = metadata.config.train.num_train_steps
+    if 0 < metadata.step < updates and as_path(path).name != BEST and multihost.is_main():
+        logging.warning("%s is not finished: it has done %s of %s updates.", path, f"{metadata.step:,}", f"{updates:,}")
+
+
 def _none_finished(path: epath.PathLike) -> str:
     return f"No finished checkpoint in {str(path)!r} yet. Let the run continue until it saves one."
 

@@ -24,7 +24,7 @@ from .reference import Reference, dataset_reference, reference_images
 from .results import Entry, Evaluation
 from .samples import generated_samples
 
-# The default sampling steps of a ladder's teacher, of which none are more than the ladder starts with: those cost most.
+# The default sampling steps of a ladder's teacher. Numbers above the ladder's start are skipped, since they cost most.
 TEACHER_NUM_STEPS = (256, 64, 16)
 
 
@@ -88,14 +88,14 @@ def ladder_runs(config: ConfigDict, workdir: epath.Path) -> dict[Entry, epath.Pa
     rungs = ladder_rungs(config)
     student_steps = [rung.num_steps for rung in rungs]
     start = rungs[0].teacher_num_steps
+    usual_steps = [num_steps for num_steps in TEACHER_NUM_STEPS if num_steps <= start]
     ancestral_steps = config.eval.ancestral_num_steps
     if ancestral_steps is None:
-        ancestral_steps = [num_steps for num_steps in TEACHER_NUM_STEPS if num_steps <= start]
+        ancestral_steps = usual_steps
     ddim_steps = config.eval.teacher_num_steps
     if ddim_steps is None:
-        most, *_, least = TEACHER_NUM_STEPS
-        few = [num_steps for num_steps in student_steps if num_steps <= least]
-        ddim_steps = [min(start, most), *(num_steps for num_steps in TEACHER_NUM_STEPS if num_steps < start), *few]
+        few_steps = [num_steps for num_steps in student_steps if num_steps <= min(TEACHER_NUM_STEPS)]
+        ddim_steps = [min(start, max(TEACHER_NUM_STEPS)), *usual_steps, *few_steps]
     ancestral_steps = sorted(ancestral_steps, reverse=True)
     ddim_steps = sorted({*ddim_steps, *ancestral_steps}, reverse=True)
     return {

@@ -19,4 +19,3 @@ from .load import local_path as local_path
 from .load import model_version as model_version
 from .load import read_autoencoder as read_autoencoder
 from .load import sampled_model as sampled_model
-from .load import warn_if_unfinished as warn_if_unfinished

@@ -1,6 +1,5 @@
 """Load a model from a path: a run, an archive, a diffusers folder or a file of another project, here or at a URL."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -8,13 +7,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from .. import checkpoints
-from ..checkpoints import BEST, Metadata, newest_step, params_hash
+from ..checkpoints import Metadata, newest_step, params_hash
 from ..errors import InputError, did_you_mean
 from ..latents import AutoencoderInfo, Decode, Encode
 from ..networks.autoencoder import AutoencoderKL, make_functions
 from ..pipeline import Pipeline
 from ..pretrained import PRETRAINED
-from ..runtime import multihost
 from ..runtime.devices import data_mesh, put, shares
 from ..runtime.files import as_path, stat_hash
 from ..runtime.hashing import sha256
@@ -87,14 +85,8 @@ def from_checkpoint(
     4
     """
     params, metadata = load(path, config, shard=shard)
-    warn_if_unfinished(path, metadata)
+    checkpoints.warn_if_unfinished(path, metadata)
     return Pipeline(params, metadata, num_steps)
-
-
-def warn_if_unfinished(path: epath.PathLike, metadata: Metadata) -> None:
-    """Warn of a run in the middle of its training, in the main process. A run's best checkpoint may have any step."""
-    if not metadata.is_finished and as_path(path).name != BEST and multihost.is_main():
-        logging.warning("%s is not finished: it has done %s.", path, metadata.progress)
 
 
 def load_autoencoder(path: epath.PathLike, *, dtype: str | None = None) -> tuple[Encode, Decode, AutoencoderInfo]:

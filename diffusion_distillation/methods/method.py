@@ -80,7 +80,7 @@ class Method(NamedTuple):
 
 
 def with_checks(method: Method, name: str) -> Method:
-    """Return a method whose functions check what they return, for a method of the user's own.
+    """Return a custom method whose functions check the shapes of their results.
 
     The checks cost nothing in a compiled step: they run when the functions are traced, as by `training.dry_run`.
 
@@ -89,8 +89,8 @@ def with_checks(method: Method, name: str) -> Method:
       name: `distillation.method`, for messages.
 
     Returns:
-      The method. Its functions raise an InputError if `times` returns no `t` of shape `[batch]`, `target` no
-      `Prediction` of the shape of z, or `loss` no array of shape `[batch]`.
+      The method. `times` must return a `t` of shape `[batch]`, `target` a `Prediction` of arrays of z's shape, and
+      `loss` an array of shape `[batch]`. Otherwise, the function raises an InputError.
     """
 
     def shape_of(value: Any) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from etils import epath
 
 from ..evaluation.tables import markdown_table
 
-# A cell that is aligned at the right: a number, and what may follow it, such as "± 0.1" or "(spread 0.2)".
+# A right-aligned cell: a number, perhaps followed by "± 0.1" or "(spread 0.2)".
 NUMBER = re.compile(r"(nan|-?inf|-?[\d.,]+(e[-+]?\d+)?)( .*\d\)?)?")
 
 
@@ -108,16 +108,16 @@ def _made(environment: Mapping[str, Any]) -> str:
 
 def _table(table: Table) -> str:
     columns = [[row[number] for row in table.rows] for number in range(len(table.header))]
-    align = [' class="text"' * any(cell and not NUMBER.fullmatch(cell) for cell in column) for column in columns]
-    header = _cells(zip(align, (f"<button>{html.escape(title)}</button>" for title in table.header), strict=True), "th")
-    rows = "\n".join(f"<tr>{_cells(zip(align, map(html.escape, row), strict=True), 'td')}</tr>" for row in table.rows)
+    classes = [' class="text"' * any(cell and not NUMBER.fullmatch(cell) for cell in column) for column in columns]
+    header = _row("th", classes, [f"<button>{html.escape(title)}</button>" for title in table.header])
+    rows = "\n".join(_row("td", classes, map(html.escape, row)) for row in table.rows)
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    return f'<div class="wide"><table>{caption}<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="wide"><table>{caption}<thead>{header}</thead><tbody>{rows}</tbody></table></div>'
 
 
-def _cells(contents: Iterable[tuple[str, str]], tag: str) -> str:
-    """The cells of a row, from their attributes and their HTML."""
-    return "".join(f"<{tag}{attributes}>{content}</{tag}>" for attributes, content in contents)
+def _row(tag: str, classes: Iterable[str], contents: Iterable[str]) -> str:
+    cells = [f"<{tag}{attribute}>{content}</{tag}>" for attribute, content in zip(classes, contents, strict=True)]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _section(picture: Picture) -> str:

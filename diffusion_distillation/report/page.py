@@ -45,7 +45,7 @@ from .plots import Points
 EVALUATION_FILE = "evaluation.json"
 # What reports on one page must have in common, and the flag of the command report that sets it.
 SHARED_SETTINGS = {"features": "--features", "wanted": "--metrics", "num_samples": "--num_samples"}
-TEACHER_STEPS = 16  # of the teacher's trajectory, if it samples with as many
+TEACHER_STEPS = 16  # of the teacher's trajectory; fewer if the report samples the teacher with fewer
 NUM_TRAJECTORIES = 2  # noise images whose trajectories are shown
 NUM_WEIGHTS = 3  # guidance weights, equally spaced over the range of the models
 NUM_GUIDED = 10  # samples with each guidance weight

@@ -10,7 +10,7 @@ import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from ..checkpoints import Metadata, abstract_params, load
+from ..checkpoints import Metadata, abstract_params, load, warn_if_unfinished
 from ..data import Source
 from ..errors import InputError
 from ..methods import Rung, ladder_rungs
@@ -195,8 +195,7 @@ def _check_guidance(teacher: Metadata, student: Metadata) -> None:
 def _warn(teacher: Metadata, student: Metadata) -> None:
     """Warn of what is allowed but makes a poor student."""
     path = student.config.distillation.teacher_checkpoint_path
-    if not teacher.is_finished:
-        logging.warning("The teacher %s is not finished: it has done %s.", path, teacher.progress)
+    warn_if_unfinished(path, teacher)
     theirs, ours = (float(train_schedule(metadata.config.model)(1.0)) for metadata in (teacher, student))
     if ours < theirs - NOISIER:
         logging.warning(

@@ -149,7 +149,7 @@ def test_a_convolution_after_upsampling_takes_any_shape(height, width, strides, 
 @settings(max_examples=15)
 @given(st.integers(0, 99), st.sampled_from([16, 20, 32]), st.integers(1, 9), st.sampled_from([32, 48]))
 def test_a_winograd_convolution_matches_float64_and_has_jaxs_gradients(seed, height, width, features):
-    """It rounds up to five times as much as JAX's convolution (3.1 in JAX 0.12, 4.2 in 0.10) and has its gradients."""
+    """It rounds up to four times as much as JAX's convolution, whose gradients it has bit for bit."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, height, width, 32), np.float32)
     kernel = rng.standard_normal((3, 3, 32, features), np.float32)
@@ -164,7 +164,8 @@ def test_a_winograd_convolution_matches_float64_and_has_jaxs_gradients(seed, hei
     with jax.enable_x64():
         exact = np.asarray(of_lax(np.float64(x), np.float64(kernel), (1, 1), "SAME", dimension_numbers=NHWC))
     error, of_jax = (np.linalg.norm(y - exact) / np.linalg.norm(exact) for y in (ours[0], plain[0]))
-    assert 0 < error < 5 * of_jax and error < 1e-6 and not np.array_equal(ours[0], plain[0])
+    most = 4 if jax.__version_info__ >= (0, 12) else 5  # in JAX 0.10, JAX's own convolution rounds less
+    assert 0 < error < most * of_jax and error < 1e-6 and not np.array_equal(ours[0], plain[0])
     for a, b in zip(ours[1:], plain[1:], strict=True):
         np.testing.assert_array_equal(a, b)
 

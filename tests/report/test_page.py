@@ -341,6 +341,15 @@ def test_halves_of_few_images_are_no_baseline(tmp_path, sampled, no_pictures):
     assert "random halves" not in (tmp_path / "few" / "report" / "index.html").read_text()
 
 
+@pytest.mark.parametrize(("dataset", "title"), [("ImageFolder", "my_images"), ("StanfordCars", "StanfordCars")])
+def test_a_report_on_a_folder_of_images_has_the_folders_name(tmp_path, sampled, no_pictures, dataset, title):
+    config = ConfigDict(CONFIG.to_dict())
+    config.dataset = dict(name=dataset, args=dict(path="data/my_images"))
+    write(tmp_path, RandomImages(), config)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert f"<h1>{title}: 4 sampling steps become 1</h1>" in page
+
+
 @pytest.mark.parametrize("num_samples", [70, 20])
 def test_images_per_second_counts_every_sampled_image(num_samples, tmp_path, sampled, monkeypatch, no_pictures):
     """By the test's clock, sampling takes 1 second per image."""
@@ -374,7 +383,7 @@ def test_one_page_shows_several_ladders(tmp_path, sampled, monkeypatch):
     write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
     assert page.count("<table>") == 3 and "<caption>one</caption>" in page and page.count("image/png;base64") == 4
-    assert ">one: teacher, undistilled</td>" in page and "one: In 1 step, the student has " in page
+    assert '<td class="text">one: teacher, undistilled</td>' in page and "one: In 1 step, the student has " in page
 
 
 def test_ladders_in_folders_of_the_same_names_keep_their_own_rows(tmp_path, sampled, monkeypatch):
@@ -385,7 +394,7 @@ def test_ladders_in_folders_of_the_same_names_keep_their_own_rows(tmp_path, samp
     write_joint_report([(path, CONFIG) for path in ladders], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
     for name in ("tract/seed_0/one", "strides/seed_0/one"):
-        assert f">{name}: teacher, undistilled</td>" in page
+        assert f'<td class="text">{name}: teacher, undistilled</td>' in page
 
 
 def test_ladders_that_were_measured_differently_cannot_share_a_page(tmp_path, sampled, monkeypatch):

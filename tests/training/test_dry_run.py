@@ -1,4 +1,4 @@
-"""What a dry run finds: mistakes in a method of the user's own, before anything is compiled."""
+"""A dry run finds mistakes in a custom method before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from diffusion_distillation.training.dry_run import dry_run
 
 
 def dry_run_of(tmp_path, method, **args):
-    """Dry-run a ladder with a method of one's own and a teacher of zeros."""
+    """Dry-run a ladder with a custom method and a teacher whose parameters are zero."""
     base = make_config()
     teacher = describe_model(base, SOURCE, 0)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_params(teacher))

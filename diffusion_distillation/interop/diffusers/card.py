@@ -13,8 +13,8 @@ pipeline_tag: unconditional-image-generation
 {what}
 
 {call}
-**Pass num_inference_steps={num_steps}.** The network is conditioned on the number of its step, which selects a row of
-a table of times. The table has {num_steps} rows: with any other number of steps the rows do not fit.
+**Pass num_inference_steps={num_steps}.** The network looks up the time of each step in a table by the step's index. The
+table has {num_steps} times, so other numbers of steps would get wrong times.
 """
 SAMPLE = """```python
 from diffusers import DDIMPipeline
